@@ -1,0 +1,97 @@
+"""The types every part speaks; shapes in einops letters.
+
+b batch, c code width, h w grid, n codes of a level (h·w), m text units, d text width, k codebook size.
+Levels run fine → coarse; the last is always the host's own quantizer output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+GRANULARITIES = ("word", "phrase", "sentence")
+GradTo = Literal["encoder", "codebook", "both"]
+
+
+class Quantized(NamedTuple):
+    """What a host's quantizer call means, whatever it returned."""
+
+    vectors: Tensor  # b c h w, as the host's decoder gets them
+    indices: Tensor  # b h w, int64
+    loss: Tensor  # scalar, as the host defines it
+
+
+@dataclass(frozen=True)
+class Level:
+    """One depth of the encoder, quantized."""
+
+    latent: Tensor  # b c h w, before quantization
+    quantized: Tensor  # b c h w, value = the codebook at `indices`, gradient as `grad_to` says
+    indices: Tensor  # b h w, int64
+    loss: Tensor  # scalar: this level's commitment + codebook loss; 0 for the host's own level
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The levels of a batch, fine → coarse; the last is the host's own."""
+
+    levels: tuple[Level, ...]
+
+    @property
+    def final(self) -> Level:
+        """The host's own level: the one its decoder reads."""
+        return self.levels[-1]
+
+    @property
+    def loss(self) -> Tensor:
+        """Sum of the added levels' losses (the host's own is in its output, as ever)."""
+        return torch.stack([level.loss for level in self.levels[:-1]]).sum()
+
+
+@dataclass(frozen=True)
+class Units:
+    """The text units of one granularity: b m d, padded; an image without text has an all-False mask row."""
+
+    embeddings: Tensor  # b m d
+    mask: Tensor  # b m bool, True where a unit is
+    weights: Tensor | None = None  # b m, mass of each unit; None = uniform over the unmasked
+
+    def to(self, device: torch.device | str) -> Units:
+        """The same units on another device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return Units(self.embeddings.to(device), self.mask.to(device), weights)
+
+
+TextBatch = Mapping[str, Units]  # granularity → units
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """How one host codebase is spoken to; one file each in `adapters/`."""
+
+    model: nn.Module
+    taps: tuple[str, ...]  # module paths, fine → mid
+    quantizer: str  # module path, resolved at each step
+    straight_through: bool  # False where the host's quantizer itself passes gradient to its codebook (Gumbel)
+
+    def tokens(self, feature: Tensor, level: int) -> Tensor:
+        """The feature a tap gave, as a map; anything -> b c h w."""
+
+    def parse(self, z_in: Tensor, output: Any) -> Quantized:
+        """The quantizer's input and raw output, understood."""
+
+    def encode(self, images: Tensor) -> None:
+        """Run the host up to and through its quantizer; the hooks do the rest."""
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized vectors to images; b c h w -> b 3 h w."""
+
+    def codebook(self) -> Tensor | None:
+        """The live codebook, k c, or None where the host has no explicit one."""
+
+    def last_layer(self) -> Tensor | None:
+        """Weight of the decoder's last layer, for adaptive loss weights."""
