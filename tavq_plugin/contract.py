@@ -76,7 +76,7 @@ class Adapter(Protocol):
     model: nn.Module
     taps: tuple[str, ...]  # module paths, fine → mid
     quantizer: str  # module path, resolved at each step
-    straight_through: bool  # False where the host's quantizer itself passes gradient to its codebook (Gumbel)
+    straight_through: bool  # False where the host's quantizer passes gradient to its codebook by itself (Gumbel)
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
         """The feature a tap gave, as a map; anything -> b c h w."""
@@ -86,6 +86,9 @@ class Adapter(Protocol):
 
     def encode(self, images: Tensor) -> None:
         """Run the host up to and through its quantizer; the hooks do the rest."""
+
+    def probe(self) -> Tensor:
+        """The smallest batch of images worth running, b c h w, on the host's device: shows the levels' sizes."""
 
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized vectors to images; b c h w -> b 3 h w."""

@@ -1,0 +1,168 @@
+"""taming-transformers (CompVis; seen: taming-transformers-rom1504 0.0.6, git 3ba01b2).
+
+Quirks: the quantizer returns (z_q, loss, (_, _, indices)) with indices flat, (N, 1) or b h w; `down.i` and `mid`
+are containers that never run, so a hook on them is silent; GumbelQuantize passes gradient to its codebook by
+itself and is random even in eval; `legacy=True` puts β on the wrong term; `taming.models.vqgan` does not import
+beside Lightning 2 (see `enable_legacy_imports`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from tavq_plugin.contract import Quantized
+
+
+class TamingVQGAN:
+    """CompVis VQModel, GumbelVQ and kin: (z_q, loss, (_, _, indices)), whatever the indices' shape."""
+
+    quantizer = "quantize"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        if getattr(model.quantize, "remap", None) is not None:
+            raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
+        down = model.encoder.down
+        if len(down) < 3:
+            raise ValueError(
+                f"this encoder has {len(down)} resolutions and three levels need 3: name two modules in taps=, "
+                "fine to mid"
+            )
+        # the code grid is the last resolution; the two before it are the finer levels
+        self.taps = tuple(
+            f"encoder.down.{i}.{'attn' if len(down[i].attn) else 'block'}.{len(down[i].block) - 1}"
+            for i in (len(down) - 3, len(down) - 2)
+        )
+        self.straight_through = not hasattr(model.quantize, "embed")
+
+    def tokens(self, feature: Tensor, level: int) -> Tensor:
+        """Features are maps already; b c h w -> b c h w."""
+        return feature
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; indices flat, (N, 1) or b h w -> b h w."""
+        vectors, loss, (_, _, indices) = output
+        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
+
+    def encode(self, images: Tensor) -> None:
+        """Encoder, 1×1 convolution and quantizer."""
+        self.model.quantize(self.model.quant_conv(self.model.encoder(images)))
+
+    def probe(self) -> Tensor:
+        """Two code places a side are enough to see every level."""
+        side = 2 * 2 ** (len(self.model.encoder.down) - 1)
+        return self.model.quant_conv.weight.new_zeros(1, self.model.encoder.in_channels, side, side)
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized vectors to images; b c h w -> b 3 h w."""
+        return self.model.decoder(self.model.post_quant_conv(z_q))
+
+    def codebook(self) -> Tensor:
+        """`embedding` of the VQ kinds, `embed` of the Gumbel kind; k c."""
+        quantize = self.model.quantize
+        return (quantize.embedding if self.straight_through else quantize.embed).weight
+
+    def last_layer(self) -> Tensor:
+        """The decoder's last convolution."""
+        return self.model.decoder.conv_out.weight
+
+
+class VQGAN(nn.Module):
+    """taming's VQModel (kind="vq") or GumbelVQ (kind="gumbel") without Lightning; b 3 h w -> (b 3 h w, loss).
+
+    Built from taming's importable modules, with its names: a state dict of one loads strictly into the other
+    (their `loss.*` keys apart). `ddconfig` is taming's own. `legacy=False` puts β on the commitment term.
+    """
+
+    def __init__(
+        self,
+        ddconfig: dict[str, Any],
+        n_embed: int,
+        embed_dim: int,
+        *,
+        kind: str = "vq",
+        beta: float = 0.25,
+        legacy: bool = True,
+        kl_weight: float = 5e-4,
+    ) -> None:
+        super().__init__()
+        try:
+            from taming.modules.diffusionmodules.model import Decoder, Encoder
+            from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer2
+        except ImportError as error:
+            raise ImportError(f'taming is not importable ({error}): pip install "tavq-plugin[taming]"') from error
+
+        self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
+        z_channels = ddconfig["z_channels"]
+        if kind == "vq":
+            self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=beta, legacy=legacy)
+            self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        elif kind == "gumbel":
+            self.quantize = GumbelQuantize(z_channels, embed_dim, n_embed=n_embed, kl_weight=kl_weight)
+            self.quant_conv = nn.Conv2d(z_channels, z_channels, 1)
+        else:
+            raise ValueError(f'kind={kind!r}: give "vq" or "gumbel"')
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+
+    def encode(self, images: Tensor) -> tuple:
+        """Images to taming's quantizer output; b 3 h w -> (b c h w, loss, info)."""
+        return self.quantize(self.quant_conv(self.encoder(images)))
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized vectors to images; b c h w -> b 3 h w."""
+        return self.decoder(self.post_quant_conv(z_q))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and quantizer loss; b 3 h w -> (b 3 h w, scalar)."""
+        z_q, loss, _ = self.encode(images)
+        return self.decode(z_q), loss
+
+
+ALLOWED = ("taming", "torch", "torchvision")  # packages a config's `target:` may name
+
+
+def _instantiate_from_config(config: dict[str, Any], allowed: Sequence[str] = ALLOWED) -> Any:
+    target = config["target"]
+    module, _, name = target.rpartition(".")
+    if module.split(".")[0] not in allowed:
+        raise ValueError(f"target {target!r} is outside the allowed packages ({', '.join(allowed)})")
+    return getattr(import_module(module), name)(**config.get("params", {}))
+
+
+@contextmanager
+def enable_legacy_imports() -> Iterator[None]:
+    """Make `taming.models.vqgan` importable on today's Lightning, for the length of a block.
+
+    Puts modules `main` and `taming.main` with an `instantiate_from_config` in the import table (the originals
+    need `pytorch_lightning.utilities.distributed`, which is gone) and takes them out again, also on error.
+    What was imported inside stays imported and keeps working; its `target:` may name only `ALLOWED` packages.
+    """
+    import taming
+
+    names = ("main", "taming.main")
+    absent = object()
+    before = {name: sys.modules.get(name, absent) for name in names}
+    attribute = getattr(taming, "main", absent)
+    for name in names:
+        stand_in = ModuleType(name)
+        stand_in.instantiate_from_config = _instantiate_from_config
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is absent:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+        if attribute is absent:
+            vars(taming).pop("main", None)
+        else:
+            taming.main = attribute

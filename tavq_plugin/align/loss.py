@@ -1,0 +1,150 @@
+"""TextAlignment: the loss a user holds; codes of three levels against words, phrases and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tavq_plugin.align.distribution import CodeDistribution
+from tavq_plugin.align.transport import solve
+from tavq_plugin.contract import GRANULARITIES, Codes, TextBatch, Units
+from tavq_plugin.settings import TransportSettings
+
+
+class TextAlignment(nn.Module):
+    """Optimal-transport alignment of quantized codes with text units (TA-VQ, sampling-based alignment).
+
+    For each image and level, codes are projected to the text width, normalised, and transported onto the
+    level's units (semi-discrete OT); an image without text gives exactly 0. One head a level: "mlp" or "linear".
+
+    tokenizer: what `tavq.wrap` gave (its code width is read), or a code width.
+    text_dim: width of the text embeddings (read from `encoder` or `store` where given).
+    levels: the granularity of each level, fine → coarse; level_weight: the weight of each.
+    encoder: turns lists of strings into units, on the fly and cached. store: turns lists of ids into units.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_dim: int | None = None,
+        *,
+        levels: Sequence[str] = GRANULARITIES,
+        level_weight: Sequence[float] | None = None,
+        projection: str = "mlp",
+        distribution: str = "all",
+        samples: int = 128,
+        transport: TransportSettings | None = None,
+        encoder: Any = None,
+        store: Any = None,
+    ) -> None:
+        super().__init__()
+        width = tokenizer if isinstance(tokenizer, int) else tokenizer.code_width
+        if text_dim is None:
+            source = store if store is not None else encoder
+            if source is None:
+                raise ValueError("the text width is unknown: give text_dim=, encoder= or store=")
+            text_dim = source.dim
+        unknown = sorted(set(levels) - set(GRANULARITIES))
+        if unknown:
+            raise ValueError(f"levels holds {unknown}: each must be one of {GRANULARITIES}")
+        level_weight = tuple(level_weight or (1.0,) * len(levels))
+        if len(level_weight) != len(levels):
+            raise ValueError(f"level_weight has {len(level_weight)} entries for {len(levels)} levels")
+        if projection not in ("mlp", "linear"):
+            raise ValueError(f'projection={projection!r}: give "mlp" or "linear"')
+        self.levels, self.level_weight, self.text_dim, self.width = tuple(levels), level_weight, text_dim, width
+        self.transport = transport or TransportSettings()
+        self.store = store
+        self.cache = None
+        if encoder is not None:
+            from tavq_plugin.text.store import TextCache
+
+            self.cache = TextCache(encoder)
+        self.distribution = nn.ModuleList(CodeDistribution(distribution, width, samples) for _ in levels)
+        self.project = nn.ModuleList(_head(projection, width, text_dim) for _ in levels)
+        self.last: dict[str, Tensor] = {}
+
+    def embed(self, codes: Tensor, level: int) -> Tensor:
+        """Codes as points of the text space, normalised; b c h w -> b n d."""
+        points = self.distribution[level](codes)
+        return F.normalize(self.project[level](points), dim=-1)
+
+    def units(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> TextBatch:
+        """A TextBatch from itself, from strings (`encoder=`), or from ids (`store=`)."""
+        if isinstance(texts, dict):
+            return texts
+        if isinstance(texts, str):
+            raise TypeError("texts is one string: give a list, one text an image")
+        if self.store is not None:
+            return self.store.batch(texts)
+        if self.cache is not None:
+            return self.cache.batch(texts)
+        raise ValueError(
+            "texts came as a list, and this alignment has nothing to encode it with: give encoder= (strings), "
+            "store= (ids), or pass a TextBatch"
+        )
+
+    def forward(self, codes: Codes, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
+        """Weighted mean transport value over the images with text; Codes, b texts -> scalar.
+
+        Raises ValueError where the numbers of levels, images or text width differ.
+        """
+        if len(codes.levels) != len(self.levels):
+            raise ValueError(
+                f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give levels= to match"
+            )
+        batch = self.units(texts)
+        total, seen = codes.final.quantized.new_zeros((), dtype=torch.float32), []
+        for index, (level, granularity) in enumerate(zip(codes.levels, self.levels, strict=True)):
+            units = batch[granularity].to(level.quantized.device)
+            self._check(level.quantized, units, granularity)
+            with torch.autocast(level.quantized.device.type, enabled=False):
+                points = self.embed(level.quantized.float(), index)
+                text = F.normalize(units.embeddings.float().masked_fill(~units.mask[..., None], 0.0), dim=-1)
+                options = vars(self.transport)
+                result = solve(points, text, y_mask=units.mask, y_weight=units.weights, **options)
+            present = units.mask.any(1)
+            share = present / present.sum().clamp(min=1)
+            total = total + self.level_weight[index] * (result.value * share).sum()
+            with torch.no_grad():
+                seen.append(
+                    {
+                        "transport_cost": (result.transport_cost * share).sum(),
+                        "gain": (result.gain * share).sum(),
+                        "plan_entropy": (result.plan_entropy * share).sum(),
+                        "marginal_error": (result.marginal_error * share).sum(),
+                        "converged": (result.converged * share).sum(),
+                        "units": units.mask.sum(),
+                        "images_without_text": (~present).sum(),
+                    }
+                )
+        self.last = {name: torch.stack([level[name] for level in seen]) for name in seen[0]}
+        return total
+
+    def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:
+        if units.embeddings.shape[-1] != self.text_dim:
+            raise ValueError(
+                f"{granularity} units have width {units.embeddings.shape[-1]} and the alignment {self.text_dim}: "
+                f"give text_dim={units.embeddings.shape[-1]}"
+            )
+        if len(units.embeddings) != len(quantized):
+            raise ValueError(
+                f"{len(units.embeddings)} texts for {len(quantized)} images: give one text an image, "
+                'in the images\' order ("" where there is none)'
+            )
+
+
+def _head(kind: str, width: int, text_dim: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(width, text_dim)
+    return nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
+
+
+def pooled(points: Tensor) -> Tensor:
+    """Mean over a level's places; b c h w -> b c."""
+    return rearrange(points, "b c h w -> b c (h w)").mean(-1)

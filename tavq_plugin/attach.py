@@ -1,0 +1,297 @@
+"""wrap, attach, detach: taps, hierarchy and alignment on a host that is left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.contract import Adapter, Codes, GradTo, Quantized, TextBatch
+from tavq_plugin.hierarchy import Hierarchy
+from tavq_plugin.registry import HOSTS, adapter_for
+from tavq_plugin.tap import Recorder, Seen, install, tapped
+
+
+class Tokenizer(nn.Module):
+    """A host and the levels the plug-in adds; images -> (host output, Codes).
+
+    Hooks stand only while a call runs. `host` is the user's own object; `hierarchy` holds what is new.
+    """
+
+    def __init__(self, adapter: Adapter, hierarchy: Hierarchy, code_width: int) -> None:
+        super().__init__()
+        self.host, self.hierarchy = adapter.model, hierarchy
+        self.adapter, self.code_width = adapter, code_width
+
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
+        """The host's own forward, and the codes of every level."""
+        with tapped(self.host, at=_paths(self.adapter)) as recorder:
+            output = self.host(images, *args, **kwargs)
+        return output, _codes(self.adapter, self.hierarchy, recorder.take())
+
+    def encode(self, images: Tensor) -> Codes:
+        """Images to codes; the decoder does not run."""
+        with tapped(self.host, at=_paths(self.adapter)) as recorder:
+            self.adapter.encode(images)
+        return _codes(self.adapter, self.hierarchy, recorder.take())
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Images from the last level alone; Codes -> b 3 h w."""
+        return self.adapter.decode(codes.final.quantized)
+
+
+class Attachment(nn.Module):
+    """Taps on a host that others run, and the weighted loss of its latest forward; texts -> scalar.
+
+    Its state dict holds the plug-in's own parameters and nothing of the host. `codes` keeps the latest levels,
+    `last` the diagnostics. `weight` may be changed between steps; at 0 nothing is recorded or computed.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        hierarchy: Hierarchy,
+        alignment: TextAlignment,
+        *,
+        weight: float,
+        level_weight: float,
+    ) -> None:
+        super().__init__()
+        self.hierarchy, self.alignment = hierarchy, alignment
+        self.adapter = adapter
+        self.weight, self.level_weight = weight, level_weight
+        self.recorder = Recorder(_paths(adapter))
+        self.codes: Codes | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._handles = install(adapter.model, self.recorder)
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """Diagnostics of the latest call."""
+        return self.alignment.last
+
+    @property
+    def weight(self) -> float:
+        """λ: the weight of the alignment in the returned scalar."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        if not value >= 0:
+            raise ValueError(f"weight must be 0 or more, got {value}")
+        self._weight = value
+        if hasattr(self, "recorder"):
+            self.recorder.live = value > 0
+
+    def forward(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
+        """weight · alignment + level_weight · (added levels' loss), of the host's latest forward.
+
+        Raises RuntimeError where there was no forward since the last call, or it ran without gradient.
+        """
+        if self.weight == 0:
+            return next(self.adapter.model.parameters()).new_zeros((), dtype=torch.float32)
+        seen = self.recorder.take()
+        blind = [path for path, call in seen.items() if not call.grad_enabled]
+        if blind:
+            raise RuntimeError(
+                "the host's latest forward ran under no_grad (an evaluation pass?): its capture is stale for a "
+                "training loss; call align(texts) after the forward of the generator pass"
+            )
+        self.codes = _codes(self.adapter, self.hierarchy, seen)
+        if not self.codes.final.latent.requires_grad:
+            raise RuntimeError(
+                "the captured latent carries no gradient (a frozen encoder, or reentrant checkpointing): "
+                "use torch.utils.checkpoint with use_reentrant=False, or unfreeze the encoder"
+            )
+        return self.weight * self.alignment(self.codes, texts) + self.level_weight * self.codes.loss
+
+    def release(self) -> None:
+        """Undo everything on the host and in the optimizer; what `tavq.detach` calls."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.recorder.live = False
+        self.recorder.seen = {}
+        if self._optimizer is not None:
+            mine = {id(p) for p in self.parameters()}
+            groups = self._optimizer.param_groups
+            groups[:] = [group for group in groups if not any(id(p) in mine for p in group["params"])]
+            for parameter in self.parameters():
+                self._optimizer.state.pop(parameter, None)
+            self._optimizer = None
+
+
+_attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+
+
+def wrap(
+    host: nn.Module,
+    *,
+    taps: Sequence[str] | None = None,
+    quantizer: str | None = None,
+    layout: str | None = None,
+    parse: Callable[[Tensor, Any], Quantized] | None = None,
+    grad_to: GradTo = "both",
+    codebook: str = "shared",
+    codebook_size: int | None = None,
+) -> Tokenizer:
+    """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
+
+    taps: two module paths, fine → mid; quantizer: its path; parse: (its input, its output) -> Quantized; layout:
+    how tapped features lie ("b c h w", "b n c", …). A known host needs none of them; an unknown one the first
+    three. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both".
+    codebook: levels 1–2 look up the host's ("shared") or have their own ("own", codebook_size codes each).
+
+    Raises ValueError for an unknown host, a wrong path, a tap that never fires or is changed in place, or a latent
+    whose width differs from the codebook. Draws no random number from the global stream.
+    """
+    adapter = _adapter(host, taps, quantizer, layout, parse)
+    with _at_rest(host), tapped(host, at=_paths(adapter)) as recorder:
+        adapter.encode(adapter.probe())
+        seen = _refusing_at_the_door(recorder)
+        call = seen[adapter.quantizer]
+        final = adapter.parse(call.z_in, call.output)
+        features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
+        width = final.vectors.shape[1]
+        table = adapter.codebook()
+        if table is not None and table.shape[1] != width:
+            raise ValueError(
+                f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
+                f"{tuple(table.shape)}): the path in quantizer= or parse= does not fit this host"
+            )
+        if codebook == "own" and codebook_size is None and table is not None:
+            codebook_size = len(table)
+        hierarchy = Hierarchy(
+            [feature.shape[1] for feature in features],
+            width,
+            codebook=codebook,
+            codebook_size=codebook_size,
+            grad_to=grad_to,
+            straight_through=adapter.straight_through,
+        ).to(final.vectors.device)
+        hierarchy(features, call.z_in, final, table)
+    return Tokenizer(adapter, hierarchy, width)
+
+
+def attach(
+    host: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    weight: float = 0.3,
+    level_weight: float = 1.0,
+    text_dim: int | None = None,
+    encoder: Any = None,
+    store: Any = None,
+    alignment: dict[str, Any] | None = None,
+    **wrapping: Any,
+) -> Attachment:
+    """The loss for training code that must not change: hooks on the host, new parameters in the optimizer.
+
+    Call it after the optimizer is built and before its state or a schedule is; then add `align(texts)` to the
+    generator's loss, after the host's own forward. Strings need `encoder=` (default: the offline MiniLM), ids
+    need `store=`. `alignment` are TextAlignment's further settings, `wrapping` those of `wrap`.
+
+    Raises ValueError for a bad weight or where the host has an attachment already.
+    """
+    if host in _attached:
+        raise ValueError("this host has an attachment already: tavq.detach(host) first")
+    if text_dim is None and encoder is None and store is None:
+        from tavq_plugin.text.embed import offline_encoder
+
+        encoder = offline_encoder()
+    tokenizer = wrap(host, **wrapping)
+    device = next(host.parameters()).device
+    with _own_randomness(device):
+        heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
+    align = Attachment(tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, level_weight=level_weight)
+    align.recorder.live = weight > 0
+    group = {"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]}
+    optimizer.add_param_group(group)
+    align._optimizer = optimizer
+    _attached[host] = align
+    return align
+
+
+def detach(host: nn.Module) -> None:
+    """Leave the host, and the optimizer given to `attach`, as they were found; nothing to do for a wrapped host."""
+    align = _attached.pop(host, None)
+    if align is not None:
+        align.release()
+
+
+def _adapter(
+    host: nn.Module,
+    taps: Sequence[str] | None,
+    quantizer: str | None,
+    layout: str | None,
+    parse: Callable[[Tensor, Any], Quantized] | None,
+) -> Adapter:
+    known = adapter_for(host)
+    if known is None:
+        missing = [name for name, given in (("taps", taps), ("quantizer", quantizer), ("parse", parse)) if not given]
+        if missing:
+            cls = type(host)
+            raise ValueError(
+                f"no adapter knows {cls.__module__}.{cls.__qualname__}. Known hosts: {', '.join(sorted(HOSTS))}. "
+                "For another, pass taps= (two module paths of its encoder, fine → mid), quantizer= (its path) and "
+                f"parse= (the quantizer's input and output -> Quantized); missing here: {', '.join(missing)}"
+            )
+        from tavq_plugin.adapters.generic import Described
+
+        return Described(host, taps=taps, quantizer=quantizer, parse=parse, layout=layout)
+    if layout:
+        raise ValueError(f"layout= is for unknown hosts; {known.__name__} knows its own")
+    adapter = known(host)
+    if taps:
+        adapter.taps = tuple(taps)
+    if quantizer:
+        adapter.quantizer = quantizer
+    if parse:
+        adapter.parse = parse
+    return adapter
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """New parameters are drawn without moving the random streams that the host's training reads."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def _at_rest(host: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradient, own randomness; training flags and buffers are put back, also on error."""
+    flags = [(module, module.training) for module in host.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in host.buffers()]
+    try:
+        with torch.no_grad(), _own_randomness(next(host.parameters()).device):
+            host.eval()
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _paths(adapter: Adapter) -> tuple[str, ...]:
+    return (*adapter.taps, adapter.quantizer)
+
+
+def _codes(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Seen]) -> Codes:
+    call = seen[adapter.quantizer]
+    features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
+    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), adapter.codebook())
+
+
+def _refusing_at_the_door(recorder: Recorder) -> dict[str, Seen]:
+    try:
+        return recorder.take()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,130 @@
+"""Encoder features to multi-level codes (TA-VQ's multi-hierarchical encoder: Z_f1, Z_f2, Z_f3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from tavq_plugin.contract import Codes, GradTo, Level, Quantized
+
+
+def nearest(latent: Tensor, codebook: Tensor, *, chunk: int = 2**24) -> Tensor:
+    """Index of the nearest code at each place; b c h w, k c -> b h w.
+
+    Runs without gradient in the latent's own precision (float32 at least), `chunk` distances at a time.
+
+    >>> nearest(torch.tensor([0.1, 0.9]).view(1, 1, 1, 2), torch.tensor([[0.0], [1.0]]))
+    tensor([[[0, 1]]])
+    """
+    b, _, h, _ = latent.shape
+    with torch.no_grad(), torch.autocast(latent.device.type, enabled=False):
+        flat = rearrange(latent, "b c h w -> (b h w) c")
+        if flat.dtype in (torch.float16, torch.bfloat16):
+            flat = flat.float()
+        codebook = codebook.to(flat.dtype)
+        offset = (codebook**2).sum(1)
+        rows = max(1, chunk // len(codebook))
+        found = [torch.addmm(offset, part, codebook.T, alpha=-2).argmin(1) for part in flat.split(rows)]
+        return rearrange(torch.cat(found), "(b h w) -> b h w", b=b, h=h)
+
+
+def with_gradient(latent: Tensor, vectors: Tensor, grad_to: GradTo) -> Tensor:
+    """The value of `vectors`, exactly, with gradient to the latent, to the codebook, or to both.
+
+    "encoder" is the straight-through estimator; it cuts the codebook off (b c h w, b c h w -> b c h w).
+    """
+    if grad_to == "codebook":
+        return vectors
+    straight = latent - latent.detach()  # exactly 0, gradient 1
+    return (vectors.detach() if grad_to == "encoder" else vectors) + straight
+
+
+def pool(codes: Tensor, size: int) -> Tensor:
+    """Average over size × size windows; b c (h s) (w s) -> b c h w.
+
+    >>> pool(torch.ones(1, 2, 4, 4), size=2).shape
+    torch.Size([1, 2, 2, 2])
+    """
+    return reduce(codes, "b c (h s) (w t) -> b c h w", "mean", s=size, t=size)
+
+
+class Hierarchy(nn.Module):
+    """Levels 1..L-1: project to the code width, look a codebook up; level L is the host's own, as it is.
+
+    widths: channels of the tapped features, fine → coarse. codebook: "shared" (the host's, looked up
+    read-only or with gradient as `grad_to` says) or "own" (an embedding a level, `codebook_size` × width).
+    Level loss: β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3); the second term is dropped where the
+    codebook is the host's and `grad_to="encoder"`, which never touches it.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        code_width: int,
+        *,
+        codebook: str = "shared",
+        codebook_size: int | None = None,
+        grad_to: GradTo = "both",
+        straight_through: bool = True,
+        beta: float = 0.25,
+        max_grid: int = 64,
+    ) -> None:
+        super().__init__()
+        if grad_to not in get_args(GradTo):
+            raise ValueError(f'grad_to={grad_to!r}: give "encoder", "codebook" or "both"')
+        if codebook not in ("shared", "own"):
+            raise ValueError(f'codebook={codebook!r}: give "shared" (the host\'s) or "own"')
+        if grad_to == "encoder" and not straight_through:
+            raise ValueError(
+                'grad_to="encoder" is impossible on this host: its quantizer passes gradient to its codebook by '
+                'itself (Gumbel); give "both" or "codebook"'
+            )
+        if codebook == "own" and not codebook_size:
+            raise ValueError('codebook="own" needs codebook_size=, the number of codes of each added level')
+        self.grad_to: GradTo = grad_to
+        self.codebook, self.beta, self.max_grid = codebook, beta, max_grid
+        self.straight_through = straight_through
+        self.project = nn.ModuleList(nn.Conv2d(width, code_width, 1) for width in widths)
+        self.own = nn.ModuleList()
+        if codebook == "own":
+            self.own.extend(nn.Embedding(codebook_size, code_width) for _ in widths)
+            for table in self.own:
+                nn.init.uniform_(table.weight, -1 / codebook_size, 1 / codebook_size)
+
+    def forward(self, features: Sequence[Tensor], z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Codes:
+        """Tapped features and the host's quantizer call to codes of every level; L-1 × b c h w -> Codes."""
+        if codebook is None and (self.codebook == "shared" or self.grad_to != "encoder"):
+            raise ValueError(
+                'this host shows no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
+                'grad_to="encoder"'
+            )
+        levels = [self._added(i, feature, codebook) for i, feature in enumerate(features)]
+        return Codes((*levels, self._final(z_in, final, codebook)))
+
+    def _added(self, index: int, feature: Tensor, shared: Tensor | None) -> Level:
+        with torch.autocast(feature.device.type, enabled=False):
+            project = self.project[index]
+            feature = feature.to(project.weight.dtype)
+            side = max(feature.shape[-2:])
+            if side > self.max_grid:
+                feature = pool(feature, -(-side // self.max_grid))
+            latent = project(feature)
+            table = self.own[index].weight if self.codebook == "own" else shared
+            indices = nearest(latent, table)
+            vectors = rearrange(F.embedding(indices, table.to(latent.dtype)), "b h w c -> b c h w")
+            loss = self.beta * F.mse_loss(latent, vectors.detach())
+            if self.codebook == "own" or self.grad_to != "encoder":
+                loss = loss + F.mse_loss(vectors, latent.detach())
+            return Level(latent, with_gradient(latent, vectors, self.grad_to), indices, loss)
+
+    def _final(self, z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Level:
+        quantized = final.vectors
+        if self.grad_to == "codebook" or (self.grad_to == "both" and self.straight_through):
+            vectors = rearrange(F.embedding(final.indices, codebook), "b h w c -> b c h w")
+            quantized = with_gradient(z_in.to(vectors.dtype), vectors, self.grad_to)
+        return Level(z_in, quantized, final.indices, final.vectors.new_zeros(()))

@@ -1,0 +1,23 @@
+"""Reconstruction quality that needs no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as a file would keep them: clamped, then rounded; b c h w -> b c h w uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, dB, after clamping and rounding to 8 bit; b c h w -> b.
+
+    >>> psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 4 / 255)).round(decimals=2)
+    tensor([42.1100])
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    pairs = zip(to_uint8(reconstruction).float(), to_uint8(images).float(), strict=True)
+    return torch.stack([peak_signal_noise_ratio(ours, truth, data_range=255.0) for ours, truth in pairs])

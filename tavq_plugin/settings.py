@@ -1,0 +1,44 @@
+"""Settings, frozen and checked at birth; the unit of each stands beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TransportSettings:
+    """How codes and text are matched; the arguments of `tavq_plugin.align.solve`."""
+
+    solver: str = "newton"  # "newton" | "sinkhorn" | "emd"
+    cost: str = "sqeuclidean"  # "sqeuclidean" | "dot"
+    epsilon: float = 0.02  # entropic blur, as a share of each problem's own cost scale (or absolute)
+    epsilon_mode: str = "relative"  # "relative" | "absolute"
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of the demo's trainer."""
+
+    steps: int = 500  # optimizer steps
+    batch_size: int = 16  # images
+    learning_rate: float = 4e-4  # Adam's peak; warmed up, then cosine to a tenth... see train.py
+    weight: float = 0.3  # λ of the alignment; 0 = no alignment
+    level_weight: float = 1.0  # of the added levels' codebook and commitment loss
+    averaging: float = 0.99  # decay of the weight average that is evaluated; 0 = the last weights
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("weight", "level_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must be in [0, 1), got {self.averaging}")
