@@ -1,0 +1,57 @@
+"""Nearest codes, gradients and pooling against plain computations."""
+
+import pytest
+import torch
+
+from tavq_plugin.contract import Quantized
+from tavq_plugin.hierarchy import Hierarchy, nearest, with_gradient
+
+
+def test_nearest_equals_cdist_whatever_the_chunk():
+    torch.manual_seed(0)
+    latent, codebook = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    flat = latent.permute(0, 2, 3, 1).reshape(-1, 4)
+    expected = torch.cdist(flat, codebook).argmin(1).view(2, 5, 6)
+    for chunk in (1, 50, 10**6):
+        assert torch.equal(nearest(latent, codebook, chunk=chunk), expected)
+
+
+def test_nearest_searches_half_precision_in_full():
+    latent = torch.tensor([1.0, 1.004]).view(1, 1, 1, 2)
+    assert nearest(latent.bfloat16(), torch.tensor([[0.9], [1.001]])).tolist() == [[[1, 1]]]
+
+
+@pytest.mark.parametrize(("mode", "to"), [("encoder", (1, 0)), ("codebook", (0, 1)), ("both", (1, 1))])
+def test_the_value_is_exact_and_the_gradient_goes_where_told(mode, to):
+    z = torch.randn(1, 2, 3, 3, requires_grad=True)
+    e = torch.randn(1, 2, 3, 3, requires_grad=True)
+    out = with_gradient(z, e, mode)
+    assert torch.equal(out, e)
+    grads = torch.autograd.grad(out.sum(), (z, e), allow_unused=True)
+    assert [0 if g is None else g.unique().item() for g in grads] == list(to)
+
+
+def test_a_large_grid_is_pooled_before_the_search():
+    hierarchy = Hierarchy([3], 4, max_grid=8)
+    final = Quantized(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(()))
+    codes = hierarchy([torch.randn(1, 3, 32, 32)], torch.zeros(1, 4, 2, 2), final, torch.randn(5, 4))
+    assert codes.levels[0].indices.shape == (1, 8, 8)
+
+
+def test_a_host_without_a_codebook_needs_own_ones():
+    hierarchy = Hierarchy([3], 4)
+    final = Quantized(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(()))
+    with pytest.raises(ValueError, match='codebook="own"'):
+        hierarchy([torch.randn(1, 3, 8, 8)], torch.zeros(1, 4, 2, 2), final, None)
+
+
+def test_the_level_loss_is_the_vq_vae_loss():
+    torch.manual_seed(0)
+    hierarchy = Hierarchy([3], 4, beta=0.25)
+    table = torch.randn(5, 4)
+    final = Quantized(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(()))
+    level = hierarchy([torch.randn(1, 3, 8, 8)], torch.zeros(1, 4, 2, 2), final, table).levels[0]
+    distance = sum(
+        ((level.latent[0, :, i, j] - table[level.indices[0, i, j]]) ** 2).sum() for i in range(8) for j in range(8)
+    ) / (4 * 64)
+    torch.testing.assert_close(level.loss, 1.25 * distance)

@@ -1,0 +1,60 @@
+"""Every adapter passes the conformance suite, on tiny random-weight hosts."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conformance import *  # noqa: F403
+from hosts import DDCONFIG, HOSTS, taming_lightning, tiny
+
+import tavq_plugin as tavq
+
+
+@pytest.fixture(params=sorted(HOSTS))
+def host(request):
+    return tiny(request.param)
+
+
+@pytest.mark.parametrize("kind", ["vq", "gumbel"])
+def test_the_plain_vqgan_and_tamings_own_share_checkpoints(kind):
+    theirs, ours = taming_lightning(kind), tiny(f"taming-{kind}")
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+
+
+def test_the_import_fix_is_undone():
+    pytest.importorskip("taming")
+    code = (
+        "import sys\n"
+        "from tavq_plugin.adapters.taming import enable_legacy_imports\n"
+        "with enable_legacy_imports():\n"
+        "    import taming.models.vqgan\n"
+        "assert 'main' not in sys.modules and 'taming.main' not in sys.modules, sys.modules\n"
+        "assert not hasattr(sys.modules['taming'], 'main')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_target_outside_the_allowed_packages_is_refused():
+    pytest.importorskip("taming")
+    from tavq_plugin.adapters.taming import enable_legacy_imports
+
+    with enable_legacy_imports():
+        from taming.models.vqgan import VQModel
+
+        with pytest.raises(ValueError, match="outside the allowed packages"):
+            VQModel(DDCONFIG, {"target": "os.system"}, n_embed=4, embed_dim=8)
+
+
+def test_gumbel_cannot_keep_its_codebook_out():
+    with pytest.raises(ValueError, match='grad_to="encoder" is impossible'):
+        tavq.wrap(tiny("taming-gumbel"), grad_to="encoder")
+
+
+def test_the_adapters_are_no_global_package():
+    run = subprocess.run(
+        [sys.executable, "-c", "import adapters"], cwd=torch.__path__[0], capture_output=True, text=True
+    )
+    assert run.returncode != 0 and "No module named 'adapters'" in run.stderr
