@@ -1,0 +1,103 @@
+"""Texts given as plain strings while training: split and encoded at first sight, remembered after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tavq_plugin.contract import GRANULARITIES, Units
+from tavq_plugin.text.embed import TextEncoder
+from tavq_plugin.text.store import Ragged, gather
+from tavq_plugin.text.units import Splitter
+
+
+class TextCache:
+    """Strings → `TextBatch`, by the rules of `TextStore`; the table grows with the distinct units seen.
+
+    Units are centred on `means` where given (a store's), else on the running mean over the distinct units
+    seen so far. It holds every text, every distinct unit and d half-precision numbers a unit; beyond `limit`
+    distinct units (400 MB at d = 384) it forgets all but the running means and begins again.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        *,
+        means: Mapping[str, Tensor] | None = None,
+        splitter: Splitter | None = None,
+        limit: int = 500_000,
+    ) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1 unit, got {limit}")
+        self.encoder, self.splitter, self.limit = encoder, splitter or Splitter(), limit
+        self._fixed = None if means is None else dict(means)
+        self._sums = {name: torch.zeros(encoder.dim) for name in GRANULARITIES}
+        self._numbers = dict.fromkeys(GRANULARITIES, 0)
+        self.without_text = 0  # texts met, by call, that had no unit
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """What `batch` centres on: granularity → d."""
+        return self._fixed or {name: total / max(1, self._numbers[name]) for name, total in self._sums.items()}
+
+    def clear(self) -> None:
+        """Forget texts and embeddings; the running means stay."""
+        self._vocabulary: dict[str, int] = {}
+        self._table = torch.empty(0, self.encoder.dim, dtype=torch.float16)
+        self._texts: dict[str, dict[str, list[int]]] = {}
+        self._counted: dict[str, set[int]] = {name: set() for name in GRANULARITIES}
+
+    def add(self, texts: Sequence[str | None], *, learn: bool = True, progress: bool | None = None) -> None:
+        """Split and encode what is new; `learn=False` leaves the running means alone."""
+        if isinstance(texts, str):
+            raise TypeError("texts is a list of strings, got one string: give [text]")
+        new: list[str] = []
+        for text in dict.fromkeys(text or "" for text in texts):
+            if text not in self._texts:
+                units = self.splitter(text)
+                self._texts[text] = {name: [self._place(u, new) for u in units.texts(name)] for name in GRANULARITIES}
+        if new:
+            self._grow(self.encoder.encode(new, progress=progress))
+        if learn and self._fixed is None:
+            for name, counted in self._counted.items():
+                fresh = sorted({i for text in texts for i in self._texts[text or ""][name]} - counted)
+                counted.update(fresh)
+                self._numbers[name] += len(fresh)
+                self._sums[name] += self._table[fresh].float().sum(0)
+
+    def batch(
+        self, texts: Sequence[str | None], device: torch.device | str | None = None, *, learn: bool = True
+    ) -> dict[str, Units]:
+        """Padded units of some texts; None or an empty text is a masked row. `learn=False` for held-out texts."""
+        if len(self) > self.limit:
+            self.clear()
+        self.add(texts, learn=learn)
+        means, batch = self.means, {}
+        for name in GRANULARITIES:
+            lists = [self._texts[text or ""][name] for text in texts]
+            taken = Ragged.of(lists).take(torch.arange(len(lists)))
+            units = gather(self._table[: max(1, len(self))], *taken, means[name].to("cpu"))
+            batch[name] = units if device is None else units.to(device)
+        self.without_text += sum(not any(self._texts[text or ""].values()) for text in texts)
+        return batch
+
+    def _place(self, unit: str, new: list[str]) -> int:
+        if unit not in self._vocabulary:
+            self._vocabulary[unit] = len(self._vocabulary)
+            new.append(unit)
+        return self._vocabulary[unit]
+
+    def _grow(self, rows: Tensor) -> None:
+        """Append rows; the table doubles, so that a long run copies each row a few times at most."""
+        end = len(self._vocabulary)
+        if end > len(self._table):
+            larger = torch.zeros(max(1024, end, 2 * len(self._table)), self.encoder.dim, dtype=torch.float16)
+            larger[: end - len(rows)] = self._table[: end - len(rows)]
+            self._table = larger
+        self._table[end - len(rows) : end] = rows

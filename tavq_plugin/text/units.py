@@ -1,0 +1,184 @@
+"""Long text to words, phrases and sentences, each distinct unit once, with its place in the text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.text import chunk
+
+VERSION = 1  # of the splitting rules: part of a store's fingerprint
+
+# One character for one, so that offsets into the normalised text are offsets into the user's.
+_PLAIN = str.maketrans(
+    {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
+    | {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
+    | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # lone surrogates have no UTF-8
+)
+_TOKEN = re.compile(
+    r"""\w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
+      | \d+(?:[.,:/]\d+)+%? | \d+%                # 5:30, 1,000, 20%
+      | '(?:s|re|ve|ll|d|m)\b                     # man|'s
+      | \w[\w\u0300-\u036f]*(?:-\w[\w\u0300-\u036f]*)*
+      | [^\w\s]""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_LONGEST_WORD = 40  # characters; what is longer is no word, and HanTa's time grows with its square
+_LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
+_FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of clitics and "2 x 3"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A distinct unit of one text."""
+
+    text: str  # as it is encoded: words and phrases in lower case, white space single
+    start: int  # of its first appearance: text[start:end] shows it in place
+    end: int
+    count: int  # appearances in this text
+
+
+@dataclass(frozen=True)
+class TextUnits:
+    """The distinct units of one text, in order of first appearance."""
+
+    word: tuple[Unit, ...] = ()
+    phrase: tuple[Unit, ...] = ()
+    sentence: tuple[Unit, ...] = ()
+
+    def __getitem__(self, granularity: str) -> tuple[Unit, ...]:
+        if granularity not in GRANULARITIES:
+            raise KeyError(f"no granularity {granularity!r}: one of {', '.join(GRANULARITIES)}")
+        return getattr(self, granularity)
+
+    def texts(self, granularity: str) -> list[str]:
+        """Only the strings of one granularity."""
+        return [unit.text for unit in self[granularity]]
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """What counts as a word and as a phrase; call it on a text.
+
+    Words are content words as written, in lower case, without auxiliaries. Phrases drop their leading
+    determiner: it says nothing about the image, and "a dog", "the dog" and "his dog" become one unit,
+    encoded once. A verb phrase is a verb with what it acts on: "wearing a red hat".
+
+    >>> Splitter(phrases=("noun",))("A red car is parked.").texts("phrase")
+    ['red car']
+    """
+
+    words: tuple[str, ...] = ("noun", "adjective", "verb", "number")
+    phrases: tuple[str, ...] = ("noun", "verb")
+    _codes: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, given, known in (("words", self.words, tuple(chunk.WORD_KINDS)), ("phrases", self.phrases, _PHRASES)):
+            unknown = [kind for kind in given if kind not in known]
+            if isinstance(given, str) or unknown:
+                raise ValueError(f"{name}={given!r}: give a tuple of {', '.join(map(repr, known))}")
+        object.__setattr__(self, "_codes", frozenset("".join(chunk.WORD_KINDS[kind] for kind in self.words)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same text may give other units."""
+        return f"units-{VERSION}:{'+'.join(self.words)}:{'+'.join(self.phrases)}"
+
+    def __call__(self, text: str | None) -> TextUnits:
+        """Split one text; None, empty or without a letter → no units. Words and phrases need Latin script."""
+        if text is None:
+            return TextUnits()
+        if not isinstance(text, str):
+            raise TypeError(f"a text is a string, got {type(text).__name__}: read its text field first")
+        plain = text.translate(_PLAIN)
+        found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
+        for start, end in _sentences(plain):
+            found["sentence"].add(start, end, plain[start:end])
+            spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
+            tokens = [_composed(plain[a:b]) for a, b in spans]
+            codes = chunk.encode(tokens, _tags(tokens))
+            for token, code, span in zip(tokens, codes, spans, strict=True):
+                if code in self._codes and _is_word(token):
+                    found["word"].add(*span, token.lower())
+            for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
+                start, end = spans[first][0], spans[last - 1][1]
+                if any(map(_is_word, tokens[first:last])):
+                    found["phrase"].add(start, end, plain[start:end].lower())
+        return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
+
+
+_PHRASES = {"noun": chunk.noun_phrases, "verb": chunk.verb_phrases}
+
+
+class _Tally:
+    """Distinct strings in order of first appearance, with their first place and their number."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.seen: dict[str, list[int]] = {}
+
+    def add(self, start: int, end: int, unit: str) -> None:
+        place = self.seen.setdefault(" ".join(_composed(unit).split()), [start, end, 0])
+        place[2] += 1
+
+    def units(self) -> tuple[Unit, ...]:
+        return tuple(Unit(text, *place) for text, place in self.seen.items())
+
+
+def split(text: str | None) -> TextUnits:
+    """Words, phrases and sentences of one text, by the default `Splitter`.
+
+    >>> units = split("A boy in a red shirt stands on a mountain. He isn't sad.")
+    >>> units.texts("word")
+    ['boy', 'red', 'shirt', 'stands', 'mountain', 'sad']
+    >>> units.texts("phrase")
+    ['boy', 'red shirt', 'stands on a mountain', 'mountain']
+    >>> units.sentence[1]
+    Unit(text="He isn't sad.", start=43, end=56, count=1)
+    """
+    return _DEFAULT(text)
+
+
+_DEFAULT = Splitter()
+
+
+def _sentences(plain: str) -> Iterator[tuple[int, int]]:
+    """Spans of the sentences that hold at least one letter or digit; a line break always ends one."""
+    from sentencex import segment  # 3 ms; only where text is split
+
+    for line in re.finditer(r"[^\r\n]+", plain):
+        place = line.start()
+        for sentence in segment("en", line.group()):
+            bare = sentence.strip()
+            if not bare:
+                continue
+            start = plain.find(bare, place)
+            place = start + len(bare)
+            if any(character.isalnum() for character in bare):
+                yield start, place
+
+
+def _tags(tokens: list[str]) -> list[str]:
+    """C5 tags of a sentence's tokens, surface case; what is too long for a word is punctuation."""
+    return _tagger().tag_sent([token if len(token) <= _LONGEST_WORD else "-" for token in tokens], taglevel=0)
+
+
+@cache
+def _tagger() -> Any:
+    """HanTa's English model: it lies in the wheel, nothing is downloaded."""
+    from HanTa import HanoverTagger
+
+    return HanoverTagger.HanoverTagger("morphmodel_en.pgz")
+
+
+def _is_word(token: str) -> bool:
+    return len(token) <= _LONGEST_WORD and token.lower() not in _FILLER and bool(_LATIN.search(token))
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
