@@ -25,10 +25,10 @@ class Training:
 
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images
-    learning_rate: float = 4e-4  # Adam's peak; warmed up, then cosine to a tenth... see train.py
+    learning_rate: float = 4e-4  # Adam's peak, after `warmup`; then half a cosine down to 0
+    warmup: int = 20  # steps of linear rise
     weight: float = 0.3  # λ of the alignment; 0 = no alignment
     level_weight: float = 1.0  # of the added levels' codebook and commitment loss
-    averaging: float = 0.99  # decay of the weight average that is evaluated; 0 = the last weights
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,5 +40,3 @@ class Training:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging must be in [0, 1), got {self.averaging}")

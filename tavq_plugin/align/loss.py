@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from tavq_plugin.align.distribution import CodeDistribution
-from tavq_plugin.align.transport import solve
+from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, TextBatch, Units
 from tavq_plugin.settings import TransportSettings
 
@@ -62,7 +61,7 @@ class TextAlignment(nn.Module):
         self.store = store
         self.cache = None
         if encoder is not None:
-            from tavq_plugin.text.store import TextCache
+            from tavq_plugin.text.cache import TextCache
 
             self.cache = TextCache(encoder)
         self.distribution = nn.ModuleList(CodeDistribution(distribution, width, samples) for _ in levels)
@@ -99,15 +98,10 @@ class TextAlignment(nn.Module):
                 f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give levels= to match"
             )
         batch = self.units(texts)
-        total, seen = codes.final.quantized.new_zeros((), dtype=torch.float32), []
+        total, seen = 0.0, []
         for index, (level, granularity) in enumerate(zip(codes.levels, self.levels, strict=True)):
             units = batch[granularity].to(level.quantized.device)
-            self._check(level.quantized, units, granularity)
-            with torch.autocast(level.quantized.device.type, enabled=False):
-                points = self.embed(level.quantized.float(), index)
-                text = F.normalize(units.embeddings.float().masked_fill(~units.mask[..., None], 0.0), dim=-1)
-                options = vars(self.transport)
-                result = solve(points, text, y_mask=units.mask, y_weight=units.weights, **options)
+            result = self.match(level.quantized, units, index)
             present = units.mask.any(1)
             share = present / present.sum().clamp(min=1)
             total = total + self.level_weight[index] * (result.value * share).sum()
@@ -126,6 +120,15 @@ class TextAlignment(nn.Module):
         self.last = {name: torch.stack([level[name] for level in seen]) for name in seen[0]}
         return total
 
+    def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
+        """One level's transport, plan and certificate included; b c h w, b m d -> Transport over b problems."""
+        self._check(quantized, units, self.levels[level])
+        with torch.autocast(quantized.device.type, enabled=False):
+            points = self.embed(quantized.to(self.project[level][0].weight.dtype), level)
+            text = units.embeddings.to(points.dtype).masked_fill(~units.mask[..., None], 0.0)
+            text = F.normalize(text, dim=-1)
+            return solve(points, text, y_mask=units.mask, y_weight=units.weights, **vars(self.transport))
+
     def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:
             raise ValueError(
@@ -141,10 +144,5 @@ class TextAlignment(nn.Module):
 
 def _head(kind: str, width: int, text_dim: int) -> nn.Module:
     if kind == "linear":
-        return nn.Linear(width, text_dim)
+        return nn.Sequential(nn.Linear(width, text_dim))
     return nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
-
-
-def pooled(points: Tensor) -> Tensor:
-    """Mean over a level's places; b c h w -> b c."""
-    return rearrange(points, "b c h w -> b c (h w)").mean(-1)

@@ -1,0 +1,51 @@
+"""The `tavq` command; thin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """A codebook that speaks language, for any existing VQ image tokenizer."""
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files; default: drawn scenes."),
+    ] = None,
+    resolution: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and the shuffled control.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where runs, demo.json and pictures go.")] = Path("tavq-demo"),
+    n_train: Annotated[int, typer.Option(min=2, help="Training images at most.")] = 3000,
+    n_eval: Annotated[int, typer.Option(min=2, help="Held-out images at most.")] = 500,
+    weight: Annotated[float, typer.Option(min=0.0, help="λ of the alignment.")] = 0.3,
+) -> None:
+    """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
+    from tavq_plugin.demo import run_demo, table
+    from tavq_plugin.settings import Training
+
+    console = Console()
+    try:
+        training = Training(steps=steps, seed=seed, weight=weight)
+        content = run_demo(
+            data=data, resolution=resolution, out=out, training=training, n_train=n_train, n_eval=n_eval,
+            console=console,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Finished runs are in {out}; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, ImportError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        raise typer.Exit(2) from None
+    console.print(table(content))
+    console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")

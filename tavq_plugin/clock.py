@@ -1,0 +1,93 @@
+"""How much of a training step is spent in the plug-in, measured in the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Stamp(torch.autograd.Function):
+    """Identity; its backward notes the time."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, clock: Clock) -> Tensor:
+        ctx.clock = clock
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.clock._left_plugin = perf_counter()
+        return grad, None
+
+
+class Clock:
+    """Seconds of whole steps and of the plug-in's part: hierarchy, text rows, alignment, their backward and update.
+
+    Autograd runs the newest nodes first, so the plug-in's backward ends when the gradient reaches the features
+    that entered the hierarchy; that moment is stamped. Of the optimizer's time the plug-in bears its parameters'
+    share. Exact on a CPU; on a GPU kernels run behind the clock, so synchronise or profile there.
+    """
+
+    def __init__(self, hierarchy: nn.Module) -> None:
+        self.steps, self.plugin = [], []
+        self._inside = self._left_plugin = self._entered = 0.0
+        self._handles = [
+            hierarchy.register_forward_pre_hook(self._enter),
+            hierarchy.register_forward_hook(self._leave),
+        ]
+
+    def _enter(self, module: nn.Module, args: tuple) -> tuple:
+        self._entered = perf_counter()
+        features, z_in, *rest = args
+        return ([_Stamp.apply(feature, self) for feature in features], _Stamp.apply(z_in, self), *rest)
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._inside += perf_counter() - self._entered
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a whole training step."""
+        self._inside, start = 0.0, perf_counter()
+        yield
+        self.steps.append(perf_counter() - start)
+        self.plugin.append(self._inside)
+
+    @contextmanager
+    def in_plugin(self) -> Iterator[None]:
+        """Around a piece that is the plug-in's alone."""
+        start = perf_counter()
+        yield
+        self._inside += perf_counter() - start
+
+    def backward(self, loss: Tensor) -> None:
+        """loss.backward(), its first part charged to the plug-in."""
+        self._left_plugin = start = perf_counter()
+        loss.backward()
+        self._inside += self._left_plugin - start
+
+    @contextmanager
+    def update(self, share: float) -> Iterator[None]:
+        """Around the optimizer's step, `share` of whose parameters are the plug-in's."""
+        start = perf_counter()
+        yield
+        self._inside += share * (perf_counter() - start)
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median over the steps."""
+        return torch.tensor(self.steps, dtype=torch.float64).median().item()
+
+    @property
+    def share(self) -> float:
+        """The plug-in's time over the whole steps' time, 0..1."""
+        return sum(self.plugin) / sum(self.steps)

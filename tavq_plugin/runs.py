@@ -1,0 +1,75 @@
+"""A run is a folder: settings.json, host.safetensors, tavq.safetensors, metrics.json; whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tavq_plugin.attach import Tokenizer
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made; PermissionError with the mend where nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".trial"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise PermissionError(
+            f"cannot write in {folder} ({error.strerror}): give --out a folder that you can write"
+        ) from error
+    return folder
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name, then rename: a file is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settings: dict, metrics: dict) -> None:
+    """Write a finished run; a former one of that name is replaced only once the new one is whole.
+
+    `host.safetensors` is the host's state dict alone and loads strictly into a fresh host; `tavq.safetensors`
+    holds the plug-in's `hierarchy.*` and `align.*`.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_json(partial / "settings.json", settings)
+    save_file(tokenizer.host.state_dict(), partial / "host.safetensors")
+    parts = {"hierarchy": tokenizer.hierarchy, **({"align": align} if align is not None else {})}
+    plugin = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+    save_file(plugin, partial / "tavq.safetensors")
+    save_json(partial / "metrics.json", metrics)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
+    """Put a run's weights into a tokenizer and an alignment built alike, strictly."""
+    tokenizer.host.load_state_dict(load_file(folder / "host.safetensors"), strict=True)
+    plugin = load_file(folder / "tavq.safetensors")
+    for part, module in (("hierarchy", tokenizer.hierarchy), ("align", align)):
+        if module is not None:
+            own = {name.removeprefix(f"{part}."): v for name, v in plugin.items() if name.startswith(f"{part}.")}
+            module.load_state_dict(own, strict=True)
+
+
+def load_metrics(folder: Path, settings: dict) -> dict[str, Any] | None:
+    """The metrics of a run that was finished with the same settings; None where there is none."""
+    try:
+        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return metrics if kept == settings else None

@@ -1,0 +1,86 @@
+"""A plain training loop around a wrapped host: what the demo runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.attach import Tokenizer
+from tavq_plugin.clock import Clock
+from tavq_plugin.contract import TextBatch
+from tavq_plugin.data.images import to_float
+from tavq_plugin.settings import Training
+
+
+class Trained(NamedTuple):
+    """What a finished loop reports."""
+
+    history: list[dict[str, float]]  # one row every `every` steps
+    seconds_per_step: float  # median
+    plugin_share: float  # 0..1
+
+
+def train(
+    tokenizer: Tokenizer,
+    align: TextAlignment | None,
+    images: Tensor,
+    texts: Callable[[Sequence[int]], TextBatch] | None,
+    settings: Training,
+    *,
+    each: Callable[[int], None] = lambda step: None,
+) -> Trained:
+    """Train the tokenizer, in place, on images (n 3 r r uint8) and the texts of the same rows.
+
+    Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + weight · alignment. `align=None`
+    is λ = 0. Batches come from `settings.seed` alone, so runs that differ in `align` see the same images in the
+    same order. `each(step)` is called after every step. Raises FloatingPointError where the loss is not finite.
+    """
+    plugin = [*tokenizer.hierarchy.parameters(), *(align.parameters() if align else ())]
+    host = list(tokenizer.host.parameters())
+    optimizer = torch.optim.Adam([*host, *plugin], lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    share = sum(p.numel() for p in plugin) / sum(p.numel() for p in [*host, *plugin])
+    draw = torch.Generator().manual_seed(settings.seed)
+    clock, history, order = Clock(tokenizer.hierarchy), [], torch.empty(0, dtype=torch.long)
+    tokenizer.train()
+    try:
+        for step in range(settings.steps):
+            if len(order) < settings.batch_size:
+                order = torch.cat([order, torch.randperm(len(images), generator=draw)])
+            rows, order = order[: settings.batch_size], order[settings.batch_size :]
+            batch = to_float(images[rows])
+            with clock.step():
+                (reconstruction, quantizer_loss), codes = tokenizer(batch)
+                pixel = F.l1_loss(reconstruction, batch)
+                loss = pixel + quantizer_loss + settings.level_weight * codes.loss
+                with clock.in_plugin():
+                    aligned = align(codes, texts(rows.tolist())) if align else torch.zeros(())
+                    loss = loss + settings.weight * aligned
+                if not loss.isfinite():
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()} at step {step} (pixel {pixel.item():.3g}, quantizer "
+                        f"{quantizer_loss.item():.3g}, alignment {aligned.item():.3g}): lower the learning rate"
+                    )
+                optimizer.zero_grad()
+                clock.backward(loss)
+                with clock.update(share):
+                    optimizer.step()
+            schedule.step()
+            row = {"step": step, "pixel": pixel.item(), "level": codes.loss.item(), "alignment": aligned.item()}
+            history.append(row)
+            each(step)
+    finally:
+        clock.close()
+    return Trained(history, clock.seconds_per_step, clock.share)
+
+
+def _rate(step: int, settings: Training) -> float:
+    """Share of the peak learning rate: linear rise, then half a cosine to 0."""
+    rise = min(1.0, (step + 1) / max(1, settings.warmup))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
