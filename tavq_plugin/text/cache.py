@@ -63,7 +63,11 @@ class TextCache:
                 units = self.splitter(text)
                 self._texts[text] = {name: [self._place(u, new) for u in units.texts(name)] for name in GRANULARITIES}
         if new:
-            self._grow(self.encoder.encode(new, progress=progress))
+            try:
+                self._grow(self.encoder.encode(new, progress=progress))
+            except BaseException:  # also Ctrl-C: units with a place but no row must not stay
+                self.clear()
+                raise
         if learn and self._fixed is None:
             for name, counted in self._counted.items():
                 fresh = sorted({i for text in texts for i in self._texts[text or ""][name]} - counted)

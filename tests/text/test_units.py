@@ -1,0 +1,113 @@
+"""Splitting: quality on hand-annotated text, places, and texts that are no text."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tavq_plugin.text import Splitter, split
+
+
+def test_content_words_and_noun_phrases_of_annotated_text(annotated):
+    splitter = Splitter(phrases=("noun",))
+    hits = {"word": 0, "phrase": 0}
+    found, wanted = dict(hits), dict(hits)
+    for marked in annotated.MARKED:
+        text, words, phrases = annotated.read(marked)
+        units = splitter(text)
+        for granularity, truth in (("word", words), ("phrase", phrases)):
+            got = set(units.texts(granularity))
+            hits[granularity] += len(got & truth)
+            found[granularity] += len(got)
+            wanted[granularity] += len(truth)
+    assert hits["word"] / found["word"] >= 0.95
+    assert hits["word"] / wanted["word"] >= 0.95
+    assert 2 * hits["phrase"] / (found["phrase"] + wanted["phrase"]) >= 0.88
+
+
+def test_sentences_of_annotated_text(annotated):
+    numbers = [len(split(annotated.read(marked)[0]).sentence) for marked in annotated.MARKED]
+    assert tuple(numbers) == annotated.SENTENCES
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("Black and white dogs run.", ["black and white dogs"]),
+        ("A group of people in front of the old town hall.", ["group", "people", "old town hall"]),
+        ("The dog's toy is next to two wet, muddy boots.", ["dog's toy", "two wet, muddy boots"]),
+        ("A woman wearing blue jeans.", ["woman", "blue jeans"]),
+        ("Woman with painted nails.", ["woman", "painted nails"]),
+        ("They can't see it.", []),
+    ],
+)
+def test_noun_phrases(text, phrases):
+    assert Splitter(phrases=("noun",))(text).texts("phrase") == phrases
+
+
+def test_verb_phrases_hold_what_the_verb_acts_on():
+    assert Splitter(phrases=("verb",))("A boy wearing a red hat jumps over the fence. He runs.").texts("phrase") == [
+        "wearing a red hat",
+        "jumps over the fence",
+    ]
+
+
+def test_kinds_of_words_can_be_chosen():
+    assert Splitter(words=("noun", "number"))("Two red cars are passing.").texts("word") == ["two", "cars"]
+
+
+def test_units_are_distinct_in_order_with_counts_and_places():
+    text = "A dog runs.  The Dog sleeps near a red  car. A dog runs."
+    units = split(text)
+    assert [(unit.text, unit.count) for unit in units.word][:2] == [("dog", 3), ("runs", 2)]
+    assert [unit.count for unit in units.sentence] == [2, 1]
+    (car,) = (unit for unit in units["phrase"] if unit.text == "red car")
+    assert text[car.start : car.end] == "red  car"
+
+
+def test_quotes_line_breaks_and_decomposed_letters():
+    text = "“The man’s cafe\u0301”\n\n• a sign\r\nit isn’t open"
+    units = split(text)
+    assert units.texts("sentence") == ['"The man\'s café"', "• a sign", "it isn't open"]
+    assert units.texts("word") == ["man", "café", "sign", "open"]
+    assert text[units.word[1].start : units.word[1].end] == "cafe\u0301"
+
+
+@pytest.mark.parametrize("text", [None, "", "  \n\t ", "...", "🙂 🙂", "—"])
+def test_a_text_without_words_has_no_units(text):
+    assert split(text) == split("")
+    assert not split(text).sentence
+
+
+def test_other_scripts_keep_their_sentences_and_lose_words_and_phrases():
+    units = split("一只狗在跑。天空是蓝色的。")
+    assert len(units.sentence) == 2
+    assert not units.word
+    assert not units.phrase
+
+
+def test_what_is_too_long_for_a_word_is_none():
+    assert split("x" * 5000 + " and a dog").texts("word") == ["dog"]
+
+
+def test_wrong_settings_and_types_say_what_is_needed():
+    with pytest.raises(ValueError, match="'noun', 'adjective'"):
+        Splitter(words=("nouns",))
+    with pytest.raises(ValueError, match="tuple of 'noun', 'verb'"):
+        Splitter(phrases="noun")
+    with pytest.raises(TypeError, match="got dict"):
+        split({"text": "a dog"})
+    with pytest.raises(KeyError, match="no granularity 'token'"):
+        split("a dog")["token"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.text(st.sampled_from("ab .,;'\"-\n19éñ🙂中tn\u0301’()“A\ud800\x00"), max_size=80) | st.text(max_size=60))
+def test_any_text_splits_into_units_that_lie_in_it(text):
+    units = split(text)
+    for granularity in ("word", "phrase", "sentence"):
+        strings = units.texts(granularity)
+        assert len(set(strings)) == len(strings)
+        for unit in units[granularity]:
+            assert unit.text
+            assert 0 <= unit.start < unit.end <= len(text)
+            assert unit.count >= 1
