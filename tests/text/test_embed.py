@@ -1,9 +1,11 @@
 """The encoder against plain loops, its limits, and its promises to the caller's random and grad state."""
 
 import copy
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
 from tavq_plugin.text import TextEncoder, embed, offline_encoder
@@ -143,6 +145,21 @@ def test_wrong_arguments_say_what_is_needed(bert_folder, encoder):
         TextEncoder.from_pretrained(bert_folder, max_length=2)
     with pytest.raises(TypeError, match=r"give \[string\]"):
         encoder.encode("a dog")
+
+
+def test_a_pooler_that_was_never_trained_is_refused(bert_folder, tmp_path):
+    folder = tmp_path / "no-pooler"
+    shutil.copytree(bert_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {key: weight for key, weight in weights.items() if "pooler" not in key},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ValueError, match="no trained pooler.*pooling='mean'"):
+        TextEncoder.from_pretrained(folder, pooling="pooler")
+    encoders = [TextEncoder.from_pretrained(folder) for _ in range(2)]
+    assert encoders[0].fingerprint == encoders[1].fingerprint
 
 
 def test_a_changed_file_is_refused(tmp_path):
