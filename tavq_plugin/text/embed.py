@@ -142,7 +142,8 @@ class TextEncoder:
                 advance(len(batch))
         self.stats.strings += len(row)
         self.stats.seconds += time.perf_counter() - began
-        return normalize(sums, dim=-1)[[row[string] for string in strings]]
+        normalize(sums, dim=-1, out=sums)
+        return sums if len(row) == len(strings) else sums[[row[string] for string in strings]]
 
     def _pieces(self, strings: list[str]) -> tuple[list[list[int]], list[int]]:
         """Token ids without special tokens, each within the limit, and which string each belongs to."""
@@ -167,10 +168,13 @@ class TextEncoder:
         return [part for half in (words[:middle], words[middle:]) for part in self._halved(" ".join(half))]
 
     def _tokens(self, strings: list[str]) -> list[list[int]]:
-        if not strings:
-            return []
-        # verbose=False: a text beyond the model's limit is halved here, so the tokenizer need not warn
-        return self.tokenizer(strings, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        """Token ids of whole strings; some thousands at once, since a tokenizer's own records are large."""
+        tokens: list[list[int]] = []
+        for i in range(0, len(strings), 4096):
+            # verbose=False: a text beyond the model's limit is halved here, so the tokenizer need not warn
+            part = self.tokenizer(strings[i : i + 4096], add_special_tokens=False, truncation=False, verbose=False)
+            tokens += part["input_ids"]
+        return tokens
 
     def _forward(self, model: nn.Module, pieces: list[list[int]]) -> Tensor:
         """Pooled, not normalised: n d float32."""

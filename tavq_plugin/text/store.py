@@ -21,7 +21,12 @@ Rows = Sequence[int] | Sequence[str] | Tensor
 
 @dataclass(frozen=True)
 class Ragged:
-    """For every text the table rows of its units: text i has ids[offsets[i]:offsets[i + 1]]."""
+    """For every text the table rows of its units: text i has ids[offsets[i]:offsets[i + 1]].
+
+    >>> ids, mask = Ragged.of([[3, 1], []]).take(torch.tensor([1, 0]))
+    >>> ids.tolist(), mask.tolist()
+    ([[0, 0], [3, 1]], [[False, False], [True, True]])
+    """
 
     ids: Tensor  # int64
     offsets: Tensor  # n + 1, int64
