@@ -1,1 +1,18 @@
 """tavq-plugin: a codebook that speaks language, for any existing VQ image tokenizer (TA-VQ, arXiv 2503.01261)."""
+
+from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.attach import Attachment, Tokenizer, attach, detach, wrap
+from tavq_plugin.contract import Codes, Level, Quantized, Units
+
+__all__ = [
+    "Attachment",
+    "Codes",
+    "Level",
+    "Quantized",
+    "TextAlignment",
+    "Tokenizer",
+    "Units",
+    "attach",
+    "detach",
+    "wrap",
+]

@@ -1,0 +1,74 @@
+"""The measures of a level's codes: moments, gradients, strata."""
+
+import pytest
+import torch
+from generators import draw
+
+from tavq_plugin.align import CodeDistribution, GaussianCodes, stratified
+
+
+def test_all_is_every_code_in_raster_order():
+    codes = torch.randn(2, 3, 4, 5)
+    points = CodeDistribution("all", width=3)(codes)
+    assert torch.equal(points[1, 7], codes[1, :, 1, 2]) and points.shape == (2, 20, 3)
+
+
+def test_gaussian_samples_start_with_the_codes_own_moments():
+    torch.manual_seed(0)
+    codes = torch.randn(2, 500, 3) * torch.tensor([1.0, 2.0, 0.1]) + torch.tensor([0.0, -1.0, 4.0])
+    model = GaussianCodes(3, samples=20000)
+    mean, deviation = model.moments(codes)
+    torch.testing.assert_close(mean, codes.mean(1))
+    torch.testing.assert_close(deviation, codes.std(1, correction=0))
+    samples = model(codes, draw(1))
+    torch.testing.assert_close(samples.mean(1), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.std(1), deviation, rtol=0.03, atol=0)
+
+
+def test_gaussian_gradient_is_the_reparameterised_one():
+    codes = torch.randn(1, 6, 2, dtype=torch.float64, requires_grad=True)
+    model = GaussianCodes(2, samples=4).double()
+    assert torch.autograd.gradcheck(lambda c: model(c, draw(2)), codes)
+    model(codes, draw(2)).square().sum().backward()
+    assert model.head.weight.grad.norm() > 0 and model.head.bias.grad.norm() > 0
+
+
+def test_constant_codes_have_finite_gradients():
+    codes = torch.ones(1, 6, 2, requires_grad=True)
+    GaussianCodes(2, samples=4)(codes).sum().backward()
+    assert codes.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("samples", "size"), [(16, (8, 8)), (8, (8, 4)), (6, (7, 5)), (64, (9, 9))])
+def test_a_stratified_subsample_has_one_code_a_cell(samples, size):
+    h, w = size
+    places = torch.arange(h * w).view(1, 1, h, w).expand(3, 1, h, w)
+    seen = [stratified(places, samples, draw(seed)).flatten(1) for seed in range(60)]
+    for part in seen:
+        assert part.shape == (3, samples)
+        assert all(len(row.unique()) == samples for row in part)  # no replacement
+    cells = torch.stack(seen).flatten(0, 1)
+    assert all(not set(cells[:, i].tolist()) & set(cells[:, i + 1].tolist()) for i in range(samples - 1))
+    assert len(cells.unique()) > 0.9 * h * w  # every code has its turn
+
+
+def test_more_samples_than_codes_give_all_codes():
+    codes = torch.randn(2, 3, 4, 4)
+    assert torch.equal(stratified(codes, 99), CodeDistribution("all", width=3)(codes))
+
+
+def test_a_generator_makes_it_repeatable():
+    codes = torch.randn(2, 3, 8, 8)
+    for kind in ("gaussian", "subsample"):
+        model = CodeDistribution(kind, width=3, samples=16)
+        assert torch.equal(model(codes, draw(5)), model(codes, draw(5)))
+        assert not torch.equal(model(codes, draw(5)), model(codes, draw(6)))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="distribution='normal'"):
+        CodeDistribution("normal", width=3)
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        CodeDistribution("gaussian", width=3, samples=0)
+    with pytest.raises(ValueError, match="17 samples do not cut a 8 × 8 grid"):
+        stratified(torch.zeros(1, 1, 8, 8), 17)
