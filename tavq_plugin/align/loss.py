@@ -82,7 +82,7 @@ class TextAlignment(nn.Module):
         if self.store is not None:
             return self.store.batch(texts)
         if self.cache is not None:
-            return self.cache.batch(texts)
+            return self.cache.batch(texts, learn=self.training)
         raise ValueError(
             "texts came as a list, and this alignment has nothing to encode it with: give encoder= (strings), "
             "store= (ids), or pass a TextBatch"

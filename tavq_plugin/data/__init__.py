@@ -1,1 +1,1 @@
-
+"""Images with text: packs, folders, drawn scenes."""

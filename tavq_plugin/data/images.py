@@ -1,0 +1,59 @@
+"""Image files to tensors; what is broken or too large is refused with the file's name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.progress import track
+from torch import Tensor
+
+
+def read_image(path: str | Path, resolution: int) -> Tensor:
+    """One image, upright, on white, shorter side resized (bicubic, antialiased), centre-cropped; -> 3 r r uint8.
+
+    Raises ValueError for a file that is no image, is truncated, or has more pixels than Pillow's bomb limit.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I"):  # 16 bit: Pillow would clip at 255
+                    picture = Image.fromarray(
+                        (np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)
+                    )
+                picture = picture.convert("RGBA")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path}: more pixels than the limit for images ({error}); shrink it or leave it out"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not an image that Pillow knows; replace it or leave it out") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); is it truncated? Replace it or leave it out") from error
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.BICUBIC)
+    return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
+
+
+def load_images(paths: Sequence[str | Path], resolution: int, *, progress: bool = True) -> Tensor:
+    """Images in memory; n paths -> n 3 r r uint8. Raises ValueError with the name of the first broken file."""
+    images = torch.empty(len(paths), 3, resolution, resolution, dtype=torch.uint8)
+    for i, path in enumerate(track(paths, "reading images", disable=not progress)):
+        images[i] = read_image(path, resolution)
+    return images
+
+
+def to_float(images: Tensor) -> Tensor:
+    """8 bit to [-1, 1]; any shape.
+
+    >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([-1.,  1.])
+    """
+    return images.float() / 127.5 - 1

@@ -1,0 +1,219 @@
+"""Captioned scenes drawn from a seed: coloured, textured shapes with boxes, label masks, questions and long text."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageDraw
+from torch import Tensor
+
+from tavq_plugin.data.scene_text import describe, questions
+
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (240, 210, 40),
+    "purple": (140, 50, 170), "orange": (245, 130, 30), "white": (250, 250, 250), "black": (20, 20, 20),
+}  # fmt: skip
+BACKGROUNDS = {"grey": (150, 150, 150), "beige": (225, 205, 170), "pink": (245, 180, 190), "cyan": (150, 220, 225)}
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+TEXTURES = ("plain", "striped", "dotted", "checked")
+SIZES = {"small": 0.14, "large": 0.23}  # half the width, as a share of the picture
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+CANVAS = 128  # pixels a side that a scene is drawn at, at least, and twice its resolution; then shrunk
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object; positions and radius as shares of the picture."""
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    x: float
+    y: float
+
+    @property
+    def radius(self) -> float:
+        """Half its width."""
+        return SIZES[self.size]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 in 0..1."""
+        r = self.radius
+        return self.x - r, self.y - r, self.x + r, self.y + r
+
+    @property
+    def place(self) -> str:
+        """Where in the picture, in words: "top left", "centre", …"""
+        row, column = ROWS[min(2, int(self.y * 3))], COLUMNS[min(2, int(self.x * 3))]
+        return {"middle centre": "centre"}.get(f"{row} {column}", f"{row} {column}")
+
+    @property
+    def phrase(self) -> str:
+        """Its name with every attribute, the texture left out where it is plain."""
+        texture = "" if self.texture == "plain" else f" {self.texture}"
+        return f"{self.size}{texture} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and everything that is true of it."""
+
+    image: np.ndarray  # h w 3 uint8
+    mask: np.ndarray  # h w uint8: 0 background, i + 1 object i
+    things: tuple[Thing, ...]
+    background: str
+    text: str
+    qa: tuple[dict[str, str], ...]
+
+    @property
+    def boxes(self) -> tuple[dict, ...]:
+        """One a thing: phrase, box in 0..1, whether the phrase names it alone."""
+        phrases = [thing.phrase for thing in self.things]
+        return tuple(
+            {"phrase": thing.phrase, "box": list(thing.box), "unique": phrases.count(thing.phrase) == 1}
+            for thing in self.things
+        )
+
+
+class Scenes(NamedTuple):
+    """A set of scenes, ready to train on."""
+
+    images: Tensor  # n 3 r r uint8
+    texts: list[str]
+    scenes: list[Scene]
+
+
+def render(seed: int, index: int, resolution: int) -> Scene:
+    """Scene `index` of a seed; the layout and the text are the same at every resolution.
+
+    >>> render(0, 3, 32).text == render(0, 3, 64).text
+    True
+    """
+    draw = random.Random(f"{seed}/{index}")
+    background = draw.choice(list(BACKGROUNDS))
+    things = _layout(draw)
+    text, qa = describe(things, background, draw), questions(things, background)
+    side = max(2, -(-CANVAS // resolution)) * resolution
+    picture = _ground(BACKGROUNDS[background], side)
+    mask = np.zeros((resolution, resolution), dtype=np.uint8)
+    for number, thing in enumerate(things, 1):
+        stencil = _stencil(thing, side)
+        picture.paste(_fill(thing, side), mask=stencil)
+        small = np.asarray(stencil.resize((resolution, resolution), Image.Resampling.BOX))
+        mask[small > 127] = number
+    image = np.asarray(picture.resize((resolution, resolution), Image.Resampling.BOX))
+    return Scene(image, mask, things, background, text, qa)
+
+
+def scenes(n: int, *, seed: int = 0, resolution: int = 32, start: int = 0) -> Scenes:
+    """Scenes start … start + n − 1 of a seed."""
+    made = [render(seed, start + i, resolution) for i in range(n)]
+    images = torch.from_numpy(np.stack([scene.image for scene in made])).permute(0, 3, 1, 2).contiguous()
+    return Scenes(images, [scene.text for scene in made], made)
+
+
+def write_pack(folder: str | Path, n: int, *, seed: int = 0, resolution: int = 32, held_out: float = 0.15) -> None:
+    """Scenes as a folder with captions.jsonl and images/; whole, or not there. The folder must not exist."""
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: give a new folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    with (partial / "captions.jsonl").open("w", encoding="utf-8") as table:
+        for i in range(n):
+            scene, name = render(seed, i, resolution), f"scene_{i:06}.png"
+            Image.fromarray(scene.image).save(partial / "images" / name)
+            split = "val" if i >= n - round(held_out * n) else "train"
+            row = {
+                "image": name, "long_text": scene.text, "captions": [], "boxes": scene.boxes, "qa": scene.qa,
+                "split": split, "source": "scenes",
+            }  # fmt: skip
+            table.write(json.dumps(row) + "\n")
+    os.replace(partial, folder)
+
+
+def _layout(draw: random.Random) -> tuple[Thing, ...]:
+    """Two to five things that hardly overlap, no two of one colour and shape."""
+    wanted, things = draw.randint(2, 5), []
+    for _ in range(200):
+        size = draw.choice(list(SIZES))
+        r = SIZES[size]
+        thing = Thing(
+            draw.choice(SHAPES), draw.choice(list(COLOURS)), draw.choice(TEXTURES), size,
+            round(draw.uniform(r, 1 - r), 3), round(draw.uniform(r, 1 - r), 3),
+        )  # fmt: skip
+        apart = all(
+            max(abs(thing.x - other.x), abs(thing.y - other.y)) > 0.9 * (thing.radius + other.radius)
+            and (thing.colour, thing.shape) != (other.colour, other.shape)
+            for other in things
+        )
+        if apart:
+            things.append(thing)
+        if len(things) == wanted:
+            break
+    return tuple(things)
+
+
+def _ground(colour: Sequence[int], side: int) -> Image.Image:
+    """A soft gradient, darker towards the bottom."""
+    shade = np.linspace(1.06, 0.86, side)[:, None, None]
+    return Image.fromarray((np.array(colour) * shade).clip(0, 255).astype(np.uint8).repeat(side, axis=1))
+
+
+def _corners(thing: Thing, side: int) -> tuple[float, float, float, float]:
+    return tuple(value * side for value in thing.box)
+
+
+def _stencil(thing: Thing, side: int) -> Image.Image:
+    stencil = Image.new("L", (side, side))
+    pen, r = ImageDraw.Draw(stencil), thing.radius * side
+    cx, cy = thing.x * side, thing.y * side
+    corners = _corners(thing, side)
+    if thing.shape in ("circle", "ring"):
+        pen.ellipse(corners, fill=255)
+        if thing.shape == "ring":
+            pen.ellipse((cx - 0.5 * r, cy - 0.5 * r, cx + 0.5 * r, cy + 0.5 * r), fill=0)
+    elif thing.shape == "square":
+        pen.rectangle((cx - 0.9 * r, cy - 0.9 * r, cx + 0.9 * r, cy + 0.9 * r), fill=255)
+    elif thing.shape == "triangle":
+        pen.polygon([(cx, cy - r), (cx + r, cy + r), (cx - r, cy + r)], fill=255)
+    elif thing.shape == "cross":
+        pen.rectangle((cx - r, cy - 0.35 * r, cx + r, cy + 0.35 * r), fill=255)
+        pen.rectangle((cx - 0.35 * r, cy - r, cx + 0.35 * r, cy + r), fill=255)
+    else:
+        angles = np.pi * (np.arange(10) / 5 - 0.5)
+        reach = np.where(np.arange(10) % 2 == 0, r, 0.45 * r)
+        pen.polygon(list(zip(cx + reach * np.cos(angles), cy + reach * np.sin(angles), strict=True)), fill=255)
+    return stencil
+
+
+def _fill(thing: Thing, side: int) -> Image.Image:
+    """The thing's colour with its texture in a second tone, over the whole canvas."""
+    colour = np.array(COLOURS[thing.colour])
+    tone = colour * 0.45 if colour.sum() > 300 else colour + (255 - colour) * 0.55
+    fill = Image.new("RGB", (side, side), tuple(int(v) for v in colour))
+    if thing.texture == "plain":
+        return fill
+    y, x = np.mgrid[:side, :side]
+    step = side / 11
+    u, v = (x / step), (y / step)
+    if thing.texture == "striped":
+        on = (u + v) % 1.4 < 0.7
+    elif thing.texture == "dotted":
+        on = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09
+    else:
+        on = (u.astype(int) + v.astype(int)) % 2 == 0
+    pattern = Image.new("RGB", (side, side), tuple(int(value) for value in tone))
+    return Image.composite(pattern, fill, ImageChops.invert(Image.fromarray((~on * 255).astype(np.uint8))))
