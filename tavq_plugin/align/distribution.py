@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -60,6 +61,32 @@ def stratified(codes: Tensor, samples: int, generator: torch.Generator | None = 
     y = top + (draw[..., 0] * (bottom - top)).long()
     x = left + (draw[..., 1] * (right - left)).long()
     return flat.take_along_dim((y * w + x)[..., None], 1)
+
+
+class Collapsed(NamedTuple):
+    """The distinct codes of each image, padded."""
+
+    points: Tensor  # b u c, 0 where padded
+    masses: Tensor  # b u, the share of the image's places with that code, 0 where padded
+
+
+def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
+    """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> b u c, b u.
+
+    Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
+    point's, as if it had been transported on its own. u is the most distinct codes an image has.
+    """
+    b, c, h, w = codes.shape
+    offset = torch.arange(b, device=indices.device)[:, None] * (int(indices.max()) + 1)
+    distinct, group, count = (indices.flatten(1) + offset).unique(return_inverse=True, return_counts=True)
+    image = distinct // offset[1, 0] if b > 1 else torch.zeros_like(distinct)
+    held = torch.bincount(image, minlength=b)
+    u = int(held.max())
+    slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
+    summed = codes.new_zeros(b * u, c).index_add(0, slot[group.flatten()], rearrange(codes, "b c h w -> (b h w) c"))
+    counts = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count.to(codes.dtype))
+    points = summed / counts.clamp(min=1)[:, None]
+    return Collapsed(points.view(b, u, c), counts.view(b, u) / (h * w))
 
 
 def _cells(samples: int, h: int, w: int) -> tuple[int, int]:

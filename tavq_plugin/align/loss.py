@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.align.distribution import CodeDistribution
+from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.transport import Transport, solve
-from tavq_plugin.contract import GRANULARITIES, Codes, TextBatch, Units
+from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
 from tavq_plugin.settings import TransportSettings
 
 
@@ -98,36 +98,58 @@ class TextAlignment(nn.Module):
                 f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give levels= to match"
             )
         batch = self.units(texts)
-        total, seen = 0.0, []
-        for index, (level, granularity) in enumerate(zip(codes.levels, self.levels, strict=True)):
-            units = batch[granularity].to(level.quantized.device)
-            result = self.match(level.quantized, units, index)
-            present = units.mask.any(1)
-            share = present / present.sum().clamp(min=1)
-            total = total + self.level_weight[index] * (result.value * share).sum()
-            with torch.no_grad():
-                seen.append(
-                    {
-                        "transport_cost": (result.transport_cost * share).sum(),
-                        "gain": (result.gain * share).sum(),
-                        "plan_entropy": (result.plan_entropy * share).sum(),
-                        "marginal_error": (result.marginal_error * share).sum(),
-                        "converged": (result.converged * share).sum(),
-                        "units": units.mask.sum(),
-                        "images_without_text": (~present).sum(),
-                    }
-                )
-        self.last = {name: torch.stack([level[name] for level in seen]) for name in seen[0]}
-        return total
+        units = [batch[name].to(codes.final.quantized.device) for name in self.levels]
+        for level, part, name in zip(codes.levels, units, self.levels, strict=True):
+            self._check(level.quantized, part, name)
+        with torch.autocast(codes.final.quantized.device.type, enabled=False):
+            measures = [self._measure(level, index) for index, level in enumerate(codes.levels)]
+            result = self._solve(measures, units)
+        present = torch.stack([part.mask.any(1) for part in units])
+        share = present / present.sum(1, keepdim=True).clamp(min=1)
+
+        def mean(values: Tensor) -> Tensor:
+            """Over the images with text; (l b) -> l."""
+            return (values.view_as(share) * share).sum(1)
+
+        with torch.no_grad():
+            names = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
+            self.last = {name: mean(getattr(result, name)) for name in names}
+            self.last["units"] = torch.stack([part.mask.sum() for part in units])
+            self.last["images_without_text"] = (~present).sum(1)
+        return (mean(result.value) * result.value.new_tensor(self.level_weight)).sum()
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
-        """One level's transport, plan and certificate included; b c h w, b m d -> Transport over b problems."""
+        """One level's transport with a plan over every place; b c h w, b m d -> Transport over b problems."""
         self._check(quantized, units, self.levels[level])
         with torch.autocast(quantized.device.type, enabled=False):
-            points = self.embed(quantized.to(self.project[level][0].weight.dtype), level)
-            text = units.embeddings.to(points.dtype).masked_fill(~units.mask[..., None], 0.0)
-            text = F.normalize(text, dim=-1)
-            return solve(points, text, y_mask=units.mask, y_weight=units.weights, **vars(self.transport))
+            points = self.embed(quantized.float(), level)
+            return self._solve([(points, points.new_ones(points.shape[:2]))], [units])
+
+    def _measure(self, level: Level, index: int) -> tuple[Tensor, Tensor]:
+        """A level's points in the text space and their masses; repeated codes are merged, which is exact."""
+        codes = level.quantized.float()
+        if self.distribution[index].kind == "all":
+            points, masses = collapse_repeats(codes, level.indices)
+        else:
+            points = self.distribution[index](codes)
+            masses = points.new_ones(points.shape[:2])
+        return F.normalize(self.project[index](points), dim=-1), masses
+
+    def _solve(self, measures: list[tuple[Tensor, Tensor]], units: list[Units]) -> Transport:
+        """The levels' problems as one batch, padded to the largest; l × (b n d, b n), l × b m d -> over (l b)."""
+        n = max(points.shape[1] for points, _ in measures)
+        m = max(part.mask.shape[1] for part in units)
+        points = torch.cat([F.pad(part, (0, 0, 0, n - part.shape[1])) for part, _ in measures])
+        masses = torch.cat([F.pad(part, (0, n - part.shape[1])) for _, part in measures])
+        text = torch.cat([F.pad(part.embeddings, (0, 0, 0, m - part.mask.shape[1])) for part in units])
+        mask = torch.cat([F.pad(part.mask, (0, m - part.mask.shape[1])) for part in units])
+        text = F.normalize(text.to(points.dtype).masked_fill(~mask[..., None], 0.0), dim=-1)
+        weights = None
+        if any(part.weights is not None for part in units):
+            own = [part.mask.to(points) if part.weights is None else part.weights.to(points) for part in units]
+            weights = torch.cat([F.pad(part, (0, m - part.shape[1])) for part in own])
+        options = vars(self.transport)
+        return solve(points, text, x_mask=masses > 0, x_weight=masses, y_mask=mask, y_weight=weights, **options)
 
     def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:
@@ -145,4 +167,4 @@ class TextAlignment(nn.Module):
 def _head(kind: str, width: int, text_dim: int) -> nn.Module:
     if kind == "linear":
         return nn.Sequential(nn.Linear(width, text_dim))
-    return nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, text_dim))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 PASSES_A_LEVEL = 4  # 2 do not suffice on strongly clustered problems
-FACTOR = 3.0  # by which the blur falls from level to level
+FACTOR = 5.0  # by which the blur falls from level to level
+LOOSE = 0.1  # marginal error that ends a level before the last
 STEP = 4.0  # longest step, in units of the blur
 TINY = 1e-30
 
@@ -117,7 +118,7 @@ def maximise(
         state = _state(problem, potentials, epsilon)
         for _ in range(max_passes if last else PASSES_A_LEVEL):
             if adaptive:
-                near = marginal_error(problem, state.marginal) <= (tolerance if last else 0.1)
+                near = marginal_error(problem, state.marginal) <= (tolerance if last else LOOSE)
                 if (near | ~state.dual.isfinite()).all():
                     break
             step = _sinkhorn_step(problem, state, epsilon)
