@@ -106,8 +106,8 @@ def solve(
     Raises ValueError for shapes that do not fit, negative weights and unknown names.
 
     >>> x = torch.eye(3)[None]
-    >>> round(solve(x, x.flip(1), epsilon=0.01).value.item(), 6)
-    0.0
+    >>> bool(solve(x, x.flip(1), epsilon=0.01).transport_cost < 1e-5)
+    True
     """
     _check(x, y, cost, epsilon, epsilon_mode, solver, schedule)
     with torch.autocast(x.device.type, enabled=False):

