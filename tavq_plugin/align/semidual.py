@@ -43,9 +43,11 @@ class _State(NamedTuple):
 def conditional(problem: Problem, potentials: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax of each code over the units, and the log-sum-exp; b m -> b n m, b n."""
     log_b = problem.b.clamp(min=TINY).log().masked_fill(~problem.y_mask, -torch.inf)
-    score = (potentials[:, None] - problem.cost) / epsilon[:, None, None] + log_b[:, None]
+    score = (potentials / epsilon[:, None] + log_b)[:, None] - problem.cost / epsilon[:, None, None]
     top = score.amax(2, keepdim=True)
-    weight = (score - top).exp()
+    # far tails are cut where their squares would be denormal: those are many times slower, and weigh nothing
+    least = -300.0 if score.dtype == torch.float64 else -40.0
+    weight = (score - top).clamp_(min=least).exp_() * problem.y_mask[:, None]
     total = weight.sum(2, keepdim=True)
     return weight / total, (total.log() + top)[..., 0]
 

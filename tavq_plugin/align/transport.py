@@ -205,8 +205,7 @@ def _costs(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor, cost: str) -> T
         return -(x @ y.mT)
     # centred on the units' mean: distances keep their digits far from the origin
     centre = y.detach().sum(1, keepdim=True) / y_mask.sum(1).clamp(min=1)[:, None, None]
-    x = (x - centre).masked_fill(~x_mask[..., None], 0.0)
-    y = (y - centre).masked_fill(~y_mask[..., None], 0.0)
+    x, y = x - centre, y - centre
     return x.square().sum(2)[..., None] + y.square().sum(2)[:, None] - 2 * (x @ y.mT)
 
 

@@ -49,7 +49,7 @@ def word_regions(
         for axis, name, grid in zip(line[1:], names, grids, strict=False):
             relative = torch.log2(grid.clamp(min=1e-6) / grid.mean().clamp(min=1e-6)).clamp(-2, 2)
             smooth = F.interpolate(relative[None, None].float(), image.shape[:2], mode="bilinear")[0, 0]
-            axis.imshow(image)
+            axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
             drawn = axis.imshow(smooth.numpy(), cmap="coolwarm", alpha=0.6, vmin=-2, vmax=2)
             axis.set_title(name, fontsize=9)
     figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
