@@ -57,7 +57,8 @@ def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
 
     out, _ = done
     for name in ("baseline", "tavq", "shuffled"):
-        small_vqgan(32).load_state_dict(load_file(out / name / "host.safetensors"), strict=True)
+        loaded = small_vqgan(32).load_state_dict(load_file(out / name / "host.safetensors"), strict=True)
+        assert not loaded.missing_keys and not loaded.unexpected_keys
 
 
 def test_runs_differ_by_their_texts_alone(done):
