@@ -25,7 +25,7 @@ class Training:
 
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images
-    learning_rate: float = 4e-4  # Adam's peak, after `warmup`; then half a cosine down to 0
+    learning_rate: float = 6e-4  # Adam's peak, after `warmup`; then half a cosine down to 0
     warmup: int = 20  # steps of linear rise
     weight: float = 0.3  # λ of the alignment; 0 = no alignment
     level_weight: float = 1.0  # of the added levels' codebook and commitment loss

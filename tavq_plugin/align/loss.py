@@ -167,4 +167,4 @@ class TextAlignment(nn.Module):
 def _head(kind: str, width: int, text_dim: int) -> nn.Module:
     if kind == "linear":
         return nn.Sequential(nn.Linear(width, text_dim))
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, text_dim))
+    return nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
