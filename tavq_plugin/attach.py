@@ -64,8 +64,8 @@ class Attachment(nn.Module):
         super().__init__()
         self.hierarchy, self.alignment = hierarchy, alignment
         self.adapter = adapter
-        self.weight, self.level_weight = weight, level_weight
         self.recorder = Recorder(_paths(adapter))
+        self.weight, self.level_weight = weight, level_weight
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._handles = install(adapter.model, self.recorder)
@@ -85,8 +85,7 @@ class Attachment(nn.Module):
         if not value >= 0:
             raise ValueError(f"weight must be 0 or more, got {value}")
         self._weight = value
-        if hasattr(self, "recorder"):
-            self.recorder.live = value > 0
+        self.recorder.live = value > 0
 
     def forward(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
         """weight · alignment + level_weight · (added levels' loss), of the host's latest forward.
@@ -209,7 +208,6 @@ def attach(
     with _own_randomness(device):
         heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
     align = Attachment(tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, level_weight=level_weight)
-    align.recorder.live = weight > 0
     group = {"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]}
     optimizer.add_param_group(group)
     align._optimizer = optimizer

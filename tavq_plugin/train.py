@@ -21,7 +21,7 @@ from tavq_plugin.settings import Training
 class Trained(NamedTuple):
     """What a finished loop reports."""
 
-    history: list[dict[str, float]]  # one row every `every` steps
+    history: list[dict[str, float]]  # one row a step
     seconds_per_step: float  # median
     plugin_share: float  # 0..1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class TextAlignment(nn.Module):
 
     def units(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> TextBatch:
         """A TextBatch from itself, from strings (`encoder=`), or from ids (`store=`)."""
-        if isinstance(texts, dict):
+        if isinstance(texts, Mapping):
             return texts
         if isinstance(texts, str):
             raise TypeError("texts is one string: give a list, one text an image")

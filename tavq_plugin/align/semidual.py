@@ -85,7 +85,10 @@ def _sinkhorn_step(problem: Problem, state: _State, epsilon: Tensor) -> Tensor:
 
 
 def _levels(epsilon: Tensor, warm: bool) -> list[Tensor]:
-    """Blur of each level, from 1 (the problem's own scale) down to each problem's target; no sync if uniform."""
+    """Blur of each level, from 1 (the problem's own scale) down to each problem's target.
+
+    Their number depends on the smallest target, which is read on the host: one synchronisation a call.
+    """
     if warm:
         return [epsilon]
     levels, level, least = [], 1.0, epsilon.min().item()

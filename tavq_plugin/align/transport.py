@@ -135,7 +135,7 @@ def solve(
             q, _ = conditional(problem, potentials, problem.epsilon)
             potentials = potentials * scale[:, None]
             absolute = problem.epsilon * scale
-        value = _dual(costs, a, b, y_mask, potentials, absolute, q)
+        value = _dual(costs, a, b, y_mask, potentials, absolute)
         value = torch.where(present, value, 0.0)
         with torch.no_grad():
             potentials = torch.where(y_mask, potentials - (b * potentials).sum(1, keepdim=True), 0.0)
@@ -145,9 +145,7 @@ def solve(
         )
 
 
-def _dual(
-    costs: Tensor, a: Tensor, b: Tensor, y_mask: Tensor, potentials: Tensor, epsilon: Tensor, q: Tensor
-) -> Tensor:
+def _dual(costs: Tensor, a: Tensor, b: Tensor, y_mask: Tensor, potentials: Tensor, epsilon: Tensor) -> Tensor:
     """D(g) at fixed g, differentiable in the costs and both masses: its gradient in C is the plan; -> b."""
     log_b = torch.where(y_mask, b, 1.0).log().masked_fill(~y_mask, -torch.inf)
     empty = ~y_mask.any(1)
