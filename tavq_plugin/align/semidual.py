@@ -16,47 +16,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PASSES_A_LEVEL = 4  # 2 do not suffice on strongly clustered problems
+FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
 FACTOR = 5.0  # by which the blur falls from level to level
+PASSES_A_LEVEL = 8  # at most, before the last level; 2 do not suffice on strongly clustered problems
 LOOSE = 0.1  # marginal error that ends a level before the last
 STEP = 4.0  # longest step, in units of the blur
 TINY = 1e-30
 
 
 class Problem(NamedTuple):
-    """A batch of problems, costs in units of each one's own scale; masked entries have cost 0 and mass 0."""
+    """A batch of problems, costs in units of each one's own scale; masked entries have cost 0 and mass 0.
 
-    cost: Tensor  # b n m
+    Units lie before codes: sums over the few units then run along whole rows of codes, several times faster.
+    """
+
+    cost: Tensor  # b m n
     a: Tensor  # b n
     b: Tensor  # b m
     y_mask: Tensor  # b m bool
-    epsilon: Tensor  # b
+    epsilon: Tensor  # b, the target blur
 
 
 class _State(NamedTuple):
     potentials: Tensor  # b m
     dual: Tensor  # b
     marginal: Tensor  # b m, of the plan over the units
-    curvature: Tensor  # b m m, qᵀ diag(a) q
+    curvature: Tensor  # b m m, q diag(a) qᵀ
 
 
 def conditional(problem: Problem, potentials: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax of each code over the units, and the log-sum-exp; b m -> b n m, b n."""
+    """Softmax of each code over the units, and the log-sum-exp; b m -> b m n, b n."""
     log_b = problem.b.clamp(min=TINY).log().masked_fill(~problem.y_mask, -torch.inf)
-    score = (potentials / epsilon[:, None] + log_b)[:, None] - problem.cost / epsilon[:, None, None]
-    top = score.amax(2, keepdim=True)
+    offset = potentials / epsilon[:, None] + log_b
+    score = torch.addcmul(offset[..., None], problem.cost, (-1 / epsilon)[:, None, None])
+    top = score.amax(1, keepdim=True)
     # far tails are cut where their squares would be denormal: those are many times slower, and weigh nothing
     least = -300.0 if score.dtype == torch.float64 else -40.0
-    weight = (score - top).clamp_(min=least).exp_() * problem.y_mask[:, None]
-    total = weight.sum(2, keepdim=True)
-    return weight / total, (total.log() + top)[..., 0]
+    weight = torch.threshold_(score.sub_(top), least, -torch.inf).exp_()
+    total = weight.sum(1, keepdim=True)
+    return weight.div_(total), (total.log_() + top)[:, 0]
 
 
 def _state(problem: Problem, potentials: Tensor, epsilon: Tensor) -> _State:
     q, lse = conditional(problem, potentials, epsilon)
     dual = (problem.b * potentials).sum(1) - epsilon * (problem.a * lse).sum(1)
-    weighted = q * problem.a[..., None]
-    return _State(potentials, dual, weighted.sum(1), weighted.mT @ q)
+    root = problem.a.sqrt()
+    half = q.mul_(root[:, None])
+    return _State(potentials, dual, (half @ root[..., None])[..., 0], half @ half.mT)
 
 
 def marginal_error(problem: Problem, marginal: Tensor) -> Tensor:
@@ -84,18 +90,67 @@ def _sinkhorn_step(problem: Problem, state: _State, epsilon: Tensor) -> Tensor:
     return (epsilon[:, None] * ratio).masked_fill(~problem.y_mask, 0.0)
 
 
-def _levels(epsilon: Tensor, warm: bool) -> list[Tensor]:
-    """Blur of each level, from 1 (the problem's own scale) down to each problem's target.
+def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` for the chosen problems, `old` for the others; b bool, b ... -> b ..."""
+    return torch.where(chosen.view(-1, *[1] * (new.ndim - 1)), new, old)
 
-    Their number depends on the smallest target, which is read on the host: one synchronisation a call.
-    """
-    if warm:
-        return [epsilon]
-    levels, level, least = [], 1.0, epsilon.min().item()
-    while level > least * (1 + 1e-9):
-        levels.append(epsilon.clamp(min=level))
-        level /= FACTOR
-    return [*levels, epsilon]
+
+class _Work(NamedTuple):
+    """Where each unfinished problem stands."""
+
+    rows: Tensor  # b, its place in the batch
+    problem: Problem
+    state: _State  # at `blur`; undefined where fresh
+    blur: Tensor  # b, of its present level
+    damping: Tensor  # b
+    passes: Tensor  # b, steps tried at this level
+    fresh: Tensor  # b bool, its level has just begun: the state is yet to be computed
+    refused: Tensor  # b bool, its latest step was
+
+    def take(self, chosen: Tensor) -> _Work:
+        """The chosen problems alone."""
+        return _Work(*(_Work._part(part, chosen) for part in self))
+
+    @staticmethod
+    def _part(part: Tensor | tuple, chosen: Tensor) -> Tensor | tuple:
+        return part[chosen] if isinstance(part, Tensor) else type(part)(*(field[chosen] for field in part))
+
+
+def _begin(problem: Problem, start: Tensor | None) -> _Work:
+    b, m = problem.b.shape
+    flags = torch.ones(b, dtype=torch.bool, device=problem.b.device)
+    potentials = torch.zeros_like(problem.b) if start is None else start.masked_fill(~problem.y_mask, 0.0)
+    zeros = torch.zeros_like(problem.epsilon)
+    state = _State(potentials, zeros, problem.b, torch.diag_embed(problem.b))
+    blur = problem.epsilon.clamp(min=FIRST) if start is None else problem.epsilon
+    return _Work(torch.arange(b, device=flags.device), problem, state, blur, zeros, zeros - 1, flags, ~flags)
+
+
+def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adaptive: bool) -> tuple[_Work, Tensor]:
+    """One pass over the codes: a step for every problem, each at its own level; and which are finished."""
+    rows, problem, state, blur, damping, passes, fresh, refused = work
+    double = problem.cost.dtype == torch.float64
+    step = _sinkhorn_step(problem, state, blur)
+    if newton:
+        damped, failed = _newton_step(problem, state, blur, damping)
+        step = _where(failed | refused, step, damped)  # a Sinkhorn step never lowers D
+    longest = step.abs().amax(1, keepdim=True).clamp(min=TINY)
+    step = step * (STEP * blur[:, None] / longest).clamp(max=1.0)
+    tried = _state(problem, state.potentials + step.masked_fill(fresh[:, None], 0.0), blur)
+    slack = 8 * torch.finfo(problem.cost.dtype).eps
+    kept = fresh | (tried.dual >= state.dual - slack * (1 + state.dual.abs()))
+    state = _State(*(_where(kept, new, old) for new, old in zip(tried, state, strict=True)))
+    damping = torch.where(kept, damping / 10, damping * 10).clamp(1e-12 if double else 1e-7, 1e3)
+    damping = torch.where(fresh, 1e-6 if double else 1e-4, damping)
+    passes = passes + 1
+
+    error, last = marginal_error(problem, state.marginal), blur <= problem.epsilon
+    near = error <= torch.where(last, tolerance, LOOSE) if adaptive else torch.zeros_like(last)
+    over = near | (passes >= torch.where(last, float(max_passes), float(PASSES_A_LEVEL))) | ~state.dual.isfinite()
+    falls = over & ~last
+    blur = torch.where(falls, torch.maximum(blur / FACTOR, problem.epsilon), blur)
+    passes = torch.where(falls, -1.0, passes)
+    return _Work(rows, problem, state, blur, damping, passes, falls, ~kept), over & last
 
 
 @torch.no_grad()
@@ -110,37 +165,20 @@ def maximise(
 ) -> tuple[Tensor, Tensor]:
     """Potentials that maximise D, and the marginal error there; -> b m, b.
 
-    ε falls by `FACTOR` a level, `PASSES_A_LEVEL` passes each, then up to `max_passes` at the target. A pass is a
-    Levenberg–Marquardt step: kept where D does not fall, else tried again with more damping; a Sinkhorn step where
-    Cholesky fails. `adaptive` stops when every problem is within `tolerance`; else every pass is made.
+    Each problem anneals on its own: ε falls by `FACTOR` a level, once the marginal error is below `LOOSE` or after
+    `PASSES_A_LEVEL` passes, then up to `max_passes` at the target. A pass is a Levenberg–Marquardt step: kept where
+    D does not fall, else followed by a Sinkhorn step, as where Cholesky fails, and more damping. `adaptive` stops a
+    problem within `tolerance` and goes on with the others; else every pass is made.
     """
-    potentials = torch.zeros_like(problem.b) if start is None else start.masked_fill(~problem.y_mask, 0.0)
-    slack = 8 * torch.finfo(problem.cost.dtype).eps
-    levels = _levels(problem.epsilon, start is not None)
-    for number, epsilon in enumerate(levels):
-        last = number == len(levels) - 1
-        damping = torch.full_like(epsilon, 1e-6 if problem.cost.dtype == torch.float64 else 1e-4)
-        state = _state(problem, potentials, epsilon)
-        for _ in range(max_passes if last else PASSES_A_LEVEL):
-            if adaptive:
-                near = marginal_error(problem, state.marginal) <= (tolerance if last else LOOSE)
-                if (near | ~state.dual.isfinite()).all():
-                    break
-            step = _sinkhorn_step(problem, state, epsilon)
-            if newton:
-                damped, failed = _newton_step(problem, state, epsilon, damping)
-                step = torch.where(failed[:, None], step, damped)
-            longest = step.abs().amax(1, keepdim=True).clamp(min=TINY)
-            step = step * (STEP * epsilon[:, None] / longest).clamp(max=1.0)
-            tried = _state(problem, state.potentials + step, epsilon)
-            kept = tried.dual >= state.dual - slack * (1 + state.dual.abs())
-            state = _State(
-                *(
-                    torch.where(kept.view(-1, *[1] * (new.ndim - 1)), new, old)
-                    for new, old in zip(tried, state, strict=True)
-                )
-            )
-            floor = 1e-12 if problem.cost.dtype == torch.float64 else 1e-7
-            damping = torch.where(kept, damping / 10, damping * 10).clamp(floor, 1e3)
-        potentials = state.potentials
-    return potentials, marginal_error(problem, state.marginal)
+    potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
+    work = _begin(problem, start)
+    while len(work.rows):
+        work, finished = _advance(work, newton, tolerance, max_passes, adaptive)
+        count = int(finished.sum())
+        # dropping the finished copies the rest: worth it when they are many; stepping on does a finished one no harm
+        if 2 * count >= len(finished):
+            done = work.take(finished)
+            potentials[done.rows] = done.state.potentials
+            error[done.rows] = marginal_error(done.problem, done.state.marginal)
+            work = work.take(~finished)
+    return potentials, error

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tavq_plugin.align.semidual import Problem, conditional, maximise
 
@@ -121,10 +122,10 @@ def solve(
         y_mask = y_mask & (b > 0)  # a unit without mass is no unit
         costs = _costs(x.to(dtype), y.to(dtype), x_mask, y_mask, cost)
         if solver == "emd":
-            return _emd(costs, a, b)
+            return _emd(costs.mT, a, b)
 
         with torch.no_grad():
-            centred, scale = _scaled(costs, a, y_mask)
+            centred, middle, scale = _scaled(costs, a, y_mask)
             blur = torch.full_like(scale, epsilon) / (1.0 if epsilon_mode == "relative" else scale)
             problem = Problem(centred, a, b, y_mask | ~present[:, None], blur)
             start = None if warm_start is None else warm_start.to(dtype) / scale[:, None]
@@ -132,26 +133,60 @@ def solve(
                 problem, newton=solver == "newton", adaptive=schedule == "adaptive", tolerance=tolerance,
                 max_passes=max_passes, start=start,
             )  # fmt: skip
-            q, _ = conditional(problem, potentials, problem.epsilon)
-            potentials = potentials * scale[:, None]
-            absolute = problem.epsilon * scale
-        value = _dual(costs, a, b, y_mask, potentials, absolute)
-        value = torch.where(present, value, 0.0)
+            q, lse = conditional(problem, potentials, blur)
+            potentials, blur = potentials * scale[:, None], blur * scale
+            soft = middle - blur[:, None] * lse
+        value = _Value.apply(costs, a, b, q, soft, potentials, blur)
         with torch.no_grad():
             potentials = torch.where(y_mask, potentials - (b * potentials).sum(1, keepdim=True), 0.0)
             error = torch.where(present, error, 0.0)
         return Transport(
-            value, potentials, absolute, error, error <= tolerance, costs.detach(), a.detach(), b.detach(), q
+            value, potentials, blur, error, error <= tolerance, costs.detach().mT, a.detach(), b.detach(), q.mT
         )
 
 
-def _dual(costs: Tensor, a: Tensor, b: Tensor, y_mask: Tensor, potentials: Tensor, epsilon: Tensor) -> Tensor:
-    """D(g) at fixed g, differentiable in the costs and both masses: its gradient in C is the plan; -> b."""
-    log_b = torch.where(y_mask, b, 1.0).log().masked_fill(~y_mask, -torch.inf)
-    empty = ~y_mask.any(1)
-    log_b = log_b.masked_fill(empty[:, None], 0.0)
-    score = (potentials[:, None] - costs) / epsilon[:, None, None] + log_b[:, None]
-    return (b * potentials).sum(1) - epsilon * (a * score.logsumexp(2)).sum(1)
+class _Value(torch.autograd.Function):
+    """D(g) at its maximum, where ∂D/∂g = 0: the gradient in the costs is the plan; b m n, b n, b m -> b."""
+
+    @staticmethod
+    def forward(ctx, costs, a, b, q, soft, potentials, epsilon):
+        """q: b m n, of each code over the units; soft: b n, its least reduced cost −ε log Σ b exp((g − C) / ε)."""
+        ctx.save_for_backward(a, b, q, soft, potentials, epsilon)
+        return (b * potentials).sum(1) + (a * soft).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """The envelope theorem: P, soft, and g − ε Pᵀ1 / b."""
+        a, b, q, soft, potentials, epsilon = ctx.saved_tensors
+        to_b = None
+        if ctx.needs_input_grad[2]:
+            to_b = potentials - epsilon[:, None] * (q @ a[..., None])[..., 0] / b
+            to_b = grad[:, None] * to_b.masked_fill(b == 0, 0.0)
+        return (grad[:, None] * a)[:, None] * q, grad[:, None] * soft, to_b, None, None, None, None
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """|x − y|² with the backward of a matrix product; b n d, b m d -> b m n."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        """Both with zeros where padded."""
+        ctx.save_for_backward(x, y)
+        offset = y.square().sum(2)[..., None] + torch.linalg.vector_norm(x, dim=2).square()[:, None]
+        return torch.baddbmm(offset, y, x.mT, alpha=-2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """2 Σ (x − y) ∂C."""
+        x, y = ctx.saved_tensors
+        to_x = to_y = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.baddbmm(x * grad.sum(1)[..., None], grad.mT, y, beta=2, alpha=-2)
+        if ctx.needs_input_grad[1]:
+            to_y = torch.baddbmm(y * grad.sum(2)[..., None], grad, x, beta=2, alpha=-2)
+        return to_x, to_y
 
 
 def _check(x: Tensor, y: Tensor, cost: str, epsilon: float, mode: str, solver: str, schedule: str) -> None:
@@ -196,28 +231,30 @@ def _masses(name: str, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) 
 
 
 def _costs(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor, cost: str) -> Tensor:
-    """b n d, b m d -> b n m; pads are zeroed before any arithmetic, so what lies in them cannot leak."""
-    x = x.masked_fill(~x_mask[..., None], 0.0)
+    """b n d, b m d -> b m n; pads are zeroed before any arithmetic, so what lies in them cannot leak."""
     y = y.masked_fill(~y_mask[..., None], 0.0)
     if cost == "dot":
-        return -(x @ y.mT)
+        return -(y @ x.masked_fill(~x_mask[..., None], 0.0).mT)
     # centred on the units' mean: distances keep their digits far from the origin
     centre = y.detach().sum(1, keepdim=True) / y_mask.sum(1).clamp(min=1)[:, None, None]
-    x, y = x - centre, y - centre
-    return x.square().sum(2)[..., None] + y.square().sum(2)[:, None] - 2 * (x @ y.mT)
+    x, y = (x - centre).masked_fill(~x_mask[..., None], 0.0), (y - centre).masked_fill(~y_mask[..., None], 0.0)
+    return _SquaredDistance.apply(x, y)
 
 
-def _scaled(costs: Tensor, a: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Row-centred costs in units of their RMS, and that RMS (1 where a cost never varies); b n m -> b n m, b."""
-    count = y_mask.sum(1).clamp(min=1)[:, None, None]
-    pads = ~y_mask[:, None]
-    costs = costs.masked_fill(pads, 0.0)
-    centred = (costs - costs.sum(2, keepdim=True) / count).masked_fill(pads, 0.0)
+def _scaled(costs: Tensor, a: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Costs centred on each code's mean, in units of their RMS; the means; the RMS (1 where a cost never varies).
+
+    b m n -> b m n, b n, b.
+    """
+    count = y_mask.sum(1).clamp(min=1)[:, None]
+    pads = ~y_mask[..., None]
+    middle = costs.masked_fill(pads, 0.0).sum(1) / count
+    centred = (costs - middle[:, None]).masked_fill_(pads, 0.0)
     largest = centred.abs().amax((1, 2)).clamp(min=torch.finfo(costs.dtype).tiny)
     unit = centred / largest[:, None, None]  # so that squares neither vanish nor overflow
-    rms = largest * ((unit.square().sum(2) * a).sum(1) / count[:, 0, 0]).sqrt()
+    rms = largest * ((unit.square_().sum(1) * a).sum(1) / count[:, 0]).sqrt()
     scale = torch.where(rms > 0, rms, 1.0)
-    return centred / scale[:, None, None], scale
+    return centred.div_(scale[:, None, None]), middle, scale
 
 
 def _emd(costs: Tensor, a: Tensor, b: Tensor) -> Transport:
