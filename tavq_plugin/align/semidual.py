@@ -117,7 +117,7 @@ class _Work(NamedTuple):
 
 
 def _begin(problem: Problem, start: Tensor | None) -> _Work:
-    b, m = problem.b.shape
+    b = len(problem.b)
     flags = torch.ones(b, dtype=torch.bool, device=problem.b.device)
     potentials = torch.zeros_like(problem.b) if start is None else start.masked_fill(~problem.y_mask, 0.0)
     zeros = torch.zeros_like(problem.epsilon)
