@@ -23,12 +23,12 @@ def demo(
         typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files; default: drawn scenes."),
     ] = None,
     resolution: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 250,
     seed: Annotated[int, typer.Option(help="Of weights, batches and the shuffled control.")] = 0,
     out: Annotated[Path, typer.Option(help="Where runs, demo.json and pictures go.")] = Path("tavq-demo"),
     n_train: Annotated[int, typer.Option(min=2, help="Training images at most.")] = 3000,
     n_eval: Annotated[int, typer.Option(min=2, help="Held-out images at most.")] = 500,
-    weight: Annotated[float, typer.Option(min=0.0, help="λ of the alignment.")] = 0.3,
+    weight: Annotated[float, typer.Option(min=0.0, help="λ of the alignment at the start; it falls to 0.")] = 0.3,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
     from tavq_plugin.demo import run_demo, table

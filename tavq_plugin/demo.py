@@ -59,7 +59,7 @@ def small_vqgan(resolution: int) -> nn.Module:
 
     ddconfig = {
         "double_z": False, "z_channels": 64, "resolution": resolution, "in_channels": 3, "out_ch": 3, "ch": 32,
-        "ch_mult": (1, 1, 2, 2), "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+        "ch_mult": (1, 2, 2, 4), "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
     return VQGAN(ddconfig, n_embed=512, embed_dim=64, legacy=False)
 

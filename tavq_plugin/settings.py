@@ -27,7 +27,9 @@ class Training:
     batch_size: int = 16  # images
     learning_rate: float = 6e-4  # Adam's peak, after `warmup`; then half a cosine down to 0
     warmup: int = 20  # steps of linear rise
-    weight: float = 0.3  # λ of the alignment; 0 = no alignment
+    weight: float = 0.3  # λ of the alignment at the start; 0 = no alignment
+    weight_end: float = 0.0  # λ at the end, reached along half a cosine: the last steps serve the pixels
+    head_rate: float = 2.0  # learning rate of the alignment's heads, in units of learning_rate
     level_weight: float = 1.0  # of the added levels' codebook and commitment loss
     seed: int = 0
 
@@ -35,8 +37,9 @@ class Training:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight", "level_weight"):
+        for name in ("weight", "weight_end", "level_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "head_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

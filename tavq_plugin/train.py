@@ -37,13 +37,17 @@ def train(
 ) -> Trained:
     """Train the tokenizer, in place, on images (n 3 r r uint8) and the texts of the same rows.
 
-    Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + weight · alignment. `align=None`
+    Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + λ · alignment, λ falling from
+    `weight` to `weight_end`. `align=None`
     is λ = 0. Batches come from `settings.seed` alone, so runs that differ in `align` see the same images in the
     same order. `each(step)` is called after every step. Raises FloatingPointError where the loss is not finite.
     """
-    plugin = [*tokenizer.hierarchy.parameters(), *(align.parameters() if align else ())]
+    heads = list(align.parameters()) if align else []
+    plugin = [*tokenizer.hierarchy.parameters(), *heads]
     host = list(tokenizer.host.parameters())
-    optimizer = torch.optim.Adam([*host, *plugin], lr=settings.learning_rate)
+    optimizer = torch.optim.Adam([*host, *tokenizer.hierarchy.parameters()], lr=settings.learning_rate)
+    if heads:
+        optimizer.add_param_group({"params": heads, "lr": settings.learning_rate * settings.head_rate})
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     share = sum(p.numel() for p in plugin) / sum(p.numel() for p in [*host, *plugin])
     draw = torch.Generator().manual_seed(settings.seed)
@@ -61,7 +65,7 @@ def train(
                 loss = pixel + quantizer_loss + settings.level_weight * codes.loss
                 with clock.in_plugin():
                     aligned = align(codes, texts(rows.tolist())) if align else torch.zeros(())
-                    loss = loss + settings.weight * aligned
+                    loss = loss + _weight(step, settings) * aligned
                 if not loss.isfinite():
                     raise FloatingPointError(
                         f"the loss is {loss.item()} at step {step} (pixel {pixel.item():.3g}, quantizer "
@@ -84,3 +88,9 @@ def _rate(step: int, settings: Training) -> float:
     """Share of the peak learning rate: linear rise, then half a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
     return rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+def _weight(step: int, settings: Training) -> float:
+    """λ: half a cosine from `weight` to `weight_end`; 0 throughout where `weight` is 0."""
+    end = min(settings.weight, settings.weight_end)
+    return end + (settings.weight - end) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
