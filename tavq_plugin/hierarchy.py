@@ -17,7 +17,7 @@ def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Te
     """Index of the nearest code at each place; b c h w, k c -> b h w.
 
     Runs without gradient in the latent's own precision (float32 at least), `chunk` distances at a time: by default
-    as many as stay in a CPU's cache, or fill a GPU. Of equally near codes the first is taken.
+    as many as stay in a CPU's cache, or fill a GPU.
 
     >>> nearest(torch.tensor([0.1, 0.9]).view(1, 1, 1, 2), torch.tensor([[0.0], [1.0]]))
     tensor([[[0, 1]]])
@@ -30,7 +30,7 @@ def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Te
         codebook = codebook.to(flat.dtype)
         offset = (codebook**2).sum(1)
         rows = max(1, (chunk or (2**18 if flat.is_cpu else 2**24)) // len(codebook))
-        # min, not argmin: twice as fast on a CPU
+        # min, not argmin: the faster of the two on a CPU
         found = [torch.addmm(offset, part, codebook.T, alpha=-2).min(1).indices for part in flat.split(rows)]
         return rearrange(torch.cat(found), "(b h w) -> b h w", b=b, h=h)
 

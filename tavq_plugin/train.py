@@ -38,9 +38,8 @@ def train(
     """Train the tokenizer, in place, on images (n 3 r r uint8) and the texts of the same rows.
 
     Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + λ · alignment, λ falling from
-    `weight` to `weight_end`. `align=None`
-    is λ = 0. Batches come from `settings.seed` alone, so runs that differ in `align` see the same images in the
-    same order. `each(step)` is called after every step. Raises FloatingPointError where the loss is not finite.
+    `weight` to `weight_end`. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs that differ in
+    `align` see the same images in the same order. `each(step)` is called after every step. Raises FloatingPointError where the loss is not finite.
     """
     heads = list(align.parameters()) if align else []
     plugin = [*tokenizer.hierarchy.parameters(), *heads]
@@ -87,10 +86,15 @@ def train(
 def _rate(step: int, settings: Training) -> float:
     """Share of the peak learning rate: linear rise, then half a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    return rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return rise * _fall(step, settings)
 
 
 def _weight(step: int, settings: Training) -> float:
     """λ: half a cosine from `weight` to `weight_end`; 0 throughout where `weight` is 0."""
     end = min(settings.weight, settings.weight_end)
-    return end + (settings.weight - end) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return end + (settings.weight - end) * _fall(step, settings)
+
+
+def _fall(step: int, settings: Training) -> float:
+    """Half a cosine over the run, from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * step / settings.steps))

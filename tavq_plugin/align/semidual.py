@@ -27,7 +27,7 @@ TINY = 1e-30
 class Problem(NamedTuple):
     """A batch of problems, costs in units of each one's own scale; masked entries have cost 0 and mass 0.
 
-    Units lie before codes: sums over the few units then run along whole rows of codes, several times faster.
+    Units lie before codes: sums over the few units then run along whole rows of codes.
     """
 
     cost: Tensor  # b m n
@@ -168,7 +168,8 @@ def maximise(
     Each problem anneals on its own: ε falls by `FACTOR` a level, once the marginal error is below `LOOSE` or after
     `PASSES_A_LEVEL` passes, then up to `max_passes` at the target. A pass is a Levenberg–Marquardt step: kept where
     D does not fall, else followed by a Sinkhorn step, as where Cholesky fails, and more damping. `adaptive` stops a
-    problem within `tolerance` and goes on with the others; else every pass is made.
+    problem within `tolerance` and goes on with the others; else every pass is made. A finished problem may get
+    further passes beside unfinished ones.
     """
     potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
     work = _begin(problem, start)
