@@ -39,7 +39,8 @@ def train(
 
     Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + λ · alignment, λ falling from
     `weight` to `weight_end`. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs that differ in
-    `align` see the same images in the same order. `each(step)` is called after every step. Raises FloatingPointError where the loss is not finite.
+    `align` see the same images in the same order. `each(step)` is called after every step. Raises
+    FloatingPointError where the loss is not finite.
     """
     heads = list(align.parameters()) if align else []
     plugin = [*tokenizer.hierarchy.parameters(), *heads]
