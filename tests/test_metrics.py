@@ -63,3 +63,10 @@ def test_average_precision_of_a_known_ranking():
     scores = torch.tensor([[4.0, 0.0], [3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
     present = torch.tensor([[True, False], [False, False], [True, False], [False, False]])
     assert mean_average_precision(scores, present) == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_recall_is_a_share_of_the_queries_to_the_last_digit():
+    keys = torch.eye(500, dtype=torch.float64)
+    queries = keys.clone()
+    queries[20:] = keys[20:].roll(1, 0)  # 20 of 500 find their own first
+    assert recall(queries, keys, at=(1,)) == {"r1": pytest.approx(4.0, abs=1e-12)}

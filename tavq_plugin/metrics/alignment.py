@@ -58,8 +58,8 @@ def recall(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 10, 50)) ->
     keys = F.normalize((keys - keys.mean(0)).double(), dim=1)
     score = queries @ keys.T
     own = score.diagonal()[:, None]
-    better = (score > own + 1e-12).sum(1)
-    tied = ((score - own).abs() <= 1e-12).sum(1)  # itself among them
+    better = (score > own + 1e-12).sum(1).double()
+    tied = ((score - own).abs() <= 1e-12).sum(1).double()  # itself among them
     return {f"r{k}": 100 * ((k - better) / tied).clamp(0, 1).mean().item() for k in at}
 
 
