@@ -27,7 +27,8 @@ TINY = 1e-30
 class Problem(NamedTuple):
     """A batch of problems, costs in units of each one's own scale; masked entries have cost 0 and mass 0.
 
-    Units lie before codes: sums over the few units then run along whole rows of codes.
+    Units lie before codes: sums over the few units then run along whole rows of codes. Made by `Problem.of`, which
+    works out once what every pass reads.
     """
 
     cost: Tensor  # b m n
@@ -35,6 +36,20 @@ class Problem(NamedTuple):
     b: Tensor  # b m
     y_mask: Tensor  # b m bool
     epsilon: Tensor  # b, the target blur
+    root_a: Tensor  # b n, √a
+    log_b: Tensor  # b m, −∞ where padded
+    inverse: Tensor  # b m, 1 / √b, 0 where padded: the Newton system's scaling
+    pin: Tensor  # b m m, √b √bᵀ, which pins what D does not change along (1), and 1 on the padded diagonal
+
+    @classmethod
+    def of(cls, cost: Tensor, a: Tensor, b: Tensor, y_mask: Tensor, epsilon: Tensor) -> Problem:
+        """A problem from its costs (b m n), masses, mask and target blur."""
+        positive = b.clamp(min=TINY)
+        log_b = positive.log().masked_fill(~y_mask, -torch.inf)
+        root = positive.sqrt().masked_fill(~y_mask, 0.0)
+        pin = root[:, :, None] * root[:, None, :] + torch.diag_embed((~y_mask).to(b.dtype))
+        inverse = positive.rsqrt().masked_fill(~y_mask, 0.0)
+        return cls(cost, a, b, y_mask, epsilon, a.sqrt(), log_b, inverse, pin)
 
 
 class _State(NamedTuple):
@@ -46,8 +61,7 @@ class _State(NamedTuple):
 
 def conditional(problem: Problem, potentials: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax of each code over the units, and the log-sum-exp; b m -> b m n, b n."""
-    log_b = problem.b.clamp(min=TINY).log().masked_fill(~problem.y_mask, -torch.inf)
-    offset = potentials / epsilon[:, None] + log_b
+    offset = potentials / epsilon[:, None] + problem.log_b
     score = torch.addcmul(offset[..., None], problem.cost, (-1 / epsilon)[:, None, None])
     top = score.amax(1, keepdim=True)
     # far tails are cut where their squares would be denormal: those are many times slower, and weigh nothing
@@ -60,9 +74,8 @@ def conditional(problem: Problem, potentials: Tensor, epsilon: Tensor) -> tuple[
 def _state(problem: Problem, potentials: Tensor, epsilon: Tensor) -> _State:
     q, lse = conditional(problem, potentials, epsilon)
     dual = (problem.b * potentials).sum(1) - epsilon * (problem.a * lse).sum(1)
-    root = problem.a.sqrt()
-    half = q.mul_(root[:, None])
-    return _State(potentials, dual, (half @ root[..., None])[..., 0], half @ half.mT)
+    half = q.mul_(problem.root_a[:, None])
+    return _State(potentials, dual, (half @ problem.root_a[..., None])[..., 0], half @ half.mT)
 
 
 def marginal_error(problem: Problem, marginal: Tensor) -> Tensor:
@@ -70,23 +83,20 @@ def marginal_error(problem: Problem, marginal: Tensor) -> Tensor:
     return (marginal - problem.b).abs().sum(1)
 
 
-def _newton_step(problem: Problem, state: _State, epsilon: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """The damped Newton step in coordinates scaled by √b, and where Cholesky failed; b m, b bool."""
-    b = problem.b
-    root = b.clamp(min=TINY).sqrt()
-    hessian = torch.diag_embed(state.marginal + damping[:, None] * (b + state.marginal)) - state.curvature
-    hessian = hessian + b[:, :, None] * b[:, None, :]  # D does not change along 1: pin it
-    scaled = hessian / (root[:, :, None] * root[:, None, :])
-    pads = ~problem.y_mask
-    scaled = scaled.masked_fill(pads[:, :, None] | pads[:, None, :], 0.0) + torch.diag_embed(pads.to(b.dtype))
-    factor, failed = torch.linalg.cholesky_ex(scaled)
-    right = ((b - state.marginal) / root).masked_fill(pads, 0.0)
-    step = torch.cholesky_solve(right[..., None], factor)[..., 0] / root
-    return epsilon[:, None] * step.masked_fill(pads, 0.0), (failed > 0) | ~step.isfinite().all(1)
+def _newton_step(problem: Problem, state: _State, epsilon: Tensor, damping: Tensor) -> Tensor:
+    """The damped Newton step in coordinates scaled by √b, NaN where Cholesky failed; b m."""
+    inverse = problem.inverse
+    hessian = problem.pin - inverse[:, :, None] * state.curvature * inverse[:, None, :]
+    own = torch.addcmul(state.marginal, damping[:, None], problem.b + state.marginal)
+    hessian.diagonal(dim1=1, dim2=2).add_(own * inverse.square())
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    right = (problem.b - state.marginal) * inverse
+    step = torch.cholesky_solve(right[..., None], factor)[..., 0] * inverse * epsilon[:, None]
+    return step.masked_fill(failed[:, None] > 0, torch.nan)
 
 
 def _sinkhorn_step(problem: Problem, state: _State, epsilon: Tensor) -> Tensor:
-    ratio = problem.b.clamp(min=TINY).log() - state.marginal.clamp(min=TINY).log()
+    ratio = problem.log_b - state.marginal.clamp(min=TINY).log()
     return (epsilon[:, None] * ratio).masked_fill(~problem.y_mask, 0.0)
 
 
@@ -132,8 +142,8 @@ def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adapt
     double = problem.cost.dtype == torch.float64
     step = _sinkhorn_step(problem, state, blur)
     if newton:
-        damped, failed = _newton_step(problem, state, blur, damping)
-        step = _where(failed | refused, step, damped)  # a Sinkhorn step never lowers D
+        damped = _newton_step(problem, state, blur, damping)
+        step = _where(refused | ~damped.sum(1).isfinite(), step, damped)  # a Sinkhorn step never lowers D
     longest = step.abs().amax(1, keepdim=True).clamp(min=TINY)
     step = step * (STEP * blur[:, None] / longest).clamp(max=1.0)
     tried = _state(problem, state.potentials + step.masked_fill(fresh[:, None], 0.0), blur)

@@ -127,7 +127,7 @@ def solve(
         with torch.no_grad():
             centred, middle, scale = _scaled(costs, a, y_mask)
             blur = torch.full_like(scale, epsilon) / (1.0 if epsilon_mode == "relative" else scale)
-            problem = Problem(centred, a, b, y_mask | ~present[:, None], blur)
+            problem = Problem.of(centred, a, b, y_mask | ~present[:, None], blur)
             start = None if warm_start is None else warm_start.to(dtype) / scale[:, None]
             potentials, error = maximise(
                 problem, newton=solver == "newton", adaptive=schedule == "adaptive", tolerance=tolerance,
