@@ -13,10 +13,18 @@ class TransportSettings:
     cost: str = "sqeuclidean"  # "sqeuclidean" | "dot"
     epsilon: float = 0.02  # entropic blur, as a share of each problem's own cost scale (or absolute)
     epsilon_mode: str = "relative"  # "relative" | "absolute"
+    tolerance: float = (
+        1e-2  # L1 marginal error at which a problem stops: its gradient is as exact, far below batch noise
+    )
+    max_passes: int = 60  # over the codes at the target blur, at most
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
             raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be above 0, got {self.tolerance}")
+        if self.max_passes < 1:
+            raise ValueError(f"max_passes must be at least 1, got {self.max_passes}")
 
 
 @dataclass(frozen=True)

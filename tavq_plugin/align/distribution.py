@@ -64,14 +64,20 @@ def stratified(codes: Tensor, samples: int, generator: torch.Generator | None = 
 
 
 class Collapsed(NamedTuple):
-    """The distinct codes of each image, padded."""
+    """The distinct codes of the images, one after another, and their places in a padded batch."""
 
-    points: Tensor  # b u c, 0 where padded
+    distinct: Tensor  # p c
+    slot: Tensor  # p, of each in (b u)
     masses: Tensor  # b u, the share of the image's places with that code, 0 where padded
+
+    def pad(self, points: Tensor) -> Tensor:
+        """What was made of the distinct codes, 0 where padded; p d -> b u d."""
+        b, u = self.masses.shape
+        return points.new_zeros(b * u, points.shape[1]).index_copy(0, self.slot, points).view(b, u, -1)
 
 
 def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
-    """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> b u c, b u.
+    """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> Collapsed.
 
     Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
     point's, as if it had been transported on its own. u is the most distinct codes an image has.
@@ -83,10 +89,11 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     held = torch.bincount(image, minlength=b)
     u = int(held.max())
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
-    summed = codes.new_zeros(b * u, c).index_add(0, slot[group.flatten()], rearrange(codes, "b c h w -> (b h w) c"))
-    counts = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count.to(codes.dtype))
-    points = summed / counts.clamp(min=1)[:, None]
-    return Collapsed(points.view(b, u, c), counts.view(b, u) / (h * w))
+    flat = rearrange(codes, "b c h w -> (b h w) c")
+    count = count.to(codes.dtype)
+    mean = codes.new_zeros(len(distinct), c).index_add(0, group.flatten(), flat) / count[:, None]
+    masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
+    return Collapsed(mean, slot, masses.view(b, u))
 
 
 def _cells(samples: int, h: int, w: int) -> tuple[int, int]:

@@ -129,11 +129,10 @@ class TextAlignment(nn.Module):
         """A level's points in the text space and their masses; repeated codes are merged, which is exact."""
         codes = level.quantized.float()
         if self.distribution[index].kind == "all":
-            points, masses = collapse_repeats(codes, level.indices)
-        else:
-            points = self.distribution[index](codes)
-            masses = points.new_ones(points.shape[:2])
-        return F.normalize(self.project[index](points), dim=-1), masses
+            merged = collapse_repeats(codes, level.indices)
+            return merged.pad(F.normalize(self.project[index](merged.distinct), dim=-1)), merged.masses
+        points = F.normalize(self.project[index](self.distribution[index](codes)), dim=-1)
+        return points, points.new_ones(points.shape[:2])
 
     def _solve(self, measures: list[tuple[Tensor, Tensor]], units: list[Units]) -> Transport:
         """The levels' problems as one batch, padded to the largest; l × (b n d, b n), l × b m d -> over (l b)."""

@@ -56,7 +56,8 @@ def test_the_loss_is_a_plain_loop_over_images_and_levels():
 def test_merging_repeated_codes_keeps_value_and_gradient():
     (codes, latents) = made_codes()
     level = codes.levels[0]
-    points, masses = collapse_repeats(level.quantized.double(), level.indices)
+    collapsed = collapse_repeats(level.quantized.double(), level.indices)
+    points, masses = collapsed.pad(collapsed.distinct), collapsed.masses
     text = torch.randn(3, 5, 4, generator=draw(9)).double()
     options = dict(epsilon=0.5, epsilon_mode="absolute", tolerance=1e-10, max_passes=200)
     merged = solve(points, text, x_mask=masses > 0, x_weight=masses, **options).value
@@ -71,8 +72,8 @@ def test_merging_repeated_codes_keeps_value_and_gradient():
 
 def test_merged_codes_of_a_single_image():
     codes = torch.tensor([[[[1.0, 2.0], [1.0, 1.0]]]])
-    points, masses = collapse_repeats(codes, torch.tensor([[[5, 7], [5, 5]]]))
-    assert points.flatten().tolist() == [1, 2] and masses.flatten().tolist() == [0.75, 0.25]
+    merged = collapse_repeats(codes, torch.tensor([[[5, 7], [5, 5]]]))
+    assert merged.distinct.flatten().tolist() == [1, 2] and merged.masses.flatten().tolist() == [0.75, 0.25]
 
 
 @pytest.mark.parametrize("distribution", ["all", "gaussian", "subsample"])
@@ -110,3 +111,9 @@ def test_bad_settings_are_refused():
         align.units("a dog")
     with pytest.raises(ValueError, match="codes have 2 levels"):
         align(tavq.Codes(made_codes()[0].levels[1:]), made_texts())
+
+
+@pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"tolerance": 0.0}, {"max_passes": 0}])
+def test_bad_transport_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        TransportSettings(**bad)
