@@ -16,7 +16,7 @@ class TransportSettings:
     tolerance: float = (
         1e-2  # L1 marginal error at which a problem stops: its gradient is as exact, far below batch noise
     )
-    max_passes: int = 60  # over the codes at the target blur, at most
+    max_passes: int = 100  # over the codes at the target blur, at most
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
@@ -39,13 +39,15 @@ class Training:
     weight_end: float = 0.0  # λ at the end, reached along half a cosine: the last steps serve the pixels
     head_rate: float = 2.0  # learning rate of the alignment's heads, in units of learning_rate
     level_weight: float = 1.0  # of the added levels' codebook and commitment loss
+    revive_every: int = 10  # steps after which codes that the host's level did not use move onto latents; 0 = never
+    revive_share: float = 0.5  # of the run, from its start, in which they do
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight", "weight_end", "level_weight"):
+        for name in ("weight", "weight_end", "level_weight", "revive_every", "revive_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("learning_rate", "head_rate"):

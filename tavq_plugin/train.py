@@ -15,6 +15,7 @@ from tavq_plugin.attach import Tokenizer
 from tavq_plugin.clock import Clock
 from tavq_plugin.contract import TextBatch
 from tavq_plugin.data.images import to_float
+from tavq_plugin.revival import Revival
 from tavq_plugin.settings import Training
 
 
@@ -51,6 +52,8 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     share = sum(p.numel() for p in plugin) / sum(p.numel() for p in [*host, *plugin])
     draw = torch.Generator().manual_seed(settings.seed)
+    codebook = tokenizer.adapter.codebook()
+    revival = Revival(len(codebook), settings.seed)
     clock, history, order = Clock(tokenizer.hierarchy), [], torch.empty(0, dtype=torch.long)
     tokenizer.train()
     try:
@@ -75,6 +78,9 @@ def train(
                 clock.backward(loss)
                 with clock.update(share):
                     optimizer.step()
+                revival.see(codes.final)
+                if _revives(step, settings):
+                    revival.move(codebook, codes.final)
             schedule.step()
             row = {"step": step, "pixel": pixel.item(), "level": codes.loss.item(), "alignment": aligned.item()}
             history.append(row)
@@ -82,6 +88,12 @@ def train(
     finally:
         clock.close()
     return Trained(history, clock.seconds_per_step, clock.share)
+
+
+def _revives(step: int, settings: Training) -> bool:
+    """Whether unused codes move after this step."""
+    early = step < settings.revive_share * settings.steps
+    return early and settings.revive_every > 0 and step % settings.revive_every == settings.revive_every - 1
 
 
 def _rate(step: int, settings: Training) -> float:

@@ -20,7 +20,11 @@ FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
 FACTOR = 5.0  # by which the blur falls from level to level
 PASSES_A_LEVEL = 8  # at most, before the last level; 2 do not suffice on strongly clustered problems
 LOOSE = 0.1  # marginal error that ends a level before the last
-STEP = 4.0  # longest step, in units of the blur
+STEP, LONGEST = 4.0, 64.0  # longest step, in units of the blur: at first, and after steps that were all kept
+SAMPLE = 256  # codes, at least, on which a large problem is solved first; then `SAMPLE_A_UNIT` a unit
+SAMPLE_A_UNIT = 8
+NEAR = 0.03  # marginal error at which the sample is left: its own sampling error is larger
+FIXED = (24, 24)  # passes of a fixed schedule: annealing (on the sample, or on all), then at the target on all
 TINY = 1e-30
 
 
@@ -51,6 +55,12 @@ class Problem(NamedTuple):
         inverse = positive.rsqrt().masked_fill(~y_mask, 0.0)
         return cls(cost, a, b, y_mask, epsilon, a.sqrt(), log_b, inverse, pin)
 
+    def every(self, stride: int) -> Problem:
+        """The problem of each `stride`-th code, spread over the grid where codes lie in its order."""
+        a = self.a[:, ::stride]
+        a = a / a.sum(1, keepdim=True).clamp(min=TINY)
+        return self._replace(cost=self.cost[..., ::stride].contiguous(), a=a, root_a=a.sqrt())
+
 
 class _State(NamedTuple):
     potentials: Tensor  # b m
@@ -75,7 +85,8 @@ def _state(problem: Problem, potentials: Tensor, epsilon: Tensor) -> _State:
     q, lse = conditional(problem, potentials, epsilon)
     dual = (problem.b * potentials).sum(1) - epsilon * (problem.a * lse).sum(1)
     half = q.mul_(problem.root_a[:, None])
-    return _State(potentials, dual, (half @ problem.root_a[..., None])[..., 0], half @ half.mT)
+    curvature = half @ half.mT
+    return _State(potentials, dual, curvature.sum(2), curvature)  # Σ_k q_ik = 1: no product of its own
 
 
 def marginal_error(problem: Problem, marginal: Tensor) -> Tensor:
@@ -113,6 +124,7 @@ class _Work(NamedTuple):
     state: _State  # at `blur`; undefined where fresh
     blur: Tensor  # b, of its present level
     damping: Tensor  # b
+    reach: Tensor  # b, longest step, in units of the blur
     passes: Tensor  # b, steps tried at this level
     fresh: Tensor  # b bool, its level has just begun: the state is yet to be computed
     refused: Tensor  # b bool, its latest step was
@@ -133,34 +145,38 @@ def _begin(problem: Problem, start: Tensor | None) -> _Work:
     zeros = torch.zeros_like(problem.epsilon)
     state = _State(potentials, zeros, problem.b, torch.diag_embed(problem.b))
     blur = problem.epsilon.clamp(min=FIRST) if start is None else problem.epsilon
-    return _Work(torch.arange(b, device=flags.device), problem, state, blur, zeros, zeros - 1, flags, ~flags)
+    return _Work(
+        torch.arange(b, device=flags.device), problem, state, blur, zeros, zeros + STEP, zeros - 1, flags, ~flags
+    )
 
 
-def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adaptive: bool) -> tuple[_Work, Tensor]:
+def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int) -> tuple[_Work, Tensor]:
     """One pass over the codes: a step for every problem, each at its own level; and which are finished."""
-    rows, problem, state, blur, damping, passes, fresh, refused = work
+    rows, problem, state, blur, damping, reach, passes, fresh, refused = work
     double = problem.cost.dtype == torch.float64
     step = _sinkhorn_step(problem, state, blur)
     if newton:
         damped = _newton_step(problem, state, blur, damping)
         step = _where(refused | ~damped.sum(1).isfinite(), step, damped)  # a Sinkhorn step never lowers D
-    longest = step.abs().amax(1, keepdim=True).clamp(min=TINY)
-    step = step * (STEP * blur[:, None] / longest).clamp(max=1.0)
+    length = step.abs().amax(1).clamp(min=TINY) / blur
+    step = step * (reach / length).clamp(max=1.0)[:, None]
     tried = _state(problem, state.potentials + step.masked_fill(fresh[:, None], 0.0), blur)
     slack = 8 * torch.finfo(problem.cost.dtype).eps
     kept = fresh | (tried.dual >= state.dual - slack * (1 + state.dual.abs()))
     state = _State(*(_where(kept, new, old) for new, old in zip(tried, state, strict=True)))
     damping = torch.where(kept, damping / 10, damping * 10).clamp(1e-12 if double else 1e-7, 1e3)
     damping = torch.where(fresh, 1e-6 if double else 1e-4, damping)
+    longer = torch.where(length > reach, 2 * reach, reach).clamp(max=LONGEST)
+    reach = torch.where(fresh, STEP, torch.where(kept, longer, (reach / 4).clamp(min=1.0)))
     passes = passes + 1
 
     error, last = marginal_error(problem, state.marginal), blur <= problem.epsilon
-    near = error <= torch.where(last, tolerance, LOOSE) if adaptive else torch.zeros_like(last)
+    near = error <= torch.where(last, tolerance, LOOSE)
     over = near | (passes >= torch.where(last, float(max_passes), float(PASSES_A_LEVEL))) | ~state.dual.isfinite()
     falls = over & ~last
     blur = torch.where(falls, torch.maximum(blur / FACTOR, problem.epsilon), blur)
     passes = torch.where(falls, -1.0, passes)
-    return _Work(rows, problem, state, blur, damping, passes, falls, ~kept), over & last
+    return _Work(rows, problem, state, blur, damping, reach, passes, falls, ~kept), over & last
 
 
 @torch.no_grad()
@@ -169,22 +185,46 @@ def maximise(
     *,
     newton: bool = True,
     adaptive: bool = True,
-    tolerance: float = 1e-3,
-    max_passes: int = 60,
+    tolerance: float = 1e-5,
+    max_passes: int = 100,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Potentials that maximise D, and the marginal error there; -> b m, b.
 
     Each problem anneals on its own: ε falls by `FACTOR` a level, once the marginal error is below `LOOSE` or after
     `PASSES_A_LEVEL` passes, then up to `max_passes` at the target. A pass is a Levenberg–Marquardt step: kept where
-    D does not fall, else followed by a Sinkhorn step, as where Cholesky fails, and more damping. `adaptive` stops a
-    problem within `tolerance` and goes on with the others; else every pass is made. A finished problem may get
-    further passes beside unfinished ones.
+    D does not fall, else followed by a Sinkhorn step, as where Cholesky fails, and more damping. A large problem
+    anneals on a strided sample of its codes, and all codes finish what that began: the maximum is the same.
+
+    `adaptive` stops a problem within `tolerance` and goes on with the others (a finished one may get further passes
+    beside unfinished ones). Else the passes are `FIXED` in number and nothing is read back from the device.
     """
-    potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
+    n, m = problem.cost.shape[2], problem.cost.shape[1]
+    stride = n // max(SAMPLE, SAMPLE_A_UNIT * m)
+    if start is None and newton and stride > 1:
+        sample = problem.every(stride)
+        start, _ = _climb(sample, newton, adaptive, max(tolerance, NEAR), max_passes, None, FIXED[0])
+        return _climb(problem, newton, adaptive, tolerance, max_passes, start, FIXED[1])
+    return _climb(problem, newton, adaptive, tolerance, max_passes, start, sum(FIXED))
+
+
+def _climb(
+    problem: Problem,
+    newton: bool,
+    adaptive: bool,
+    tolerance: float,
+    max_passes: int,
+    start: Tensor | None,
+    fixed: int,
+) -> tuple[Tensor, Tensor]:
     work = _begin(problem, start)
+    if not adaptive:
+        for _ in range(fixed):
+            work, _ = _advance(work, newton, tolerance, max_passes)
+        return work.state.potentials, marginal_error(problem, work.state.marginal)
+    potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
     while len(work.rows):
-        work, finished = _advance(work, newton, tolerance, max_passes, adaptive)
+        work, finished = _advance(work, newton, tolerance, max_passes)
         count = int(finished.sum())
         # dropping the finished copies the rest: worth it when they are many; stepping on does a finished one no harm
         if 2 * count >= len(finished):
