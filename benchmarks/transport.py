@@ -264,7 +264,7 @@ ACCURACY = ("family", "level", "problems", "gap_over_gain", "error_over_gain", "
 
 def rows_of(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
     """The three tables: title, head, cells."""
-    cases = [case | {"range": "–".join(f"{r:.2f}" for r in case["ratio_range"])} for case in result["cases"]]
+    cases = [case | {"range": "–".join(f"{r:.3g}" for r in case["ratio_range"])} for case in result["cases"]]
     seconds = result["growth"]["seconds"]
     sizes = sorted(seconds["ours"])
     curve = [[name, *(_cell(times.get(n)) for n in sizes), _cell(result["growth"]["exponent"][name])]
@@ -302,8 +302,14 @@ def markdown(result: dict[str, Any]) -> str:
         f"# Transport\n\n{protocol['machine']}, one thread; {protocol['versions']}.\n\n{protocol['text'].strip()}\n"
     ]
     for title, head, rows in rows_of(result):
-        lines += [f"\n## {title}\n", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [f"\n## {title}\n", markdown_table(head, rows)]
+    return "\n".join(lines)
+
+
+def markdown_table(head: tuple[str, ...], rows: list[list[Any]]) -> str:
+    """A head and cells of any kind."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -133,7 +133,8 @@ def solve(
     >>> bool(solve(x, x.flip(1), epsilon=0.01).transport_cost < 1e-5)
     True
     """
-    _check(x, y, project, cost, epsilon, epsilon_mode, solver, schedule)
+    _check(x, y, project, warm_start)
+    _check_settings(cost, epsilon, epsilon_mode, solver, schedule, tolerance, max_passes)
     adaptive = x.device.type == "cpu" if schedule is None else schedule == "adaptive"
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.float32
@@ -157,16 +158,7 @@ def solve(
         return Transport(value, potentials, blur, error, converged, a.detach(), b.detach(), reduced, constant, q)
 
 
-def _check(
-    x: Tensor,
-    y: Tensor,
-    project: Tensor | None,
-    cost: str,
-    epsilon: float,
-    mode: str,
-    solver: str,
-    schedule: str | None,
-) -> None:
+def _check(x: Tensor, y: Tensor, project: Tensor | None, warm_start: Tensor | None) -> None:
     if x.ndim != 3 or y.ndim != 3 or len(x) != len(y) or 0 in (x.shape[1], y.shape[1]):
         raise ValueError(
             f"x is {tuple(x.shape)} and y {tuple(y.shape)}: give b n d and b m d with one b, n and m at least 1 "
@@ -182,6 +174,13 @@ def _check(
     for tensor, name in ((x, "x"), (y, "y"), (project, "project")):
         if tensor is not None and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}: give floating point, {name}.float()")
+    if warm_start is not None and warm_start.shape != y.shape[:2]:
+        raise ValueError(f"warm_start is {tuple(warm_start.shape)}: give potentials, {tuple(y.shape[:2])}")
+
+
+def _check_settings(
+    cost: str, epsilon: float, mode: str, solver: str, schedule: str | None, tolerance: float, max_passes: int
+) -> None:
     for name, value, known in (
         ("cost", cost, COSTS),
         ("epsilon_mode", mode, ("relative", "absolute")),
@@ -192,6 +191,10 @@ def _check(
             raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, known))}")
     if not epsilon > 0:
         raise ValueError(f'epsilon must be above 0, got {epsilon}; for exact transport give solver="emd"')
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance}")
+    if max_passes < 0:
+        raise ValueError(f"max_passes must be 0 or more, got {max_passes}")
 
 
 def _present(x_mask: Tensor | None, y_mask: Tensor | None, x: Tensor, y: Tensor) -> Tensor:

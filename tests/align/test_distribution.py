@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from generators import draw
+from generators import clustered, draw
 
-from tavq_plugin.align import CodeDistribution, GaussianCodes, stratified
+from tavq_plugin.align import CodeDistribution, GaussianCodes, coarse, solve, stratified
 
 
 def test_all_is_every_code_in_raster_order():
@@ -23,6 +23,35 @@ def test_gaussian_samples_start_with_the_codes_own_moments():
     samples = model(codes, draw(1))
     torch.testing.assert_close(samples.mean(1), mean, atol=0.05, rtol=0)
     torch.testing.assert_close(samples.std(1), deviation, rtol=0.03, atol=0)
+
+
+def test_full_covariance_samples_have_the_codes_covariance():
+    torch.manual_seed(0)
+    codes = torch.randn(2, 400, 3) @ torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.5, 0.3], [0.0, 0.0, 0.2]])
+    samples = GaussianCodes(3, samples=40000, covariance="full")(codes, draw(1))
+    for i in range(2):
+        torch.testing.assert_close(samples[i].T.cov(), codes[i].T.cov(correction=0), atol=0.02, rtol=0.02)
+    assert CodeDistribution("moments-full", width=3).gaussian.head is None
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_gradcheck_of_full_covariance(learned):
+    codes = torch.randn(1, 6, 2, generator=draw(0)).double().requires_grad_()
+    model = GaussianCodes(2, samples=4, covariance="full", learned=learned).double()
+    assert torch.autograd.gradcheck(lambda c: model(c, draw(2)), codes)
+
+
+def test_a_dual_found_on_a_sample_comes_near_all_codes():
+    torch.manual_seed(0)
+    x, y = clustered(2, 1024, 12, 16, spread=0.6, repeated=False)
+    x.requires_grad_()
+    whole = torch.autograd.grad(solve(x, y).value.sum(), x)[0]
+    cosines = []
+    for passes in (0, 50):
+        result = coarse(x, y, grid=(32, 32), samples=64, passes=passes)
+        grad = torch.autograd.grad(result.value.sum(), x)[0]
+        cosines.append(torch.cosine_similarity(grad.flatten(), whole.flatten(), dim=0).item())
+    assert 0.8 < cosines[0] < 0.99 and cosines[1] > 1 - 1e-9
 
 
 def test_gaussian_gradient_is_the_reparameterised_one():
@@ -70,5 +99,7 @@ def test_bad_settings_are_refused():
         CodeDistribution("normal", width=3)
     with pytest.raises(ValueError, match="samples must be at least 1"):
         CodeDistribution("gaussian", width=3, samples=0)
+    with pytest.raises(ValueError, match="covariance='round'"):
+        GaussianCodes(3, samples=4, covariance="round")
     with pytest.raises(ValueError, match="17 samples do not cut a 8 × 8 grid"):
         stratified(torch.zeros(1, 1, 8, 8), 17)

@@ -76,7 +76,7 @@ def test_merged_codes_of_a_single_image():
     assert merged.distinct.flatten().tolist() == [1, 2] and merged.masses.flatten().tolist() == [0.75, 0.25]
 
 
-@pytest.mark.parametrize("distribution", ["all", "gaussian", "subsample"])
+@pytest.mark.parametrize("distribution", ["all", "gaussian", "gaussian-full", "moments", "moments-full", "subsample"])
 @pytest.mark.parametrize("projection", ["mlp", "linear"])
 def test_every_distribution_reaches_heads_and_encoder(distribution, projection):
     torch.manual_seed(0)

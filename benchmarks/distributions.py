@@ -1,0 +1,114 @@
+"""Bias, variance and cost of each model of the codes: python benchmarks/distributions.py --json OUT.
+
+The reference is POT's exact gradient on all codes in float64. A model draws its sample anew `draws` times: the cosine
+of the mean gradient with the reference shows its bias, that of a single one what a training step gets, and the spread
+of the value over the draws, as a share of the gain, its variance. Seconds are medians of forward and backward, with the
+projection (256 → 384), in turns, on one thread. Gaussian models have no learned head here: "moments" is what the head
+starts from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from problems import Clouds, clouds
+from torch import Tensor
+from transport import cosine, exact, machine, markdown_table, versions
+
+from tavq_plugin.align import CodeDistribution, Transport, coarse, solve
+
+SIDE, UNITS, BATCH = 64, 64, 8
+Model = Callable[[Tensor, Tensor, Tensor], Transport]
+
+
+def models() -> dict[str, Model]:
+    """Every model, by name and number of samples."""
+
+    def measured(kind: str, samples: int) -> Model:
+        distribution = CodeDistribution(kind, width=256, samples=samples)
+
+        def model(x: Tensor, y: Tensor, w: Tensor) -> Transport:
+            return solve(distribution(rearrange(x, "b (h w) c -> b c h w", h=SIDE)), y, project=w)
+
+        return model
+
+    def by_sample(samples: int, passes: int) -> Model:
+        return lambda x, y, w: coarse(x, y, project=w, grid=(SIDE, SIDE), samples=samples, passes=passes)
+
+    made = {"all": measured("all", 1)}
+    for kind in ("moments", "moments-full", "subsample"):
+        for samples in (64, 256, 1024):
+            made[f"{kind}, {samples}"] = measured(kind, samples)
+    for passes in (0, 1, 2):
+        made[f"coarse, 256, {passes} passes"] = by_sample(256, passes)
+    return made
+
+
+def run(model: Model, problem: Clouds) -> tuple[float, Tensor, list[Tensor]]:
+    """Seconds, values b, gradients to codes, text and projection."""
+    leaves = [t.clone().requires_grad_() for t in problem]
+    began = time.perf_counter()
+    value = model(*leaves).value
+    value.sum().backward()
+    return time.perf_counter() - began, value.detach(), [leaf.grad for leaf in leaves]
+
+
+def main() -> None:
+    """Measure, print, and write JSON and Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--family", default="spatial", help="of the problems: gaussian, spatial, clustered, repeated")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    problem = clouds(arguments.family, BATCH, SIDE * SIDE, UNITS, 384)
+    truth, found = exact(problem), {name: [] for name in models()}
+    kinds = models()
+    for number in range(arguments.draws + 1):  # the first warms up
+        for name, model in kinds.items():
+            answer = run(model, problem)
+            if number:
+                found[name].append(answer)
+    rows: list[dict[str, Any]] = []
+    for name, answers in found.items():
+        values = torch.stack([value for _, value, _ in answers]).double()
+        row: dict[str, Any] = {
+            "model": name,
+            "seconds": statistics.median(seconds for seconds, _, _ in answers),
+            "value_bias_over_gain": ((values.mean(0) - values_of(found["all"])) / truth.gain).mean().item(),
+            "value_spread_over_gain": (values.std(0) / truth.gain).mean().item(),
+        }
+        for place, part in enumerate(("codes", "text", "project")):
+            grads = [gradients[place] for _, _, gradients in answers]
+            row[f"cos_{part}_mean"] = cosine(torch.stack(grads).mean(0), truth.grads[place])
+            row[f"cos_{part}_one"] = statistics.mean(cosine(grad, truth.grads[place]) for grad in grads)
+        rows.append(row)
+    result = {
+        "protocol": {"machine": machine(), "threads": 1, "family": arguments.family, "draws": arguments.draws,
+                     "b": BATCH, "n": SIDE * SIDE, "m": UNITS, "versions": versions(), "text": __doc__},
+        "models": rows,
+    }  # fmt: skip
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    page = f"# Models of the codes\n\n{machine()}, one thread, {arguments.family} codes.\n\n{__doc__.strip()}\n\n"
+    page += markdown_table(tuple(rows[0]), [list(row.values()) for row in rows])
+    arguments.json.with_suffix(".md").write_text(page)
+    print(page)
+
+
+def values_of(answers: list[tuple[float, Tensor, list[Tensor]]]) -> Tensor:
+    """Values of a model without randomness; b."""
+    return answers[0][1].double()
+
+
+if __name__ == "__main__":
+    main()
