@@ -65,7 +65,7 @@ def pot_emd2(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, C
 def pot_batch(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, Callable[[], Tensor]]:
     """POT's `ot.batch`, log-domain Sinkhorn; 300 iterations or its default tolerance."""
     cost = ot.batch.dist_batch(x @ w, y)
-    result = ot.batch.solve_batch(cost, reg=epsilon, reg_type="KL", max_iter=300, method="log_sinkhorn")
+    result = ot.batch.solve_batch(cost, reg=epsilon, reg_type="kl", max_iter=300, method="log_sinkhorn")
     return result.value, lambda: result.value_linear
 
 
@@ -94,29 +94,37 @@ METHODS: dict[str, Method] = {
 }
 
 
-def run(method: Method, problem: Clouds, epsilon: float, device: str) -> tuple[float, Any, list[Tensor]]:
+def leaves_of(problem: Clouds, device: str) -> list[Tensor]:
+    """Copies that take gradients."""
+    return [t.to(device, copy=True).requires_grad_() for t in problem]
+
+
+def run(method: Method, leaves: list[Tensor], epsilon: float) -> tuple[float, Any, list[Tensor]]:
     """One forward and backward; seconds, the cost's reader and the gradients to codes, text and projection."""
-    leaves = [t.to(device).requires_grad_() for t in (problem.codes, problem.text, problem.project)]
+    for leaf in leaves:
+        leaf.grad = None
+    device = leaves[0].device.type
     _wait(device)
     began = time.perf_counter()
     value, cost = method(*leaves, epsilon)
     value.sum().backward()
     _wait(device)
     seconds = time.perf_counter() - began
-    return seconds, cost, [t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves]
+    return seconds, cost, [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
 
 
-def peak(method: Method, problem: Clouds, epsilon: float, device: str) -> float:
+def peak(method: Method, leaves: list[Tensor], epsilon: float) -> float:
     """Megabytes above what was held before, at the highest point of a forward and backward."""
-    if device == "cuda":
-        run(method, problem, epsilon, device)
+    for leaf in leaves:
+        leaf.grad = None
+    if leaves[0].is_cuda:
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(method, problem, epsilon, device)
+        run(method, leaves, epsilon)
         return (torch.cuda.max_memory_allocated() - held) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before = _status("VmRSS")
-    run(method, problem, epsilon, device)
+    run(method, leaves, epsilon)
     return (_status("VmHWM") - before) / 1e3
 
 
@@ -148,12 +156,12 @@ def compare(level: str, d: int, rounds: int, device: str, methods: dict[str, Met
     """One size: every method in turn, `rounds` times."""
     n, m = LEVELS[level]
     problem = clouds("clustered", BATCH, n, m, d)
-    truth = exact(problem)
+    truth, leaves = exact(problem), leaves_of(problem, device)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     answers = {}
     for round_number in range(rounds + 1):  # the first warms up
         for name, method in methods.items():
-            took, cost, grads = run(method, problem, truth.epsilon, device)
+            took, cost, grads = run(method, leaves, truth.epsilon)
             if round_number:
                 seconds[name].append(took)
                 answers[name] = cost, grads
@@ -168,7 +176,7 @@ def compare(level: str, d: int, rounds: int, device: str, methods: dict[str, Met
             "level": level, "n": n, "m": m, "b": BATCH, "d": d, "device": device, "method": name,
             "seconds": statistics.median(seconds[name]), "ratio_to_ours": statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
-            "peak_mb": peak(methods[name], problem, truth.epsilon, device),
+            "peak_mb": peak(methods[name], leaves, truth.epsilon),
             "error_over_gain": error,
             "cos_codes": cosine(codes, truth.grads[0]) if cost else None,
             "cos_text": cosine(text, truth.grads[1]) if cost else None,
@@ -183,9 +191,10 @@ def growth(sizes: list[int], device: str) -> dict[str, Any]:
     for n in sizes:
         problem = clouds("clustered", 2, n, 64, 384)
         epsilon = solve(*problem[:2], project=problem.project, max_passes=1).epsilon.mean().item()
+        leaves = leaves_of(problem, device)
         for name, method in (("ours", ours), ("POT emd2 loop", pot_emd2)):
             if name == "ours" or n <= 16384:
-                found[name][n] = min(run(method, problem, epsilon, device)[0] for _ in range(3 if n <= 16384 else 2))
+                found[name][n] = min(run(method, leaves, epsilon)[0] for _ in range(3 if n <= 16384 else 2))
     exponents = {}
     for name, times in found.items():
         large = torch.tensor([[n, s] for n, s in times.items() if n >= 1024], dtype=torch.float64).log()

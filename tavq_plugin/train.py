@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.attach import Tokenizer
 from tavq_plugin.clock import Clock
-from tavq_plugin.contract import TextBatch
+from tavq_plugin.contract import Codes, TextBatch
 from tavq_plugin.data.images import to_float
 from tavq_plugin.revival import Revival
 from tavq_plugin.settings import Training
@@ -38,8 +39,9 @@ def train(
 ) -> Trained:
     """Train the tokenizer, in place, on images (n 3 r r uint8) and the texts of the same rows.
 
-    Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + λ · alignment, λ falling from
-    `weight` to `weight_end`. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs that differ in
+    Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + alignment, whose gradient reaches
+    the tokenizer times λ, falling from `weight` to `weight_end`, and the alignment's own heads in full: they learn to
+    read the codes as they are to the end. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs that differ in
     `align` see the same images in the same order. `each(step)` is called after every step. Raises
     FloatingPointError where the loss is not finite.
     """
@@ -67,8 +69,9 @@ def train(
                 pixel = F.l1_loss(reconstruction, batch)
                 loss = pixel + quantizer_loss + settings.level_weight * codes.loss
                 with clock.in_plugin():
-                    aligned = align(codes, texts(rows.tolist())) if align else torch.zeros(())
-                    loss = loss + _weight(step, settings) * aligned
+                    reached = _softened(codes, _weight(step, settings))
+                    aligned = align(reached, texts(rows.tolist())) if align else torch.zeros(())
+                    loss = loss + aligned
                 if not loss.isfinite():
                     raise FloatingPointError(
                         f"the loss is {loss.item()} at step {step} (pixel {pixel.item():.3g}, quantizer "
@@ -106,6 +109,15 @@ def _weight(step: int, settings: Training) -> float:
     """λ: half a cosine from `weight` to `weight_end`; 0 throughout where `weight` is 0."""
     end = min(settings.weight, settings.weight_end)
     return end + (settings.weight - end) * _fall(step, settings)
+
+
+def _softened(codes: Codes, weight: float) -> Codes:
+    """The same codes, with `weight` times the gradient."""
+
+    def scaled(quantized: Tensor) -> Tensor:
+        return quantized.detach() + weight * (quantized - quantized.detach())
+
+    return Codes(tuple(replace(level, quantized=scaled(level.quantized)) for level in codes.levels))
 
 
 def _fall(step: int, settings: Training) -> float:

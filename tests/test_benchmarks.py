@@ -1,0 +1,65 @@
+"""The benchmarks run and tell the truth of a case whose answer is known; sizes are made tiny, nothing is timed."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("problems", "transport", "distributions"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("family", ["gaussian", "spatial", "clustered", "repeated"])
+def test_families_have_their_shapes(benchmark, family):
+    problem = benchmark("problems").clouds(family, 2, 256, 6, 32)
+    assert [tuple(t.shape) for t in problem] == [(2, 256, 256), (2, 6, 32), (256, 32)]
+    assert all(t.isfinite().all() for t in problem)
+    distinct = len(problem.codes[0].unique(dim=0))
+    assert distinct <= 25 if family == "repeated" else distinct == 256
+
+
+def test_the_transport_table(benchmark, monkeypatch, tmp_path):
+    transport = benchmark("transport")
+    monkeypatch.setattr(transport, "LEVELS", {"word": (64, 6)})
+    monkeypatch.setattr(transport, "growth", lambda sizes, device: {
+        "seconds": {"ours": {256: 1.0}, "POT emd2 loop": {256: 2.0}}, "exponent": {"ours": 1.0, "POT emd2 loop": 1.5}
+    })  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["transport.py", "--quick", "--json", str(tmp_path / "t.json")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    transport.main()
+    content = json.loads((tmp_path / "t.json").read_text())
+    cases = {case["method"]: case for case in content["cases"]}
+    assert {"ours", "POT emd2 loop", "ot.batch", "bare projection"} <= set(cases)
+    keys = {"level", "n", "m", "b", "d", "method", "seconds", "ratio_to_ours", "peak_mb", "error_over_gain"}
+    assert keys | {"cos_codes", "cos_text", "cos_project"} <= set(cases["ours"])
+    assert cases["ours"]["ratio_to_ours"] == 1 and cases["ours"]["peak_mb"] >= 0
+    assert cases["POT emd2 loop"]["error_over_gain"] < 1e-4 and cases["POT emd2 loop"]["cos_codes"] > 0.9999
+    for name in ("ours", "ours, projected first", "ot.batch"):
+        assert cases[name]["error_over_gain"] < 0.02 and cases[name]["cos_text"] > 0.99, name
+    assert {row["family"] for row in content["accuracy"]} == {"gaussian", "spatial", "clustered", "repeated"}
+    assert all(row["gap_over_gain"] < 1e-4 for row in content["accuracy"])
+    assert "| ours |" in (tmp_path / "t.md").read_text()
+
+
+def test_the_distributions_table(benchmark, monkeypatch, tmp_path):
+    distributions = benchmark("distributions")
+    monkeypatch.setattr(distributions, "SIDE", 32)
+    monkeypatch.setattr(distributions, "UNITS", 6)
+    monkeypatch.setattr(distributions, "BATCH", 1)
+    out = tmp_path / "d.json"
+    monkeypatch.setattr(sys, "argv", ["distributions.py", "--draws", "2", "--json", str(out)])
+    distributions.main()
+    rows = {row["model"]: row for row in json.loads(out.read_text())["models"]}
+    assert rows["all"]["cos_codes_one"] > 0.97 and rows["all"]["value_spread_over_gain"] == 0
+    assert rows["moments, 64"]["cos_codes_mean"] < rows["all"]["cos_codes_mean"]  # one Gaussian is a biased model
+    assert "| all |" in out.with_suffix(".md").read_text()

@@ -1,0 +1,70 @@
+"""The demo's trainer: what λ reaches, and dead codes brought back."""
+
+import pytest
+import torch
+from conformance import texts
+from hosts import tiny
+
+import tavq_plugin as tavq
+from tavq_plugin.revival import Revival
+from tavq_plugin.settings import Training
+from tavq_plugin.train import train
+
+IMAGES = torch.randint(256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def trained(*, aligned=True, **settings):
+    """A tiny host after a few steps, and the alignment's heads before and after."""
+    torch.manual_seed(0)
+    tokenizer = tavq.wrap(tiny("taming-vq"))
+    torch.manual_seed(1)
+    align = tavq.TextAlignment(tokenizer, 6)
+    before = [p.clone() for p in align.parameters()]
+    done = train(
+        tokenizer, align if aligned else None, IMAGES, lambda rows: texts(), Training(batch_size=2, **settings)
+    )
+    moved = [not torch.equal(a, b) for a, b in zip(before, align.parameters(), strict=True)]
+    return tokenizer, all(moved), done
+
+
+def weights(tokenizer):
+    return [*tokenizer.host.state_dict().values(), *tokenizer.hierarchy.state_dict().values()]
+
+
+def test_no_weight_trains_the_tokenizer_bit_identically_while_the_heads_learn():
+    (bare, _, _), (weightless, moved, done) = trained(aligned=False, steps=6), trained(steps=6, weight=0.0)
+    assert moved and done.history[-1]["alignment"] > 0
+    for a, b in zip(weights(bare), weights(weightless), strict=True):
+        assert torch.equal(a, b)
+    aligned, _, _ = trained(steps=6)
+    assert not torch.equal(next(iter(weights(aligned))), next(iter(weights(bare))))
+
+
+def test_training_is_determined_by_its_seed():
+    (one, _, _), (two, _, _) = trained(steps=4, revive_every=2), trained(steps=4, revive_every=2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(two), strict=True))
+
+
+def level(indices, latent):
+    return tavq.Level(latent, latent, torch.tensor(indices).view(1, 2, 2), torch.zeros(()))
+
+
+def test_unused_codes_move_onto_latents_and_used_ones_stay():
+    codebook = torch.nn.Parameter(torch.arange(6.0).view(6, 1).repeat(1, 3) + 100)
+    latent = torch.randn(1, 3, 2, 2)
+    stream = torch.get_rng_state()
+    revival = Revival(6, seed=0)
+    revival.see(level([0, 1, 1, 4], latent))
+    revival.see(level([0, 0, 0, 5], latent))
+    assert revival.move(codebook, level([0, 0, 0, 0], latent)) == 2
+    assert torch.equal(codebook[[0, 1, 4, 5], 0], torch.tensor([100.0, 101.0, 104.0, 105.0]))
+    places = latent.flatten(2)[0].T
+    assert all((places == row).all(1).any() for row in codebook[[2, 3]])
+    assert torch.equal(stream, torch.get_rng_state())
+    assert revival.move(codebook, level([0, 0, 0, 0], latent)) == 4  # counted anew; no more than there are latents
+
+
+@pytest.mark.parametrize("bad", [{"revive_every": -1}, {"revive_share": -0.1}, {"steps": 0}, {"head_rate": 0.0}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Training(**bad)
