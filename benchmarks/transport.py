@@ -15,9 +15,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ot
 import torch
 from problems import FAMILIES, Clouds, clouds
@@ -32,14 +35,8 @@ BATCH = 8
 EPSILON = 0.02
 
 
-class Answer(NamedTuple):
-    """What a method gives: a scalar to differentiate, and its estimate of each problem's transport cost."""
-
-    total: Tensor
-    cost: Tensor | None  # b, read after the clock stops
-
-
-Method = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Callable[[], Tensor]]]
+# codes, texts, projection and blur -> values b to differentiate, and a reader of the transport costs (or None)
+Method = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Callable[[], Tensor] | None]]
 
 
 def ours(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -78,18 +75,68 @@ def geomloss_sinkhorn(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[
     return value, lambda: value
 
 
+def flash_sinkhorn(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, Callable[[], Tensor]]:
+    """flash-sinkhorn (CUDA only), a loop over the batch, of equal blur; its value holds the entropy."""
+    from flash_sinkhorn import SamplesLoss
+
+    loss = SamplesLoss("sinkhorn", p=2, eps=epsilon, debias=False)
+    value = torch.stack([loss(u, v) for u, v in zip(x @ w, y, strict=True)])
+    return value, lambda: value
+
+
+def ott_jax(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, Callable[[], Tensor]]:
+    """ott-jax: compiled, batched by vmap, its default threshold; the tensors cross to JAX and back."""
+    value = _Jax.apply(x, y, w, epsilon)
+    return value, lambda: value
+
+
+class _Jax(torch.autograd.Function):
+    """The sum of the regularised costs; its gradient comes with it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> Tensor:
+        value, grads = _compiled()(*(t.numpy() for t in (x, y, w)), epsilon)
+        ctx.save_for_backward(*(torch.from_numpy(np.array(g)) for g in grads))
+        return torch.from_numpy(np.array(value))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Scaled; every problem has one weight."""
+        return *(grad[0] * g for g in ctx.saved_tensors), None
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    import jax
+    from ott.geometry.pointcloud import PointCloud
+    from ott.solvers import linear
+
+    def total(x: Any, y: Any, w: Any, epsilon: float) -> Any:
+        costs = jax.vmap(lambda u, v: linear.solve(PointCloud(u, v, epsilon=epsilon)).reg_ot_cost)(x @ w, y)
+        return costs.sum(), costs
+
+    def run(*arguments: Any) -> Any:
+        (_, costs), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*arguments)
+        return costs, grads
+
+    return jax.jit(run)
+
+
 def bare(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, None]:
     """The projection alone, forward and backward: what a loss on projected codes pays before it begins."""
     p = x @ w
     return (p * p.detach()).sum((1, 2)), None
 
 
+NEEDS = {"geomloss": "geomloss", "ott-jax": "ott", "flash-sinkhorn": "flash_sinkhorn"}  # module it is imported from
 METHODS: dict[str, Method] = {
     "ours": ours,
     "ours, projected first": ours_projected,
     "POT emd2 loop": pot_emd2,
     "ot.batch": pot_batch,
     "geomloss": geomloss_sinkhorn,
+    "ott-jax": ott_jax,
+    "flash-sinkhorn": flash_sinkhorn,
     "bare projection": bare,
 }
 
@@ -231,6 +278,12 @@ def accuracy(batches: int) -> list[dict[str, Any]]:
     return rows
 
 
+def fitting(methods: dict[str, Method], device: str) -> dict[str, Method]:
+    """flash-sinkhorn runs on CUDA alone; the JAX here is the CPU's."""
+    other = "ott-jax" if device == "cuda" else "flash-sinkhorn"
+    return {name: method for name, method in methods.items() if name != other}
+
+
 def main() -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -238,16 +291,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one width, fewer rounds: under three minutes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    methods = dict(METHODS)
-    try:
-        import geomloss  # noqa: F401
-    except ImportError:
-        del methods["geomloss"]
+    methods = {name: method for name, method in METHODS.items() if find_spec(NEEDS.get(name, "ot"))}
     cases = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for d in (384,) if arguments.quick else (384, 512, 768):
             for level in LEVELS:
-                cases += compare(level, d, 3 if arguments.quick else 7, device, methods)
+                cases += compare(level, d, 3 if arguments.quick else 7, device, fitting(methods, device))
     result = {
         "protocol": {"machine": machine(), "threads": 1, "quick": arguments.quick, "epsilon": EPSILON,
                      "absent": sorted(set(METHODS) - set(methods)), "versions": versions(),

@@ -41,8 +41,8 @@ def train(
 
     Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + alignment, whose gradient reaches
     the tokenizer times λ, falling from `weight` to `weight_end`, and the alignment's own heads in full: they learn to
-    read the codes as they are to the end. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs that differ in
-    `align` see the same images in the same order. `each(step)` is called after every step. Raises
+    read the codes as they are, to the end. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs
+    that differ in `align` see the same images in the same order. `each(step)` is called after every step. Raises
     FloatingPointError where the loss is not finite.
     """
     heads = list(align.parameters()) if align else []
