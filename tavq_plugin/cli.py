@@ -44,7 +44,7 @@ def demo(
     except KeyboardInterrupt:
         console.print(f"\nStopped. Finished runs are in {out}; the same command goes on from there.")
         raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
         raise typer.Exit(2) from None
     console.print(table(content))

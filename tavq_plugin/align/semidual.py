@@ -24,7 +24,7 @@ STEP, LONGEST = 4.0, 64.0  # longest step, in units of the blur: at first, and a
 SAMPLE = 256  # codes, at least, on which a large problem is solved first; then `SAMPLE_A_UNIT` a unit
 SAMPLE_A_UNIT = 8
 NEAR = 0.03  # marginal error at which the sample is left: its own sampling error is larger
-FIXED = (24, 24)  # passes of a fixed schedule: annealing (on the sample, or on all), then at the target on all
+FIXED = (16, 40)  # passes of a fixed schedule: annealing (on the sample, or on all), then at the target on all
 TINY = 1e-30
 
 

@@ -84,6 +84,15 @@ def test_the_default_is_right_on_strongly_clustered_problems(spread, repeated, d
     assert (off < 2e-3).all()
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_fixed_schedule_is_right_on_strongly_clustered_problems(repeated):
+    x, y = (t.float() for t in clustered(6, 700, 40, 96, spread=0.5, repeated=repeated, seed=3))
+    result = solve(x, y, schedule="fixed")
+    assert result.converged.all() and (result.gap < 1e-4 * result.gain).all()
+    truth = solve(x.double(), y.double(), tolerance=1e-12, max_passes=500)
+    torch.testing.assert_close(result.value.double(), truth.value, rtol=1e-5, atol=1e-6)
+
+
 def test_the_certificate_tells_of_too_few_passes():
     x, y = clustered(3, 700, 40, 96, spread=0.5, repeated=True, seed=1)
     hurried = solve(x, y, epsilon=0.002, max_passes=1)
@@ -216,8 +225,9 @@ def test_extreme_weights_converge():
     x, y = gaussian(2, 80, 6, 3)
     weight = torch.tensor([[1.0, 1e-6, 1.0, 1e-6, 1.0, 1.0]]).double().expand(2, 6)
     for dtype in (torch.float64, torch.float32):
-        result = solve(x.to(dtype), y.to(dtype), y_weight=weight.to(dtype))
-        assert result.converged.all()
+        for schedule in ("adaptive", "fixed"):
+            result = solve(x.to(dtype), y.to(dtype), y_weight=weight.to(dtype), schedule=schedule)
+            assert result.converged.all()
 
 
 def test_points_that_coincide():
