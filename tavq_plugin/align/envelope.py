@@ -28,9 +28,9 @@ class How(NamedTuple):
 class Value(torch.autograd.Function):
     """Codes, units and masses to F_ε = D(g) at the dual's maximum, where ∂D/∂g = 0 and so ∂F_ε/∂C = P.
 
-    x b n c, y b m d, project c d or None (W = 1), a b n, b b m; pads of x and y are 0. Saves x, y and each code's
-    plan; the backward is Pᵀ y and P x, and their products with W. What a code costs whatever the unit, Σ a |x W|²,
-    cannot change the plan: it enters by the codes' moments, and the projected codes are never formed.
+    x b n c, y b m d, project c d or None (W = 1), a b n, b b m; what has no mass takes no part. Saves x, y and each
+    code's plan; the backward is Pᵀ y and P x, and their products with W. What a code costs whatever the unit,
+    Σ a |x W|², cannot change the plan: it enters by the codes' moments, and the projected codes are never formed.
     """
 
     @staticmethod
@@ -49,11 +49,15 @@ class Value(torch.autograd.Function):
         """-> value b, potentials b m, blur b, marginal error b, reduced cost b m n, constant b, plan b m n."""
         squared = how.cost == "sqeuclidean"
         pads, count = ~y_mask[..., None], y_mask.sum(1).clamp(min=1)[:, None]
+        # pads are zeroed before any arithmetic meets them, so what lies there cannot leak
+        y, void = y.masked_fill(pads, 0.0), None if how.uniform else (a == 0)[..., None]
         mean = y.sum(1, keepdim=True) / count[..., None]
-        central = (y - mean).masked_fill(pads, 0.0)  # reduced costs then have mean 0 over the units of each code
+        central = (y - mean).masked_fill_(pads, 0.0)  # reduced costs then have mean 0 over the units of each code
         if squared and project is None:  # distances keep their digits far from the origin
             x, y, mean = x - mean, central, torch.zeros_like(mean)
-            x = x if how.uniform else x.masked_fill((a == 0)[..., None], 0.0)
+            x = x if void is None else x.masked_fill_(void, 0.0)
+        elif void is not None:
+            x = x.masked_fill(void, 0.0)
         reduced = _times(central, project) @ x.mT  # b m n
         spread = central.square().sum(2)
         middle = spread.sum(1, keepdim=True) / count

@@ -150,20 +150,29 @@ def _begin(problem: Problem, start: Tensor | None) -> _Work:
     )
 
 
-def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int) -> tuple[_Work, Tensor]:
-    """One pass over the codes: a step for every problem, each at its own level; and which are finished."""
+def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adaptive: bool) -> tuple[_Work, Tensor]:
+    """One pass over the codes: a step for every problem, each at its own level; and which are finished.
+
+    `adaptive` looks at the flags and leaves out what no problem needs; the result is the same.
+    """
     rows, problem, state, blur, damping, reach, passes, fresh, refused = work
     double = problem.cost.dtype == torch.float64
-    step = _sinkhorn_step(problem, state, blur)
     if newton:
-        damped = _newton_step(problem, state, blur, damping)
-        step = _where(refused | ~damped.sum(1).isfinite(), step, damped)  # a Sinkhorn step never lowers D
+        step = _newton_step(problem, state, blur, damping)
+        other = refused | ~step.sum(1).isfinite()
+        if not adaptive or other.any():
+            step = _where(other, _sinkhorn_step(problem, state, blur), step)  # a Sinkhorn step never lowers D
+    else:
+        step = _sinkhorn_step(problem, state, blur)
     length = step.abs().amax(1).clamp(min=TINY) / blur
     step = step * (reach / length).clamp(max=1.0)[:, None]
     tried = _state(problem, state.potentials + step.masked_fill(fresh[:, None], 0.0), blur)
     slack = 8 * torch.finfo(problem.cost.dtype).eps
     kept = fresh | (tried.dual >= state.dual - slack * (1 + state.dual.abs()))
-    state = _State(*(_where(kept, new, old) for new, old in zip(tried, state, strict=True)))
+    if adaptive and kept.all():
+        state = tried
+    else:
+        state = _State(*(_where(kept, new, old) for new, old in zip(tried, state, strict=True)))
     damping = torch.where(kept, damping / 10, damping * 10).clamp(1e-12 if double else 1e-7, 1e3)
     damping = torch.where(fresh, 1e-6 if double else 1e-4, damping)
     longer = torch.where(length > reach, 2 * reach, reach).clamp(max=LONGEST)
@@ -220,11 +229,11 @@ def _climb(
     work = _begin(problem, start)
     if not adaptive:
         for _ in range(fixed):
-            work, _ = _advance(work, newton, tolerance, max_passes)
+            work, _ = _advance(work, newton, tolerance, max_passes, adaptive)
         return work.state.potentials, marginal_error(problem, work.state.marginal)
     potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
     while len(work.rows):
-        work, finished = _advance(work, newton, tolerance, max_passes)
+        work, finished = _advance(work, newton, tolerance, max_passes, adaptive)
         count = int(finished.sum())
         # dropping the finished copies the rest: worth it when they are many; stepping on does a finished one no harm
         if 2 * count >= len(finished):

@@ -145,10 +145,7 @@ def solve(
         units = _mask("y_mask", y_mask, y, present)
         b = _masses("y_weight", y_weight, units, dtype)
         x, y = x.to(dtype), y.to(dtype)
-        if x_mask is not None or y_mask is not None:  # before any arithmetic, so what lies in pads cannot leak
-            x = x.masked_fill(((a == 0) & ~a.isnan())[..., None], 0.0)
         units = units & (b != 0)  # a unit without mass is no unit
-        y = y.masked_fill(~units[..., None], 0.0)
         uniform = x_mask is None and x_weight is None and y_mask is None
         how = How(cost, epsilon, epsilon_mode == "relative", solver, adaptive, tolerance, max_passes, uniform)
         project = None if project is None else project.to(dtype)
