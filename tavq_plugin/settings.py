@@ -39,15 +39,16 @@ class Training:
     weight_end: float = 0.0  # λ at the end, reached along half a cosine: the last steps serve the pixels
     head_rate: float = 2.0  # learning rate of the alignment's heads, in units of learning_rate
     level_weight: float = 1.0  # of the added levels' codebook and commitment loss
-    revive_every: int = 10  # steps after which codes that the host's level did not use move onto latents; 0 = never
-    revive_share: float = 0.5  # of the run, from its start, in which they do
+    revive_every: int = 10  # steps after which codes that the host's level hardly used move onto latents; 0 = never
+    revive_below: float = 0.1  # what is hardly: below this share of the mean use
+    revive_share: float = 0.8  # of the run, from its start, in which they do
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight", "weight_end", "level_weight", "revive_every", "revive_share"):
+        for name in ("weight", "weight_end", "level_weight", "revive_every", "revive_below", "revive_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("learning_rate", "head_rate"):

@@ -55,7 +55,7 @@ def train(
     share = sum(p.numel() for p in plugin) / sum(p.numel() for p in [*host, *plugin])
     draw = torch.Generator().manual_seed(settings.seed)
     codebook = tokenizer.adapter.codebook()
-    revival = Revival(len(codebook), settings.seed)
+    revival = Revival(len(codebook), settings.seed, below=settings.revive_below)
     clock, history, order = Clock(tokenizer.hierarchy), [], torch.empty(0, dtype=torch.long)
     tokenizer.train()
     try:
