@@ -107,21 +107,10 @@ def run_demo(
     return content
 
 
-@torch.no_grad()
-def seed_codebook(host: nn.Module, images: Tensor) -> None:
-    """Start the codebook on latents of some images (n 3 r r uint8), drawn at random: without, most codes stay dead."""
-    table = host.quantize.embedding.weight
-    latents = rearrange(host.quant_conv(host.encoder(to_float(images))), "b c h w -> (b h w) c")
-    if len(latents) >= len(table):
-        table.copy_(latents[torch.randperm(len(latents))[: len(table)]])
-
-
-def build(images: Tensor, seed: int, text_dim: int) -> tuple[Tokenizer, TextAlignment]:
-    """The wrapped host and the alignment of a run, the same for every run of a seed; images n 3 r r uint8."""
+def build(resolution: int, seed: int, text_dim: int) -> tuple[Tokenizer, TextAlignment]:
+    """The wrapped host and the alignment of a run, the same for every run of a seed."""
     torch.manual_seed(seed)
-    host = small_vqgan(images.shape[-1])
-    seed_codebook(host, images[:256])
-    tokenizer = wrap(host)
+    tokenizer = wrap(small_vqgan(resolution))
     return tokenizer, TextAlignment(tokenizer, text_dim)
 
 
@@ -136,7 +125,7 @@ def _one_run(
     console: Console,
 ) -> tuple[Tokenizer, TextAlignment | None, dict[str, Any]]:
     settings = {"run": name, **protocol}
-    tokenizer, align = build(pairs.images[: pairs.n_train], training.seed, store.dim)
+    tokenizer, align = build(pairs.images.shape[-1], training.seed, store.dim)
     if name == "baseline":
         align = None
     metrics = load_metrics(folder, settings)

@@ -1,4 +1,4 @@
-"""Dead codes brought back: what hardly a latent chose for a while moves onto latents of the present batch."""
+"""A codebook kept on the latents: started on them, and hardly used codes moved onto those of the present batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tavq_plugin.contract import Level
+from tavq_plugin.contract import Adapter, Level
+from tavq_plugin.data.images import to_float
+from tavq_plugin.tap import tapped
+
+
+def latents_of(adapter: Adapter, images: Tensor) -> Tensor:
+    """What a host's encoder gives its quantizer; b 3 h w -> b c h w."""
+    with tapped(adapter.model, at=[adapter.quantizer]) as recorder:
+        adapter.encode(images)
+    return recorder.take()[adapter.quantizer].z_in
 
 
 class Revival:
@@ -18,6 +27,19 @@ class Revival:
     def __init__(self, size: int, seed: int, *, below: float = 0.1) -> None:
         self.uses, self.below = torch.zeros(size), below
         self._draw = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def start(self, codebook: Tensor, adapter: Adapter, images: Tensor) -> None:
+        """Put the codes (k c) on latents of 256 of the images (n 3 r r uint8), drawn at random.
+
+        Left as it is where there are fewer latents than codes.
+        """
+        drawn = images[torch.randperm(len(images), generator=self._draw)[:256]]
+        parts = [latents_of(adapter, to_float(part).to(codebook.device)) for part in drawn.split(32)]
+        latents = rearrange(torch.cat(parts), "b c h w -> (b h w) c")
+        if len(latents) >= len(codebook):
+            chosen = torch.randperm(len(latents), generator=self._draw)[: len(codebook)]
+            codebook.copy_(latents[chosen.to(latents.device)])
 
     def see(self, level: Level) -> None:
         """Count the codes a level chose."""

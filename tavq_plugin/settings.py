@@ -39,6 +39,7 @@ class Training:
     weight_end: float = 0.0  # λ at the end, reached along half a cosine: the last steps serve the pixels
     head_rate: float = 2.0  # learning rate of the alignment's heads, in units of learning_rate
     level_weight: float = 1.0  # of the added levels' codebook and commitment loss
+    settle_share: float = 0.2  # of the run, from its start, in which the host learns without quantizing
     revive_every: int = 10  # steps after which codes that the host's level hardly used move onto latents; 0 = never
     revive_below: float = 0.1  # what is hardly: below this share of the mean use
     revive_share: float = 0.8  # of the run, from its start, in which they do
@@ -51,6 +52,13 @@ class Training:
         for name in ("weight", "weight_end", "level_weight", "revive_every", "revive_below", "revive_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.settle_share < 1:
+            raise ValueError(f"settle_share must be 0 or more and below 1, got {self.settle_share}")
         for name in ("learning_rate", "head_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    @property
+    def settled(self) -> int:
+        """Steps before the first with codes."""
+        return int(self.settle_share * self.steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from tavq_plugin.attach import Tokenizer
 from tavq_plugin.clock import Clock
 from tavq_plugin.contract import Codes, TextBatch
 from tavq_plugin.data.images import to_float
-from tavq_plugin.revival import Revival
+from tavq_plugin.revival import Revival, latents_of
 from tavq_plugin.settings import Training
 
 
@@ -39,11 +39,13 @@ def train(
 ) -> Trained:
     """Train the tokenizer, in place, on images (n 3 r r uint8) and the texts of the same rows.
 
-    Loss: L1 + the host's quantizer loss + level_weight · (added levels' loss) + alignment, whose gradient reaches
-    the tokenizer times λ, falling from `weight` to `weight_end`, and the alignment's own heads in full: they learn to
-    read the codes as they are, to the end. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs
-    that differ in `align` see the same images in the same order. `each(step)` is called after every step. Raises
-    FloatingPointError where the loss is not finite.
+    For the first `settled` steps the host learns as an autoencoder, by L1 alone, its latents unquantized; then its
+    codebook starts on latents of the training images, and the loss is L1 + the host's quantizer loss +
+    level_weight · (added levels' loss) + alignment. The alignment's gradient reaches the tokenizer times λ, falling
+    from `weight` to `weight_end`, and the alignment's own heads in full: they learn to read the codes as they are, to
+    the end. `align=None` is λ = 0. Batches come from `settings.seed` alone, so runs that differ in `align` see the
+    same images in the same order. `each(step)` is called after every step. Raises FloatingPointError where the loss
+    is not finite.
     """
     heads = list(align.parameters()) if align else []
     plugin = [*tokenizer.hierarchy.parameters(), *heads]
@@ -53,16 +55,27 @@ def train(
         optimizer.add_param_group({"params": heads, "lr": settings.learning_rate * settings.head_rate})
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     share = sum(p.numel() for p in plugin) / sum(p.numel() for p in [*host, *plugin])
-    draw = torch.Generator().manual_seed(settings.seed)
+    batches = _batches(len(images), settings)
+    history: list[dict[str, float]] = []
+    tokenizer.train()
+    for step in range(settings.settled):
+        batch = to_float(images[next(batches)])
+        pixel = F.l1_loss(tokenizer.adapter.decode(latents_of(tokenizer.adapter, batch)), batch)
+        _refuse_if_broken(step, loss=pixel)
+        optimizer.zero_grad()
+        pixel.backward()
+        optimizer.step()
+        schedule.step()
+        history.append({"step": step, "pixel": pixel.item(), "level": 0.0, "alignment": 0.0})
+        each(step)
+
     codebook = tokenizer.adapter.codebook()
     revival = Revival(len(codebook), settings.seed, below=settings.revive_below)
-    clock, history, order = Clock(tokenizer.hierarchy), [], torch.empty(0, dtype=torch.long)
-    tokenizer.train()
+    revival.start(codebook, tokenizer.adapter, images)
+    clock = Clock(tokenizer.hierarchy)
     try:
-        for step in range(settings.steps):
-            if len(order) < settings.batch_size:
-                order = torch.cat([order, torch.randperm(len(images), generator=draw)])
-            rows, order = order[: settings.batch_size], order[settings.batch_size :]
+        for step in range(settings.settled, settings.steps):
+            rows = next(batches)
             batch = to_float(images[rows])
             with clock.step():
                 (reconstruction, quantizer_loss), codes = tokenizer(batch)
@@ -72,11 +85,7 @@ def train(
                     reached = _softened(codes, _weight(step, settings))
                     aligned = align(reached, texts(rows.tolist())) if align else torch.zeros(())
                     loss = loss + aligned
-                if not loss.isfinite():
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()} at step {step} (pixel {pixel.item():.3g}, quantizer "
-                        f"{quantizer_loss.item():.3g}, alignment {aligned.item():.3g}): lower the learning rate"
-                    )
+                _refuse_if_broken(step, loss=loss, pixel=pixel, quantizer=quantizer_loss, alignment=aligned)
                 optimizer.zero_grad()
                 clock.backward(loss)
                 with clock.update(share):
@@ -93,6 +102,22 @@ def train(
     return Trained(history, clock.seconds_per_step, clock.share)
 
 
+def _batches(n: int, settings: Training) -> Iterator[Tensor]:
+    """Rows of each step's images, epoch after epoch, by the seed alone."""
+    draw, order = torch.Generator().manual_seed(settings.seed), torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < settings.batch_size:
+            order = torch.cat([order, torch.randperm(n, generator=draw)])
+        yield order[: settings.batch_size]
+        order = order[settings.batch_size :]
+
+
+def _refuse_if_broken(step: int, *, loss: Tensor, **parts: Tensor) -> None:
+    if not loss.isfinite():
+        named = ", ".join(f"{name} {part.item():.3g}" for name, part in parts.items())
+        raise FloatingPointError(f"the loss is {loss.item()} at step {step} ({named}): lower the learning rate")
+
+
 def _revives(step: int, settings: Training) -> bool:
     """Whether unused codes move after this step."""
     early = step < settings.revive_share * settings.steps
@@ -102,13 +127,14 @@ def _revives(step: int, settings: Training) -> bool:
 def _rate(step: int, settings: Training) -> float:
     """Share of the peak learning rate: linear rise, then half a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    return rise * _fall(step, settings)
+    return rise * _fall(step / settings.steps)
 
 
 def _weight(step: int, settings: Training) -> float:
-    """λ: half a cosine from `weight` to `weight_end`; 0 throughout where `weight` is 0."""
+    """λ: half a cosine from `weight` to `weight_end` over the steps with codes; 0 throughout where `weight` is 0."""
     end = min(settings.weight, settings.weight_end)
-    return end + (settings.weight - end) * _fall(step, settings)
+    done = (step - settings.settled) / (settings.steps - settings.settled)
+    return end + (settings.weight - end) * _fall(done)
 
 
 def _softened(codes: Codes, weight: float) -> Codes:
@@ -120,6 +146,6 @@ def _softened(codes: Codes, weight: float) -> Codes:
     return Codes(tuple(replace(level, quantized=scaled(level.quantized)) for level in codes.levels))
 
 
-def _fall(step: int, settings: Training) -> float:
-    """Half a cosine over the run, from 1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+def _fall(done: float) -> float:
+    """Half a cosine, from 1 at 0 to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * done))
