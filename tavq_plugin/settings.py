@@ -33,7 +33,7 @@ class Training:
 
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images
-    learning_rate: float = 6e-4  # Adam's peak, after `warmup`; then half a cosine down to 0
+    learning_rate: float = 1e-3  # Adam's peak, after `warmup`; then half a cosine down to 0
     warmup: int = 20  # steps of linear rise
     weight: float = 0.3  # λ of the alignment at the start; 0 = no alignment
     weight_end: float = 0.0  # λ at the end, reached along half a cosine: the last steps serve the pixels
