@@ -13,9 +13,9 @@ class TransportSettings:
     cost: str = "sqeuclidean"  # "sqeuclidean" | "dot"
     epsilon: float = 0.02  # entropic blur, as a share of each problem's own cost scale (or absolute)
     epsilon_mode: str = "relative"  # "relative" | "absolute"
-    tolerance: float = (
-        1e-2  # L1 marginal error at which a problem stops: its gradient is as exact, far below batch noise
-    )
+    schedule: str | None = None  # "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere
+    # L1 marginal error at which a problem stops: its gradient is as exact, far below batch noise
+    tolerance: float = 1e-2
     max_passes: int = 100  # over the codes at the target blur, at most
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("problems", "transport", "distributions"):
+    for name in ("problems", "rivals", "transport", "distributions"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 

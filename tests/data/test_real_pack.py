@@ -1,0 +1,23 @@
+"""A pack of real images, where TAVQ_PACK names its folder; nothing of it is kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tavq_plugin.data.images import load_images
+from tavq_plugin.data.pack import Pack
+
+FOLDER = os.environ.get("TAVQ_PACK")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="TAVQ_PACK does not name the folder of a real pack")
+
+
+def test_its_split_is_kept_and_its_images_read():
+    pack = Pack.read(Path(FOLDER))
+    train, held_out = pack.split(n_train=200, n_eval=50)
+    assert (len(train), len(held_out)) == (200, 50)
+    assert {record.source for record in train} == {record.source for record in held_out}
+    assert not {record.id for record in train} & {record.id for record in held_out}
+    assert all(record.text for record in held_out)
+    images = load_images([record.image for record in held_out], 32, progress=False)
+    assert images.shape == (50, 3, 32, 32) and images.float().std() > 20
