@@ -190,8 +190,8 @@ def _check_settings(
         raise ValueError(f'epsilon must be above 0, got {epsilon}; for exact transport give solver="emd"')
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance}")
-    if max_passes < 0:
-        raise ValueError(f"max_passes must be 0 or more, got {max_passes}")
+    if max_passes < 1:
+        raise ValueError(f"max_passes must be at least 1, got {max_passes}")
 
 
 def _present(x_mask: Tensor | None, y_mask: Tensor | None, x: Tensor, y: Tensor) -> Tensor:

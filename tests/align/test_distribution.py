@@ -47,11 +47,11 @@ def test_a_dual_found_on_a_sample_comes_near_all_codes():
     x.requires_grad_()
     whole = torch.autograd.grad(solve(x, y).value.sum(), x)[0]
     cosines = []
-    for passes in (0, 50):
+    for passes in (1, 50):
         result = coarse(x, y, grid=(32, 32), samples=64, passes=passes)
         grad = torch.autograd.grad(result.value.sum(), x)[0]
         cosines.append(torch.cosine_similarity(grad.flatten(), whole.flatten(), dim=0).item())
-    assert 0.8 < cosines[0] < 0.99 and cosines[1] > 1 - 1e-9
+    assert 0.9 < cosines[0] < 1 - 1e-4 and cosines[1] > 1 - 1e-9
 
 
 def test_gaussian_gradient_is_the_reparameterised_one():

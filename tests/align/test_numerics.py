@@ -163,7 +163,7 @@ def test_a_warm_start_needs_few_passes():
         ({"project": torch.zeros(4, 5)}, "a Linear's weight transposed"),
         ({"x": torch.zeros(1, 3, 4, dtype=torch.long)}, r"x is torch.int64: give floating point"),
         ({"tolerance": 0.0}, "tolerance must be above 0"),
-        ({"max_passes": -1}, "max_passes must be 0 or more"),
+        ({"max_passes": 0}, "max_passes must be at least 1"),
         ({"schedule": "slow"}, "schedule='slow'"),
         ({"warm_start": torch.zeros(1, 3)}, r"warm_start is \(1, 3\): give potentials, \(1, 2\)"),
         ({"x_weight": torch.zeros(1, 3)}, "nothing but 0"),
