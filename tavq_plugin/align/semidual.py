@@ -24,7 +24,7 @@ FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
 FACTOR = 5.0  # by which the blur falls from level to level
 PASSES_A_LEVEL = 8  # at most, before the last level; 2 do not suffice on strongly clustered problems
 LOOSE = 0.1  # marginal error that ends a level before the last
-LENGTHS = (1.0, 0.05, 0.15, 0.4, 4.0)  # of a Newton step that are looked at, the whole one first
+LENGTHS = (1.0, 0.0, 0.05, 0.15, 0.4, 4.0)  # of a Newton step that are looked at, the whole one first; 0 = stay
 DRIFT, LONGEST = 8.0, 20.0  # in units of the blur: a kernel's age at which it is taken anew; the longest step
 SAMPLE = 256  # codes, at least, on which a large problem is solved first; then `SAMPLE_A_UNIT` a unit
 SAMPLE_A_UNIT = 8
@@ -76,9 +76,11 @@ class _Kernel(NamedTuple):
     at: Tensor  # b m, the potentials
 
 
-def _kernel(problem: Problem, potentials: Tensor, blur: Tensor, least: float) -> _Kernel:
+def _kernel(problem: Problem, potentials: Tensor, blur: Tensor, out: Tensor | None = None) -> _Kernel:
+    """Taken anew, in the memory of `out` where given: fresh memory costs as much as the exponentials."""
+    least = -300.0 if problem.cost.dtype == torch.float64 else -80.0
     offset = potentials / blur[:, None] + problem.log_b
-    score = torch.addcmul(offset[..., None], problem.cost, (-1 / blur)[:, None, None])
+    score = torch.addcmul(offset[..., None], problem.cost, (-1 / blur)[:, None, None], out=out)
     top = score.amax(1, keepdim=True)
     # far tails are cut before they are denormal: those are many times slower, and weigh nothing
     return _Kernel(torch.threshold_(score.sub_(top), least, -torch.inf).exp_(), top[:, 0], potentials)
@@ -86,8 +88,7 @@ def _kernel(problem: Problem, potentials: Tensor, blur: Tensor, least: float) ->
 
 def conditional(problem: Problem, potentials: Tensor, blur: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax of each code over the units, and the log-sum-exp; b m -> b m n, b n."""
-    double = problem.cost.dtype == torch.float64
-    kernel = _kernel(problem, potentials, blur, -300.0 if double else -80.0)
+    kernel = _kernel(problem, potentials, blur)
     total = kernel.weight.sum(1)
     return kernel.weight.div_(total[:, None]), total.log_() + kernel.top
 
@@ -179,7 +180,7 @@ def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adapt
     double = problem.cost.dtype == torch.float64
     old = fresh | ((here.potentials - kernel.at).abs().amax(1) > DRIFT * blur)
     if not adaptive or old.any():
-        kernel = _kernel(problem, here.potentials, blur, -300.0 if double else -80.0)
+        kernel = _kernel(problem, here.potentials, blur, kernel.weight)
         here = _look(problem, kernel, here.potentials[:, None], blur).pick(torch.zeros_like(rows))
 
     damping = torch.where(fresh, 1e-6 if double else 1e-4, damping)
