@@ -28,14 +28,19 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where runs, demo.json and pictures go.")] = Path("tavq-demo"),
     n_train: Annotated[int, typer.Option(min=2, help="Training images at most.")] = 3000,
     n_eval: Annotated[int, typer.Option(min=2, help="Held-out images at most.")] = 500,
-    weight: Annotated[float, typer.Option(min=0.0, help="λ of the alignment at the start; it falls to 0.")] = 0.3,
+    weight: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="λ of the alignment at the start; it falls to 0. Default: .3, on drawn scenes .03."),
+    ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
-    from tavq_plugin.demo import run_demo, table
+    from tavq_plugin.demo import SCENES_WEIGHT, run_demo, table
     from tavq_plugin.settings import Training
 
     console = Console()
     try:
+        if weight is None:  # a drawn scene has 16 codes and a run few steps: a tenth of the weight
+            weight = SCENES_WEIGHT if data is None else Training.weight
         training = Training(steps=steps, seed=seed, weight=weight)
         content = run_demo(
             data=data, resolution=resolution, out=out, training=training, n_train=n_train, n_eval=n_eval,
