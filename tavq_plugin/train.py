@@ -138,9 +138,11 @@ def _weight(step: int, settings: Training) -> float:
 
 
 def _softened(codes: Codes, weight: float) -> Codes:
-    """The same codes, with `weight` times the gradient."""
+    """The same codes, with `weight` times the gradient; with none at 0."""
 
     def scaled(quantized: Tensor) -> Tensor:
+        if weight == 0:
+            return quantized.detach()
         return quantized.detach() + weight * (quantized - quantized.detach())
 
     return Codes(tuple(replace(level, quantized=scaled(level.quantized)) for level in codes.levels))
