@@ -71,20 +71,21 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     problem = clouds(arguments.family, BATCH, SIDE * SIDE, UNITS, 384)
-    truth, found = exact(problem), {name: [] for name in models()}
-    kinds = models()
+    truth, kinds = exact(problem), models()
+    found: dict[str, list[Any]] = {name: [] for name in kinds}
     for number in range(arguments.draws + 1):  # the first warms up
         for name, model in kinds.items():
             answer = run(model, problem)
             if number:
                 found[name].append(answer)
     rows: list[dict[str, Any]] = []
+    reference = found["all"][0][1].double()  # the model without randomness
     for name, answers in found.items():
         values = torch.stack([value for _, value, _ in answers]).double()
         row: dict[str, Any] = {
             "model": name,
             "seconds": statistics.median(seconds for seconds, _, _ in answers),
-            "value_bias_over_gain": ((values.mean(0) - values_of(found["all"])) / truth.gain).mean().item(),
+            "value_bias_over_gain": ((values.mean(0) - reference) / truth.gain).mean().item(),
             "value_spread_over_gain": (values.std(0) / truth.gain).mean().item(),
         }
         for place, part in enumerate(("codes", "text", "project")):
@@ -103,11 +104,6 @@ def main() -> None:
     page += markdown_table(tuple(rows[0]), [list(row.values()) for row in rows])
     arguments.json.with_suffix(".md").write_text(page)
     print(page)
-
-
-def values_of(answers: list[tuple[float, Tensor, list[Tensor]]]) -> Tensor:
-    """Values of a model without randomness; b."""
-    return answers[0][1].double()
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _refuse_if_broken(step: int, *, loss: Tensor, **parts: Tensor) -> None:
 
 
 def _revives(step: int, settings: Training) -> bool:
-    """Whether unused codes move after this step."""
+    """Whether hardly used codes move after this step."""
     early = step < settings.revive_share * settings.steps
     return early and settings.revive_every > 0 and step % settings.revive_every == settings.revive_every - 1
 

@@ -37,12 +37,12 @@ class GaussianCodes(nn.Module):
         """Mean and factor of each image's density; b n c -> b c, and σ b c ("diagonal") or L b c c ("full")."""
         variance, mean = torch.var_mean(codes, dim=1, correction=0)
         log_variance = (variance + 1e-8).log()
-        own, shift = log_variance, torch.zeros_like(log_variance)
+        shift = torch.zeros_like(log_variance)
         if self.head is not None:
             delta, shift = self.head(torch.cat([mean, log_variance], 1)).chunk(2, 1)
             mean = mean + delta
         if self.covariance == "diagonal":
-            return mean, (0.5 * (own + shift).clamp(-20, 20)).exp()
+            return mean, (0.5 * (log_variance + shift).clamp(-20, 20)).exp()
         central = codes - codes.mean(1, keepdim=True)
         covariance = central.mT @ central / codes.shape[1]
         jitter = 1e-5 * variance.mean(1) + 1e-8  # codes span few dimensions: keeps the factor defined

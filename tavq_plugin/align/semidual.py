@@ -77,7 +77,7 @@ class _Kernel(NamedTuple):
 
 
 def _kernel(problem: Problem, potentials: Tensor, blur: Tensor, out: Tensor | None = None) -> _Kernel:
-    """Taken anew, in the memory of `out` where given: fresh memory costs as much as the exponentials."""
+    """Taken anew, in the memory of `out` where given."""
     least = -300.0 if problem.cost.dtype == torch.float64 else -80.0
     offset = potentials / blur[:, None] + problem.log_b
     score = torch.addcmul(offset[..., None], problem.cost, (-1 / blur)[:, None, None], out=out)
@@ -135,7 +135,7 @@ def _newton_step(problem: Problem, kernel: _Kernel, here: _Look, blur: Tensor, d
 
 
 def _sinkhorn_step(problem: Problem, here: _Look, blur: Tensor) -> Tensor:
-    """ε (log b − log Pᵀ1): never lowers D; b m."""
+    """ε (log b − log Pᵀ1), which made in full never lowers D; b m."""
     ratio = problem.log_b - here.marginal.clamp(min=TINY).log()
     return (blur[:, None] * ratio).masked_fill(~problem.y_mask, 0.0)
 
@@ -174,7 +174,7 @@ def _begin(problem: Problem, start: Tensor | None, again: float) -> _Work:
 def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adaptive: bool) -> tuple[_Work, Tensor]:
     """A pass for every problem, each at its own level; and which are finished.
 
-    `adaptive` reads the flags and leaves out what no problem needs; the answer is the same.
+    `adaptive` reads the flags and leaves out what no problem needs; the answer is the same but for rounding.
     """
     rows, problem, kernel, here, blur, damping, passes, fresh = work
     double = problem.cost.dtype == torch.float64
@@ -184,7 +184,7 @@ def _advance(work: _Work, newton: bool, tolerance: float, max_passes: int, adapt
         here = _look(problem, kernel, here.potentials[:, None], blur).pick(torch.zeros_like(rows))
 
     damping = torch.where(fresh, 1e-6 if double else 1e-4, damping)
-    steps = [_sinkhorn_step(problem, here, blur)]  # never lowers D
+    steps = [_sinkhorn_step(problem, here, blur)]
     if newton:
         step = _newton_step(problem, kernel, here, blur, damping)
         steps += [length * step for length in LENGTHS]
