@@ -138,13 +138,15 @@ def wrap(
     grad_to: GradTo = "both",
     codebook: str = "shared",
     codebook_size: int | None = None,
+    max_grid: int = 64,
 ) -> Tokenizer:
     """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
 
     taps: two module paths, fine → mid; quantizer: its path; parse: (its input, its output) -> Quantized; layout:
     how tapped features lie ("b c h w", "b n c", …). A known host needs none of them; an unknown one the first
     three. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both".
-    codebook: levels 1–2 look up the host's ("shared") or have their own ("own", codebook_size codes each).
+    codebook: levels 1–2 look up the host's ("shared") or have their own ("own", codebook_size codes each);
+    a grid of more than `max_grid` a side is pooled first.
 
     Raises ValueError for an unknown host, a wrong path, a tap that never fires or is changed in place, or a latent
     whose width differs from the codebook. Draws no random number from the global stream.
@@ -172,6 +174,7 @@ def wrap(
             codebook_size=codebook_size,
             grad_to=grad_to,
             straight_through=adapter.straight_through,
+            max_grid=max_grid,
         ).to(final.vectors.device)
         hierarchy(features, call.z_in, final, table)
     return Tokenizer(adapter, hierarchy, width)

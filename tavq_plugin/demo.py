@@ -30,6 +30,7 @@ from tavq_plugin.text.embed import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.train import train
 
+LEVEL_WEIGHT = [3.0, 3.0, 1.0]  # of words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: at 32 px and 250 steps .3 cost .9 dB, .1 .5 dB and .03 .2 dB (seed 0)
 RUNS = ("baseline", "tavq", "shuffled")
 
@@ -55,12 +56,13 @@ class Pairs:
 
 
 def small_vqgan(resolution: int) -> nn.Module:
-    """The demo's taming VQGAN: f8, 512 codes of width 64, levels of r/2, r/4 and r/8 a side."""
+    """The demo's taming VQGAN: 512 codes of width 64; f8, and f4 below 64 px, so that 8 × 8 codes remain."""
     from tavq_plugin.adapters.taming import VQGAN
 
+    ch_mult = (1, 2, 2, 4) if resolution >= 64 else (1, 2, 4)
     ddconfig = {
         "double_z": False, "z_channels": 64, "resolution": resolution, "in_channels": 3, "out_ch": 3, "ch": 32,
-        "ch_mult": (1, 2, 2, 4), "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+        "ch_mult": ch_mult, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
     return VQGAN(ddconfig, n_embed=512, embed_dim=64, legacy=False)
 
@@ -111,8 +113,13 @@ def run_demo(
 def build(resolution: int, seed: int, text_dim: int) -> tuple[Tokenizer, TextAlignment]:
     """The wrapped host and the alignment of a run, the same for every run of a seed."""
     torch.manual_seed(seed)
-    tokenizer = wrap(small_vqgan(resolution))
-    return tokenizer, TextAlignment(tokenizer, text_dim)
+    tokenizer = wrap(small_vqgan(resolution), max_grid=max(16, resolution // 2))
+    return tokenizer, TextAlignment(tokenizer, text_dim, **_alignment(resolution))
+
+
+def _alignment(resolution: int) -> dict[str, Any]:
+    """The alignment's settings; below 64 px the host is light, so the heads are too."""
+    return {"level_weight": LEVEL_WEIGHT, "hidden": None if resolution >= 64 else 128}
 
 
 def _one_run(
@@ -180,6 +187,7 @@ def _protocol(pairs: Pairs, resolution: int, training: Training, encoder: TextEn
         "n_train": pairs.n_train,
         "n_eval": len(pairs.held_out_rows),
         "resolution": resolution,
+        "alignment": _alignment(resolution),
         "encoder": encoder.fingerprint,
         "probe": f"ridge on standardised mean-pooled quantized codes, penalty {PENALTY:g}, fitted on training rows",
         "retrieval": "image→text among the held-out pairs, percent; mean unit embedding, both sides centred",

@@ -61,7 +61,8 @@ class Hierarchy(nn.Module):
     widths: channels of the tapped features, fine → coarse. codebook: "shared" (the host's, looked up
     read-only or with gradient as `grad_to` says) or "own" (an embedding a level, `codebook_size` × width).
     Level loss: β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3); the second term is dropped where the
-    codebook is the host's and `grad_to="encoder"`, which never touches it.
+    codebook is the host's and `grad_to="encoder"`, which never touches it. max_grid: places a side, above which a
+    tapped feature is pooled before anything else.
     """
 
     def __init__(

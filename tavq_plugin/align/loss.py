@@ -19,7 +19,8 @@ class TextAlignment(nn.Module):
     """Optimal-transport alignment of quantized codes with text units (TA-VQ, sampling-based alignment).
 
     For each image and level, codes are projected to the text width, normalised, and transported onto the
-    level's units (semi-discrete OT); an image without text gives exactly 0. One head a level: "mlp" or "linear".
+    level's units (semi-discrete OT); an image without text gives exactly 0. One head a level: "linear", or "mlp"
+    through `hidden` units (by default as many as the text is wide).
 
     tokenizer: what `tavq.wrap` gave (its code width is read), or a code width.
     text_dim: width of the text embeddings (read from `encoder` or `store` where given).
@@ -35,6 +36,7 @@ class TextAlignment(nn.Module):
         levels: Sequence[str] = GRANULARITIES,
         level_weight: Sequence[float] | None = None,
         projection: str = "mlp",
+        hidden: int | None = None,
         distribution: str = "all",
         samples: int = 128,
         transport: TransportSettings | None = None,
@@ -65,7 +67,7 @@ class TextAlignment(nn.Module):
 
             self.cache = TextCache(encoder)
         self.distribution = nn.ModuleList(CodeDistribution(distribution, width, samples) for _ in levels)
-        self.project = nn.ModuleList(_head(projection, width, text_dim) for _ in levels)
+        self.project = nn.ModuleList(_head(projection, width, hidden or text_dim, text_dim) for _ in levels)
         self.last: dict[str, Tensor] = {}
 
     def embed(self, codes: Tensor, level: int) -> Tensor:
@@ -163,7 +165,7 @@ class TextAlignment(nn.Module):
             )
 
 
-def _head(kind: str, width: int, text_dim: int) -> nn.Module:
+def _head(kind: str, width: int, hidden: int, text_dim: int) -> nn.Module:
     if kind == "linear":
         return nn.Sequential(nn.Linear(width, text_dim))
-    return nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, text_dim))

@@ -256,13 +256,15 @@ def _climb(
             work, _ = _advance(work, newton, tolerance, max_passes, adaptive)
         return work.here.potentials, marginal_error(problem, work.here.marginal)
     potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
-    while len(work.rows):
+    while True:
         work, finished = _advance(work, newton, tolerance, max_passes, adaptive)
         count = int(finished.sum())
         # dropping the finished copies the rest: worth it when they are many; stepping on does a finished one no harm
         if 2 * count >= len(finished):
-            done = work.take(finished)
-            potentials[done.rows] = done.here.potentials
-            error[done.rows] = marginal_error(done.problem, done.here.marginal)
-            work = work.take(~finished)
+            rows = work.rows[finished]
+            potentials[rows] = work.here.potentials[finished]
+            error[rows] = marginal_error(work.problem, work.here.marginal)[finished]
+            if count == len(finished):
+                break
+            work = work.take((~finished).nonzero()[:, 0])
     return potentials, error
