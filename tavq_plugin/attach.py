@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.contract import Adapter, Codes, GradTo, Quantized, TextBatch
+from tavq_plugin.environment import at_rest, bare, is_sharded, own_randomness, refuse_out_of_step, whole
 from tavq_plugin.hierarchy import Hierarchy
 from tavq_plugin.registry import HOSTS, adapter_for
-from tavq_plugin.tap import Recorder, Seen, install, tapped
+from tavq_plugin.tap import Recorder, Seen, install, refuse_blind, tapped
 
 
 class Tokenizer(nn.Module):
@@ -30,9 +31,13 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own forward, and the codes of every level."""
+        refuse_out_of_step(self.hierarchy, "tokenizer")
         with tapped(self.host, at=_paths(self.adapter)) as recorder:
             output = self.host(images, *args, **kwargs)
-        return output, _codes(self.adapter, self.hierarchy, recorder.take())
+        seen = recorder.take()
+        if torch.is_grad_enabled():
+            refuse_blind(seen)
+        return output, _codes(self.adapter, self.hierarchy, seen)
 
     def encode(self, images: Tensor) -> Codes:
         """Images to codes; the decoder does not run."""
@@ -92,15 +97,11 @@ class Attachment(nn.Module):
 
         Raises RuntimeError where there was no forward since the last call, or it ran without gradient.
         """
+        refuse_out_of_step(self, "align")
         if self.weight == 0:
-            return next(self.adapter.model.parameters()).new_zeros((), dtype=torch.float32)
+            return self._nothing()
         seen = self.recorder.take()
-        blind = [path for path, call in seen.items() if not call.grad_enabled]
-        if blind:
-            raise RuntimeError(
-                "the host's latest forward ran under no_grad (an evaluation pass?): its capture is stale for a "
-                "training loss; call align(texts) after the forward of the generator pass"
-            )
+        refuse_blind(seen)
         self.codes = _codes(self.adapter, self.hierarchy, seen)
         if not self.codes.final.latent.requires_grad:
             raise RuntimeError(
@@ -108,6 +109,12 @@ class Attachment(nn.Module):
                 "use torch.utils.checkpoint with use_reentrant=False, or unfreeze the encoder"
             )
         return self.weight * self.alignment(self.codes, texts) + self.level_weight * self.codes.loss
+
+    def _nothing(self) -> Tensor:
+        """0; among several processes a sum over no element of each parameter, as DDP waits for all gradients."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return torch.stack([parameter.flatten()[:0].sum() for parameter in self.parameters()]).sum()
+        return torch.zeros((), device=next(self.parameters()).device)
 
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; what `tavq.detach` calls."""
@@ -149,15 +156,23 @@ def wrap(
     Raises ValueError for an unknown host, a wrong path, a tap that never fires or is changed in place, or a latent
     whose width differs from the codebook. Draws no random number from the global stream.
     """
+    if bare(host) is not host:
+        raise ValueError(
+            f"wrap(host) came with the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer "
+            "in DistributedDataParallel or torch.compile; or use attach, which hooks the host where it is"
+        )
     adapter = _adapter(host, taps, quantizer, layout, parse)
-    with _at_rest(host), tapped(host, at=_paths(adapter)) as recorder:
-        adapter.encode(adapter.probe())
+    with at_rest(host), tapped(host, at=_paths(adapter)) as recorder:
+        probe = adapter.probe()
+        # a sharded host gathers its parameters in its own forward alone
+        run = host if is_sharded(host) else adapter.encode
+        run(torch.zeros(tuple(probe.shape), dtype=probe.dtype, device=probe.device))
         seen = _refusing_at_the_door(recorder)
         call = seen[adapter.quantizer]
         final = adapter.parse(call.z_in, call.output)
         features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
         width = final.vectors.shape[1]
-        table = adapter.codebook()
+        table = whole(adapter.codebook())
         if table is not None and table.shape[1] != width:
             raise ValueError(
                 f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
@@ -197,6 +212,7 @@ def attach(
 
     Raises ValueError for a bad weight or where the host has an attachment already.
     """
+    host = bare(host)
     if host in _attached:
         raise ValueError("this host has an attachment already: tavq.detach(host) first")
     if text_dim is None and encoder is None and store is None:
@@ -205,7 +221,7 @@ def attach(
         encoder = offline_encoder()
     tokenizer = wrap(host, **wrapping)
     device = next(host.parameters()).device
-    with _own_randomness(device):
+    with own_randomness(device):
         heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
     align = Attachment(tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, level_weight=level_weight)
     group = {"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]}
@@ -217,7 +233,7 @@ def attach(
 
 def detach(host: nn.Module) -> None:
     """Leave the host, and the optimizer given to `attach`, as they were found; nothing to do for a wrapped host."""
-    align = _attached.pop(host, None)
+    align = _attached.pop(bare(host), None)
     if align is not None:
         align.release()
 
@@ -254,30 +270,6 @@ def _adapter(
     return adapter
 
 
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """New parameters are drawn without moving the random streams that the host's training reads."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextmanager
-def _at_rest(host: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient, own randomness; training flags and buffers are put back, also on error."""
-    flags = [(module, module.training) for module in host.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in host.buffers()]
-    try:
-        with torch.no_grad(), _own_randomness(next(host.parameters()).device):
-            host.eval()
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-
-
 def _paths(adapter: Adapter) -> tuple[str, ...]:
     return (*adapter.taps, adapter.quantizer)
 
@@ -285,7 +277,7 @@ def _paths(adapter: Adapter) -> tuple[str, ...]:
 def _codes(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Seen]) -> Codes:
     call = seen[adapter.quantizer]
     features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
-    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), adapter.codebook())
+    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), whole(adapter.codebook()))
 
 
 def _refusing_at_the_door(recorder: Recorder) -> dict[str, Seen]:
