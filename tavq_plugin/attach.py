@@ -163,10 +163,8 @@ def wrap(
         )
     adapter = _adapter(host, taps, quantizer, layout, parse)
     with at_rest(host), tapped(host, at=_paths(adapter)) as recorder:
-        probe = adapter.probe()
         # a sharded host gathers its parameters in its own forward alone
-        run = host if is_sharded(host) else adapter.encode
-        run(torch.zeros(tuple(probe.shape), dtype=probe.dtype, device=probe.device))
+        (host if is_sharded(host) else adapter.encode)(whole(adapter.probe()))
         seen = _refusing_at_the_door(recorder)
         call = seen[adapter.quantizer]
         final = adapter.parse(call.z_in, call.output)

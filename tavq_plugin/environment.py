@@ -36,7 +36,7 @@ def is_sharded(host: nn.Module) -> bool:
 
 
 def whole(table: Tensor | None) -> Tensor | None:
-    """A codebook that other ranks hold parts of, gathered; its gradient goes back as FSDP's does, a mean over ranks."""
+    """A tensor that other ranks hold parts of, gathered; its gradient goes back as FSDP's does, a mean over ranks."""
     if not dist.is_available() or not isinstance(table, DTensor):
         return table
     mesh = table.device_mesh
