@@ -9,6 +9,7 @@ from torch import nn
 
 from tavq_plugin.contract import Adapter, Reading
 
+_HERE = "tavq_plugin.adapters"
 _TAMING = "tavq_plugin.adapters.taming"
 _DIFFUSERS = "tavq_plugin.adapters.diffusers_vq"
 _LUCIDRAINS = "tavq_plugin.adapters.vector_quantize"
@@ -22,6 +23,13 @@ HOSTS = {
     "transformers.models.chameleon.modeling_chameleon.ChameleonVQVAE": f"{_TRANSFORMERS}:Chameleon",
     "transformers.models.janus.modeling_janus.JanusVQVAE": f"{_TRANSFORMERS}:Janus",
     "transformers.models.emu3.modeling_emu3.Emu3VQVAE": f"{_TRANSFORMERS}:Emu3",
+    "ldm.models.autoencoder.VQModelInterface": f"{_HERE}.latent_diffusion:Interface",
+    "models.vqvae.VQVAE": f"{_HERE}.var:VAR",
+    "modeling.titok.TiTok": f"{_HERE}.titok:TiTok",
+    "modules.Model": f"{_HERE}.cvq_vae:CVQ",
+    "rqvae.models.rqvae.rqvae.RQVAE": f"{_HERE}.rq_vae:RQVAE",
+    "enhancing.modules.stage1.vitvqgan.ViTVQ": f"{_HERE}.vit_vqgan:ViTVQGAN",
+    "vqvae.VQVAE": f"{_HERE}.rosinality:VQVAE2",
 }
 
 # quantizers, inside whatever autoencoder
@@ -39,6 +47,17 @@ QUANTIZERS = {
     "transformers.models.chameleon.modeling_chameleon.ChameleonVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQReading",
     "transformers.models.janus.modeling_janus.JanusVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQReading",
     "transformers.models.emu3.modeling_emu3.Emu3VQVAEVectorQuantizer": f"{_TRANSFORMERS}:Emu3Reading",
+    "tokenizer.tokenizer_image.vq_model.VectorQuantizer": f"{_HERE}.llamagen:LlamaGenReading",
+    "src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize.LFQ": f"{_HERE}.seed_voken:LFQReading",
+    "src.IBQ.modules.vqvae.quantize.IndexPropagationQuantize": f"{_HERE}.seed_voken:IBQReading",
+    "models.quant.VectorQuantizer2": f"{_HERE}.var:VARReading",
+    "modeling.quantizer.quantizer.VectorQuantizer": f"{_HERE}.titok:TiTokReading",
+    "quantise.VectorQuantiser": f"{_HERE}.cvq_vae:CVQReading",
+    "rqvae.models.rqvae.quantizations.RQBottleneck": f"{_HERE}.rq_vae:RQReading",
+    "enhancing.modules.stage1.quantizers.VectorQuantizer": f"{_HERE}.vit_vqgan:ViTReading",
+    "enhancing.modules.stage1.quantizers.GumbelQuantizer": f"{_HERE}.vit_vqgan:ViTReading",
+    "codebook.Codebook": f"{_HERE}.dome272:CodebookReading",
+    "vqvae.Quantize": f"{_HERE}.rosinality:QuantizeReading",
 }
 
 
@@ -79,5 +98,8 @@ def _nearest(module: nn.Module, table: dict[str, str]) -> Any:
         target = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if target is not None:
             source, name = target.split(":")
-            return getattr(import_module(source), name)
+            found = getattr(import_module(source), name)
+            # a path like modules.Model may be anyone's: such adapters look before they claim it
+            if not hasattr(found, "fits") or found.fits(module):
+                return found
     return None

@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 from einops import rearrange
-from tiny_hosts import forward
 from torch import nn
 
 import tavq_plugin as tavq
@@ -65,13 +64,13 @@ def test_the_host_gives_and_becomes_exactly_what_it_would_alone(case, mode):
 
 def test_the_wrapped_forward_returns_the_hosts_output_and_the_codes(case):
     tokenizer = tavq.wrap(case.model, **case.settings)
-    if case.run is not forward:
-        with pytest.raises(NotImplementedError, match="forward"):
+    if not case.forwards:
+        with pytest.raises((NotImplementedError, ValueError)):
             tokenizer(case.images)
         return
     twin = copy.deepcopy(case.model)
     torch.manual_seed(1)
-    bare = forward(twin, case.images)
+    bare = case.run(twin, case.images)
     torch.manual_seed(1)
     output, codes = tokenizer(case.images)
     reconstruction = output.sample if hasattr(output, "sample") else output[0]
@@ -84,7 +83,9 @@ def test_levels_are_fine_to_coarse_and_look_the_codebook_up(case):
     codebook = tokenizer.adapter.codebook()
     torch.manual_seed(1)
     codes = tokenizer.encode(case.images)
-    assert [tuple(level.indices.shape) for level in codes.levels] == [(2, grid, grid) for grid in case.grids]
+    assert [tuple(level.indices.shape) for level in codes.levels] == [
+        (2, *grid) if isinstance(grid, tuple) else (2, grid, grid) for grid in case.grids
+    ]
     for level in codes.levels:
         assert level.indices.dtype == torch.int64
         assert level.indices.min() >= 0 and level.indices.max() < len(codebook)

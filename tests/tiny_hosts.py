@@ -31,9 +31,10 @@ class Case:
 
     model: nn.Module
     size: int = 32  # pixels a side
-    grids: tuple[int, int, int] = (32, 16, 8)  # of the levels, fine → coarse
+    grids: tuple[int | tuple[int, int], ...] = (32, 16, 8)  # of the levels, fine → coarse; one number: square
     run: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]] = forward
     modes: tuple[str, ...] = ("encoder", "codebook", "both")  # the possible grad_to
+    forwards: bool = True  # has a forward of its own that works
     decodes: bool = True  # from vectors to what `run` gives
     one_table: bool = True  # the final vectors are rows of one table, not sums of several
     pickles: bool = True
@@ -148,7 +149,7 @@ def transformers(name: str) -> Case:
             output = model.encode(images)
             return output.quantized_last_hidden_state, output.embedding_loss
 
-        return Case(ChameleonVQVAE(config), run=encode, decodes=False)
+        return Case(ChameleonVQVAE(config), run=encode, forwards=False, decodes=False)
     if name == "janus":
         from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -164,7 +165,7 @@ def transformers(name: str) -> Case:
         pixels = model.decode(torch.stack(tokens))
         return pixels, images.new_zeros(())
 
-    return Case(Emu3VQVAE(config), run=through)
+    return Case(Emu3VQVAE(config), run=through, forwards=False)
 
 
 SCALES = dict(dim=8, codebook_size=32, scales=(1, 2, 4, 8), kmeans_init=False, accept_image_fmap=True)

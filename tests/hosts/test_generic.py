@@ -68,6 +68,22 @@ def test_a_known_host_may_hold_another_known_quantizer():
     assert [level.indices.shape[1] for level in codes.levels] == [32, 16, 8]
 
 
+@pytest.mark.parametrize("path", ["modules.Model", "models.vqvae.VQVAE", "vqvae.VQVAE"])
+def test_a_users_class_of_a_known_ones_name_is_not_claimed(host, path):
+    """Some codebases have top-level modules by names that anyone may use."""
+    module, name = path.rsplit(".", 1)
+    host.__class__ = type(name, (Autoencoder,), {"__module__": module})
+    assert tavq.wrap(host, **UNKNOWN).adapter.taps == ("stem", "first")
+
+
+@pytest.mark.parametrize("path", ["quantise.VectorQuantiser", "codebook.Codebook", "vqvae.Quantize"])
+def test_a_users_quantizer_of_a_known_ones_name_is_not_read(host, path):
+    module, name = path.rsplit(".", 1)
+    host.vq.__class__ = type(name, (Quantizer,), {"__module__": module})
+    with pytest.raises(ValueError, match="no adapter reads the quantizer at 'vq'"):
+        tavq.wrap(host, quantizer="vq")
+
+
 def test_two_known_quantizers_are_a_choice():
     package = pytest.importorskip("vector_quantize_pytorch")
     host = Autoencoder(package.SimVQ(8, 16, channel_first=True))
