@@ -14,7 +14,8 @@ from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.contract import Adapter, Codes, GradTo, Quantized, TextBatch
 from tavq_plugin.environment import at_rest, bare, is_sharded, own_randomness, refuse_out_of_step, whole
 from tavq_plugin.hierarchy import Hierarchy
-from tavq_plugin.registry import HOSTS, adapter_for
+from tavq_plugin.host import Host
+from tavq_plugin.registry import adapter_for
 from tavq_plugin.tap import Recorder, Seen, install, refuse_blind, tapped
 
 
@@ -141,36 +142,42 @@ def wrap(
     taps: Sequence[str] | None = None,
     quantizer: str | None = None,
     layout: str | None = None,
-    parse: Callable[[Tensor, Any], Quantized] | None = None,
-    grad_to: GradTo = "both",
+    parse: Callable[[Any, Any], Quantized] | None = None,
+    example: Tensor | None = None,
+    grad_to: GradTo | None = None,
     codebook: str = "shared",
     codebook_size: int | None = None,
 ) -> Tokenizer:
     """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
 
-    taps: two module paths, fine → mid; quantizer: its path; parse: (its input, its output) -> Quantized; layout:
-    how tapped features lie ("b c h w", "b n c", …). A known host needs none of them; an unknown one the first
-    three. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both".
-    codebook: levels 1–2 look up the host's ("shared") or have their own ("own", codebook_size codes each).
+    A known host, or any host around one known quantizer, needs no more. For others: quantizer, its path; parse,
+    (its input, its output) -> Quantized; taps, two module paths, fine → mid, where a dry run does not find them;
+    layout, how tapped features lie ("b c h w", "b n c", …); example, images to try the host on, where 64 px are
+    not to its liking. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both" (the
+    default where the codebook learns by gradient; else, as under EMA, "encoder"). codebook: levels 1–2 look up the
+    host's ("shared") or have their own ("own", codebook_size codes each).
 
-    Raises ValueError for an unknown host, a wrong path, a tap that never fires or is changed in place, or a latent
-    whose width differs from the codebook. Draws no random number from the global stream.
+    Raises ValueError for an unknown quantizer, a wrong path, a tap that never fires or is changed in place, a latent
+    whose width differs from the codebook, or a codebook that no gradient can reach where `grad_to` asks for it.
+    Draws no random number from the global stream.
     """
     if bare(host) is not host:
         raise ValueError(
             f"wrap(host) came with the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer "
             "in DistributedDataParallel or torch.compile; or use attach, which hooks the host where it is"
         )
-    adapter = _adapter(host, taps, quantizer, layout, parse)
-    with at_rest(host), tapped(host, at=_paths(adapter)) as recorder:
-        # a sharded host gathers its parameters in its own forward alone
-        (host if is_sharded(host) else adapter.encode)(whole(adapter.probe()))
+    with at_rest(host):
+        adapter = _adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
+        with tapped(host, at=_paths(adapter)) as recorder:
+            # a sharded host gathers its parameters in its own forward alone
+            (host if is_sharded(host) else adapter.encode)(whole(adapter.probe()))
         seen = _refusing_at_the_door(recorder)
         call = seen[adapter.quantizer]
         final = adapter.parse(call.z_in, call.output)
         features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
         width = final.vectors.shape[1]
-        table = whole(adapter.codebook())
+        with torch.enable_grad():
+            table = whole(adapter.codebook())
         if table is not None and table.shape[1] != width:
             raise ValueError(
                 f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
@@ -183,7 +190,7 @@ def wrap(
             width,
             codebook=codebook,
             codebook_size=codebook_size,
-            grad_to=grad_to,
+            grad_to=_grad_to(grad_to, table),
             straight_through=adapter.straight_through,
         ).to(final.vectors.device)
         hierarchy(features, call.z_in, final, table)
@@ -236,36 +243,24 @@ def detach(host: nn.Module) -> None:
         align.release()
 
 
-def _adapter(
-    host: nn.Module,
-    taps: Sequence[str] | None,
-    quantizer: str | None,
-    layout: str | None,
-    parse: Callable[[Tensor, Any], Quantized] | None,
-) -> Adapter:
-    known = adapter_for(host)
-    if known is None:
-        missing = [name for name, given in (("taps", taps), ("quantizer", quantizer), ("parse", parse)) if not given]
-        if missing:
-            cls = type(host)
-            raise ValueError(
-                f"no adapter knows {cls.__module__}.{cls.__qualname__}. Known hosts: {', '.join(sorted(HOSTS))}. "
-                "For another, pass taps= (two module paths of its encoder, fine → mid), quantizer= (its path) and "
-                f"parse= (the quantizer's input and output -> Quantized); missing here: {', '.join(missing)}"
-            )
-        from tavq_plugin.adapters.generic import Described
+def _adapter(host: nn.Module, **description: Any) -> Adapter:
+    try:
+        return (adapter_for(host) or Host)(host, **description)
+    except ValueError:
+        raise
+    except Exception as error:
+        error.add_note("this came from a dry run of the host: give example=, a batch of images it takes, b c h w")
+        raise
 
-        return Described(host, taps=taps, quantizer=quantizer, parse=parse, layout=layout)
-    if layout:
-        raise ValueError(f"layout= is for unknown hosts; {known.__name__} knows its own")
-    adapter = known(host)
-    if taps:
-        adapter.taps = tuple(taps)
-    if quantizer:
-        adapter.quantizer = quantizer
-    if parse:
-        adapter.parse = parse
-    return adapter
+
+def _grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
+    learns = table is not None and table.requires_grad
+    if asked in ("codebook", "both") and table is not None and not learns:
+        raise ValueError(
+            f'grad_to="{asked}" is impossible on this host: its codebook takes no gradient (moved by EMA, constant, '
+            'or frozen); give "encoder", or leave grad_to= out'
+        )
+    return asked or ("both" if learns else "encoder")
 
 
 def _paths(adapter: Adapter) -> tuple[str, ...]:

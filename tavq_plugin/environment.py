@@ -71,7 +71,12 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 def at_rest(host: nn.Module) -> Iterator[None]:
     """Eval mode, no gradient, own randomness; training flags, buffers and shards are put back, also on error."""
     flags = [(module, module.training) for module in host.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in host.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in host.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         with torch.no_grad(), own_randomness(next(host.parameters()).device):
             host.eval()
@@ -80,8 +85,8 @@ def at_rest(host: nn.Module) -> Iterator[None]:
         for module, training in flags:
             module.training = training
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer.copy_(before)  # some hosts put a new tensor in its place
         for module in host.modules():
             if is_sharded(module):
                 module.reshard()

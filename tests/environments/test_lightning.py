@@ -5,7 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conformance import texts
-from hosts import DDCONFIG, tiny
+from tiny_hosts import DDCONFIG, tiny
 from torch import nn
 
 import tavq_plugin as tavq
