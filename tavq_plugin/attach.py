@@ -7,7 +7,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tavq_plugin.align.loss import TextAlignment
@@ -100,7 +99,7 @@ class Attachment(nn.Module):
         """
         refuse_out_of_step(self, "align")
         if self.weight == 0:
-            return self._nothing()
+            return torch.zeros((), device=next(self.parameters()).device)
         seen = self.recorder.take()
         refuse_blind(seen)
         self.codes = _codes(self.adapter, self.hierarchy, seen)
@@ -110,12 +109,6 @@ class Attachment(nn.Module):
                 "use torch.utils.checkpoint with use_reentrant=False, or unfreeze the encoder"
             )
         return self.weight * self.alignment(self.codes, texts) + self.level_weight * self.codes.loss
-
-    def _nothing(self) -> Tensor:
-        """0; among several processes a sum over no element of each parameter, as DDP waits for all gradients."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return torch.stack([parameter.flatten()[:0].sum() for parameter in self.parameters()]).sum()
-        return torch.zeros((), device=next(self.parameters()).device)
 
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; what `tavq.detach` calls."""

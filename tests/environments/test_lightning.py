@@ -9,6 +9,7 @@ from tiny_hosts import DDCONFIG, tiny
 from torch import nn
 
 import tavq_plugin as tavq
+from tavq_plugin.convert import convert_checkpoint
 
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("taming")
@@ -85,6 +86,8 @@ def test_the_checkpoint_is_tamings_own_with_the_plug_ins_beside(tmp_path):
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     host = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("loss.")}
     tiny("taming-lightning-vq").load_state_dict(host, strict=True)
+    files = convert_checkpoint(tmp_path / "last.ckpt")
+    assert [file.name for file in files] == ["last.state_dict.safetensors", "last.tavq.safetensors", "last.json"]
 
     again = build("vq")
     loader = torch.utils.data.DataLoader([{"image": IMAGES, "text": texts()}] * 2, batch_size=None)

@@ -10,6 +10,7 @@ from conformance import texts
 from einops import rearrange
 from environments.plain import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import tavq_plugin as tavq
 from tavq_plugin.align import loss as loss_module
@@ -39,12 +40,15 @@ def test_levels_are_quantized_in_full_precision_under_autocast(host):
     assert host.stem.weight.grad.norm() > 0
 
 
-def test_checkpointing_without_reentry_gives_the_same_gradients(host):
+@pytest.mark.parametrize("early_stop", [True, False])  # False: blocks run again to their end, hooks included
+def test_checkpointing_without_reentry_gives_the_same_gradients(host, early_stop):
     _, align = attached(host)
     expected = one_step(host, align)
     checkpointed = Plain(checkpointed=False)
     _, again = attached(checkpointed)
-    for a, b in zip(one_step(checkpointed, again), expected, strict=True):
+    with set_checkpoint_early_stop(early_stop):
+        found = one_step(checkpointed, again)
+    for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
     with pytest.raises(RuntimeError, match=STALE):  # the second run of a block, in backward, is no forward
         again(texts())
