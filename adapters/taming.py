@@ -1,4 +1,4 @@
-"""taming-transformers (CompVis; seen: taming-transformers-rom1504 0.0.6, git 3ba01b2).
+"""taming-transformers (CompVis; seen: taming-transformers-rom1504 0.0.6, taming-transformers 0.0.1).
 
 Quirks: the quantizer returns (z_q, loss, (_, _, indices)) with indices flat, (N, 1) or b h w; `down.i` and `mid`
 are containers that never run, so a hook on them is silent; GumbelQuantize passes gradient to its codebook by
@@ -18,44 +18,53 @@ from typing import Any
 from torch import Tensor, nn
 
 from tavq_plugin.contract import Quantized
+from tavq_plugin.host import Host
 
 
-class TamingVQGAN:
-    """CompVis VQModel, GumbelVQ and kin: (z_q, loss, (_, _, indices)), whatever the indices' shape."""
+class TamingReading:
+    """VectorQuantizer, VectorQuantizer2, GumbelQuantize: (z_q, loss, (_, _, indices)), whatever the indices' shape."""
 
-    quantizer = "quantize"
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        if getattr(model.quantize, "remap", None) is not None:
+    def __init__(self, module: nn.Module) -> None:
+        if getattr(module, "remap", None) is not None:
             raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
-        down = model.encoder.down
-        if len(down) < 3:
-            raise ValueError(
-                f"this encoder has {len(down)} resolutions and three levels need 3: name two modules in taps=, "
-                "fine to mid"
-            )
-        # the code grid is the last resolution; the two before it are the finer levels
-        self.taps = tuple(
-            f"encoder.down.{i}.{'attn' if len(down[i].attn) else 'block'}.{len(down[i].block) - 1}"
-            for i in (len(down) - 3, len(down) - 2)
-        )
-        self.straight_through = not hasattr(model.quantize, "embed")
-
-    def tokens(self, feature: Tensor, level: int) -> Tensor:
-        """Features are maps already; b c h w -> b c h w."""
-        return feature
+        self.module = module
+        self.straight_through = not hasattr(module, "embed")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; indices flat, (N, 1) or b h w -> b h w."""
         vectors, loss, (_, _, indices) = output
         return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
 
+    def codebook(self) -> Tensor:
+        """`embedding` of the VQ kinds, `embed` of the Gumbel kind; k c."""
+        return (self.module.embedding if self.straight_through else self.module.embed).weight
+
+
+class TamingVQGAN(Host):
+    """CompVis VQModel, GumbelVQ and kin; their quantizer may be any known one."""
+
+    def find_quantizer(self) -> str:
+        """Always at the same place."""
+        return "quantize"
+
+    def find_taps(self) -> tuple[str, ...]:
+        """The code grid is the last resolution; the two before it are the finer levels."""
+        down = self.model.encoder.down
+        if len(down) < 3:
+            raise ValueError(
+                f"this encoder has {len(down)} resolutions and three levels need 3: name two modules in taps=, "
+                "fine to mid"
+            )
+        return tuple(
+            f"encoder.down.{i}.{'attn' if len(down[i].attn) else 'block'}.{len(down[i].block) - 1}"
+            for i in (len(down) - 3, len(down) - 2)
+        )
+
     def encode(self, images: Tensor) -> None:
         """Encoder, 1×1 convolution and quantizer."""
         self.model.quantize(self.model.quant_conv(self.model.encoder(images)))
 
-    def probe(self) -> Tensor:
+    def smallest(self) -> Tensor:
         """Two code places a side are enough to see every level."""
         side = 2 * 2 ** (len(self.model.encoder.down) - 1)
         return self.model.quant_conv.weight.new_zeros(1, self.model.encoder.in_channels, side, side)
@@ -63,15 +72,6 @@ class TamingVQGAN:
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized vectors to images; b c h w -> b 3 h w."""
         return self.model.decoder(self.model.post_quant_conv(z_q))
-
-    def codebook(self) -> Tensor:
-        """`embedding` of the VQ kinds, `embed` of the Gumbel kind; k c."""
-        quantize = self.model.quantize
-        return (quantize.embedding if self.straight_through else quantize.embed).weight
-
-    def last_layer(self) -> Tensor:
-        """The decoder's last convolution."""
-        return self.model.decoder.conv_out.weight
 
 
 class VQGAN(nn.Module):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,9 +11,11 @@ from torch import Tensor, nn
 
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.contract import Adapter, Codes, GradTo, Quantized, TextBatch
+from tavq_plugin.environment import at_rest, bare, is_sharded, own_randomness, refuse_out_of_step, whole
 from tavq_plugin.hierarchy import Hierarchy
-from tavq_plugin.registry import HOSTS, adapter_for
-from tavq_plugin.tap import Recorder, Seen, install, tapped
+from tavq_plugin.host import Host
+from tavq_plugin.registry import adapter_for
+from tavq_plugin.tap import Recorder, Seen, install, refuse_blind, tapped
 
 
 class Tokenizer(nn.Module):
@@ -30,9 +31,13 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own forward, and the codes of every level."""
+        refuse_out_of_step(self.hierarchy, "tokenizer")
         with tapped(self.host, at=_paths(self.adapter)) as recorder:
             output = self.host(images, *args, **kwargs)
-        return output, _codes(self.adapter, self.hierarchy, recorder.take())
+        seen = recorder.take()
+        if torch.is_grad_enabled():
+            refuse_blind(seen)
+        return output, _codes(self.adapter, self.hierarchy, seen)
 
     def encode(self, images: Tensor) -> Codes:
         """Images to codes; the decoder does not run."""
@@ -92,15 +97,11 @@ class Attachment(nn.Module):
 
         Raises RuntimeError where there was no forward since the last call, or it ran without gradient.
         """
+        refuse_out_of_step(self, "align")
         if self.weight == 0:
-            return next(self.adapter.model.parameters()).new_zeros((), dtype=torch.float32)
+            return torch.zeros((), device=next(self.parameters()).device)
         seen = self.recorder.take()
-        blind = [path for path, call in seen.items() if not call.grad_enabled]
-        if blind:
-            raise RuntimeError(
-                "the host's latest forward ran under no_grad (an evaluation pass?): its capture is stale for a "
-                "training loss; call align(texts) after the forward of the generator pass"
-            )
+        refuse_blind(seen)
         self.codes = _codes(self.adapter, self.hierarchy, seen)
         if not self.codes.final.latent.requires_grad:
             raise RuntimeError(
@@ -134,32 +135,44 @@ def wrap(
     taps: Sequence[str] | None = None,
     quantizer: str | None = None,
     layout: str | None = None,
-    parse: Callable[[Tensor, Any], Quantized] | None = None,
-    grad_to: GradTo = "both",
+    parse: Callable[[Any, Any], Quantized] | None = None,
+    example: Tensor | None = None,
+    grad_to: GradTo | None = None,
     codebook: str = "shared",
     codebook_size: int | None = None,
     max_grid: int = 64,
 ) -> Tokenizer:
     """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
 
-    taps: two module paths, fine → mid; quantizer: its path; parse: (its input, its output) -> Quantized; layout:
-    how tapped features lie ("b c h w", "b n c", …). A known host needs none of them; an unknown one the first
-    three. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both".
-    codebook: levels 1–2 look up the host's ("shared") or have their own ("own", codebook_size codes each);
-    a grid of more than `max_grid` a side is pooled first.
+    A known host, or any host around one known quantizer, needs no more. For others: quantizer, its path; parse,
+    (its input, its output) -> Quantized; taps, two module paths, fine → mid, where a dry run does not find them;
+    layout, how tapped features lie ("b c h w", "b n c", …); example, images to try the host on, where 64 px are
+    not to its liking. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both" (the
+    default where the codebook learns by gradient; else, as under EMA, "encoder"). codebook: levels 1–2 look up the
+    host's ("shared") or have their own ("own", codebook_size codes each); a grid of more than `max_grid` a side is
+    pooled first.
 
-    Raises ValueError for an unknown host, a wrong path, a tap that never fires or is changed in place, or a latent
-    whose width differs from the codebook. Draws no random number from the global stream.
+    Raises ValueError for an unknown quantizer, a wrong path, a tap that never fires or is changed in place, a latent
+    whose width differs from the codebook, or a codebook that no gradient can reach where `grad_to` asks for it.
+    Draws no random number from the global stream.
     """
-    adapter = _adapter(host, taps, quantizer, layout, parse)
-    with _at_rest(host), tapped(host, at=_paths(adapter)) as recorder:
-        adapter.encode(adapter.probe())
+    if bare(host) is not host:
+        raise ValueError(
+            f"wrap(host) came with the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer "
+            "in DistributedDataParallel or torch.compile; or use attach, which hooks the host where it is"
+        )
+    with at_rest(host):
+        adapter = _adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
+        with tapped(host, at=_paths(adapter)) as recorder:
+            # a sharded host gathers its parameters in its own forward alone
+            (host if is_sharded(host) else adapter.encode)(whole(adapter.probe()))
         seen = _refusing_at_the_door(recorder)
         call = seen[adapter.quantizer]
         final = adapter.parse(call.z_in, call.output)
         features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
         width = final.vectors.shape[1]
-        table = adapter.codebook()
+        with torch.enable_grad():
+            table = whole(adapter.codebook())
         if table is not None and table.shape[1] != width:
             raise ValueError(
                 f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
@@ -172,7 +185,7 @@ def wrap(
             width,
             codebook=codebook,
             codebook_size=codebook_size,
-            grad_to=grad_to,
+            grad_to=_grad_to(grad_to, table),
             straight_through=adapter.straight_through,
             max_grid=max_grid,
         ).to(final.vectors.device)
@@ -200,6 +213,7 @@ def attach(
 
     Raises ValueError for a bad weight or where the host has an attachment already.
     """
+    host = bare(host)
     if host in _attached:
         raise ValueError("this host has an attachment already: tavq.detach(host) first")
     if text_dim is None and encoder is None and store is None:
@@ -208,7 +222,7 @@ def attach(
         encoder = offline_encoder()
     tokenizer = wrap(host, **wrapping)
     device = next(host.parameters()).device
-    with _own_randomness(device):
+    with own_randomness(device):
         heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
     align = Attachment(tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, level_weight=level_weight)
     group = {"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]}
@@ -220,65 +234,29 @@ def attach(
 
 def detach(host: nn.Module) -> None:
     """Leave the host, and the optimizer given to `attach`, as they were found; nothing to do for a wrapped host."""
-    align = _attached.pop(host, None)
+    align = _attached.pop(bare(host), None)
     if align is not None:
         align.release()
 
 
-def _adapter(
-    host: nn.Module,
-    taps: Sequence[str] | None,
-    quantizer: str | None,
-    layout: str | None,
-    parse: Callable[[Tensor, Any], Quantized] | None,
-) -> Adapter:
-    known = adapter_for(host)
-    if known is None:
-        missing = [name for name, given in (("taps", taps), ("quantizer", quantizer), ("parse", parse)) if not given]
-        if missing:
-            cls = type(host)
-            raise ValueError(
-                f"no adapter knows {cls.__module__}.{cls.__qualname__}. Known hosts: {', '.join(sorted(HOSTS))}. "
-                "For another, pass taps= (two module paths of its encoder, fine → mid), quantizer= (its path) and "
-                f"parse= (the quantizer's input and output -> Quantized); missing here: {', '.join(missing)}"
-            )
-        from tavq_plugin.adapters.generic import Described
-
-        return Described(host, taps=taps, quantizer=quantizer, parse=parse, layout=layout)
-    if layout:
-        raise ValueError(f"layout= is for unknown hosts; {known.__name__} knows its own")
-    adapter = known(host)
-    if taps:
-        adapter.taps = tuple(taps)
-    if quantizer:
-        adapter.quantizer = quantizer
-    if parse:
-        adapter.parse = parse
-    return adapter
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """New parameters are drawn without moving the random streams that the host's training reads."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextmanager
-def _at_rest(host: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient, own randomness; training flags and buffers are put back, also on error."""
-    flags = [(module, module.training) for module in host.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in host.buffers()]
+def _adapter(host: nn.Module, **description: Any) -> Adapter:
     try:
-        with torch.no_grad(), _own_randomness(next(host.parameters()).device):
-            host.eval()
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        return (adapter_for(host) or Host)(host, **description)
+    except ValueError:
+        raise
+    except Exception as error:
+        error.add_note("this came from a dry run of the host: give example=, a batch of images it takes, b c h w")
+        raise
+
+
+def _grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
+    learns = table is not None and table.requires_grad
+    if asked in ("codebook", "both") and table is not None and not learns:
+        raise ValueError(
+            f'grad_to="{asked}" is impossible on this host: its codebook takes no gradient (moved by EMA, constant, '
+            'or frozen); give "encoder", or leave grad_to= out'
+        )
+    return asked or ("both" if learns else "encoder")
 
 
 def _paths(adapter: Adapter) -> tuple[str, ...]:
@@ -288,7 +266,7 @@ def _paths(adapter: Adapter) -> tuple[str, ...]:
 def _codes(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Seen]) -> Codes:
     call = seen[adapter.quantizer]
     features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
-    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), adapter.codebook())
+    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), whole(adapter.codebook()))
 
 
 def _refusing_at_the_door(recorder: Recorder) -> dict[str, Seen]:

@@ -54,3 +54,24 @@ def demo(
         raise typer.Exit(2) from None
     console.print(table(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")
+
+
+@app.command()
+def convert_checkpoint(
+    source: Annotated[Path, typer.Argument(help="A .ckpt, .pt or .pth file.", exists=True, dir_okay=False)],
+    out: Annotated[Path | None, typer.Option(help="Name without an ending; default: the file's, beside it.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A further class name, package.Class, to read as a plain record.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite what is there.")] = False,
+) -> None:
+    """Read an old checkpoint without running what is in it; write safetensors and a JSON of its configuration."""
+    from tavq_plugin.convert import convert_checkpoint as convert
+
+    console = Console()
+    try:
+        written = convert(source, out, allow=allow or (), force=force)
+    except (ValueError, OSError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        raise typer.Exit(2) from None
+    console.print("written: " + ", ".join(map(str, written)), highlight=False)

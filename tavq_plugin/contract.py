@@ -23,6 +23,8 @@ class Quantized(NamedTuple):
     vectors: Tensor  # b c h w, as the host's decoder gets them
     indices: Tensor  # b h w, int64
     loss: Tensor  # scalar, as the host defines it
+    latent: Tensor | None = None  # b c h w, what was quantized; None where the quantizer's input is that already
+    looked_up: Tensor | None = None  # b c h w, with gradient to the codebook; None where that is codebook[indices]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,18 @@ class Units:
 
 
 TextBatch = Mapping[str, Units]  # granularity → units
+
+
+class Reading(Protocol):
+    """What one quantizer class takes and returns; built anew on the live module at each step."""
+
+    straight_through: bool  # False where the quantizer passes gradient to its codebook by itself (Gumbel)
+
+    def parse(self, z_in: Any, output: Any) -> Quantized:
+        """The quantizer's input and raw output, understood."""
+
+    def codebook(self) -> Tensor | None:
+        """The live codebook in the width the decoder reads, k c, or None where there is no explicit one."""
 
 
 @runtime_checkable

@@ -107,7 +107,7 @@ class Hierarchy(nn.Module):
                 'grad_to="encoder"'
             )
         levels = [self._added(i, feature, codebook) for i, feature in enumerate(features)]
-        return Codes((*levels, self._final(z_in, final, codebook)))
+        return Codes((*levels, self._final(z_in if final.latent is None else final.latent, final, codebook)))
 
     def _added(self, index: int, feature: Tensor, shared: Tensor | None) -> Level:
         with torch.autocast(feature.device.type, enabled=False):
@@ -128,6 +128,8 @@ class Hierarchy(nn.Module):
     def _final(self, z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Level:
         quantized = final.vectors
         if self.grad_to == "codebook" or (self.grad_to == "both" and self.straight_through):
-            vectors = rearrange(F.embedding(final.indices, codebook), "b h w c -> b c h w")
+            vectors = final.looked_up
+            if vectors is None:
+                vectors = rearrange(F.embedding(final.indices, codebook), "b h w c -> b c h w")
             quantized = with_gradient(z_in.to(vectors.dtype), vectors, self.grad_to)
         return Level(z_in, quantized, final.indices, final.vectors.new_zeros(()))

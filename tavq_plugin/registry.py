@@ -1,17 +1,63 @@
-"""Which adapter speaks to which host: class path → "module:Class", as strings; nothing imported until asked."""
+"""Which adapter speaks to which host or quantizer: class path → "module:Class", as strings; nothing imported early."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from torch import nn
 
-from tavq_plugin.contract import Adapter
+from tavq_plugin.contract import Adapter, Reading
 
+_HERE = "tavq_plugin.adapters"
+_TAMING = "tavq_plugin.adapters.taming"
+_DIFFUSERS = "tavq_plugin.adapters.diffusers_vq"
+_LUCIDRAINS = "tavq_plugin.adapters.vector_quantize"
+_TRANSFORMERS = "tavq_plugin.adapters.transformers_vq"
+
+# hosts whose forward, decode or probe differs from `tavq_plugin.host.Host`'s
 HOSTS = {
-    "taming.models.vqgan.VQModel": "tavq_plugin.adapters.taming:TamingVQGAN",
-    "tavq_plugin.adapters.taming.VQGAN": "tavq_plugin.adapters.taming:TamingVQGAN",
-    "diffusers.models.autoencoders.vq_model.VQModel": "tavq_plugin.adapters.diffusers_vq:DiffusersVQ",
+    "taming.models.vqgan.VQModel": f"{_TAMING}:TamingVQGAN",
+    "tavq_plugin.adapters.taming.VQGAN": f"{_TAMING}:TamingVQGAN",
+    "diffusers.models.autoencoders.vq_model.VQModel": f"{_DIFFUSERS}:DiffusersVQ",
+    "transformers.models.chameleon.modeling_chameleon.ChameleonVQVAE": f"{_TRANSFORMERS}:Chameleon",
+    "transformers.models.janus.modeling_janus.JanusVQVAE": f"{_TRANSFORMERS}:Janus",
+    "transformers.models.emu3.modeling_emu3.Emu3VQVAE": f"{_TRANSFORMERS}:Emu3",
+    "ldm.models.autoencoder.VQModelInterface": f"{_HERE}.latent_diffusion:Interface",
+    "models.vqvae.VQVAE": f"{_HERE}.var:VAR",
+    "modeling.titok.TiTok": f"{_HERE}.titok:TiTok",
+    "modules.Model": f"{_HERE}.cvq_vae:CVQ",
+    "rqvae.models.rqvae.rqvae.RQVAE": f"{_HERE}.rq_vae:RQVAE",
+    "enhancing.modules.stage1.vitvqgan.ViTVQ": f"{_HERE}.vit_vqgan:ViTVQGAN",
+    "vqvae.VQVAE": f"{_HERE}.rosinality:VQVAE2",
+}
+
+# quantizers, inside whatever autoencoder
+QUANTIZERS = {
+    "taming.modules.vqvae.quantize.VectorQuantizer": f"{_TAMING}:TamingReading",
+    "taming.modules.vqvae.quantize.VectorQuantizer2": f"{_TAMING}:TamingReading",
+    "taming.modules.vqvae.quantize.GumbelQuantize": f"{_TAMING}:TamingReading",
+    "diffusers.models.autoencoders.vae.VectorQuantizer": f"{_DIFFUSERS}:DiffusersReading",
+    "vector_quantize_pytorch.vector_quantize_pytorch.VectorQuantize": f"{_LUCIDRAINS}:VectorQuantizeReading",
+    "vector_quantize_pytorch.residual_vq.ResidualVQ": f"{_LUCIDRAINS}:ResidualReading",
+    "vector_quantize_pytorch.hierarchical_vq.HierarchicalVQ": f"{_LUCIDRAINS}:HierarchicalReading",
+    "vector_quantize_pytorch.finite_scalar_quantization.FSQ": f"{_LUCIDRAINS}:FSQReading",
+    "vector_quantize_pytorch.lookup_free_quantization.LFQ": f"{_LUCIDRAINS}:LFQReading",
+    "vector_quantize_pytorch.sim_vq.SimVQ": f"{_LUCIDRAINS}:SimVQReading",
+    "transformers.models.chameleon.modeling_chameleon.ChameleonVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQReading",
+    "transformers.models.janus.modeling_janus.JanusVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQReading",
+    "transformers.models.emu3.modeling_emu3.Emu3VQVAEVectorQuantizer": f"{_TRANSFORMERS}:Emu3Reading",
+    "tokenizer.tokenizer_image.vq_model.VectorQuantizer": f"{_HERE}.llamagen:LlamaGenReading",
+    "src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize.LFQ": f"{_HERE}.seed_voken:LFQReading",
+    "src.IBQ.modules.vqvae.quantize.IndexPropagationQuantize": f"{_HERE}.seed_voken:IBQReading",
+    "models.quant.VectorQuantizer2": f"{_HERE}.var:VARReading",
+    "modeling.quantizer.quantizer.VectorQuantizer": f"{_HERE}.titok:TiTokReading",
+    "quantise.VectorQuantiser": f"{_HERE}.cvq_vae:CVQReading",
+    "rqvae.models.rqvae.quantizations.RQBottleneck": f"{_HERE}.rq_vae:RQReading",
+    "enhancing.modules.stage1.quantizers.VectorQuantizer": f"{_HERE}.vit_vqgan:ViTReading",
+    "enhancing.modules.stage1.quantizers.GumbelQuantizer": f"{_HERE}.vit_vqgan:ViTReading",
+    "codebook.Codebook": f"{_HERE}.dome272:CodebookReading",
+    "vqvae.Quantize": f"{_HERE}.rosinality:QuantizeReading",
 }
 
 
@@ -21,9 +67,39 @@ def adapter_for(host: nn.Module) -> type[Adapter] | None:
     >>> adapter_for(nn.Linear(1, 1)) is None
     True
     """
-    for cls in type(host).__mro__:
-        target = HOSTS.get(f"{cls.__module__}.{cls.__qualname__}")
+    return _nearest(host, HOSTS)
+
+
+def reading_for(quantizer: nn.Module) -> type[Reading] | None:
+    """The reading of a quantizer's class or of the nearest class it descends from; None where none is known.
+
+    >>> reading_for(nn.Embedding(1, 1)) is None
+    True
+    """
+    return _nearest(quantizer, QUANTIZERS)
+
+
+def known_quantizers(host: nn.Module) -> list[str]:
+    """Paths of the quantizers in a host that have a reading; those inside another are left out.
+
+    >>> known_quantizers(nn.Sequential(nn.Linear(1, 1)))
+    []
+    """
+    paths: list[str] = []
+    for path, module in host.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in paths)
+        if path and not inside and reading_for(module) is not None:
+            paths.append(path)
+    return paths
+
+
+def _nearest(module: nn.Module, table: dict[str, str]) -> Any:
+    for cls in type(module).__mro__:
+        target = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if target is not None:
-            module, name = target.split(":")
-            return getattr(import_module(module), name)
+            source, name = target.split(":")
+            found = getattr(import_module(source), name)
+            # a path like modules.Model may be anyone's: such adapters look before they claim it
+            if not hasattr(found, "fits") or found.fits(module):
+                return found
     return None

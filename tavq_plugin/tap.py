@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+COMPILED = (
+    "Where torch.compile ran a module before its hooks were there, they never fire: attach before its first compiled "
+    "call, or call torch._dynamo.reset()"
+)
+
 
 class Seen(NamedTuple):
     """One call of a tapped module."""
@@ -45,13 +50,14 @@ class Recorder:
         if not seen:
             raise RuntimeError(
                 "no forward of the host was recorded since the last alignment: call align(texts) once, "
-                "after the host's own forward of the generator pass"
+                f"after the host's own forward of the generator pass. {COMPILED}"
             )
         silent = [path for path in self.paths if path not in seen]
         if silent:
             raise RuntimeError(
                 f"these taps never fired in the host's forward: {', '.join(silent)}. A container that is not "
-                "called itself (a ModuleList, taming's encoder.down.1) has no output: name a module inside it in taps="
+                "called itself (a ModuleList, taming's encoder.down.1) has no output: name a module inside it in "
+                f"taps=. {COMPILED}"
             )
         for path, call in seen.items():
             if call.version is not None and call.output._version != call.version:
@@ -78,6 +84,8 @@ class _Keep:
         self.recorder, self.path = recorder, path
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if _in_backward():
+            return  # checkpointing runs the module again
         z_in = args[0] if args else next(iter(kwargs.values()), None)
         version = None
         if isinstance(output, Tensor) and not output.is_inference():
@@ -85,10 +93,31 @@ class _Keep:
         self.recorder.keep(self.path, Seen(z_in, output, version, torch.is_grad_enabled()))
 
 
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def refuse_blind(seen: dict[str, Seen]) -> None:
+    """RuntimeError where a tapped module ran without gradient: a loss on its capture would do nothing, silently."""
+    blind = [path for path, call in seen.items() if not call.grad_enabled]
+    if len(blind) == len(seen):
+        raise RuntimeError(
+            "the host's latest forward ran under no_grad (an evaluation pass?), or all of it inside a reentrant "
+            "checkpoint: its capture is stale for a training loss; call align(texts) after the forward of the "
+            "generator pass, and give torch.utils.checkpoint use_reentrant=False"
+        )
+    if blind:
+        raise RuntimeError(
+            f"{', '.join(blind)} ran under no_grad while the rest of the host did not (reentrant checkpointing?), so "
+            "a loss on what it gave has no gradient: give torch.utils.checkpoint use_reentrant=False"
+        )
+
+
 def find(model: nn.Module, path: str) -> nn.Module:
     """The submodule at a dotted path; ValueError names the nearest part that exists and what it holds."""
     module = model
     for depth, name in enumerate(path.split(".")):
+        module = getattr(module, "_orig_mod", module)  # a submodule that torch.compile holds
         children = dict(module.named_children())
         if name not in children:
             there = ".".join(path.split(".")[:depth]) or type(model).__name__

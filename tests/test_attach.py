@@ -62,15 +62,6 @@ def attached(host, **settings):
     return optimizer, tavq.attach(host, optimizer, text_dim=6, **DESCRIPTION, **settings)
 
 
-def test_an_unknown_host_names_the_known_ones_and_what_to_pass(host):
-    with pytest.raises(
-        ValueError, match=r"no adapter knows .*Host.*taming.models.vqgan.VQModel.*taps=.*quantizer=.*parse="
-    ):
-        tavq.wrap(host)
-    with pytest.raises(ValueError, match="missing here: parse$"):
-        tavq.wrap(host, taps=["a", "b"], quantizer="vq")
-
-
 def test_a_described_host_wraps(host):
     output, codes = tavq.wrap(host, **DESCRIPTION)(IMAGES)
     assert torch.equal(output[0], host(IMAGES)[0])

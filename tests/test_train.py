@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conformance import texts
-from hosts import tiny
+from tiny_hosts import tiny
 
 import tavq_plugin as tavq
 from tavq_plugin.revival import Revival

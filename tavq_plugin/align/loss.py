@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
+from tavq_plugin.environment import refuse_out_of_step
 from tavq_plugin.settings import TransportSettings
 
 
@@ -95,6 +96,7 @@ class TextAlignment(nn.Module):
 
         Raises ValueError where the numbers of levels, images or text width differ.
         """
+        refuse_out_of_step(self, "align")
         if len(codes.levels) != len(self.levels):
             raise ValueError(
                 f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give levels= to match"

@@ -1,0 +1,53 @@
+"""CVQ-VAE (lyndonzheng; seen: git 04864b7).
+
+Quirks: only two resolutions, so level 2 lies on the code grid; every training forward writes the codebook's `.data`
+anew, also under no_grad, and not alike on two ranks of DDP; activations in place spoil most other taps; `encode`
+unpacks what its quantizer does not return, and fails.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tavq_plugin.contract import Quantized
+from tavq_plugin.host import Host
+
+
+class CVQReading:
+    """VectorQuantiser: (z_q, loss, (perplexity, _, indices)), indices flat."""
+
+    straight_through = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether `quantise` is CVQ-VAE's: others may have a module of that name."""
+        return hasattr(module, "anchor") and hasattr(module, "embed_prob")
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; indices flat -> b h w."""
+        vectors, loss, (_, _, indices) = output
+        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
+
+    def codebook(self) -> Tensor:
+        """The embedding, k c."""
+        return self.module.embedding.weight
+
+
+class CVQ(Host):
+    """CVQ-VAE's Model."""
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        """Whether `modules.Model` is CVQ-VAE's: others may have a module of that name."""
+        return hasattr(model, "_vq_vae")
+
+    def find_taps(self) -> tuple[str, ...]:
+        """The two strided convolutions."""
+        return ("_encoder._conv_1", "_encoder._conv_2")
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized vectors to images; b c h w -> b 3 h w."""
+        return self.model._decoder(z_q)

@@ -1,0 +1,34 @@
+"""dome272's VQGAN-pytorch (seen: git aa64848).
+
+Quirks: `forward` and `encode` return (…, indices, loss) in an order of their own; `encoder.model` is one Sequential,
+tapped by a dry run; β is on the codebook's term.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tavq_plugin.contract import Quantized
+
+
+class CodebookReading:
+    """Codebook: (z_q, indices, loss), indices flat."""
+
+    straight_through = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether `codebook` is dome272's: others may have a module of that name."""
+        return hasattr(module, "num_codebook_vectors") and hasattr(module, "latent_dim")
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; indices flat -> b h w."""
+        vectors, indices, loss = output
+        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
+
+    def codebook(self) -> Tensor:
+        """The embedding, k c."""
+        return self.module.embedding.weight

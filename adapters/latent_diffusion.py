@@ -1,0 +1,24 @@
+"""latent-diffusion's VQModelInterface (CompVis; seen: git a506df5).
+
+Its VQModel is taming's in shape and in quantizer and needs nothing of its own. Quirks of the Interface: `encode` is
+unquantized and `decode` quantizes, so that the inherited `forward` fails: its users call `decode(encode(images))`.
+Of both: `use_ema=True` dies of a NameError.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tavq_plugin.host import Host
+
+
+class Interface(Host):
+    """VQModelInterface: decode(h, force_not_quantize)."""
+
+    def encode(self, images: Tensor) -> None:
+        """Encoder and quantizer (the host's `encode` stops before it)."""
+        self.model.quantize(self.model.encode(images))
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized vectors to images; b c h w -> b 3 h w."""
+        return self.model.decode(z_q, force_not_quantize=True)

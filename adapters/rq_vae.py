@@ -1,0 +1,50 @@
+"""RQ-VAE (kakaobrain/rq-vae-transformer; seen: git 341395e).
+
+Quirks: `encode` is unquantized and everything around the quantizer is b h w c; codes are b h w d, and `indices` are
+the first depth's, the vectors all depths' sum; a codebook's last row is padding; codebooks move by EMA, without
+gradient; importing its transformer dies on Python ≥ 3.11.
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from tavq_plugin.contract import Quantized
+from tavq_plugin.host import Host
+
+
+class RQReading:
+    """RQBottleneck: (z_q b h w c, loss, codes b h w d)."""
+
+    straight_through = True
+
+    def __init__(self, module: nn.Module) -> None:
+        if max(module.shape_divisor[:2]) > 1:
+            raise ValueError(
+                f"this RQBottleneck folds latents of {tuple(module.latent_shape)} into codes of "
+                f"{tuple(module.code_shape)}, so codes and latents differ in width: pass parse= for it"
+            )
+        self.module = module
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; b h w c -> b c h w."""
+        vectors, loss, codes = output
+        to_map = "b h w c -> b c h w"
+        return Quantized(rearrange(vectors, to_map), codes[..., 0], loss, latent=rearrange(z_in, to_map))
+
+    def codebook(self) -> Tensor:
+        """The first depth's table without its padding row; k c."""
+        return self.module.codebooks[0].weight[:-1]
+
+
+class RQVAE(Host):
+    """RQVAE."""
+
+    def encode(self, images: Tensor) -> None:
+        """Encoder and quantizer (the host's `encode` stops before it)."""
+        self.model.quantizer(self.model.encode(images))
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized vectors to images; b c h w -> b 3 h w."""
+        return self.model.decode(rearrange(z_q, "b c h w -> b h w c"))

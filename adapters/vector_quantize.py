@@ -1,0 +1,177 @@
+"""vector-quantize-pytorch, as bare quantizers inside a user's own autoencoder (lucidrains; seen: 1.32.0).
+
+Quirks: tokens are channels-last (b n c) unless `accept_image_fmap`, `channel_first` or a 4-D input of FSQ and LFQ;
+codebooks are buffers, moved by EMA in every training forward, so in training the table has moved by the time it is
+looked up again; SimVQ's codebook is computed, and so is every table behind `project_out`; FSQ has no loss and int32
+indices; ResidualVQ gives a loss a stage, HierarchicalVQ indices a scale; k-means starts a codebook in any forward.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tavq_plugin.contract import Quantized
+
+
+def _as_map(tokens: Tensor, channels_first: bool) -> Tensor:
+    if not channels_first:
+        tokens = rearrange(tokens, "b ... c -> b c ...")
+    if tokens.ndim == 4:
+        return tokens
+    side = isqrt(tokens.shape[-1])
+    if tokens.ndim != 3 or side**2 != tokens.shape[-1]:
+        raise ValueError(
+            f"the quantizer got {tuple(tokens.shape)} (b c n), and n tokens make no square grid: quantize a map "
+            "(accept_image_fmap=True or channel_first=True), or pass parse="
+        )
+    return rearrange(tokens, "b c (h w) -> b c h w", h=side)
+
+
+def _refuse(module: nn.Module, *reasons: tuple[bool, str]) -> None:
+    for wrong, setting in reasons:
+        if wrong:
+            raise ValueError(f"{type(module).__name__} with {setting} has no single k c table: pass parse= for it")
+
+
+class VectorQuantizeReading:
+    """VectorQuantize: (q, indices, loss)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse(
+            module,
+            (module.heads > 1, "heads > 1"),
+            (module.accept_3d_fmap, "accept_3d_fmap"),
+            (module._codebook.affine_param, "affine_param"),
+            (module._codebook.vq_bridge is not None, "vq_bridge"),
+        )
+        self.module = module
+        own_way = module.directional_reparam or module.sync_update_v > 0 or not module.route_gradients_to_input
+        self.straight_through = not (module.has_projections or (module.learnable_codebook and own_way))
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; b n c or b c h w."""
+        vectors, indices, loss = output[:3]
+        first = self.module.accept_image_fmap or not self.module.channel_last
+        vectors = _as_map(vectors, first)
+        return Quantized(vectors, indices.reshape(vectors[:, 0].shape), loss, latent=_as_map(z_in, first))
+
+    def codebook(self) -> Tensor:
+        """The table as the decoder reads it, behind `project_out`; k c."""
+        return self.module.project_out(self.module.codebook)
+
+
+class ResidualReading:
+    """ResidualVQ: (q, indices b n q, loss q); `indices` are the first stage's, the vectors all stages' sum."""
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse(module, (module.implicit_neural_codebook, "implicit_neural_codebook"))
+        self.module = module
+        self.straight_through = VectorQuantizeReading(module.layers[0]).straight_through and not (
+            module.has_projections or module.diveq
+        )
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; b n c or b c h w."""
+        vectors, indices, losses = output[:3]
+        first = self.module.accept_image_fmap
+        looked_up = None
+        if self.codebook().requires_grad:
+            looked_up = _as_map(self.module.get_output_from_indices(indices), channels_first=False)
+        vectors = _as_map(vectors, first)
+        stage = indices[..., 0].reshape(vectors[:, 0].shape)
+        return Quantized(vectors, stage, losses.sum(), latent=_as_map(z_in, first), looked_up=looked_up)
+
+    def codebook(self) -> Tensor:
+        """The first stage's table, behind `project_out`; k c."""
+        return self.module.project_out(self.module.layers[0].codebook)
+
+
+class HierarchicalReading:
+    """HierarchicalVQ on maps: (q, indices a scale, loss); `indices` are the finest scale's, vectors all scales' sum."""
+
+    straight_through = True
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse(module, (module.spatial_dims != 2, "accept_image_fmap=False"))
+        self.module = module
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; the finest scale's indices, repeated where the grid is finer still."""
+        vectors, indices, loss = output[:3]
+        vectors = _as_map(vectors, self.module.channel_first)
+        finest = F.interpolate(indices[-1][:, None].double(), size=vectors.shape[-2:])[:, 0].long()
+        return Quantized(vectors, finest, loss, latent=_as_map(z_in, self.module.channel_first))
+
+    def codebook(self) -> Tensor:
+        """The shared table, or the finest scale's; k c."""
+        return self.module.get_vq(self.module.num_levels - 1).codebook
+
+
+class FSQReading:
+    """FSQ: (q, indices int32), without loss; its table is all codes, behind `project_out`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse(module, (module.num_codebooks > 1, "num_codebooks > 1"))
+        if not module.return_indices:
+            raise ValueError("FSQ(return_indices=False) gives no indices: build it with return_indices=True")
+        self.module = module
+        self.straight_through = not module.has_projections
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output; maps are channels-first always."""
+        first = self.module.channel_first or z_in.ndim == 4
+        vectors = _as_map(output[0], first)
+        indices = output[1].reshape(vectors[:, 0].shape).long()
+        return Quantized(vectors, indices, vectors.new_zeros(()), latent=_as_map(z_in, first))
+
+    def codebook(self) -> Tensor:
+        """Every code, as the decoder reads it; k c."""
+        module = self.module
+        return module.indices_to_codes(torch.arange(module.codebook_size, device=module._basis.device))
+
+
+class LFQReading:
+    """LFQ: a named tuple (quantized, indices, entropy_aux_loss); its table is all sign vectors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse(module, (module.num_codebooks > 1, "num_codebooks > 1"))
+        self.module = module
+        self.straight_through = not module.has_projections
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output, with or without its loss breakdown."""
+        quantized, indices, loss = output[0] if isinstance(output[0], tuple) else output
+        first = self.module.channel_first
+        first = z_in.ndim == 4 if first is None else first
+        vectors = _as_map(quantized, first)
+        return Quantized(vectors, indices.reshape(vectors[:, 0].shape).long(), loss, latent=_as_map(z_in, first))
+
+    def codebook(self) -> Tensor:
+        """Every code, as the decoder reads it; k c."""
+        module = self.module
+        return module.indices_to_codes(torch.arange(module.codebook_size, device=module.codebook.device))
+
+
+class SimVQReading:
+    """SimVQ: (q, indices, loss); its table is a frozen one behind a learned transform."""
+
+    straight_through = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
+        """Quantizer's output."""
+        vectors, indices, loss = output
+        vectors = _as_map(vectors, self.module.channel_first)
+        latent = _as_map(z_in, self.module.channel_first)
+        return Quantized(vectors, indices.reshape(vectors[:, 0].shape), loss, latent=latent)
+
+    def codebook(self) -> Tensor:
+        """The computed table; k c."""
+        return self.module.codebook

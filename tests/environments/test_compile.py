@@ -1,0 +1,96 @@
+"""torch.compile: attached before the first compiled call it works; afterwards it works or says so."""
+
+import pytest
+import torch
+from environments.plain import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss, parse
+
+import tavq_plugin as tavq
+
+BACKEND = "aot_eager"  # needs no compiler on the machine; tracing, guards and hooks are as with inductor
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def plainly():
+    host = Plain()
+    _, align = attached(host)
+    return one_step(host, align)
+
+
+def assert_close(ours, expected):
+    assert len(ours) == len(expected)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_attached_before_the_first_call_the_gradients_are_the_same():
+    host = Plain()
+    compiled = torch.compile(host, backend=BACKEND)
+    optimizer, align = attached(compiled)
+    expected = plainly()
+    for training in (True, False, True):  # an evaluation pass between compiles anew
+        compiled.train(training)
+        optimizer.zero_grad()
+        if training:
+            assert_close(one_step(host, align, compiled), expected)
+        else:
+            with torch.no_grad():
+                compiled(IMAGES)
+    tavq.detach(compiled)
+    compiled(IMAGES)
+    assert align.recorder.seen == {}
+
+
+def test_attached_after_the_first_call_it_says_so():
+    host = Plain()
+    compiled = torch.compile(host, backend=BACKEND)
+    compiled(IMAGES)
+    _, align = attached(compiled)
+    try:
+        ours = one_step(host, align, compiled)
+    except RuntimeError as error:
+        assert "attach before its first compiled call" in str(error)
+        torch._dynamo.reset()
+        ours = one_step(host, align, compiled)
+    assert_close(ours, plainly())
+
+
+@pytest.mark.parametrize("tap", ["mid", "mid.0"])
+@pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
+def test_a_compiled_part_keeps_its_paths(tap, called):
+    host = Plain()
+    host.mid = torch.compile(host.mid, backend=BACKEND)
+    if called:
+        host(IMAGES)
+    optimizer = torch.optim.Adam(host.parameters())
+    align = tavq.attach(host, optimizer, text_dim=6, taps=["fine", tap], quantizer="vq", parse=parse)
+    try:
+        one_step(host, align)
+    except RuntimeError as error:
+        assert called and "never fired" in str(error) and "torch._dynamo.reset()" in str(error)
+        torch._dynamo.reset()
+    one_step(host, align)
+    assert align.hierarchy.project[1].weight.grad.norm() > 0
+
+
+def test_a_wrapped_host_compiles_as_one():
+    tokenizer = tavq.wrap(Plain(), **DESCRIPTION)
+    compiled = torch.compile(tokenizer, backend=BACKEND)
+    found = []
+    for call in (tokenizer, compiled, compiled):
+        tokenizer.zero_grad()
+        output, codes = call(IMAGES)
+        (own_loss(output) + codes.loss).backward()
+        found.append(gradients(tokenizer))
+    assert_close(found[1], found[0])
+    assert_close(found[2], found[0])
+
+
+def test_a_compiled_host_is_wrapped_from_within():
+    with pytest.raises(ValueError, match=r"inside OptimizedModule: wrap the host itself, then put the tokenizer"):
+        tavq.wrap(torch.compile(Plain(), backend=BACKEND), **DESCRIPTION)

@@ -1,0 +1,71 @@
+"""Two processes: DDP both ways, FSDP2, accelerate; the ranks agree, and come to what one process comes to."""
+
+import pytest
+import torch
+from environments import cases
+from environments.plain import in_one_process
+from ranks import TwoRanks
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    two = TwoRanks()
+    yield two
+    two.stop()
+
+
+def assert_equal(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+EXACT = dict(rtol=0, atol=0)
+CLOSE = dict(rtol=1e-3, atol=1e-4)  # Adam divides by the gradient's size: sums in another order show
+
+
+@pytest.mark.parametrize("find", [False, True])
+@pytest.mark.parametrize("batches", [{}, {"silent": True}, {"uneven": True}], ids=lambda b: next(iter(b), "even"))
+def test_heads_and_codebooks_agree_under_ddp(ranks, find, batches):
+    one, other = ranks.both(cases.attached_under_ddp, find, batches)
+    assert_equal(one, other, **EXACT)
+    assert_equal(one, in_one_process(**batches), **CLOSE)
+
+
+@pytest.mark.parametrize("find", [False, True])
+def test_weight_zero_waits_for_no_gradient(ranks, find):
+    assert_equal(*ranks.both(cases.attached_under_ddp, find, {}, 0.0), **EXACT)
+
+
+@pytest.mark.parametrize("find", [False, True])
+def test_a_wrapped_host_trains_under_ddp(ranks, find):
+    assert_equal(*ranks.both(cases.wrapped_under_ddp, find), **EXACT)
+
+
+def test_heads_that_would_drift_are_refused(ranks):
+    for said in ranks.both(cases.out_of_step):
+        assert len(said) == 3
+        assert all("would drift apart" in text and "DistributedDataParallel(" in text for text in said)
+
+
+def test_gradients_accumulate_without_a_sync(ranks):
+    for parted, whole in ranks.both(cases.accumulated_under_ddp):
+        assert len(parted) == len(whole)
+        for a, b in zip(parted, whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [[], ["vq"], ["fine", "mid"]], ids=lambda parts: "+".join(["root", *parts]))
+def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
+    one, other = ranks.both(cases.attached_under_fsdp, parts)
+    assert_equal(one, other, **EXACT)
+    assert_equal(one, in_one_process(), **CLOSE)
+
+
+def test_accelerate_prepares_the_attachment(ranks):
+    pytest.importorskip("accelerate")
+    one, other = ranks.both(cases.prepared)
+    assert_equal(one, other, **EXACT)
+    assert_equal(one, in_one_process(), **CLOSE)

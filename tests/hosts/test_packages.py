@@ -1,0 +1,10 @@
+"""The conformance suite on every host that a package brings, tiny and with random weights."""
+
+import pytest
+from conformance import *  # noqa: F403
+from tiny_hosts import HOSTS, build
+
+
+@pytest.fixture(params=sorted(HOSTS))
+def case(request):
+    return build(request.param)
