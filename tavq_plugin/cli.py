@@ -75,3 +75,40 @@ def convert_checkpoint(
         console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
         raise typer.Exit(2) from None
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
+
+
+@app.command()
+def doctor(
+    target: Annotated[str, typer.Argument(
+        help="file.py:function or module:function giving a host, (host, optimizer) or (host, optimizer, align); "
+             "or a YAML with target and params.")],
+    captions: Annotated[Path | None, typer.Option(help="Folder with captions.jsonl or same-named .txt files.")] = None,
+    taps: Annotated[list[str] | None, typer.Option(help="Module path; give it twice, fine → mid.")] = None,
+    quantizer: Annotated[str | None, typer.Option(help="Its module path.")] = None,
+    layout: Annotated[str | None, typer.Option(help='How tapped features lie: "b c h w", "b n c", …')] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:  # fmt: skip
+    """Try one training step dry: what was found, where gradient goes, what is missing. Exit code 0 if it would work."""
+    import json
+    import sys
+    from contextlib import redirect_stdout
+    from dataclasses import asdict
+
+    from tavq_plugin.doctor import examine, lines
+    from tavq_plugin.target import load
+
+    console = Console(highlight=False)
+    try:
+        with redirect_stdout(sys.stderr):  # hosts may print
+            host, optimizer, align = load(target)
+    except (ValueError, OSError, ImportError, AttributeError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {error}")
+        raise typer.Exit(2) from None
+    with redirect_stdout(sys.stderr):
+        report = examine(host, optimizer, align, captions=captions, taps=taps, quantizer=quantizer, layout=layout)
+    if as_json:
+        print(json.dumps({**asdict(report), "ok": report.ok}, indent=1, ensure_ascii=False))
+    else:
+        for line in lines(report):
+            console.print(line, markup=False)
+    raise typer.Exit(0 if report.ok else 1)

@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("problems", "rivals", "transport", "distributions"):
+    for name in ("problems", "rivals", "transport", "distributions", "hosts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
@@ -63,3 +64,33 @@ def test_the_distributions_table(benchmark, monkeypatch, tmp_path):
     assert rows["all"]["cos_codes_one"] > 0.97 and rows["all"]["value_spread_over_gain"] == 0
     assert rows["moments, 64"]["cos_codes_mean"] < rows["all"]["cos_codes_mean"]  # one Gaussian is a biased model
     assert "| all |" in out.with_suffix(".md").read_text()
+
+
+def test_the_hosts_table(benchmark, monkeypatch, tmp_path):
+    """Rows of a host that passes, one that fails and one that is absent; the suite itself runs in tests/hosts."""
+    pytest.importorskip("vector_quantize_pytorch")
+    checkouts, tiny_hosts = benchmark("checkouts"), benchmark("tiny_hosts")
+    hosts = benchmark("hosts")
+
+    def suite(arguments, plugins):
+        for name, failed in (("lucidrains-fsq", False), ("lucidrains-lfq", True)):
+            crash = SimpleNamespace(reprcrash=SimpleNamespace(message="2 is not 3"))
+            report = dict(
+                nodeid=f"f.py::test_a[{name}-train]", when="call", skipped=False, failed=failed, longrepr=crash
+            )
+            plugins[0].pytest_runtest_logreport(SimpleNamespace(**report))
+
+    monkeypatch.setattr(hosts.pytest, "main", suite)
+    names = ("lucidrains-fsq", "lucidrains-lfq")
+    monkeypatch.setattr(tiny_hosts, "HOSTS", {name: tiny_hosts.HOSTS[name] for name in names})
+    monkeypatch.setattr(checkouts, "CHECKOUTS", {"dome272": checkouts.dome272})
+    monkeypatch.setenv("TAVQ_HOSTS", str(tmp_path))
+    out = tmp_path / "hosts.json"
+    monkeypatch.setattr(sys, "argv", ["hosts.py", "--no-speed", "--json", str(out)])
+    hosts.main()
+    rows = {row["host"]: row for row in json.loads(out.read_text())["hosts"]}
+    assert rows["lucidrains-fsq"]["result"] == "passes" and rows["lucidrains-fsq"]["tests"] == 1
+    assert rows["lucidrains-fsq"]["levels"] == ["32×32", "16×16", "8×8"]
+    assert rows["lucidrains-lfq"]["result"] == "fails test_a[lucidrains-lfq-train]: 2 is not 3"
+    assert rows["dome272"]["result"].startswith("absent: no checkout of dome272/VQGAN-pytorch")
+    assert "| dome272 |" in out.with_suffix(".md").read_text()

@@ -1,0 +1,236 @@
+"""Every host through the conformance suite, and what wrapping costs: python benchmarks/hosts.py --json [OUT].
+
+A row a host: where it comes from, taps and levels found, "passes" or the reason why not. Packages that are installed
+are tested, and checkouts under TAVQ_HOSTS (`owner+name` folders). Then, unless --no-speed: a taming f16 256 px forward
+bare and with standing hooks, in turns; and the memory of levels 1–2 (b = 8, 64² and 32², K = 16,384), forward and
+backward, above what was held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import io
+import json
+import statistics
+import sys
+import time
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transport import machine, markdown_table
+
+import tavq_plugin as tavq
+from tavq_plugin.contract import Quantized
+from tavq_plugin.hierarchy import Hierarchy
+from tavq_plugin.tap import tapped
+
+TESTS = Path(__file__).parents[1] / "tests"
+HEAD = ("host", "taps", "levels", "tests", "result")
+
+
+class Outcomes:
+    """A pytest plug-in: what became of each host's tests."""
+
+    def __init__(self) -> None:
+        self.passed: dict[str, int] = {}
+        self.trouble: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count a pass; keep the first reason of a skip or a failure."""
+        host = report.nodeid.rpartition("[")[2].rstrip("]").removesuffix("-train").removesuffix("-eval")
+        self.passed.setdefault(host, 0)
+        if report.skipped:
+            self.trouble.setdefault(host, str(report.longrepr[2]))
+        elif report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            name = report.nodeid.split("::")[-1]
+            self.trouble.setdefault(host, f"fails {name}: {str(getattr(crash, 'message', ''))[:200]}")
+        elif report.when == "call":
+            self.passed[host] += 1
+
+
+def conformance(only: str | None) -> list[dict[str, Any]]:
+    """A row a host."""
+    sys.path.insert(0, str(TESTS))
+    import checkouts
+    import tiny_hosts
+
+    cases = dict.fromkeys(tiny_hosts.HOSTS, tiny_hosts.build) | dict.fromkeys(checkouts.CHECKOUTS, checkouts.build)
+    outcomes = Outcomes()
+    files = [str(TESTS / "hosts" / name) for name in ("test_packages.py", "test_checkouts.py")]
+    chosen = ["-k", only] if only else []
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main([*files, "-q", "-p", "no:cacheprovider", "-W", "ignore", *chosen], plugins=[outcomes])
+    rows = []
+    for name, build in cases.items():
+        if only and name not in outcomes.passed:
+            continue
+        row: dict[str, Any] = {"host": name, "taps": [], "levels": [], "tests": outcomes.passed.get(name, 0)}
+        try:
+            case = build(name)
+            with torch.no_grad():
+                tokenizer = tavq.wrap(case.model, **case.settings)
+                codes = tokenizer.encode(case.images)
+            row["taps"] = [*tokenizer.adapter.taps, tokenizer.adapter.quantizer]
+            row["levels"] = ["×".join(map(str, level.indices.shape[1:])) for level in codes.levels]
+            row["result"] = outcomes.trouble.get(name, "passes" if row["tests"] else "not tested")
+        except pytest.skip.Exception as reason:
+            row["result"] = f"absent: {reason}"
+        except Exception as error:
+            row["result"] = f"{type(error).__name__}: {error}"
+        rows.append(row)
+    return rows
+
+
+def overhead(rounds: int) -> dict[str, Any]:
+    """CPU seconds of a taming f16 256 px training forward, b = 1, bare and with standing hooks, in turns."""
+    from step_share import F16
+    from tavq_plugin.adapters.taming import VQGAN
+
+    torch.manual_seed(0)
+    host = VQGAN(F16, n_embed=1024, embed_dim=256)
+    images = torch.rand(1, 3, 256, 256)
+    seconds: dict[str, list[float]] = {"bare": [], "hooked": []}
+    ratios = []
+    for _ in range(rounds):
+        for kind in seconds:
+            optimizer = torch.optim.SGD(host.parameters(), lr=0.0)
+            if kind == "hooked":
+                tavq.attach(host, optimizer, text_dim=384)
+            start = time.process_time()
+            host(images)
+            seconds[kind].append(time.process_time() - start)
+            tavq.detach(host)
+        ratios.append(seconds["hooked"][-1] / seconds["bare"][-1])
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    spread = [min(ratios), max(ratios)]
+    alone = hooks()
+    return {
+        "rounds": rounds, "seconds": medians, "ratio": statistics.median(ratios), "ratio_min_max": spread,
+        "three_hooks_seconds": alone, "three_hooks_share": alone / medians["bare"],
+    }  # fmt: skip
+
+
+def hooks(calls: int = 20000) -> float:
+    """CPU seconds that three hooks add, by themselves: a forward's own spread is larger than what they cost."""
+    modules, x = [torch.nn.Identity() for _ in range(3)], torch.zeros(1)
+    model = torch.nn.Sequential(*modules)
+
+    def seconds() -> float:
+        start = time.process_time()
+        for _ in range(calls):
+            model(x)
+        return (time.process_time() - start) / calls
+
+    bare = seconds()
+    with tapped(model, at=["0", "1", "2"]):
+        return seconds() - bare
+
+
+def memory() -> dict[str, float]:
+    """Megabytes of levels 1–2 at their highest, forward and backward, above the host's own tensors."""
+    b, k, c = 8, 16384, 256
+    codebook = torch.nn.Parameter(torch.randn(k, c))
+    codebook.grad = torch.zeros_like(codebook)  # the host's own loss makes it anyway
+    features = [torch.randn(b, 256, side, side, requires_grad=True) for side in (64, 32)]
+    for feature in features:
+        feature.grad = torch.zeros_like(feature)
+    z = torch.randn(b, c, 16, 16, requires_grad=True)
+    hierarchy = Hierarchy([256, 256], c)
+
+    def run() -> Tensor:
+        indices = torch.zeros(b, 16, 16, dtype=torch.int64)
+        codes = hierarchy(features, z, Quantized(z, indices, z.new_zeros(())), codebook)
+        codes.loss.backward()
+        return codes.loss
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or a peak hides in it
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = _status("VmRSS")
+    run()
+    full = k * b * 64 * 64 * 4 / 1e6
+    return {"peak_mb": (_status("VmHWM") - before) / 1e3, "unchunked_distances_mb": full}
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that hosts come from."""
+    names = ("torch", "taming-transformers-rom1504", "diffusers", "vector-quantize-pytorch", "transformers")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The whole result, readable."""
+    rows = [_cells(row) for row in content["hosts"]]
+    parts = [f"{content['machine']}; {content['versions']}", markdown_table(HEAD, rows)]
+    if "overhead" in content:
+        cost, held = content["overhead"], content["memory"]
+        parts.append(
+            f"Hooks on a taming f16 256 px training forward, b = 1, one thread: {cost['seconds']['hooked']:.3f} s "
+            f"of CPU against {cost['seconds']['bare']:.3f} s bare, median ratio {cost['ratio']:.4f} "
+            f"({cost['ratio_min_max'][0]:.4f}–{cost['ratio_min_max'][1]:.4f}, {cost['rounds']} rounds). Three "
+            f"hooks by themselves: {cost['three_hooks_seconds'] * 1e6:.0f} µs, {cost['three_hooks_share']:.1e} of it."
+        )
+        parts.append(
+            f"Levels 1–2 at b = 8, K = 16,384, width 256, 64² and 32², forward and backward: {held['peak_mb']:.0f} MB "
+            f"at most; the distances of 64² alone, unchunked, would be {held['unchunked_distances_mb']:.0f} MB."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [", ".join(row[key]) if isinstance(row[key], list) else str(row[key]) for key in HEAD]
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="where the JSON goes; alone: printed")
+    parser.add_argument("--only", help="hosts whose name has this, as pytest -k")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-speed", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the checkouts, which are old
+    content: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    with contextlib.redirect_stdout(sys.stderr):  # hosts print
+        content["hosts"] = conformance(arguments.only)
+        if not arguments.no_speed:
+            content |= {"overhead": overhead(arguments.rounds), "memory": memory()}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if arguments.json == Path("-"):
+        print(text)
+    else:
+        table = Table(*HEAD)
+        for row in content["hosts"]:
+            table.add_row(*_cells(row))
+        Console().print(table)
+        print(markdown({**content, "hosts": []}).split("\n\n", 2)[-1])
+    if arguments.json not in (None, Path("-")):
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""`tavq doctor` on a good set-up and on broken ones, each naming the mend."""
+
+import json
+
+import pytest
+import torch
+from tiny_hosts import Autoencoder
+from typer.testing import CliRunner
+
+import tavq_plugin as tavq
+from tavq_plugin.cli import app
+from tavq_plugin.doctor import examine
+from tavq_plugin.target import load
+
+SETUP = """
+import torch, tavq_plugin as tavq
+from tiny_hosts import tiny
+
+def good():
+    host = tiny("taming-vq")
+    optimizer = torch.optim.Adam(host.parameters())
+    return host, optimizer, tavq.attach(host, optimizer, text_dim=6)
+
+def without_heads():
+    host = tiny("taming-vq")
+    tokenizer = tavq.wrap(host)
+    heads = [tokenizer.hierarchy, tavq.TextAlignment(tokenizer, 6)]
+    return host, torch.optim.Adam(host.parameters()), heads
+
+def half():
+    host = tiny("taming-vq")
+    return host, torch.optim.Adam(host.decoder.parameters())
+"""
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    pytest.importorskip("taming")
+    (tmp_path / "setup_host.py").write_text(SETUP)
+    captions = tmp_path / "captions"
+    (captions / "images").mkdir(parents=True)
+
+    def run(name, *options, texts=("A red ball lies left of a blue box.", "")):
+        for i in range(len(texts)):
+            (captions / "images" / f"{i}.png").touch()
+        rows = [{"image": f"{i}.png", "long_text": text} for i, text in enumerate(texts)]
+        (captions / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        target = f"{tmp_path / 'setup_host.py'}:{name}"
+        return CliRunner().invoke(app, ["doctor", target, "--captions", str(captions), *options])
+
+    return run
+
+
+def test_a_good_set_up_works(doctor):
+    result = doctor("good", "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0 and report["ok"] and report["problems"] == []
+    assert report["adapter"].endswith("taming.TamingVQGAN") and report["codebook"] == [32, 8]
+    assert [level[1] for level in report["levels"]] == [8, 4, 2]
+    assert all(norm > 0 for row in report["gradient"].values() for norm in row.values())
+    assert report["text"]["with_text"] == 1 and report["text"]["sentences_a_text"] == 1
+    assert any("1 of 2 images have no text" in note for note in report["notes"])
+    assert "a training step would work" in doctor("good").stdout
+
+
+def test_a_tap_that_never_fires(doctor):
+    result = doctor("good", "--taps", "encoder.down.0", "--taps", "encoder.down.1", "--json")
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert result.exit_code == 1
+    assert "never fired" in problem and "name a module inside it in taps=" in problem
+
+
+def test_an_optimizer_that_misses_the_heads(doctor):
+    result = doctor("without_heads", "--json")
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert result.exit_code == 1 and "misses" in problem and "tavq.attach(host, optimizer)" in problem
+
+
+def test_an_optimizer_that_misses_the_encoder(doctor):
+    result = doctor("half", "--json")
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert result.exit_code == 1 and "that the alignment reaches (encoder.conv_in.weight" in problem
+
+
+def test_captions_that_are_missing(doctor, tmp_path):
+    result = doctor("good", "--json", texts=("", ""))
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert result.exit_code == 1 and "none of the 2 images" in problem and "captions.jsonl" in problem
+    result = doctor("good", "--captions", str(tmp_path / "nowhere"))
+    assert result.exit_code == 1 and "no captions: no folder" in result.stdout
+
+
+def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
+    for target, words in (("nothing", "give file.py:function"), (f"{tmp_path}/no.py:f", "no file")):
+        result = CliRunner().invoke(app, ["doctor", target])
+        assert result.exit_code == 2 and words in " ".join(result.stdout.split())
+
+
+def test_a_yaml_config_is_built(tmp_path):
+    pytest.importorskip("yaml")
+    (tmp_path / "c.yaml").write_text("model:\n  target: torch.nn.Linear\n  params: {in_features: 1, out_features: 2}\n")
+    host, optimizer, align = load(str(tmp_path / "c.yaml"))
+    assert isinstance(host, torch.nn.Linear) and optimizer is None and align is None
+    report = examine(host)
+    assert not report.ok and "no adapter knows" in report.problems[0]
+
+
+def test_an_ema_codebook_is_a_note_not_a_problem():
+    package = pytest.importorskip("vector_quantize_pytorch")
+    host = Autoencoder(package.VectorQuantize(dim=8, codebook_size=16), tokens=True)
+    report = examine(host, torch.optim.Adam(host.parameters()))
+    assert report.ok and report.grad_to == "encoder" and any("EMA" in note for note in report.notes)
+    assert not any(module._forward_hooks for module in host.modules()) and tavq.wrap(host)
