@@ -1,4 +1,4 @@
-"""Long text to units, to embeddings, to batches: `split`, `TextEncoder`, `TextStore`, `TextCache`.
+"""Long text to units, to embeddings, to batches: `split`, `TextEncoder`, `TextStore`, `ShardedStore`, `TextCache`.
 
 Nothing heavy is imported before it is asked for.
 """
@@ -16,6 +16,7 @@ _HOME = {
     "TextEncoder": "embed",
     "offline_encoder": "embed",
     "TextStore": "store",
+    "ShardedStore": "sharded",
     "TextCache": "cache",
 }
 __all__ = sorted(_HOME)

@@ -1,0 +1,68 @@
+"""Lists of table rows of different lengths, and the rows they name as padded units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tavq_plugin.contract import Units
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """For every text the table rows of its units: text i has ids[offsets[i]:offsets[i + 1]].
+
+    >>> ids, mask = Ragged.of([[3, 1], []]).take(torch.tensor([1, 0]))
+    >>> ids.tolist(), mask.tolist()
+    ([[0, 0], [3, 1]], [[False, False], [True, True]])
+    """
+
+    ids: Tensor  # int64
+    offsets: Tensor  # n + 1, int64
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
+        """From one list of table rows a text."""
+        offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
+        return cls(torch.tensor([i for ids in lists for i in ids], dtype=torch.long), offsets)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Padded table rows and their mask, b m; m is at least 1 and padding points at row 0."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        m = max(1, int(lengths.max())) if len(rows) else 1
+        steps = torch.arange(m, device=rows.device)
+        mask = steps < lengths[:, None]
+        if not len(self.ids):
+            return torch.zeros_like(mask, dtype=torch.long), mask
+        places = (starts[:, None] + steps).clamp(max=len(self.ids) - 1)
+        return self.ids[places] * mask, mask
+
+    def subset(self, rows: Tensor) -> Ragged:
+        """The lists of some texts."""
+        ids, mask = self.take(rows)
+        return Ragged(ids[mask], torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)]))
+
+
+def gather(
+    table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None, *, dtype: torch.dtype = torch.float32
+) -> Units:
+    """Rows of a table as padded units; ids and mask b m -> embeddings b m d, centred on `mean` if given.
+
+    A unit that equals the mean (the only one of its corpus) has no direction left and stays as it was.
+    """
+    if not len(table):
+        return Units(torch.zeros(*ids.shape, table.shape[1], device=table.device, dtype=dtype), mask)
+    vectors = table.index_select(0, ids.flatten()).to(dtype).unflatten(0, ids.shape)
+    if mean is None:
+        return Units(vectors.masked_fill_(~mask[..., None], 0), mask)
+    vectors -= mean
+    norms = torch.linalg.vector_norm(vectors, dim=-1)
+    alone = mask & (norms < 1e-2)
+    if alone.any():
+        vectors[alone] += mean
+        norms = torch.linalg.vector_norm(vectors, dim=-1)
+    return Units(vectors.mul_((mask / norms.clamp(min=1e-12))[..., None]), mask)

@@ -1,0 +1,223 @@
+"""A text store of many shards, mapped into memory: random access to any number of texts without loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tavq_plugin.contract import GRANULARITIES, Units
+from tavq_plugin.text import shards
+from tavq_plugin.text.manifest import Manifest, shard_path
+from tavq_plugin.text.ragged import Ragged, gather
+from tavq_plugin.text.shards import Shard
+from tavq_plugin.text.store import Rows, TextStore
+
+
+class ShardedStore:
+    """The units of n texts in shards; `batch(ids)` gives them padded, centred on the corpus mean, as `TextStore` does.
+
+    Workers of a DataLoader need only pass on ids or row numbers (`collate`): the process that trains gathers,
+    moves the padded half-precision rows to its device and centres there. A store that fits the device is faster
+    whole: `store.in_memory().to("cuda")`.
+    """
+
+    def __init__(self, parts: Sequence[Shard], rows: np.ndarray | None = None, means: Mapping | None = None) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        self._chosen = np.arange(self._starts[-1]) if rows is None else rows  # of each text, its place in the shards
+        hashes = np.concatenate([part.hashes for part in parts] or [np.empty(0, np.uint64)])[self._chosen]
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+        self.fingerprint = parts[0].fingerprint if parts else ""
+        self.means = dict(means) if means is not None else self._means()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ShardedStore:
+        """Map a finished store; ValueError names what is unfinished, missing, truncated or of other units."""
+        manifest = Manifest.read(folder)
+        if manifest.shards is None:
+            raise ValueError(f"{folder} is not finished: run its tavq prepare again, it does only what is missing")
+        parts = [shards.read(shard_path(folder, number)) for number in range(manifest.shards)]
+        for number, part in enumerate(parts):
+            manifest.same(part.fingerprint, shard_path(folder, number))
+        return cls(parts)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def dim(self) -> int:
+        """Width d of the embeddings."""
+        return self._parts[0].table.shape[1] if self._parts else 0
+
+    @property
+    def ids(self) -> Iterator[str]:
+        """The texts' ids, in order."""
+        return (self._parts[part].ids[row] for part, row in map(self._place, range(len(self))))
+
+    def rows(self, rows: Rows) -> Tensor:
+        """Row numbers of rows or ids, int64 b; KeyError or IndexError for what the store does not hold."""
+        if not isinstance(rows, Tensor):
+            strings = [(i, row) for i, row in enumerate(rows) if isinstance(row, str)]
+            numbers = np.array([0 if isinstance(row, str) else int(row) for row in rows], dtype=np.int64)
+            if strings:
+                places, names = zip(*strings, strict=True)
+                numbers[list(places)] = self._find(names)
+            rows = torch.from_numpy(numbers)
+        rows = rows.cpu().long()
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(self)):
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} asked of a store of {len(self)} texts")
+        return rows
+
+    def batch(self, rows: Rows, device: torch.device | str | None = None, *, centred: bool = True) -> dict[str, Units]:
+        """Padded units of some texts: granularity → b m d, zero where masked.
+
+        `centred`: less the store's mean, then L2-normalised, float32; else as they lie in the store, float16.
+        """
+        places = self._chosen[self.rows(rows).numpy()]
+        part_of = np.searchsorted(self._starts, places, side="right") - 1
+        parts = [
+            (self._parts[part], at, torch.from_numpy(places[at] - self._starts[part]))
+            for part in np.unique(part_of).tolist() or [0]
+            for at in [np.flatnonzero(part_of == part)]
+        ]
+        batch = {}
+        for name in GRANULARITIES:
+            taken = [part.lists[name].take(local) for part, _, local in parts]
+            if len(parts) == 1:
+                ((ids, mask),) = taken
+                table = parts[0][0].table
+            else:
+                ids, mask, table = self._joined(parts, taken)
+            mean = self.means[name] if centred else None
+            if device is not None:
+                table, ids = _compact(table, ids, mask)
+                table, ids, mask = table.to(device), ids.to(device), mask.to(device)
+                mean = mean if mean is None else mean.to(device)
+            batch[name] = gather(table, ids, mask, mean, dtype=torch.float32 if centred else table.dtype)
+        return batch
+
+    def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
+        """(image, id or row) pairs of a dataset → images b c h w and row numbers b: for a DataLoader, in any worker."""
+        images, rows = zip(*pairs, strict=True)
+        return torch.stack(images), self.rows(rows)
+
+    def units(self, row: int | str, granularity: str) -> list[str]:
+        """The strings behind one text's units, in the order `batch` gives them."""
+        if granularity not in GRANULARITIES:
+            raise KeyError(f"no granularity {granularity!r}: one of {', '.join(GRANULARITIES)}")
+        part, local = self._place(int(self.rows([row])[0]))
+        ids, mask = self._parts[part].lists[granularity].take(torch.tensor([local]))
+        return [self._parts[part].vocabulary[i] for i in ids[mask].tolist()]
+
+    def mean(self, granularity: str) -> Tensor:
+        """The mean that `batch` centres on: over all units of the whole store; d float32."""
+        return self.means[granularity]
+
+    def with_mean_of(self, other: ShardedStore | TextStore) -> ShardedStore:
+        """The same units, centred on another store's means: for held-out texts, the training store's."""
+        if other.fingerprint != self.fingerprint:
+            raise ValueError(f"stores of different encoders: {self.fingerprint!r} and {other.fingerprint!r}")
+        return ShardedStore(self._parts, self._chosen, {name: other.mean(name).cpu() for name in GRANULARITIES})
+
+    def subset(self, rows: Rows) -> ShardedStore:
+        """Some texts, in the order given, on the same files and with the same means."""
+        return ShardedStore(self._parts, self._chosen[self.rows(rows).numpy()], self.means)
+
+    def in_memory(self) -> TextStore:
+        """A copy whose table is one tensor: distinct units of all shards once, only those that are used."""
+        vocabulary: dict[str, int] = {}
+        vectors: list[Tensor] = []
+        lists: dict[str, list[list[int]]] = {name: [[] for _ in range(len(self))] for name in GRANULARITIES}
+        for part, at, local in self._by_part():
+            for name in GRANULARITIES:
+                ids, mask = part.lists[name].take(local)
+                used = ids[mask].unique().tolist()
+                before = len(vocabulary)
+                renumbered = {i: vocabulary.setdefault(part.vocabulary[i], len(vocabulary)) for i in used}
+                fresh = [i for i, place in renumbered.items() if place >= before]
+                vectors.append(part.table[fresh])
+                for row, its, here in zip(at.tolist(), ids.tolist(), mask.sum(1).tolist(), strict=True):
+                    lists[name][row] = [renumbered[i] for i in its[:here]]
+        return TextStore(
+            ids=tuple(self.ids),
+            table=torch.cat(vectors or [torch.empty(0, self.dim)]),
+            vocabulary=tuple(vocabulary),
+            lists={name: Ragged.of(found) for name, found in lists.items()},
+            means=self.means,
+            fingerprint=self.fingerprint,
+            split_units=sum(part.about["in_pieces"] for part in self._parts),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Texts, texts without any unit, units by granularity, shards."""
+        totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._parts)}
+        for part, _, local in self._by_part():
+            lengths = {name: part.lists[name].offsets.diff()[local] for name in GRANULARITIES}
+            totals["without_text"] += int((sum(lengths.values()) == 0).sum())
+            for name, length in lengths.items():
+                totals[name] += int(length.sum())
+        return totals
+
+    def _by_part(self) -> Iterator[tuple[Shard, np.ndarray, Tensor]]:
+        """Each shard with the rows of this store that lie in it, and where."""
+        part_of = np.searchsorted(self._starts, self._chosen, side="right") - 1
+        for part in range(len(self._parts)):
+            at = np.flatnonzero(part_of == part)
+            yield self._parts[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
+
+    def _joined(self, parts: list, taken: list) -> tuple[Tensor, Tensor, Tensor]:
+        """Units of several shards as one small table: ids b m, mask b m, table v d."""
+        b, m = sum(len(at) for _, at, _ in parts), max(ids.shape[1] for ids, _ in taken)
+        joined, mask = torch.zeros(b, m, dtype=torch.long), torch.zeros(b, m, dtype=torch.bool)
+        tables, start = [], 0
+        for (part, at, _), (ids, here) in zip(parts, taken, strict=True):
+            table, local = _compact(part.table, ids, here)
+            tables.append(table)
+            at = torch.from_numpy(at)
+            joined[at, : ids.shape[1]] = (local + start) * here
+            mask[at, : ids.shape[1]] = here
+            start += len(table)
+        return joined, mask, torch.cat(tables)
+
+    def _find(self, names: Sequence[str]) -> np.ndarray:
+        wanted = shards.hashed(names)
+        at = np.searchsorted(self._hashes, wanted)
+        found, missing = np.zeros(len(names), dtype=np.int64), []
+        for i, name in enumerate(names):
+            place = int(at[i])
+            while place < len(self) and self._hashes[place] == wanted[i]:
+                row = int(self._order[place])
+                part, local = self._place(row)
+                if self._parts[part].ids[local] == name:
+                    found[i] = row
+                    break
+                place += 1
+            else:
+                missing.append(name)
+        if missing:
+            raise KeyError(f"the store has no text for {missing[0]!r} ({len(missing)} of {len(names)} ids missing)")
+        return found
+
+    def _place(self, row: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._starts, self._chosen[row], side="right")) - 1
+        return part, int(self._chosen[row] - self._starts[part])
+
+    def _means(self) -> dict[str, Tensor]:
+        """From the shards' own, weighted by their numbers of units."""
+        means = {}
+        for name in GRANULARITIES:
+            numbers = [len(part.lists[name].ids) for part in self._parts]
+            total = sum((n * part.means[name].double() for n, part in zip(numbers, self._parts, strict=True)), 0.0)
+            means[name] = (torch.zeros(self.dim) if not sum(numbers) else total / sum(numbers)).float()
+        return means
+
+
+def _compact(table: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the rows that are named, v d, and the ids into them, b m."""
+    local = (mask.flatten().cumsum(0) - 1).clamp(min=0).view(mask.shape) * mask
+    return table.index_select(0, ids[mask]), local
