@@ -58,6 +58,56 @@ def demo(
 
 
 @app.command()
+def caption(
+    data: Annotated[Path, typer.Option(help="Images: a folder or file as for prepare.")],
+    out: Annotated[Path, typer.Option(help="The file to write, .jsonl or .parquet.")],
+    model: Annotated[str, typer.Option(help="Image-text-to-text model, a folder or a hub name; or the server's.")],
+    revision: Annotated[str | None, typer.Option(help="Of the model; kept with every text.")] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server, as http://localhost:8000/v1.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask; {captions} marks the place of captions.")] = None,
+    with_captions: Annotated[bool, typer.Option(help="Give an image's own captions to the model.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once; with a server, between writes.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a text.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest text.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Default: a GPU where there is one.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Of a request that fails.")] = 4,
+) -> None:
+    """Write a long text for every image, with a model here or on a server; go on where a former run stopped.
+
+    Exit code 3: finished, but some images got no text; they are in rejected.jsonl beside OUT.
+    """
+    from tavq_plugin.text import caption as captioning
+
+    console = Console()
+    options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    with _told(console, f"The texts so far are in {out}"):
+        if server is None:
+            from tavq_plugin.text.vlm import LocalCaptioner
+
+            captioner = LocalCaptioner(model, dtype=dtype, device=device, **options)
+        else:
+            from tavq_plugin.text.server import ServerCaptioner
+
+            captioner = ServerCaptioner(
+                server, model, concurrency=concurrency, timeout=timeout, retries=retries, **options
+            )
+            batch = max(batch, 2 * concurrency)
+        done = captioning.caption(
+            data, out, captioner, prompt=prompt or captioning.PROMPT, with_captions=with_captions, batch=batch
+        )
+    console.print(
+        f"{out}: {done.written:,} texts written now, {done.there:,} before; {done.retried:,} asked for twice, "
+        f"{done.flagged:,} of them flagged"
+    )
+    _rejected(console, done.rejected, out.with_name("rejected.jsonl"))
+
+
+@app.command()
 def prepare(
     data: Annotated[
         Path,

@@ -104,7 +104,7 @@ def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Rec
     return Record(
         id=str(name),
         image=None if image is None else inside(folder, image),
-        text=text.strip() or joined(captions),
+        text="" if row.get("flag") else text.strip() or joined(captions),  # flagged: a refusal or a loop
         split=row.get("split"),
         source=row.get("source"),
         boxes=tuple(row.get("boxes") or ()),

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from tavq_plugin.cli import app
@@ -58,3 +59,22 @@ def test_mistakes_are_one_line_and_exit_code_2(tavq, tmp_path, monkeypatch, argu
     assert result.exit_code == 2 and words in " ".join(result.output.split())
     assert not (tmp_path / "s").exists()
     assert tavq("store", "verify", tmp_path).exit_code == 2
+
+
+def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"none")
+    out = tmp_path / "texts" / "captions.jsonl"
+    model = tiny_vlm("llava")
+    options = ("--max-new-tokens", 12, "--temperature", 1.5, "--prompt", "Describe the image .")
+    result = tavq("caption", "--data", tmp_path, "--out", out, "--model", model, *options)
+    assert result.exit_code == 3, result.output
+    assert "2 texts written now" in " ".join(result.output.split())
+    assert "c.png" in (out.parent / "rejected.jsonl").read_text()
+    result = tavq("prepare", "--data", out, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 0, result.output
+    store = ShardedStore.open(tmp_path / "s")
+    assert list(store.ids) == ["a.png", "b.png"] and "|captions-" in store.fingerprint
+    result = tavq("caption", "--data", tmp_path, "--out", out, "--model", "m", "--server", "nowhere")
+    assert result.exit_code == 2 and "http://" in result.output
