@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,22 +48,43 @@ class Ragged:
         return Ragged(ids[mask], torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)]))
 
 
-def gather(
-    table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None, *, dtype: torch.dtype = torch.float32
-) -> Units:
-    """Rows of a table as padded units; ids and mask b m -> embeddings b m d, centred on `mean` if given.
+def gather(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Units:
+    """Rows of a table as padded units; ids and mask b m -> embeddings b m d, centred on `mean` if given."""
+    if not len(table):
+        return Units(torch.zeros(*ids.shape, table.shape[1], device=table.device), mask)
+    vectors = table.index_select(0, ids.flatten()).float().unflatten(0, ids.shape)
+    if mean is None:
+        return Units(vectors.mul_(mask[..., None]), mask)
+    vectors = centre(vectors, mean, mask)
+    return Units(vectors.mul_(mask[..., None]), mask)
+
+
+def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Vectors less their mean, L2-normalised, in place; ... d float32.
 
     A unit that equals the mean (the only one of its corpus) has no direction left and stays as it was.
     """
-    if not len(table):
-        return Units(torch.zeros(*ids.shape, table.shape[1], device=table.device, dtype=dtype), mask)
-    vectors = table.index_select(0, ids.flatten()).to(dtype).unflatten(0, ids.shape)
-    if mean is None:
-        return Units(vectors.masked_fill_(~mask[..., None], 0), mask)
     vectors -= mean
     norms = torch.linalg.vector_norm(vectors, dim=-1)
-    alone = mask & (norms < 1e-2)
+    alone = norms < 1e-2 if mask is None else mask & (norms < 1e-2)
     if alone.any():
         vectors[alone] += mean
         norms = torch.linalg.vector_norm(vectors, dim=-1)
-    return Units(vectors.mul_((mask / norms.clamp(min=1e-12))[..., None]), mask)
+    return vectors.mul_((1 / norms.clamp(min=1e-12))[..., None])
+
+
+def records(tensor: Tensor) -> np.ndarray:
+    """Rows of a tensor on the CPU as opaque records, n: NumPy moves those six times as fast as torch moves rows."""
+    return tensor.view(torch.uint8).numpy().view(f"V{tensor.shape[1] * tensor.element_size()}").reshape(-1)
+
+
+def scatter(rows: Tensor, places: np.ndarray, mask: Tensor) -> Tensor:
+    """Rows into the unmasked places of a padded batch; v d, v -> b m d, zero where masked."""
+    shape = (*mask.shape, rows.shape[1])
+    if rows.device.type != "cpu":
+        padded = rows.new_zeros(mask.numel(), rows.shape[1])
+        return padded.index_copy_(0, torch.from_numpy(places).to(rows.device), rows).view(shape)
+    padded = torch.empty(mask.numel(), rows.shape[1], dtype=rows.dtype)
+    records(padded)[places] = records(rows)
+    records(padded)[np.flatnonzero(~mask.numpy())] = np.zeros((), f"V{rows.shape[1] * rows.element_size()}")
+    return padded.view(shape)

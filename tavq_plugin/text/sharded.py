@@ -12,7 +12,7 @@ from torch import Tensor
 from tavq_plugin.contract import GRANULARITIES, Units
 from tavq_plugin.text import shards
 from tavq_plugin.text.manifest import Manifest, shard_path
-from tavq_plugin.text.ragged import Ragged, gather
+from tavq_plugin.text.ragged import Ragged, centre, records, scatter
 from tavq_plugin.text.shards import Shard
 from tavq_plugin.text.store import Rows, TextStore
 
@@ -32,6 +32,10 @@ class ShardedStore:
         hashes = np.concatenate([part.hashes for part in parts] or [np.empty(0, np.uint64)])[self._chosen]
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
+        self._tables = [records(part.table) for part in parts]
+        offsets = {name: [part.lists[name].offsets.numpy() for part in parts] for name in GRANULARITIES}
+        self._begins = {name: np.concatenate([o[:-1] for o in its] or [[]]) for name, its in offsets.items()}
+        self._lengths = {name: np.concatenate([np.diff(o) for o in its] or [[]]) for name, its in offsets.items()}
         self.fingerprint = parts[0].fingerprint if parts else ""
         self.means = dict(means) if means is not None else self._means()
 
@@ -80,25 +84,16 @@ class ShardedStore:
         """
         places = self._chosen[self.rows(rows).numpy()]
         part_of = np.searchsorted(self._starts, places, side="right") - 1
-        parts = [
-            (self._parts[part], at, torch.from_numpy(places[at] - self._starts[part]))
-            for part in np.unique(part_of).tolist() or [0]
-            for at in [np.flatnonzero(part_of == part)]
-        ]
+        groups = [(part, np.flatnonzero(part_of == part)) for part in np.unique(part_of).tolist()]
         batch = {}
         for name in GRANULARITIES:
-            taken = [part.lists[name].take(local) for part, _, local in parts]
-            if len(parts) == 1:
-                ((ids, mask),) = taken
-                table = parts[0][0].table
-            else:
-                ids, mask, table = self._joined(parts, taken)
-            mean = self.means[name] if centred else None
-            if device is not None:
-                table, ids = _compact(table, ids, mask)
-                table, ids, mask = table.to(device), ids.to(device), mask.to(device)
-                mean = mean if mean is None else mean.to(device)
-            batch[name] = gather(table, ids, mask, mean, dtype=torch.float32 if centred else table.dtype)
+            begins, lengths = self._begins[name][places], self._lengths[name][places]
+            mask = torch.from_numpy(np.arange(max(1, lengths.max(initial=0))) < lengths[:, None])
+            vectors, at = self._picked(name, groups, begins, lengths, mask.shape[1])
+            vectors = vectors.to(device or "cpu")
+            if centred:
+                vectors = centre(vectors.float(), self.means[name].to(vectors.device))
+            batch[name] = Units(scatter(vectors, at, mask), mask.to(vectors.device))
         return batch
 
     def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
@@ -170,19 +165,23 @@ class ShardedStore:
             at = np.flatnonzero(part_of == part)
             yield self._parts[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
 
-    def _joined(self, parts: list, taken: list) -> tuple[Tensor, Tensor, Tensor]:
-        """Units of several shards as one small table: ids b m, mask b m, table v d."""
-        b, m = sum(len(at) for _, at, _ in parts), max(ids.shape[1] for ids, _ in taken)
-        joined, mask = torch.zeros(b, m, dtype=torch.long), torch.zeros(b, m, dtype=torch.bool)
-        tables, start = [], 0
-        for (part, at, _), (ids, here) in zip(parts, taken, strict=True):
-            table, local = _compact(part.table, ids, here)
-            tables.append(table)
-            at = torch.from_numpy(at)
-            joined[at, : ids.shape[1]] = (local + start) * here
-            mask[at, : ids.shape[1]] = here
-            start += len(table)
-        return joined, mask, torch.cat(tables)
+    def _picked(
+        self, name: str, groups: list, begins: np.ndarray, lengths: np.ndarray, m: int
+    ) -> tuple[Tensor, np.ndarray]:
+        """The units of some texts without padding, v d as stored, and their places among b · m padded ones."""
+        vectors = torch.empty(int(lengths.sum()), self.dim, dtype=self._parts[0].table.dtype)
+        out, at, filled = records(vectors), [], 0
+        for part, texts in groups:
+            own = lengths[texts]
+            total = int(own.sum())
+            if not total:
+                continue
+            steps = np.arange(total) - np.repeat(own.cumsum() - own, own)
+            ids = self._parts[part].lists[name].ids.numpy()[np.repeat(begins[texts], own) + steps]
+            np.take(self._tables[part], ids, out=out[filled : filled + total], mode="clip")
+            at.append(np.repeat(texts * m, own) + steps)
+            filled += total
+        return vectors, np.concatenate(at or [np.empty(0, dtype=np.int64)])
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         wanted = shards.hashed(names)
@@ -215,9 +214,3 @@ class ShardedStore:
             total = sum((n * part.means[name].double() for n, part in zip(numbers, self._parts, strict=True)), 0.0)
             means[name] = (torch.zeros(self.dim) if not sum(numbers) else total / sum(numbers)).float()
         return means
-
-
-def _compact(table: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Only the rows that are named, v d, and the ids into them, b m."""
-    local = (mask.flatten().cumsum(0) - 1).clamp(min=0).view(mask.shape) * mask
-    return table.index_select(0, ids[mask]), local

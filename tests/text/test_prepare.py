@@ -113,22 +113,22 @@ def _child(file, out, load):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill a child that has loaded everything")
 def test_ten_kills_then_a_store_equal_to_an_uninterrupted_one(tmp_path, load):
-    file = captions(tmp_path / "d", 60)
-    began = time.perf_counter()
+    file = captions(tmp_path / "d", 200)
     _child(file, tmp_path / "straight", load)
-    seconds = time.perf_counter() - began
-    draw, fork = random.Random(0), multiprocessing.get_context("fork")
+    draw, fork, out = random.Random(0), multiprocessing.get_context("fork"), tmp_path / "killed"
     killed = 0
     for _ in range(10):
-        child = fork.Process(target=_child, args=(file, tmp_path / "killed", load))
+        child = fork.Process(target=_child, args=(file, out, load))
         child.start()
-        time.sleep(draw.uniform(0.05, 0.5) * seconds)
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
+        wanted = len(list(out.glob("shard*"))) + draw.randrange(4)
+        while child.is_alive() and len(list(out.glob("shard*"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.03))
+        os.kill(child.pid, signal.SIGKILL)
         child.join()
         killed += child.exitcode == -signal.SIGKILL
     _child(file, tmp_path / "killed", load)
-    assert killed >= 5
+    assert killed == 10
     assert content(tmp_path / "killed") == content(tmp_path / "straight")
     assert not list((tmp_path / "killed").glob(".*"))
 
