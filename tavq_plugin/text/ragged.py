@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,14 @@ def records(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.uint8).numpy().view(f"V{tensor.shape[1] * tensor.element_size()}").reshape(-1)
 
 
-def scatter(rows: Tensor, places: np.ndarray, mask: Tensor) -> Tensor:
-    """Rows into the unmasked places of a padded batch; v d, v -> b m d, zero where masked."""
-    shape = (*mask.shape, rows.shape[1])
-    if rows.device.type != "cpu":
-        padded = rows.new_zeros(mask.numel(), rows.shape[1])
-        return padded.index_copy_(0, torch.from_numpy(places).to(rows.device), rows).view(shape)
-    padded = torch.empty(mask.numel(), rows.shape[1], dtype=rows.dtype)
-    records(padded)[places] = records(rows)
-    records(padded)[np.flatnonzero(~mask.numpy())] = np.zeros((), f"V{rows.shape[1] * rows.element_size()}")
-    return padded.view(shape)
+def scatter(pieces: Iterable[tuple[Tensor, np.ndarray]], mask: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows, piece by piece, into the unmasked places of a padded batch on the CPU -> b m d, zero where masked.
+
+    A piece that fits the processor's cache is not read from memory twice.
+    """
+    padded = torch.empty(mask.numel(), width, dtype=dtype)
+    out = records(padded)
+    for rows, places in pieces:
+        out[places] = records(rows)
+    out[np.flatnonzero(~mask.numpy())] = np.zeros((), out.dtype)
+    return padded.view(*mask.shape, width)

@@ -89,11 +89,9 @@ class ShardedStore:
         for name in GRANULARITIES:
             begins, lengths = self._begins[name][places], self._lengths[name][places]
             mask = torch.from_numpy(np.arange(max(1, lengths.max(initial=0))) < lengths[:, None])
-            vectors, at = self._picked(name, groups, begins, lengths, mask.shape[1])
-            vectors = vectors.to(device or "cpu")
-            if centred:
-                vectors = centre(vectors.float(), self.means[name].to(vectors.device))
-            batch[name] = Units(scatter(vectors, at, mask), mask.to(vectors.device))
+            pieces = self._pieces(name, groups, begins, lengths, mask.shape[1])
+            mean = self.means[name] if centred else None
+            batch[name] = self._on(torch.device(device or "cpu"), pieces, mask, mean)
         return batch
 
     def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
@@ -165,23 +163,33 @@ class ShardedStore:
             at = np.flatnonzero(part_of == part)
             yield self._parts[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
 
-    def _picked(
+    def _pieces(
         self, name: str, groups: list, begins: np.ndarray, lengths: np.ndarray, m: int
-    ) -> tuple[Tensor, np.ndarray]:
-        """The units of some texts without padding, v d as stored, and their places among b · m padded ones."""
-        vectors = torch.empty(int(lengths.sum()), self.dim, dtype=self._parts[0].table.dtype)
-        out, at, filled = records(vectors), [], 0
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """From each shard the units of some texts, v d as stored, and their places among b · m padded ones."""
         for part, texts in groups:
             own = lengths[texts]
             total = int(own.sum())
-            if not total:
-                continue
-            steps = np.arange(total) - np.repeat(own.cumsum() - own, own)
-            ids = self._parts[part].lists[name].ids.numpy()[np.repeat(begins[texts], own) + steps]
-            np.take(self._tables[part], ids, out=out[filled : filled + total], mode="clip")
-            at.append(np.repeat(texts * m, own) + steps)
-            filled += total
-        return vectors, np.concatenate(at or [np.empty(0, dtype=np.int64)])
+            if total:
+                steps = np.arange(total) - np.repeat(own.cumsum() - own, own)
+                ids = self._parts[part].lists[name].ids.numpy()[np.repeat(begins[texts], own) + steps]
+                vectors = torch.empty(total, self.dim, dtype=self._parts[part].table.dtype)
+                np.take(self._tables[part], ids, out=records(vectors), mode="clip")
+                yield vectors, np.repeat(texts * m, own) + steps
+
+    def _on(self, device: torch.device, pieces: Iterator, mask: Tensor, mean: Tensor | None) -> Units:
+        """Pieces padded, centred on the mean if given; to another device they go without padding, as stored."""
+        dtype = self._parts[0].table.dtype if mean is None else torch.float32
+        if device.type == "cpu":
+            if mean is not None:
+                pieces = ((centre(vectors.float(), mean), at) for vectors, at in pieces)
+            return Units(scatter(pieces, mask, self.dim, dtype), mask)
+        padded = torch.zeros(mask.numel(), self.dim, dtype=dtype, device=device)
+        for vectors, at in pieces:
+            vectors = vectors.to(device)
+            vectors = vectors if mean is None else centre(vectors.float(), mean.to(device))
+            padded.index_copy_(0, torch.from_numpy(at).to(device), vectors)
+        return Units(padded.view(*mask.shape, self.dim), mask.to(device))
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         wanted = shards.hashed(names)
