@@ -130,19 +130,29 @@ def prepare(
     pooling: Annotated[str, typer.Option(help="mean, cls or pooler.")] = "mean",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, while encoding.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Default: a GPU where there is one.")] = None,
+    language: Annotated[str, typer.Option(help="en, de, nl; of zh and ja only sentences without --segmenter.")] = "en",
+    segmenter: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Cuts zh and ja into words, as jieba:lcut.")
+    ] = None,
+    stop: Annotated[Path | None, typer.Option(help="File of words and phrases to leave out, one a line.")] = None,
     check_images: Annotated[bool, typer.Option(help="Decode every image too, and leave broken ones out.")] = False,
 ) -> None:
     """Split and encode the texts of a folder or file into a store; go on where a former run stopped.
 
     Exit code 3: finished, but some records were left out; they are in OUT/rejected.jsonl.
     """
+    from tavq_plugin.text import Splitter
     from tavq_plugin.text import prepare as preparing
 
     console = Console()
     with _told(console, f"Finished shards are in {out}"):
+        left_out = stop.read_text(encoding="utf-8").splitlines() if stop else ()
+        splitter = Splitter(language=language, segmenter=segmenter, stop=frozenset(left_out))
+        if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
+            console.print(f"{language}: no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
         result = preparing.prepare(
             data, out, preparing.encoder_of(encoder, revision, pooling, dtype, device),
-            shard_size=shard_size, part=preparing.part_of(shard), check_images=check_images,
+            splitter=splitter, shard_size=shard_size, part=preparing.part_of(shard), check_images=check_images,
             ray="" if ray == "local" else ray, workers=workers,
         )  # fmt: skip
     state = "finished" if result.finished else "other parts are still to come"

@@ -13,6 +13,7 @@ _HOME = {
     "TextUnits": "units",
     "Unit": "units",
     "split": "units",
+    "frequent": "units",
     "TextEncoder": "embed",
     "offline_encoder": "embed",
     "TextStore": "store",
