@@ -15,16 +15,18 @@ from rich.progress import track
 from torch import Tensor
 
 
-def open_image(file: str | Path | bytes) -> Image.Image:
-    """One image file, or its bytes, upright, on white, RGB.
+def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
+    """One image file, its bytes, or an image that Pillow has opened; upright, on white, RGB.
 
     Raises ValueError for what is no image, is truncated, or has more pixels than Pillow's bomb limit.
     """
-    name = "an image" if isinstance(file, bytes) else file
+    name = file if isinstance(file, str | Path) else "an image"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            if not isinstance(file, Image.Image):
+                file = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+            with file as opened:
                 picture = ImageOps.exif_transpose(opened)
                 if picture.mode.startswith("I"):  # 16 bit: Pillow would clip at 255
                     picture = Image.fromarray(
@@ -42,7 +44,7 @@ def open_image(file: str | Path | bytes) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def read_image(file: str | Path | bytes, resolution: int) -> Tensor:
+def read_image(file: str | Path | bytes | Image.Image, resolution: int) -> Tensor:
     """One image by `open_image`, shorter side resized (bicubic, antialiased), centre-cropped; -> 3 r r uint8."""
     picture = ImageOps.fit(open_image(file), (resolution, resolution), Image.Resampling.BICUBIC)
     return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
