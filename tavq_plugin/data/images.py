@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -39,7 +40,7 @@ def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image that Pillow knows; replace it or leave it out") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # all that Pillow raises
         raise ValueError(f"{name}: cannot be read ({error}); is it truncated? Replace it or leave it out") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 

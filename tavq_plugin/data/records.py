@@ -92,11 +92,14 @@ def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Rec
     name = row.get("id", image) if not images else image
     if not isinstance(name, (str, int)) or name == "":
         raise ValueError('no "image" and no "id"; give one object a line with the image\'s file name')
-    text, captions = row.get("long_text") or row.get("text") or "", row.get("captions") or []
+    text = row.get("long_text") or row.get("text") or row.get("caption") or ""
+    captions, boxes, qa = (row.get(key) or [] for key in ("captions", "boxes", "qa"))
     if not isinstance(text, str) or not (
         isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
     ):
         raise ValueError('"long_text" must be a string and "captions" a list of strings')
+    if not isinstance(boxes, list) or not isinstance(qa, list):
+        raise ValueError('"boxes" and "qa" must be lists')
     for string in (str(name), text, *captions):
         if any("\ud800" <= character <= "\udfff" for character in string):
             raise ValueError(f"not UTF-8: {string[:40]!r}; save the file as UTF-8")
@@ -107,8 +110,8 @@ def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Rec
         text="" if row.get("flag") else text.strip() or joined(captions),  # flagged: a refusal or a loop
         split=row.get("split"),
         source=row.get("source"),
-        boxes=tuple(row.get("boxes") or ()),
-        qa=tuple(row.get("qa") or ()),
+        boxes=tuple(boxes),
+        qa=tuple(qa),
         captioner=json.dumps(captioner) if any(captioner) else None,
     )
 

@@ -70,6 +70,8 @@ def caption(
     out = Path(out)
     if out.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{out}: captions are written as .jsonl or .parquet")
+    if out.resolve() == (Path(data) / "captions.jsonl").resolve():
+        raise ValueError(f"{out} would hide the images of {data} from the next run: give --out another name or folder")
     if not with_captions and "{captions}" in prompt:
         raise ValueError("the prompt names {captions}: give --with-captions too")
     if with_captions and "{captions}" not in prompt:

@@ -226,7 +226,9 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def _chunks(data: Path, left_out: frozenset[int], size: int) -> Iterator[list[Record]]:
-    kept = (r for number, r in enumerate(read_records(data, lambda _: None)) if number not in left_out)
+    """Ids and texts only: images, which archives hold as bytes, are not kept or sent to other processes."""
+    records = enumerate(read_records(data, lambda _: None))
+    kept = (Record(record.id, None, record.text) for number, record in records if number not in left_out)
     while chunk := list(islice(kept, size)):
         yield chunk
 

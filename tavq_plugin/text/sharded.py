@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,14 @@ class ShardedStore:
     whole: `store.in_memory().to("cuda")`.
     """
 
-    def __init__(self, parts: Sequence[Shard], rows: np.ndarray | None = None, means: Mapping | None = None) -> None:
-        self._parts = list(parts)
+    def __init__(
+        self,
+        parts: Sequence[Shard],
+        rows: np.ndarray | None = None,
+        means: Mapping | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._parts, self._folder = list(parts), folder
         self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
         self._chosen = np.arange(self._starts[-1]) if rows is None else rows  # of each text, its place in the shards
         hashes = np.concatenate([part.hashes for part in parts] or [np.empty(0, np.uint64)])[self._chosen]
@@ -40,15 +47,24 @@ class ShardedStore:
         self.means = dict(means) if means is not None else self._means()
 
     @classmethod
-    def open(cls, folder: str | Path) -> ShardedStore:
-        """Map a finished store; ValueError names what is unfinished, missing, truncated or of other units."""
+    def open(
+        cls, folder: str | Path, rows: np.ndarray | None = None, means: Mapping[str, Tensor] | None = None
+    ) -> ShardedStore:
+        """Map a finished store; `rows` chooses texts by number.
+
+        ValueError names what is unfinished, missing, truncated or of other units.
+        """
         manifest = Manifest.read(folder)
         if manifest.shards is None:
             raise ValueError(f"{folder} is not finished: run its tavq prepare again, it does only what is missing")
         parts = [shards.read(shard_path(folder, number)) for number in range(manifest.shards)]
         for number, part in enumerate(parts):
             manifest.same(part.fingerprint, shard_path(folder, number))
-        return cls(parts)
+        return cls(parts, rows, means, Path(folder).resolve())
+
+    def __reduce__(self) -> Any:
+        """Another process opens the folder anew: what is mapped is not copied."""
+        return (ShardedStore.open, (self._folder, self._chosen, self.means)) if self._folder else super().__reduce__()
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -115,11 +131,12 @@ class ShardedStore:
         """The same units, centred on another store's means: for held-out texts, the training store's."""
         if other.fingerprint != self.fingerprint:
             raise ValueError(f"stores of different encoders: {self.fingerprint!r} and {other.fingerprint!r}")
-        return ShardedStore(self._parts, self._chosen, {name: other.mean(name).cpu() for name in GRANULARITIES})
+        means = {name: other.mean(name).cpu() for name in GRANULARITIES}
+        return ShardedStore(self._parts, self._chosen, means, self._folder)
 
     def subset(self, rows: Rows) -> ShardedStore:
         """Some texts, in the order given, on the same files and with the same means."""
-        return ShardedStore(self._parts, self._chosen[self.rows(rows).numpy()], self.means)
+        return ShardedStore(self._parts, self._chosen[self.rows(rows).numpy()], self.means, self._folder)
 
     def in_memory(self) -> TextStore:
         """A copy whose table is one tensor: distinct units of all shards once, only those that are used."""

@@ -274,6 +274,13 @@ def test_a_server_that_refuses_or_is_not_there_stops_the_run(server, pictures, t
     assert rows(tmp_path / "c.jsonl") == []
 
 
+def test_an_output_that_would_hide_the_images_is_refused(pictures):
+    with pytest.raises(ValueError, match="another name or folder"):
+        caption(pictures, pictures / "captions.jsonl", Fake(GOOD), progress=False)
+    with pytest.raises(ValueError, match=r"\.jsonl or \.parquet"):
+        caption(pictures, pictures / "captions.txt", Fake(GOOD), progress=False)
+
+
 def test_two_runs_do_not_write_one_file(pictures, tmp_path):
     out = tmp_path / "c.jsonl"
 

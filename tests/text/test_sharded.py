@@ -80,6 +80,15 @@ def test_a_subset_keeps_order_and_means(store):
     assert part.mean("word") is store.mean("word")
 
 
+def test_another_process_gets_the_place_not_the_content(store):
+    part = store.subset(["e.png", "a.png"])
+    sent = pickle.dumps(part)
+    assert b"dog" not in sent and b"e.png" not in sent
+    copy = pickle.loads(sent)
+    assert list(copy.ids) == ["e.png", "a.png"]
+    assert torch.equal(copy.batch([0])["word"].embeddings, part.batch([0])["word"].embeddings)
+
+
 def test_workers_ship_row_numbers_only(store):
     class Pairs(torch.utils.data.Dataset):
         def __len__(self):
