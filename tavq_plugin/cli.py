@@ -134,6 +134,7 @@ def prepare(
     segmenter: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="Cuts zh and ja into words, as jieba:lcut.")
     ] = None,
+    spacy: Annotated[str | None, typer.Option(help="A spaCy model that tags instead, a name or a folder.")] = None,
     stop: Annotated[Path | None, typer.Option(help="File of words and phrases to leave out, one a line.")] = None,
     check_images: Annotated[bool, typer.Option(help="Decode every image too, and leave broken ones out.")] = False,
 ) -> None:
@@ -147,7 +148,7 @@ def prepare(
     console = Console()
     with _told(console, f"Finished shards are in {out}"):
         left_out = stop.read_text(encoding="utf-8").splitlines() if stop else ()
-        splitter = Splitter(language=language, segmenter=segmenter, stop=frozenset(left_out))
+        splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(left_out))
         if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
             console.print(f"{language}: no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
         result = preparing.prepare(

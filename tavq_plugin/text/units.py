@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 
 from tavq_plugin.contract import GRANULARITIES
-from tavq_plugin.text import chunk
+from tavq_plugin.text import chunk, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
 
 VERSION = 1  # of the splitting rules: part of a store's fingerprint
@@ -79,6 +79,7 @@ class Splitter:
     words: tuple[str, ...] = ("noun", "adjective", "verb", "number")
     phrases: tuple[str, ...] = ("noun", "verb")
     language: str = "en"  # also "de", "nl"; of "zh" and "ja" sentences, and words by a segmenter
+    spacy: str | None = None  # name or folder of a spaCy model that tags instead of HanTa; any spaCy language
     segmenter: str | None = None  # "module:function", a string → its words in order, as "jieba:lcut"
     stop: frozenset[str] = frozenset()  # words and phrases that are left out; see `frequent`
     _codes: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -103,6 +104,8 @@ class Splitter:
         name = f"units-{VERSION}:{'+'.join(self.words)}:{'+'.join(self.phrases)}"
         if self.language != "en":
             name += f":{self.language}" + (f":{self.segmenter}" if self.segmenter else "")
+        if self.spacy:
+            name += f":{spacy_tags.name_of(self.spacy)}"
         if self.stop:
             name += ":stop-" + hashlib.sha256("\n".join(sorted(self.stop)).encode()).hexdigest()[:12]
         return name
@@ -110,7 +113,7 @@ class Splitter:
     @property
     def supported(self) -> tuple[str, ...]:
         """The granularities that this language gives: not words in zh and ja without a segmenter, and no phrases."""
-        if LANGUAGES[self.language].model is not None:
+        if self.spacy is not None or LANGUAGES[self.language].model is not None:
             return GRANULARITIES
         return ("word", "sentence") if self.segmenter else ("sentence",)
 
@@ -124,7 +127,7 @@ class Splitter:
         found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
         for start, end in _sentences(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
-            if LANGUAGES[self.language].model is not None:
+            if self.spacy is not None or LANGUAGES[self.language].model is not None:
                 self._tagged(plain, start, end, found)
             elif self.segmenter is not None:
                 for first, last in _segments(plain, start, end, self.segmenter):
@@ -135,12 +138,17 @@ class Splitter:
 
     def _tagged(self, plain: str, start: int, end: int, found: Mapping[str, _Tally]) -> None:
         """Words and phrases of one sentence by its part-of-speech tags."""
-        language = LANGUAGES[self.language]
-        spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
-        tokens = [_composed(plain[a:b]) for a, b in spans]
-        # surface case; what is too long for a word is punctuation
-        tagged = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
-        codes = chunk.encode(tokens, tagger(language.model).tag_sent(tagged, taglevel=0), language)
+        if self.spacy is not None:
+            within, codes = spacy_tags.tagged(self.spacy, plain[start:end])
+            spans = [(start + a, start + b) for a, b in within]
+            tokens = [_composed(plain[a:b]) for a, b in spans]
+        else:
+            language = LANGUAGES[self.language]
+            spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
+            tokens = [_composed(plain[a:b]) for a, b in spans]
+            # surface case; what is too long for a word is punctuation
+            short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
+            codes = chunk.encode(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
         for token, code, span in zip(tokens, codes, spans, strict=True):
             if code in self._codes and _is_word(token):
                 found["word"].add(*span, token.lower())

@@ -179,6 +179,33 @@ def test_chinese_and_japanese_sentences_and_words_by_a_segmenter(language, text,
         Splitter(language=language, segmenter="nothing:here")(text)
 
 
+def test_a_spacy_model_tags_instead(tmp_path):
+    spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
+    model = spacy.blank("en")  # tags by a table of rules: a real pipeline, without trained weights
+    tags = {"a": "DET", "red": "ADJ", "hat": "NOUN", "boy": "NOUN", "wearing": "VERB", "runs": "VERB", "of": "ADP"}
+    for word, tag in tags.items():
+        pattern = [[{"LOWER": word}]]
+        ruler = model.get_pipe("attribute_ruler") if model.pipe_names else model.add_pipe("attribute_ruler")
+        ruler.add(patterns=pattern, attrs={"POS": tag, **({"TAG": "VBG"} if word == "wearing" else {})})
+    model.meta["name"], model.meta["version"] = "rules", "1.2"
+    model.to_disk(tmp_path / "model")
+    splitter = Splitter(spacy=str(tmp_path / "model"))
+    text = "A boy  wearing a red hat runs."
+    units = splitter(text)
+    assert units.texts("word") == ["boy", "wearing", "red", "hat", "runs"]
+    assert units.texts("phrase") == ["boy", "wearing a red hat", "red hat"]
+    assert text[units.phrase[1].start : units.phrase[1].end] == "wearing a red hat"
+    assert "spacy-en-rules-1.2" in splitter.fingerprint
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    with pytest.raises(ValueError, match="no parts of speech"):
+        Splitter(spacy=str(tmp_path / "blank"))(text)
+
+
+def test_a_missing_spacy_model_says_how_to_get_it():
+    with pytest.raises(ImportError, match="pip install spacy"):
+        Splitter(spacy="xx_no_such_model")("A dog.")
+
+
 def test_what_stands_nearly_everywhere_can_be_left_out():
     texts = [f"The image shows a {thing}." for thing in ("red car", "dog", "boat", "red house")]
     stop = frequent(texts, share=0.5)
