@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tavq_plugin.contract import GRANULARITIES
 from tavq_plugin.data.records import read_records
@@ -198,6 +199,22 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, load):
     captions(tmp_path / "d", 3, [{"id": f"{i}.jpg", "text": "A dog."} for i in range(5)])
     assert run(file, tmp_path / "s", load).rejected == 0
     assert not (tmp_path / "s" / "rejected.jsonl").exists()
+
+
+def test_broken_images_can_be_left_out_too(tmp_path, load):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"a red dog {name}")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:40])
+    (folder / "c.txt").write_bytes(b"caf\xe9")
+    result = run(folder, tmp_path / "s", load, check_images=True)
+    assert (result.texts, result.rejected) == (1, 2)
+    assert list(ShardedStore.open(tmp_path / "s").ids) == ["a.png"]
+    reasons = (tmp_path / "s" / "rejected.jsonl").read_text()
+    assert "c.txt" in reasons and "not UTF-8" in reasons and "b.png" in reasons
+    assert run(folder, tmp_path / "t", load).texts == 2
 
 
 def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_folder):
