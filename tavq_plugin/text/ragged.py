@@ -55,12 +55,11 @@ def gather(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Uni
     vectors = table.index_select(0, ids.flatten()).float().unflatten(0, ids.shape)
     if mean is None:
         return Units(vectors.mul_(mask[..., None]), mask)
-    vectors = centre(vectors, mean, mask)
-    return Units(vectors.mul_(mask[..., None]), mask)
+    return Units(centre(vectors, mean, mask), mask)
 
 
 def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Vectors less their mean, L2-normalised, in place; ... d float32.
+    """Vectors less their mean, L2-normalised, zero where masked, in place; ... d float32.
 
     A unit that equals the mean (the only one of its corpus) has no direction left and stays as it was.
     """
@@ -70,7 +69,8 @@ def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
     if alone.any():
         vectors[alone] += mean
         norms = torch.linalg.vector_norm(vectors, dim=-1)
-    return vectors.mul_((1 / norms.clamp(min=1e-12))[..., None])
+    scale = 1 / norms.clamp(min=1e-12)
+    return vectors.mul_((scale if mask is None else scale * mask)[..., None])
 
 
 def records(tensor: Tensor) -> np.ndarray:
