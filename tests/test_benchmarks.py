@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("problems", "rivals", "transport", "distributions", "hosts"):
+    for name in ("problems", "rivals", "transport", "distributions", "hosts", "store", "prepare"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
@@ -94,3 +94,26 @@ def test_the_hosts_table(benchmark, monkeypatch, tmp_path):
     assert rows["lucidrains-lfq"]["result"] == "fails test_a[lucidrains-lfq-train]: 2 is not 3"
     assert rows["dome272"]["result"].startswith("absent: no checkout of dome272/VQGAN-pytorch")
     assert "| dome272 |" in out.with_suffix(".md").read_text()
+
+
+def test_the_store_table_is_of_equal_rows(benchmark, monkeypatch, tmp_path):
+    pytest.importorskip("lmdb", reason="lmdb is not installed (a rival of the benchmark)")
+    store = benchmark("store")
+    monkeypatch.setattr(store, "BATCHES", dict.fromkeys(store.BATCHES, 1))
+    monkeypatch.setattr(store, "SHARD", 128)
+    monkeypatch.setattr(
+        sys, "argv", ["store.py", "--images", "200", "--out", str(tmp_path), "--scratch", str(tmp_path)]
+    )
+    store.main()
+    content = json.loads((tmp_path / "store.json").read_text())
+    assert content["equal_rows"] and content["bytes"]["ours"] < content["bytes"]["raw"] <= content["bytes"]["LMDB"]
+    assert content["ours_times_as_fast"]["ours"] == 1
+    assert "| Parquet, in order |" in (tmp_path / "store.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"store.json", "store.md"}
+
+
+def test_a_run_of_the_memory_benchmark(benchmark, tmp_path):
+    prepare, sent = benchmark("prepare"), []
+    prepare.texts(tmp_path / "c.jsonl", 30)
+    prepare.child(tmp_path / "c.jsonl", tmp_path / "store", type("Pipe", (), {"send": sent.append}))
+    assert (sent[0]["texts"], sent[0]["shards"]) == (30, 1) and sent[0]["peak_mb"] > 10

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,19 @@ from rich.progress import track
 from torch import Tensor
 
 
-def read_image(path: str | Path, resolution: int) -> Tensor:
-    """One image, upright, on white, shorter side resized (bicubic, antialiased), centre-cropped; -> 3 r r uint8.
+def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
+    """One image file, its bytes, or an image that Pillow has opened; upright, on white, RGB.
 
-    Raises ValueError for a file that is no image, is truncated, or has more pixels than Pillow's bomb limit.
+    Raises ValueError for what is no image, is truncated, or has more pixels than Pillow's bomb limit.
     """
+    name = file if isinstance(file, str | Path) else "an image"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file)
+            if not isinstance(file, Image.Image):
+                file = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+            with file as opened:
+                picture = ImageOps.exif_transpose(opened)
                 if picture.mode.startswith("I"):  # 16 bit: Pillow would clip at 255
                     picture = Image.fromarray(
                         (np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)
@@ -31,14 +36,18 @@ def read_image(path: str | Path, resolution: int) -> Tensor:
                 picture = picture.convert("RGBA")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path}: more pixels than the limit for images ({error}); shrink it or leave it out"
+            f"{name}: more pixels than the limit for images ({error}); shrink it or leave it out"
         ) from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image that Pillow knows; replace it or leave it out") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); is it truncated? Replace it or leave it out") from error
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.BICUBIC)
+        raise ValueError(f"{name}: not an image that Pillow knows; replace it or leave it out") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # all that Pillow raises
+        raise ValueError(f"{name}: cannot be read ({error}); is it truncated? Replace it or leave it out") from error
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def read_image(file: str | Path | bytes | Image.Image, resolution: int) -> Tensor:
+    """One image by `open_image`, shorter side resized (bicubic, antialiased), centre-cropped; -> 3 r r uint8."""
+    picture = ImageOps.fit(open_image(file), (resolution, resolution), Image.Resampling.BICUBIC)
     return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
 
 

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from tavq_plugin.data.records import IMAGE_ENDINGS, Record, from_folder, from_table
+
 HELD_OUT = ("val", "valid", "validation", "test")
 SHARE_HELD_OUT = 0.15
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image and what is said of it; `text` may be empty."""
-
-    id: str
-    image: Path
-    text: str
-    split: str | None = None
-    source: str | None = None
-    boxes: tuple[dict[str, Any], ...] = ()
-    qa: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +26,8 @@ class Pack:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}: --data takes a folder of images with text")
         table = folder / "captions.jsonl"
-        records = tuple(_from_jsonl(table) if table.exists() else _from_txt(folder))
+        records = tuple(from_table(table, images=True) if table.exists() else from_folder(folder))
+        _no_image_twice(records, table)
         if not records:
             raise ValueError(
                 f"no images in {folder}: give a folder with captions.jsonl and images/, or one of images "
@@ -84,72 +70,9 @@ class Pack:
         return train, held_out
 
 
-def joined(captions: list[str]) -> str:
-    """Captions as the sentences of one text.
-
-    >>> joined(["a dog runs", " Two men. ", ""])
-    'A dog runs. Two men.'
-    """
-    captions = [caption.strip() for caption in captions]
-    ends = (".", "!", "?")
-    return " ".join(c[0].upper() + c[1:] + ("" if c.endswith(ends) else ".") for c in captions if c)
-
-
-def _from_jsonl(table: Path) -> Iterator[Record]:
-    seen: dict[str, int] = {}
-    with table.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{table}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: not JSON ({error}); mend or delete the line") from error
-            if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
-                raise ValueError(f'{place}: no "image"; give one object a line with the image\'s file name')
-            text, captions = row.get("long_text") or "", row.get("captions") or []
-            if not isinstance(text, str) or not (
-                isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
-            ):
-                raise ValueError(f'{place}: "long_text" must be a string and "captions" a list of strings')
-            name = row["image"]
-            if name in seen:
-                raise ValueError(f"{place}: image {name!r} stands in line {seen[name]} already; keep one of them")
-            seen[name] = number
-            yield Record(
-                id=name,
-                image=_inside(table.parent, name, place),
-                text=text.strip() or joined(captions),
-                split=row.get("split"),
-                source=row.get("source"),
-                boxes=tuple(row.get("boxes") or ()),
-                qa=tuple(row.get("qa") or ()),
-            )
-
-
-def _inside(folder: Path, name: str, place: str) -> Path:
-    """The image's path; refused where it leads out of the folder or to nothing."""
-    root = folder.resolve()
-    for base in (folder / "images", folder):
-        path = (base / name).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f"{place}: image {name!r} leads out of {folder}; only files inside are read")
-        if path.is_file():
-            return path
-    raise ValueError(f"{place}: no file {name!r} in {folder / 'images'} or {folder}; add it or delete the line")
-
-
-def _from_txt(folder: Path) -> Iterator[Record]:
-    root = folder.resolve()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in IMAGE_ENDINGS or not path.is_file():
-            continue
-        if not path.resolve().is_relative_to(root):
-            raise ValueError(f"{path} is a link out of {folder}; only files inside are read")
-        text = path.with_suffix(".txt")
-        try:
-            lines = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{text}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-        yield Record(id=path.relative_to(folder).as_posix(), image=path, text=joined(lines))
+def _no_image_twice(records: tuple[Record, ...], table: Path) -> None:
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise ValueError(f"{table}: image {record.id!r} stands in two lines; keep one of them")
+        seen.add(record.id)

@@ -1,4 +1,4 @@
-"""Long text to units, to embeddings, to batches: `split`, `TextEncoder`, `TextStore`, `TextCache`.
+"""Long text to units, to embeddings, to batches: `split`, `TextEncoder`, `TextStore`, `ShardedStore`, `TextCache`.
 
 Nothing heavy is imported before it is asked for.
 """
@@ -13,9 +13,11 @@ _HOME = {
     "TextUnits": "units",
     "Unit": "units",
     "split": "units",
+    "frequent": "units",
     "TextEncoder": "embed",
     "offline_encoder": "embed",
     "TextStore": "store",
+    "ShardedStore": "sharded",
     "TextCache": "cache",
 }
 __all__ = sorted(_HOME)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tavq_plugin.contract import GRANULARITIES, Units
 from tavq_plugin.text.embed import TextEncoder
-from tavq_plugin.text.store import Ragged, gather
+from tavq_plugin.text.ragged import Ragged, gather
 from tavq_plugin.text.units import Splitter
 
 

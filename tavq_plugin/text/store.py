@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tavq_plugin.contract import GRANULARITIES, Units
+from tavq_plugin.text import shards
 from tavq_plugin.text.embed import TextEncoder
+from tavq_plugin.text.ragged import Ragged, gather
+from tavq_plugin.text.shards import Shard
 from tavq_plugin.text.units import Splitter, TextUnits
 
 Rows = Sequence[int] | Sequence[str] | Tensor
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """For every text the table rows of its units: text i has ids[offsets[i]:offsets[i + 1]].
-
-    >>> ids, mask = Ragged.of([[3, 1], []]).take(torch.tensor([1, 0]))
-    >>> ids.tolist(), mask.tolist()
-    ([[0, 0], [3, 1]], [[False, False], [True, True]])
-    """
-
-    ids: Tensor  # int64
-    offsets: Tensor  # n + 1, int64
-
-    @classmethod
-    def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
-        """From one list of table rows a text."""
-        offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
-        return cls(torch.tensor([i for ids in lists for i in ids], dtype=torch.long), offsets)
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Padded table rows and their mask, b m; m is at least 1 and padding points at row 0."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        m = max(1, int(lengths.max())) if len(rows) else 1
-        steps = torch.arange(m, device=rows.device)
-        mask = steps < lengths[:, None]
-        if not len(self.ids):
-            return torch.zeros_like(mask, dtype=torch.long), mask
-        places = (starts[:, None] + steps).clamp(max=len(self.ids) - 1)
-        return self.ids[places] * mask, mask
-
-    def subset(self, rows: Tensor) -> Ragged:
-        """The lists of some texts."""
-        ids, mask = self.take(rows)
-        return Ragged(ids[mask], torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)]))
 
 
 @dataclass(frozen=True)
@@ -210,68 +175,31 @@ class TextStore:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: whole under its name, or not at all."""
-        from safetensors.torch import save_file
+        shards.write(path, self.shard())
 
-        tensors = {"table": self.table.contiguous()}
-        for name, ragged in self.lists.items():
-            tensors |= {f"{name}.ids": ragged.ids, f"{name}.offsets": ragged.offsets, f"{name}.mean": self.means[name]}
-        for name in ("ids", "vocabulary"):
-            content = json.dumps(getattr(self, name)).encode()
-            tensors[name] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-                unfinished,
-                metadata={"fingerprint": self.fingerprint, "split_units": str(self.split_units)},
-            )
-            os.replace(unfinished, target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    def shard(self, **about: Any) -> Shard:
+        """The store as the content of one file, with what is to be known of it."""
+        about["in_pieces"] = self.split_units
+        return Shard(self.ids, self.table, self.vocabulary, self.lists, self.means, self.fingerprint, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextStore:
-        """Read what `save` wrote."""
-        from safetensors import safe_open
-
-        with safe_open(os.fspath(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            metadata: dict[str, Any] = file.metadata()
+        """Read what `save` wrote, or one shard of a prepared store; its table is mapped, not copied, into memory."""
+        shard = shards.read(path)
         return cls(
-            ids=tuple(json.loads(bytes(tensors["ids"].tolist()))),
-            table=tensors["table"],
-            vocabulary=tuple(json.loads(bytes(tensors["vocabulary"].tolist()))),
-            lists={name: Ragged(tensors[f"{name}.ids"], tensors[f"{name}.offsets"]) for name in GRANULARITIES},
-            means={name: tensors[f"{name}.mean"] for name in GRANULARITIES},
-            fingerprint=metadata["fingerprint"],
-            split_units=int(metadata["split_units"]),
+            ids=tuple(shard.ids),
+            table=shard.table,
+            vocabulary=tuple(shard.vocabulary),
+            lists={name: Ragged(ragged.ids.long(), ragged.offsets.long()) for name, ragged in shard.lists.items()},
+            means=shard.means,
+            fingerprint=shard.fingerprint,
+            split_units=shard.about["in_pieces"],
         )
 
     def _ragged(self, granularity: str) -> Ragged:
         if granularity not in self.lists:
             raise KeyError(f"no granularity {granularity!r}: one of {', '.join(self.lists)}")
         return self.lists[granularity]
-
-
-def gather(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Units:
-    """Rows of a table as padded units; ids and mask b m -> embeddings b m d float32, centred on `mean` if given.
-
-    A unit that equals the mean (the only one of its corpus) has no direction left and stays as it was.
-    """
-    if not len(table):
-        return Units(torch.zeros(*ids.shape, table.shape[1], device=table.device), mask)
-    vectors = table.index_select(0, ids.flatten()).float().unflatten(0, ids.shape)
-    if mean is None:
-        return Units(vectors * mask[..., None], mask)
-    vectors -= mean
-    norms = torch.linalg.vector_norm(vectors, dim=-1)
-    alone = mask & (norms < 1e-2)
-    if alone.any():
-        vectors[alone] += mean
-        norms = torch.linalg.vector_norm(vectors, dim=-1)
-    return Units(vectors.mul_((mask / norms.clamp(min=1e-12))[..., None]), mask)
 
 
 def _rows(units: TextUnits, granularity: str, vocabulary: dict[str, int]) -> list[int]:

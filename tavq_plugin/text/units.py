@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from importlib import import_module
 
 from tavq_plugin.contract import GRANULARITIES
-from tavq_plugin.text import chunk
+from tavq_plugin.text import chunk, spacy_tags
+from tavq_plugin.text.languages import LANGUAGES, tagger
 
 VERSION = 1  # of the splitting rules: part of a store's fingerprint
 
@@ -75,6 +78,10 @@ class Splitter:
 
     words: tuple[str, ...] = ("noun", "adjective", "verb", "number")
     phrases: tuple[str, ...] = ("noun", "verb")
+    language: str = "en"  # also "de", "nl"; of "zh" and "ja" sentences, and words by a segmenter
+    spacy: str | None = None  # name or folder of a spaCy model that tags instead of HanTa; any spaCy language
+    segmenter: str | None = None  # "module:function", a string → its words in order, as "jieba:lcut"
+    stop: frozenset[str] = frozenset()  # words and phrases that are left out; see `frequent`
     _codes: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -82,12 +89,33 @@ class Splitter:
             unknown = [kind for kind in given if kind not in known]
             if isinstance(given, str) or unknown:
                 raise ValueError(f"{name}={given!r}: give a tuple of {', '.join(map(repr, known))}")
+        if self.language not in LANGUAGES:
+            raise ValueError(f"language={self.language!r}: one of {', '.join(LANGUAGES)}")
+        if self.segmenter is not None and LANGUAGES[self.language].model is not None:
+            raise ValueError(f"segmenter={self.segmenter!r}: only zh and ja need one, {self.language} has a tagger")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop={self.stop!r}: give a set of strings")
+        object.__setattr__(self, "stop", frozenset(self.stop))
         object.__setattr__(self, "_codes", frozenset("".join(chunk.WORD_KINDS[kind] for kind in self.words)))
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever the same text may give other units."""
-        return f"units-{VERSION}:{'+'.join(self.words)}:{'+'.join(self.phrases)}"
+        name = f"units-{VERSION}:{'+'.join(self.words)}:{'+'.join(self.phrases)}"
+        if self.language != "en":
+            name += f":{self.language}" + (f":{self.segmenter}" if self.segmenter else "")
+        if self.spacy:
+            name += f":{spacy_tags.name_of(self.spacy)}"
+        if self.stop:
+            name += ":stop-" + hashlib.sha256("\n".join(sorted(self.stop)).encode()).hexdigest()[:12]
+        return name
+
+    @property
+    def supported(self) -> tuple[str, ...]:
+        """The granularities that this language gives: not words in zh and ja without a segmenter, and no phrases."""
+        if self.spacy is not None or LANGUAGES[self.language].model is not None:
+            return GRANULARITIES
+        return ("word", "sentence") if self.segmenter else ("sentence",)
 
     def __call__(self, text: str | None) -> TextUnits:
         """Split one text; None, empty or without a letter → no units. Words and phrases need Latin script."""
@@ -97,19 +125,37 @@ class Splitter:
             raise TypeError(f"a text is a string, got {type(text).__name__}: read its text field first")
         plain = text.translate(_PLAIN)
         found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
-        for start, end in _sentences(plain):
+        for start, end in _sentences(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
+            if self.spacy is not None or LANGUAGES[self.language].model is not None:
+                self._tagged(plain, start, end, found)
+            elif self.segmenter is not None:
+                for first, last in _segments(plain, start, end, self.segmenter):
+                    found["word"].add(first, last, plain[first:last].lower())
+        for granularity in ("word", "phrase"):
+            found[granularity].drop(self.stop)
+        return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
+
+    def _tagged(self, plain: str, start: int, end: int, found: Mapping[str, _Tally]) -> None:
+        """Words and phrases of one sentence by its part-of-speech tags."""
+        if self.spacy is not None:
+            within, codes = spacy_tags.tagged(self.spacy, plain[start:end])
+            spans = [(start + a, start + b) for a, b in within]
+            tokens = [_composed(plain[a:b]) for a, b in spans]
+        else:
+            language = LANGUAGES[self.language]
             spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
             tokens = [_composed(plain[a:b]) for a, b in spans]
-            codes = chunk.encode(tokens, _tags(tokens))
-            for token, code, span in zip(tokens, codes, spans, strict=True):
-                if code in self._codes and _is_word(token):
-                    found["word"].add(*span, token.lower())
-            for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
-                start, end = spans[first][0], spans[last - 1][1]
-                if any(map(_is_word, tokens[first:last])):
-                    found["phrase"].add(start, end, plain[start:end].lower())
-        return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
+            # surface case; what is too long for a word is punctuation
+            short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
+            codes = chunk.encode(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
+        for token, code, span in zip(tokens, codes, spans, strict=True):
+            if code in self._codes and _is_word(token):
+                found["word"].add(*span, token.lower())
+        for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
+            start, end = spans[first][0], spans[last - 1][1]
+            if any(map(_is_word, tokens[first:last])):
+                found["phrase"].add(start, end, plain[start:end].lower())
 
 
 _PHRASES = {"noun": chunk.noun_phrases, "verb": chunk.verb_phrases}
@@ -125,6 +171,10 @@ class _Tally:
     def add(self, start: int, end: int, unit: str) -> None:
         place = self.seen.setdefault(" ".join(_composed(unit).split()), [start, end, 0])
         place[2] += 1
+
+    def drop(self, units: frozenset[str]) -> None:
+        for unit in units.intersection(self.seen):
+            del self.seen[unit]
 
     def units(self) -> tuple[Unit, ...]:
         return tuple(Unit(text, *place) for text, place in self.seen.items())
@@ -147,13 +197,13 @@ def split(text: str | None) -> TextUnits:
 _DEFAULT = Splitter()
 
 
-def _sentences(plain: str) -> Iterator[tuple[int, int]]:
+def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
     """Spans of the sentences that hold at least one letter or digit; a line break always ends one."""
     from sentencex import segment  # 3 ms; only where text is split
 
     for line in re.finditer(r"[^\r\n]+", plain):
         place = line.start()
-        for sentence in segment("en", line.group()):
+        for sentence in segment(language, line.group()):
             bare = sentence.strip()
             if not bare:
                 continue
@@ -163,17 +213,39 @@ def _sentences(plain: str) -> Iterator[tuple[int, int]]:
                 yield start, place
 
 
-def _tags(tokens: list[str]) -> list[str]:
-    """C5 tags of a sentence's tokens, surface case; what is too long for a word is punctuation."""
-    return _tagger().tag_sent([token if len(token) <= _LONGEST_WORD else "-" for token in tokens], taglevel=0)
+def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tuple[int, int]]:
+    """Spans of the words that a segmenter finds; those of one sign of punctuation are none."""
+    place = start
+    for word in _function(segmenter)(plain[start:end]):
+        first = plain.find(word, place, end)
+        if word.strip() and first >= 0:
+            place = first + len(word)
+            if any(character.isalnum() for character in word) and len(word) <= _LONGEST_WORD:
+                yield first, place
 
 
 @cache
-def _tagger() -> Any:
-    """HanTa's English model: it lies in the wheel, nothing is downloaded."""
-    from HanTa import HanoverTagger
+def _function(name: str) -> Callable[[str], Iterable[str]]:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImportError(f"segmenter {name!r} cannot be loaded ({error}): give 'module:function'") from error
 
-    return HanoverTagger.HanoverTagger("morphmodel_en.pgz")
+
+def frequent(texts: Iterable[str | None], share: float = 0.2, splitter: Splitter | None = None) -> frozenset[str]:
+    """Words and phrases that stand in more than this share of the texts ("image", "scene"): for `Splitter(stop=...)`.
+
+    >>> sorted(frequent(["The image shows a dog.", "The image shows a car.", "A dog."], share=0.6))
+    ['dog', 'image', 'shows']
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share}: give the share of texts, above 0 and at most 1")
+    splitter, counts, number = splitter or _DEFAULT, Counter(), 0
+    for number, text in enumerate(texts, 1):  # noqa: B007 - used after
+        units = splitter(text)
+        counts.update({*units.texts("word"), *units.texts("phrase")})
+    return frozenset(unit for unit, count in counts.items() if count > share * number)
 
 
 def _is_word(token: str) -> bool:

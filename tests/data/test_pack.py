@@ -55,7 +55,7 @@ def test_a_folder_of_images_with_text_files(tmp_path):
         ('{"image": "b.png", ', r"captions.jsonl, line 2: not JSON"),
         ({"captions": ["x"]}, 'line 2: no "image"'),
         ({"image": "b.png", "captions": "x"}, 'line 2: "long_text" must be a string'),
-        ({"image": "a.png"}, "line 2: image 'a.png' stands in line 1 already"),
+        ({"image": "a.png"}, "captions.jsonl: image 'a.png' stands in two lines"),
         ({"image": "../a.png"}, "line 2: image '../a.png' leads out of"),
         ({"image": "/etc/hostname"}, "line 2: image '/etc/hostname' leads out of"),
         ({"image": "none/b.png"}, "line 2: no file 'none/b.png'"),

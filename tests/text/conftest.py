@@ -1,6 +1,7 @@
 """One tiny encoder for the tests of this folder."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,10 @@ def bert_folder(tmp_path_factory):
 def encoder(bert_folder):
     """A fresh encoder on it."""
     return TextEncoder.from_pretrained(bert_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory):
+    """A function: kind → folder of a tiny vision-language model."""
+    module, folder = _sibling("tiny_vlm"), tmp_path_factory.mktemp("vlm")
+    return cache(lambda kind: module.save_tiny_vlm(kind, folder / kind))

@@ -1,10 +1,15 @@
 """Splitting: quality on hand-annotated text, places, and texts that are no text."""
 
+import importlib
+import sys
+import types
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tavq_plugin.text import Splitter, split
+from tavq_plugin.text import Splitter, frequent, split
 
 
 def test_content_words_and_noun_phrases_of_annotated_text(annotated):
@@ -111,3 +116,114 @@ def test_any_text_splits_into_units_that_lie_in_it(text):
             assert unit.text
             assert 0 <= unit.start < unit.end <= len(text)
             assert unit.count >= 1
+
+
+def test_the_forty_four_annotated_descriptions(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "units", raising=False)
+    benchmark = importlib.import_module("units")
+    descriptions = benchmark.read()
+    assert len(descriptions) >= 40
+    scores = benchmark.quality(descriptions)
+    for name, least in benchmark.TARGETS.items():
+        assert scores[name]["f1"] >= least, (name, scores[name])
+
+
+def test_german():
+    text = "Zwei Frauen tragen rote Mäntel; sie haben „drei große Taschen“ gekauft. Im Haus schläft ihr alter Hund."
+    units = Splitter(language="de")(text)
+    assert units.texts("word") == [
+        "zwei",
+        "frauen",
+        "tragen",
+        "rote",
+        "mäntel",
+        "drei",
+        "große",
+        "taschen",
+        "gekauft",
+        "haus",
+        "schläft",
+        "alter",
+        "hund",
+    ]
+    assert units.texts("phrase")[:4] == ["zwei frauen", "tragen rote mäntel", "rote mäntel", "drei große taschen"]
+    assert "alter hund" in units.texts("phrase")
+    assert len(units.sentence) == 2
+    assert all(text[unit.start : unit.end].lower() == unit.text for unit in units.phrase)
+
+
+def test_dutch():
+    units = Splitter(language="nl", phrases=("noun",))("Een kleine hond rent over het natte gras. Hij is bruin.")
+    assert units.texts("word") == ["kleine", "hond", "rent", "natte", "gras", "bruin"]
+    assert units.texts("phrase") == ["kleine hond", "natte gras"]
+    assert len(units.sentence) == 2
+
+
+@pytest.mark.parametrize(
+    ("language", "text"), [("zh", "一只狗在跑。天空是蓝色的！"), ("ja", "犬が走っている。空は青いですか？")]
+)
+def test_chinese_and_japanese_sentences_and_words_by_a_segmenter(language, text, monkeypatch):
+    plain = Splitter(language=language)
+    assert plain.supported == ("sentence",)
+    assert [text[unit.start : unit.end] for unit in plain(text).sentence] == plain(text).texts("sentence")
+    assert len(plain(text).sentence) == 2 and not plain(text).word and not plain(text).phrase
+    module = types.ModuleType("pairs")
+    module.cut = lambda sentence: [sentence[i : i + 2] for i in range(0, len(sentence), 2)]
+    monkeypatch.setitem(sys.modules, "pairs", module)
+    cut = Splitter(language=language, segmenter="pairs:cut")
+    assert cut.supported == ("word", "sentence")
+    assert cut(text).texts("word")[:2] == [text[:2], text[2:4]]
+    assert all(text[unit.start : unit.end] == unit.text for unit in cut(text).word)
+    with pytest.raises(ImportError, match="give 'module:function'"):
+        Splitter(language=language, segmenter="nothing:here")(text)
+
+
+def test_a_spacy_model_tags_instead(tmp_path):
+    spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
+    model = spacy.blank("en")  # tags by a table of rules: a real pipeline, without trained weights
+    tags = {"a": "DET", "red": "ADJ", "hat": "NOUN", "boy": "NOUN", "wearing": "VERB", "runs": "VERB", "of": "ADP"}
+    for word, tag in tags.items():
+        pattern = [[{"LOWER": word}]]
+        ruler = model.get_pipe("attribute_ruler") if model.pipe_names else model.add_pipe("attribute_ruler")
+        ruler.add(patterns=pattern, attrs={"POS": tag, **({"TAG": "VBG"} if word == "wearing" else {})})
+    model.meta["name"], model.meta["version"] = "rules", "1.2"
+    model.to_disk(tmp_path / "model")
+    splitter = Splitter(spacy=str(tmp_path / "model"))
+    text = "A boy  wearing a red hat runs."
+    units = splitter(text)
+    assert units.texts("word") == ["boy", "wearing", "red", "hat", "runs"]
+    assert units.texts("phrase") == ["boy", "wearing a red hat", "red hat"]
+    assert text[units.phrase[1].start : units.phrase[1].end] == "wearing a red hat"
+    assert "spacy-en-rules-1.2" in splitter.fingerprint
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    with pytest.raises(ValueError, match="no parts of speech"):
+        Splitter(spacy=str(tmp_path / "blank"))(text)
+
+
+def test_a_missing_spacy_model_says_how_to_get_it():
+    with pytest.raises(ImportError, match="pip install spacy"):
+        Splitter(spacy="xx_no_such_model")("A dog.")
+
+
+def test_what_stands_nearly_everywhere_can_be_left_out():
+    texts = [f"The image shows a {thing}." for thing in ("red car", "dog", "boat", "red house")]
+    stop = frequent(texts, share=0.5)
+    assert stop == {"image", "shows"}
+    units = Splitter(stop=stop)(texts[0])
+    assert units.texts("word") == ["red", "car"] and "image" not in units.texts("phrase")
+    assert units.texts("sentence") == [texts[0]]
+    with pytest.raises(ValueError, match="above 0"):
+        frequent(texts, share=0)
+
+
+def test_settings_are_in_the_fingerprint_and_checked():
+    kinds = [Splitter(), Splitter(language="de"), Splitter(stop={"a"}), Splitter(stop={"b"}), Splitter(phrases=())]
+    kinds += [Splitter(language="ja"), Splitter(language="ja", segmenter="m:f")]
+    assert len({splitter.fingerprint for splitter in kinds}) == len(kinds)
+    with pytest.raises(ValueError, match="one of en, de, nl"):
+        Splitter(language="fr")
+    with pytest.raises(ValueError, match="only zh and ja"):
+        Splitter(segmenter="m:f")
+    with pytest.raises(ValueError, match="set of strings"):
+        Splitter(stop="image")

@@ -1,0 +1,108 @@
+"""Peak memory of `tavq prepare` on few and on many records, each in a process of its own: python benchmarks/prepare.py.
+
+A tiny random encoder, so that the pipeline is measured and not a model; synthetic texts of two sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from tavq_plugin.text.embed import TextEncoder
+from tavq_plugin.text.prepare import prepare
+
+SIZES = (10_000, 100_000)
+SHARD = 1024
+WITHIN = 0.10  # more memory for ten times the records
+COLOURS = "red blue green white black grey brown pink orange purple".split()  # noqa: SIM905
+THINGS = "car dog cat house boat tree man girl bird chair table lamp horse train cup door".split()  # noqa: SIM905
+ACTS = "stands sits lies waits runs sleeps jumps shines".split()  # noqa: SIM905
+
+
+def tiny_encoder() -> TextEncoder:
+    """Two layers of width 64 over a vocabulary of letters."""
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789."])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return TextEncoder(BertModel(BertConfig(vocab_size=len(vocabulary), **size)), tokenizer, dtype=torch.float32)
+
+
+def texts(file: Path, records: int) -> None:
+    """Synthetic records, each with a sentence of its own."""
+    draw = random.Random(0)
+    with file.open("w") as lines:
+        for i in range(records):
+            words = [draw.choice(choice) for choice in (COLOURS, THINGS, ACTS, COLOURS, THINGS)]
+            text = "A {} {} {} near the {} {}.".format(*words) + f" It has number {i}."
+            lines.write(json.dumps({"id": f"{i}.jpg", "text": text}) + "\n")
+
+
+def child(file: Path, out: Path, pipe: Any) -> None:
+    """One run; sends its peak memory and time."""
+    torch.set_num_threads(1)
+    began, wall = time.process_time(), time.perf_counter()
+    done = prepare(file, out, tiny_encoder, shard_size=SHARD, progress=False)
+    spent = {"cpu_s": time.process_time() - began, "wall_s": time.perf_counter() - wall}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row = {"texts": done.texts, "shards": done.shards, "peak_mb": round(peak)}
+    pipe.send(row | {name: round(seconds) for name, seconds in spent.items()})
+
+
+def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
+    """A row a size."""
+    rows, spawn = [], multiprocessing.get_context("spawn")
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "captions.jsonl"
+            texts(file, size)
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=child, args=(file, Path(folder) / "store", theirs))
+            process.start()
+            rows.append(ours.recv())
+            process.join()
+    return rows
+
+
+def main() -> None:
+    """Measure, print and write benchmarks/results/prepare.{json,md}."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--note", default="", help="a line about the machine for the table")
+    arguments = parser.parse_args()
+    rows = measure()
+    growth = rows[-1]["peak_mb"] / rows[0]["peak_mb"] - 1
+    lines = [
+        f"# Memory of `tavq prepare`, shards of {SHARD:,} texts, one thread",
+        "",
+        arguments.note,
+        "",
+        "| records | shards | peak MB | CPU s | wall s |",
+        "|---|---|---|---|---|",
+        *(f"| {r['texts']:,} | {r['shards']} | {r['peak_mb']:,} | {r['cpu_s']} | {r['wall_s']} |" for r in rows),
+        "",
+        f"{growth:+.1%} for ten times the records (target: within {WITHIN:.0%}).",
+    ]
+    page = "\n".join(lines) + "\n"
+    print(page)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    content = {"shard_size": SHARD, "rows": rows, "growth": round(growth, 4), "note": arguments.note}
+    (arguments.out / "prepare.json").write_text(json.dumps(content, indent=2) + "\n")
+    (arguments.out / "prepare.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()

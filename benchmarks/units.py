@@ -1,0 +1,133 @@
+"""How well and how fast long text is split: python benchmarks/units.py.
+
+Quality on tests/data/descriptions.txt, annotated by hand: distinct units of each description, summed over all.
+Speed in CPU seconds of one thread, on the same descriptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.text import Splitter
+
+ANNOTATED = Path(__file__).parents[1] / "tests" / "data" / "descriptions.txt"
+TARGETS = {"word": 0.97, "phrase": 0.90, "sentence": 0.95}  # least F1
+SENTENCES_A_SECOND = 500
+ROUNDS = 5
+
+
+class Annotated(NamedTuple):
+    """A description and its true distinct units by granularity."""
+
+    text: str
+    units: Mapping[str, frozenset[str]]
+
+
+def read(file: Path = ANNOTATED) -> list[Annotated]:
+    """The descriptions of an annotated file; its own head says how it is marked."""
+    blocks = file.read_text(encoding="utf-8").split("\n\n")
+    return [_read(block) for block in blocks if not block.startswith("#")]
+
+
+def _read(block: str) -> Annotated:
+    bare = re.sub(r"[*~]", "", block)
+    sentences = [line.replace("[", "").replace("]", "") for line in bare.strip().splitlines()]
+    units = {
+        "word": frozenset(word.lower() for word in re.findall(r"\*(\w+(?:[-:]\w+)*)", block)),
+        "phrase": frozenset(phrase.lower() for phrase in re.findall(r"\[(.*?)\]", bare)),
+        "sentence": frozenset(sentences),
+    }
+    return Annotated(" ".join(sentences), units)
+
+
+def quality(descriptions: Iterable[Annotated], splitter: Splitter | None = None) -> dict[str, dict[str, Any]]:
+    """Precision, recall, F1, and what was missed or made up, by granularity; only noun phrases are annotated."""
+    splitter = splitter or Splitter(phrases=("noun",))
+    sums: dict[str, dict[str, Any]] = {name: {"missed": [], "made_up": [], "hits": 0} for name in GRANULARITIES}
+    for description in descriptions:
+        found = splitter(description.text)
+        for name, tally in sums.items():
+            got, true = set(found.texts(name)), description.units[name]
+            tally["hits"] += len(got & true)
+            tally["missed"] += sorted(true - got)
+            tally["made_up"] += sorted(got - true)
+    for tally in sums.values():
+        hits = tally.pop("hits")
+        precision = hits / max(1, hits + len(tally["made_up"]))
+        recall = hits / max(1, hits + len(tally["missed"]))
+        f1 = 2 * hits / max(1, 2 * hits + len(tally["made_up"]) + len(tally["missed"]))
+        tally |= {"precision": round(precision, 4), "recall": round(recall, 4), "f1": round(f1, 4)}
+    return sums
+
+
+def speed(texts: list[str]) -> dict[str, float]:
+    """Sentences split into all units, a CPU second: median and spread of the rounds."""
+    splitter = Splitter()
+    splitter(texts[0])  # loads the tagger
+    rates = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        sentences = sum(len(splitter(text).sentence) for text in texts)
+        rates.append(sentences / (time.process_time() - began))
+    rates.sort()
+    return {"sentences_per_cpu_s": round(rates[len(rates) // 2]), "least": round(rates[0]), "most": round(rates[-1])}
+
+
+def main() -> None:
+    """Measure, print and write benchmarks/results/units.{json,md}."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--errors", action="store_true", help="print every unit missed or made up")
+    parser.add_argument("--note", default="", help="a line about the machine for the table")
+    arguments = parser.parse_args()
+    descriptions = read()
+    scores = quality(descriptions)
+    if arguments.errors:
+        for name, tally in scores.items():
+            print(f"{name}\n  missed: {tally['missed']}\n  made up: {tally['made_up']}")
+    result = {
+        "descriptions": len(descriptions),
+        "sentences": sum(len(d.units["sentence"]) for d in descriptions),
+        "splitter": Splitter().fingerprint,
+        "quality": scores,
+        "speed": speed([description.text for description in descriptions]),
+        "note": arguments.note,
+    }
+    page = table(result)
+    print(page)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "units.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    (arguments.out / "units.md").write_text(page)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    pace = result["speed"]
+    lines = [
+        f"# Splitting {result['descriptions']} hand-annotated descriptions ({result['sentences']} sentences)",
+        "",
+        f"{result['splitter']}. {result['note']}".strip(),
+        "",
+        "| units | precision | recall | F1 | target |",
+        "|---|---|---|---|---|",
+    ]
+    for name, tally in result["quality"].items():
+        label = {"word": "content words", "phrase": "noun phrases, exact", "sentence": "sentences, exact"}[name]
+        lines.append(f"| {label} | {tally['precision']} | {tally['recall']} | {tally['f1']} | {TARGETS[name]} |")
+    lines += [
+        "",
+        f"{pace['sentences_per_cpu_s']:,} sentences a CPU second on one thread ({pace['least']:,}–{pace['most']:,} in "
+        f"{ROUNDS} rounds; target {SENTENCES_A_SECOND}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

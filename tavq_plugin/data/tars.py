@@ -1,0 +1,57 @@
+"""WebDataset archives: members of one stem are one record; nothing is ever unpacked to the disk."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, joined, refuse
+
+_TEXTS = (".txt", ".json")
+
+
+def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record]:
+    """Records of archives, in their order; links, devices and names that lead out are rejected by member."""
+    for file in files:
+        key, parts = "", {}
+        try:
+            with tarfile.open(file, "r|*") as archive:
+                for number, member in enumerate(archive, 1):
+                    name = PurePosixPath(member.name)
+                    if member.isdir():
+                        continue
+                    if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                        kind = "no plain file" if not member.isfile() else "a name that leads out"
+                        reject(Rejection(str(file), number, f"member {member.name!r}: {kind}; only files are read"))
+                        continue
+                    stem, _, ending = name.name.partition(".")
+                    ending, stem = f".{ending.lower()}", str(name.with_name(stem))
+                    if stem != key:
+                        yield from _record(key, parts, file, reject)
+                        key, parts = stem, {}
+                    if ending in (*IMAGE_ENDINGS, *_TEXTS):
+                        parts[ending] = archive.extractfile(member).read()
+        except (tarfile.TarError, EOFError, OSError) as error:
+            if not isinstance(error, (tarfile.TarError, EOFError)) and error.errno is not None:
+                raise
+            reject(Rejection(str(file), None, f"truncated or no archive ({error}); fetch it again"))
+        else:
+            yield from _record(key, parts, file, reject)
+
+
+def _record(key: str, parts: dict[str, bytes], file: Path, reject: Reject) -> Iterator[Record]:
+    image = next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
+    if not parts:
+        return
+    try:
+        row = json.loads(parts[".json"].decode()) if ".json" in parts else {}
+        lines = parts.get(".txt", b"").decode().splitlines()
+        text = row.get("long_text") or row.get("text") or row.get("caption") or ""
+        if not isinstance(text, str):
+            raise ValueError("its text is no string")
+    except (ValueError, AttributeError, RecursionError) as error:
+        reject(Rejection(str(file), None, f"record {key!r}: {error}"))
+        return
+    yield Record(id=key, image=image, text=text.strip() or joined(lines))

@@ -1,0 +1,63 @@
+"""A spaCy model instead of HanTa, where one is importable or lies in a folder; nothing is downloaded."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+# Universal part of speech → the code letters of `chunk`; what is not listed ends a phrase.
+_CODES = {
+    "NOUN": "n",
+    "PROPN": "n",
+    "ADJ": "a",
+    "NUM": "m",
+    "DET": "d",
+    "ADP": "p",
+    "ADV": "r",
+    "CCONJ": "c",
+    "VERB": "w",
+}
+_FINER = {"VBG": "g", "VBN": "v", "VBD": "v", "POS": "s", "RP": "t"}  # of English models
+
+
+@cache
+def load(model: str) -> Any:
+    """The model, without the parts that words and phrases do not need; ImportError says how to get it."""
+    try:
+        import spacy
+
+        return spacy.load(model, exclude=["ner", "parser", "lemmatizer", "textcat"])
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"spaCy model {model!r} cannot be loaded ({error}): pip install spacy and the model, or give its folder"
+        ) from error
+
+
+def name_of(model: str) -> str:
+    """Language, name and version of a model: equal means equal tags."""
+    meta = load(model).meta
+    return f"spacy-{meta['lang']}-{meta['name']}-{meta['version']}"
+
+
+def tagged(model: str, sentence: str) -> tuple[list[tuple[int, int]], str]:
+    """Token spans of a sentence, and one code letter a token.
+
+    Raises ValueError where the model gives no part of speech.
+    """
+    document = load(model)(sentence)
+    tokens = [token for token in document if not token.is_space]
+    if tokens and not any(token.pos_ for token in tokens):
+        raise ValueError(f"spaCy model {model!r} gives no parts of speech: give one with a tagger")
+    return [(token.idx, token.idx + len(token)) for token in tokens], "".join(map(_code, tokens))
+
+
+def _code(token: Any) -> str:
+    if token.text == ",":
+        return ","
+    if token.lower_ == "of":
+        return "f"
+    if token.pos_ in ("VERB", "PART", "ADP") and token.tag_ in _FINER:
+        return _FINER[token.tag_]
+    if token.pos_ == "PRON" and "Yes" in token.morph.get("Poss"):
+        return "d"
+    return _CODES.get(token.pos_, "x")

@@ -1,0 +1,75 @@
+"""Long text from a transformers image-text-to-text model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+
+class LocalCaptioner:
+    """Any model that AutoModelForImageTextToText loads and whose processor has a chat template.
+
+    Batches are padded on the left, so a picture's text does not depend on its neighbours' lengths. The first
+    attempt is greedy at temperature 0; a second one always samples, seeded by its number.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        dtype: str = "auto",
+        device: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype == "auto" and self.device.type == "cpu":
+            dtype = "float32"
+        try:
+            self.processor = AutoProcessor.from_pretrained(model, revision=revision)
+            loaded = AutoModelForImageTextToText.from_pretrained(
+                model, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+            )
+        except OSError as error:
+            raise OSError(
+                f"captioning model {model!r} (revision {revision or 'main'}) is neither a local folder nor in the "
+                f"Hugging Face cache, and could not be downloaded: give --model a folder, or --server an address "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        if not getattr(self.processor, "chat_template", None):
+            raise ValueError(f"{model} has no chat template: give a model that takes chat messages with images")
+        self.processor.tokenizer.padding_side = "left"
+        self.model = loaded.to(self.device).eval().requires_grad_(False)
+        self.name, self.revision = model, getattr(loaded.config, "_commit_hash", None) or revision
+        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        """One text an image, without the prompt and special tokens."""
+        messages = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        inputs = self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.device, self.model.dtype)
+        temperature = self.temperature or (0.7 if attempt else 0.0)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(self.seed + attempt)
+            tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, **sampling)
+        if not self.model.config.is_encoder_decoder:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,0 +1,184 @@
+"""Published layouts, tables and archives, on small trees made here: what is read, and what is rejected by record."""
+
+import io
+import json
+import os
+import tarfile
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from tavq_plugin.data.pairs import HubPairs, Pairs, TarPairs
+from tavq_plugin.data.records import read_records
+
+
+def image(path, colour="red", size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def encoded(colour="red"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 10), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def archive(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):  # a link
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def cub(tmp_path):
+    root = tmp_path / "CUB_200_2011"
+    names = ["001.Black_footed_Albatross/a_1.jpg", "002.Blue_Jay/b_2.jpg"]
+    for name in names:
+        image(root / "images" / name)
+        write(root / "text_c10" / name.replace(".jpg", ".txt"), "\n".join(f"a bird number {i}" for i in range(10)))
+    write(root / "images.txt", "".join(f"{i} {name}\n" for i, name in enumerate([*names, "003.None/c.jpg"], 1)))
+    write(root / "train_test_split.txt", "1 1\n2 0\n3 1\n")
+    write(root / "bounding_boxes.txt", "1 1.0 2.0 3.0 4.0\n2 0.0 0.0 5.0 5.0\n")
+    return root
+
+
+def test_cub_with_ten_captions_an_image(cub):
+    rejected = []
+    first, second = read_records(cub, rejected.append)
+    assert first.text.startswith("A bird number 0. A bird number 1.") and first.text.count(".") == 10
+    assert (first.split, second.split) == ("train", "test")
+    assert second.boxes == ({"phrase": "blue jay", "xywh": [0.0, 0.0, 5.0, 5.0]},)
+    assert [(r.line, "no file" in r.reason) for r in rejected] == [(3, True)]
+    with pytest.raises(ValueError, match="images.txt, line 3: no file"):
+        list(read_records(cub))
+
+
+def test_celeba_hq_with_captions_and_masks(tmp_path):
+    for i in (0, 2, 10):
+        image(tmp_path / "CelebA-HQ-img" / f"{i}.jpg")
+        write(tmp_path / "celeba-caption" / f"{i}.txt", f"a face {i}\nshe smiles\n")
+    image(tmp_path / "CelebAMask-HQ-mask-anno" / "0" / "00002_hair.png")
+    records = list(read_records(tmp_path))
+    assert [record.id for record in records] == ["0.jpg", "2.jpg", "10.jpg"]
+    assert records[1].text == "A face 2. She smiles."
+    assert [[mask.name for mask in record.masks] for record in records] == [[], ["00002_hair.png"], []]
+
+
+def test_coco_with_captions_and_boxes(tmp_path):
+    image(tmp_path / "val2017" / "000000000007.jpg")
+    images = [{"id": 7, "file_name": "000000000007.jpg", "width": 12, "height": 10}, {"id": 8, "file_name": "8.jpg"}]
+    captions = [{"image_id": 7, "caption": "a dog"}, {"image_id": 7, "caption": "a brown dog."}]
+    write(tmp_path / "annotations/captions_val2017.json", json.dumps({"images": images, "annotations": captions}))
+    boxes = {"categories": [{"id": 3, "name": "dog"}], "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}]}  # fmt: skip # noqa: E501
+    write(tmp_path / "annotations/instances_val2017.json", json.dumps(boxes))
+    rejected = []
+    (record,) = read_records(tmp_path, rejected.append)
+    assert (record.id, record.text, record.split) == ("val2017/000000000007.jpg", "A dog. A brown dog.", "val2017")
+    assert record.boxes == ({"phrase": "dog", "xywh": [1, 2, 3, 4], "size": (12, 10)},)
+    assert len(rejected) == 1 and "8.jpg" in rejected[0].reason
+
+
+def test_csv_and_parquet_tables(tmp_path):
+    image(tmp_path / "a.png")
+    write(tmp_path / "t.csv", 'image,text\na.png,"A dog, asleep."\n../x.png,No.\nb.png,Gone.\n')
+    rejected = []
+    (record,) = read_records(tmp_path / "t.csv", rejected.append)
+    assert (record.id, record.text, record.image.name) == ("a.png", "A dog, asleep.", "a.png")
+    assert [r.line for r in rejected] == [3, 4]
+    (tmp_path / "latin.csv").write_bytes(b"id,text\n1,caf\xe9\n2,tea\n")
+    rejected = []
+    assert [r.id for r in read_records(tmp_path / "latin.csv", rejected.append)] == ["2"]
+    assert "not UTF-8" in rejected[0].reason
+    rows = [{"id": str(i), "text": f"Text {i}.", "model": "m"} for i in range(3)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    records = list(read_records(tmp_path / "t.parquet"))
+    assert [r.text for r in records] == ["Text 0.", "Text 1.", "Text 2."] and records[0].captioner
+    with pytest.raises(ValueError, match="cannot read '.xls'"):
+        write(tmp_path / "t.xls", "")
+        read_records(tmp_path / "t.xls")
+
+
+def test_archives_and_their_traps(tmp_path):
+    archive(
+        tmp_path / "w" / "0.tar",
+        [
+            ("a.png", encoded()),
+            ("a.txt", b"a red thing"),
+            ("b.json", json.dumps({"text": "A blue thing."}).encode()),
+            ("b.png", encoded("blue")),
+            ("../out.png", encoded()),
+            ("/etc/x.png", encoded()),
+            ("c.png", "a.png"),
+            ("d.txt", b"caf\xe9"),
+            ("e.json", b"{"),
+            ("f.png", encoded()),
+        ],
+    )
+    whole = archive(tmp_path / "w" / "1.tar", [("g.png", encoded()), ("h.png", encoded())])
+    whole.write_bytes(whole.read_bytes()[:600])
+    rejected = []
+    records = {record.id: record for record in read_records(tmp_path / "w", rejected.append)}
+    assert {name: record.text for name, record in records.items()} == {
+        "a": "A red thing.",
+        "b": "A blue thing.",
+        "f": "",
+    }
+    assert records["b"].image == encoded("blue")
+    reasons = " ".join(r.reason for r in rejected)
+    for words in ("'../out.png': a name that leads out", "'/etc/x.png'", "'c.png': no plain file", "'d'", "'e'"):
+        assert words in reasons
+    assert "truncated" in reasons
+    assert sorted(os.listdir(tmp_path)) == ["w"]
+
+
+def test_pairs_give_images_and_ids(cub):
+    pairs = Pairs(list(read_records(cub, lambda _: None)), 8, transform=lambda image: image.float())
+    images, ids = next(iter(DataLoader(pairs, batch_size=2)))
+    assert images.shape == (2, 3, 8, 8) and images.dtype == torch.float32
+    assert list(ids) == [record.id for record in pairs.records]
+    pairs.records[0].image.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="a_1.jpg: not an image"):
+        pairs[0]
+
+
+def test_pairs_of_a_hugging_face_dataset(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    rows = {
+        "image": [Image.new("RGB", (12, 10), c) for c in ("red", "blue")],
+        "text": ["A dog.", None],
+        "key": ["x", "y"],
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "key": datasets.Value("string")}
+    )
+    pairs = HubPairs(datasets.Dataset.from_dict(rows, features=features), 8, id="key")
+    assert [pairs[i][1] for i in range(len(pairs))] == ["x", "y"]
+    assert pairs[1][0][2].min() == 255 and pairs[1][0].shape == (3, 8, 8)
+    assert [(record.id, record.text) for record in pairs.records()] == [("x", "A dog."), ("y", "")]
+    with pytest.raises(ValueError, match="no column 'picture'"):
+        HubPairs(pairs.rows, 8, image="picture")
+
+
+def test_pairs_streamed_from_archives_are_shared_among_workers(tmp_path):
+    files = [archive(tmp_path / f"{i}.tar", [(f"{i}a.png", encoded()), (f"{i}b.png", encoded())]) for i in range(3)]
+    loader = DataLoader(TarPairs(files, 8), batch_size=None, num_workers=2)
+    assert sorted(name for _, name in loader) == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    with pytest.raises(ValueError, match="no archives"):
+        TarPairs([], 8)

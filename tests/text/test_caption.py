@@ -1,0 +1,293 @@
+"""Texts from tiny models and from a server that fails on purpose: kept, flagged, resumed, never mixed."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from tavq_plugin.data.records import read_records
+from tavq_plugin.text.caption import caption
+from tavq_plugin.text.quality import flaw
+from tavq_plugin.text.server import ServerCaptioner
+from tavq_plugin.text.vlm import LocalCaptioner
+
+GOOD = "A small red boat lies on the sand beside two wooden houses under a grey sky."
+REFUSAL = "I'm sorry, but I can't help with that image."
+
+
+class Fake:
+    """A captioner of canned texts: by attempt, then by place."""
+
+    name, revision = "fake", "1"
+
+    def __init__(self, *attempts):
+        self.attempts, self.calls, self.prompts = attempts, [], []
+
+    def __call__(self, images, prompts, attempt=0):
+        self.calls.append(len(images))
+        self.prompts += prompts
+        if any(image.size == (1, 1) for image in images):
+            raise ValueError("too small for this processor")
+        return [self.attempts[attempt]] * len(images)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, colour in enumerate(("red", "blue", "green", "white", "black")):
+        Image.new("RGB", (40, 30 + i), colour).save(folder / f"{i}.png")
+    return folder
+
+
+def rows(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def server():
+    """A real HTTP server; `script` says how it answers, one step a request, the last for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                state["now"] += 1
+                state["most"] = max(state["most"], state["now"])
+                seen.append((body, dict(self.headers)))
+                step = script[min(len(seen), len(script)) - 1]
+            try:
+                self._answer(step)
+            finally:
+                with lock:
+                    state["now"] -= 1
+
+        def _answer(self, step):
+            status, content, headers = 200, b"", {}
+            if step == "slow":
+                time.sleep(0.6)
+            elif step == "cut":
+                self.close_connection = True
+                return
+            elif isinstance(step, int):
+                status, content, headers = step, b"no", {"Retry-After": "0"} if step == 429 else {}
+            elif isinstance(step, bytes):
+                content = step
+            else:
+                content = json.dumps({"choices": [{"message": {"content": step}}]}).encode()
+                time.sleep(0.02)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    script, seen, state, lock = [GOOD], [], {"now": 0, "most": 0}, threading.Lock()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.handle_error = lambda *_: None  # a client that gave up
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    http.script, http.seen, http.state = script, seen, state
+    http.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield http
+    http.shutdown()
+    http.server_close()
+
+
+def asking(server, **settings):
+    return ServerCaptioner(server.url, "m", **{"first_wait": 0.01, "timeout": 0.3, "retries": 2, **settings})
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen3_vl"])
+def test_a_tiny_model_writes_a_text_for_every_image(kind, tiny_vlm, pictures, tmp_path):
+    captioner = LocalCaptioner(str(tiny_vlm(kind)), revision="r1", max_new_tokens=16, temperature=1.5)
+    out = tmp_path / "c.jsonl"
+    done = caption(pictures, out, captioner, batch=2, prompt="Describe the image .", progress=False)
+    assert (done.written, done.rejected) == (5, 0)
+    written = rows(out)
+    assert [row["id"] for row in written] == [f"{i}.png" for i in range(5)]
+    assert {(row["model"], row["revision"], row["prompt"]) for row in written} == {
+        (captioner.name, "r1", "Describe the image .")
+    }
+    assert any(row["text"] for row in written) and not any("[PAD]" in row["text"] for row in written)
+    assert {record.id for record in read_records(out)} == {row["id"] for row in written}
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen3_vl"])
+def test_a_text_does_not_depend_on_its_neighbours(kind, tiny_vlm, pictures):
+    captioner = LocalCaptioner(str(tiny_vlm(kind)), max_new_tokens=8)
+    images = [Image.open(pictures / f"{i}.png").convert("RGB") for i in range(3)]
+    prompts = ["Describe", "Describe the image in red , blue .", "it is a dog"]
+    alone = [captioner([image], [prompt])[0] for image, prompt in zip(images, prompts, strict=True)]
+    assert captioner(images, prompts) == alone
+    assert any(alone)
+
+
+def test_a_model_that_is_none_says_what_to_give(bert_folder, tmp_path):
+    with pytest.raises(OSError, match="give --model a folder, or --server"):
+        LocalCaptioner(str(tmp_path / "none"))
+    with pytest.raises((ValueError, OSError)):
+        LocalCaptioner(str(bert_folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (GOOD, None),
+        ("Two dogs.", None),
+        ("A sign reads: sorry, we are closed. I can't be opened.", None),
+        ("", "empty"),
+        ("…\n", "empty"),
+        (REFUSAL, "refusal"),
+        ("I’m unable to view images.", "refusal"),
+        ("As an AI language model, I do not see.", "refusal"),
+        ("Sorry, no.", "refusal"),
+        ("Please upload the image.", "refusal"),
+        ("the cat and the dog and " * 20, "repeating"),
+        ("house " * 40, "repeating"),
+        ("一只狗" * 60, "repeating"),
+        ("x" * 400, "repeating"),
+    ],
+)
+def test_flaws(text, found):
+    assert flaw(text) == found
+
+
+def test_a_flawed_text_is_asked_for_twice_then_kept_and_flagged(pictures, tmp_path):
+    mended = caption(pictures, tmp_path / "a.jsonl", Fake(REFUSAL, GOOD), progress=False)
+    assert (mended.retried, mended.flagged) == (5, 0)
+    assert {row["text"] for row in rows(tmp_path / "a.jsonl")} == {GOOD}
+    kept = caption(pictures, tmp_path / "b.jsonl", Fake(REFUSAL, REFUSAL), progress=False)
+    assert (kept.retried, kept.flagged, kept.written) == (5, 5, 5)
+    assert {(row["text"], row["flag"]) for row in rows(tmp_path / "b.jsonl")} == {(REFUSAL, "refusal")}
+    assert {record.text for record in read_records(tmp_path / "b.jsonl")} == {""}  # no unit of a refusal is learnt
+
+
+def test_captions_of_people_go_before_the_prompt(pictures, tmp_path):
+    (pictures / "0.txt").write_text("a red thing\na wall")
+    fake = Fake(GOOD)
+    caption(pictures, tmp_path / "a.jsonl", fake, prompt="Say more.", with_captions=True, progress=False)
+    assert "A red thing. A wall." in fake.prompts[0] and fake.prompts[0].endswith("Say more.")
+    assert rows(tmp_path / "a.jsonl")[0]["prompt"] == "People describe the image thus: {captions}\nSay more."
+    with pytest.raises(ValueError, match="--with-captions"):
+        caption(pictures, tmp_path / "b.jsonl", fake, prompt="{captions}?", progress=False)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_stopped_run_goes_on_and_pays_once(pictures, tmp_path, ending):
+    class Stopped(Fake):
+        def __call__(self, images, prompts, attempt=0):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(images, prompts, attempt)
+
+    out = tmp_path / f"c.{ending}"
+    with pytest.raises(KeyboardInterrupt):
+        caption(pictures, out, Stopped(GOOD), batch=2, progress=False)
+    lines = out if ending == "jsonl" else out.with_name("c.parquet.unfinished.jsonl")
+    with lines.open("ab") as file:
+        file.write(b'{"id": "4.png", "text": "half a li')
+    fake = Fake(GOOD)
+    done = caption(pictures, out, fake, batch=2, progress=False)
+    assert (fake.calls, done.written, done.there) == ([1], 1, 4)
+    assert caption(pictures, out, fake, progress=False).written == 0
+    ids = [row["id"] for row in (rows(out) if ending == "jsonl" else pyarrow.parquet.read_table(out).to_pylist())]
+    assert ids == [f"{i}.png" for i in range(5)]
+    Image.new("RGB", (9, 9)).save(pictures / "9.png")
+    assert caption(pictures, out, fake, progress=False).written == 1
+    assert len(list(read_records(out))) == 6
+    assert not [path.name for path in tmp_path.iterdir() if path.name not in (out.name, "pictures")]
+    other = Fake(GOOD)
+    other.revision = "2"
+    with pytest.raises(ValueError, match="do not mix; give another --out"):
+        caption(pictures, out, other, progress=False)
+
+
+def test_broken_images_are_rejected_and_the_rest_goes_on(pictures, tmp_path, monkeypatch):
+    (pictures / "half.jpg").write_bytes(b"\xff\xd8\xff\xe0 half")
+    (pictures / "none.png").write_bytes(b"")
+    Image.new("CMYK", (8, 8)).save(pictures / "cmyk.jpg")
+    Image.new("P", (8, 8)).save(pictures / "palette.png")
+    Image.new("I;16", (8, 8)).save(pictures / "deep.png")
+    Image.new("RGB", (1, 1)).save(pictures / "one.png")  # the fake model refuses it, and only it
+    Image.new("RGB", (200, 200)).save(pictures / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    done = caption(pictures, tmp_path / "c.jsonl", Fake(GOOD), progress=False)
+    assert (done.written, done.rejected) == (8, 4)
+    reasons = {row["reason"].split(":")[0]: row["reason"] for row in rows(tmp_path / "rejected.jsonl")}
+    assert set(reasons) == {"half.jpg", "none.png", "one.png", "bomb.png"}
+    assert "too small" in reasons["one.png"] and "more pixels" in reasons["bomb.png"]
+
+
+@pytest.mark.parametrize("step", [429, 500, 503, b"garbage", b'{"choices": []}', "slow", "cut", b"[1]"])
+def test_a_server_that_fails_once_is_asked_again(server, pictures, tmp_path, step):
+    server.script[:] = [step, GOOD]
+    done = caption(pictures, tmp_path / "c.jsonl", asking(server, concurrency=2), batch=5, progress=False)
+    assert (done.written, done.rejected) == (5, 0)
+    assert len(server.seen) == 6
+    body, _ = server.seen[0]
+    kinds = [part["type"] for part in body["messages"][0]["content"]]
+    assert kinds == ["image_url", "text"] and body["model"] == "m"
+
+
+def test_no_more_requests_at_once_than_allowed(server, pictures, tmp_path):
+    caption(pictures, tmp_path / "c.jsonl", asking(server, concurrency=2), batch=5, progress=False)
+    assert server.state["most"] == 2
+
+
+def test_one_image_that_the_server_never_answers_is_rejected(server, pictures, tmp_path):
+    server.script[:] = [GOOD, 500, 500, 500, GOOD]
+    done = caption(pictures, tmp_path / "c.jsonl", asking(server, concurrency=1), batch=5, progress=False)
+    assert (done.written, done.rejected) == (4, 1)
+    (row,) = rows(tmp_path / "rejected.jsonl")
+    assert "1.png" in row["reason"] and "HTTP 500" in row["reason"]
+    done = caption(pictures, tmp_path / "c.jsonl", asking(server), batch=5, progress=False)
+    assert (done.written, done.there, done.rejected) == (1, 4, 0)
+    assert not (tmp_path / "rejected.jsonl").exists()
+
+
+def test_a_bad_request_is_not_repeated(server, pictures, tmp_path):
+    server.script[:] = [GOOD, 400, GOOD]
+    done = caption(pictures, tmp_path / "c.jsonl", asking(server, concurrency=1), progress=False)
+    assert (done.written, done.rejected, len(server.seen)) == (4, 1, 5)
+
+
+def test_a_server_that_refuses_or_is_not_there_stops_the_run(server, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    server.script[:] = [401]
+    with pytest.raises(PermissionError, match="the key in OPENAI_API_KEY"):
+        caption(pictures, tmp_path / "c.jsonl", asking(server), progress=False)
+    assert server.seen[0][1]["Authorization"] == "Bearer k"
+    server.script[:] = [500]
+    with pytest.raises(ConnectionError, match="is it running"):
+        caption(pictures, tmp_path / "c.jsonl", asking(server, retries=0), progress=False)
+    with pytest.raises(ConnectionError, match="is it running"):
+        caption(pictures, tmp_path / "d.jsonl", ServerCaptioner("http://127.0.0.1:9", "m", retries=0), progress=False)
+    with pytest.raises(ValueError, match="http://"):
+        ServerCaptioner("localhost:8000", "m")
+    assert rows(tmp_path / "c.jsonl") == []
+
+
+def test_an_output_that_would_hide_the_images_is_refused(pictures):
+    with pytest.raises(ValueError, match="another name or folder"):
+        caption(pictures, pictures / "captions.jsonl", Fake(GOOD), progress=False)
+    with pytest.raises(ValueError, match=r"\.jsonl or \.parquet"):
+        caption(pictures, pictures / "captions.txt", Fake(GOOD), progress=False)
+
+
+def test_two_runs_do_not_write_one_file(pictures, tmp_path):
+    out = tmp_path / "c.jsonl"
+
+    class Second(Fake):
+        def __call__(self, images, prompts, attempt=0):
+            with pytest.raises(BlockingIOError, match="another run is writing"):
+                caption(pictures, out, Fake(GOOD), progress=False)
+            return super().__call__(images, prompts, attempt)
+
+    assert caption(pictures, out, Second(GOOD), progress=False).written == 5

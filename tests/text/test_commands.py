@@ -1,0 +1,80 @@
+"""`tavq prepare` and `tavq store verify` as a user types them: what they say and their exit codes."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tavq_plugin.cli import app
+from tavq_plugin.text import ShardedStore
+from tavq_plugin.text.manifest import shard_path
+
+
+@pytest.fixture
+def tavq():
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def table(folder, *lines):
+    file = folder / "captions.jsonl"
+    file.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_prepare_verify_and_mend(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, *({"id": str(i), "text": "A red car."} for i in range(4)))
+    command = ("prepare", "--data", file, "--out", tmp_path / "s", "--shard-size", 2, "--encoder", bert_folder)
+    first = tavq(*command)
+    assert first.exit_code == 0, first.output
+    assert "4 texts in 2 shards, 2 made now; finished" in " ".join(first.output.split())
+    assert "0 made now" in " ".join(tavq(*command).output.split())
+    assert tavq("store", "verify", tmp_path / "s").exit_code == 0
+    shard_path(tmp_path / "s", 1).write_bytes(b"half")
+    broken = tavq("store", "verify", tmp_path / "s")
+    assert broken.exit_code == 1 and "shard-00001" in broken.output and "again" in broken.output
+    assert "1 made now" in " ".join(tavq(*command).output.split())
+    assert len(ShardedStore.open(tmp_path / "s")) == 4
+
+
+def test_what_is_left_out_shows_in_the_exit_code(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "A red car."}, "{\n")
+    result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 3 and "1 records left out" in " ".join(result.output.split())
+    assert json.loads((tmp_path / "s" / "rejected.jsonl").read_text())["line"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "none", "--out", "s"), "no file or folder"),
+        (("--data", "captions.jsonl", "--out", "s", "--shard", "x"), "give I/N"),
+        (("--data", "captions.jsonl", "--out", "s", "--dtype", "int8"), "float32 or bfloat16"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tavq, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path, {"id": "a", "text": "A red car."})
+    result = tavq("prepare", *arguments)
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
+    assert not (tmp_path / "s").exists()
+    assert tavq("store", "verify", tmp_path).exit_code == 2
+
+
+def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"none")
+    out = tmp_path / "texts" / "captions.jsonl"
+    model = tiny_vlm("llava")
+    options = ("--max-new-tokens", 12, "--temperature", 1.5, "--prompt", "Describe the image .")
+    result = tavq("caption", "--data", tmp_path, "--out", out, "--model", model, *options)
+    assert result.exit_code == 3, result.output
+    assert "2 texts written now" in " ".join(result.output.split())
+    assert "c.png" in (out.parent / "rejected.jsonl").read_text()
+    result = tavq("prepare", "--data", out, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 0, result.output
+    store = ShardedStore.open(tmp_path / "s")
+    assert list(store.ids) == ["a.png", "b.png"] and "|captions-" in store.fingerprint
+    result = tavq("caption", "--data", tmp_path, "--out", out, "--model", "m", "--server", "nowhere")
+    assert result.exit_code == 2 and "http://" in result.output

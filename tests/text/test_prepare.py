@@ -1,0 +1,243 @@
+"""Shard by shard: idempotent, the same whichever way, whole after kills, and honest about what it left out."""
+
+import json
+import multiprocessing
+import multiprocessing.dummy
+import os
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.data.records import read_records
+from tavq_plugin.text import ShardedStore, TextEncoder, TextStore
+from tavq_plugin.text import prepare as module
+from tavq_plugin.text.manifest import shard_path, verify
+from tavq_plugin.text.prepare import prepare, process_shard
+
+COLOURS, THINGS = ("red", "blue", "long"), ("car", "dog", "cat", "house", "boat")
+
+
+@pytest.fixture
+def load(bert_folder):
+    return partial(TextEncoder.from_pretrained, bert_folder, dtype=torch.float32)
+
+
+def captions(folder, n=23, extra=()):
+    rows = [
+        {"id": f"{i}.png", "text": f"A {COLOURS[i % 3]} {THINGS[i % 5]} runs. Two men sleep on a {THINGS[i % 4]}."}
+        for i in range(n)
+    ]
+    folder.mkdir(exist_ok=True)
+    file = folder / "captions.jsonl"
+    file.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in [*rows, *extra]))
+    return file
+
+
+def content(store):
+    return {path.name: path.read_bytes() for path in sorted(Path(store).iterdir())}
+
+
+def run(data, out, load, **settings):
+    return prepare(data, out, load, **{"shard_size": 5, "progress": False, **settings})
+
+
+def test_a_prepared_store_equals_one_built_in_memory(tmp_path, load):
+    file = captions(tmp_path / "d")
+    result = run(file, tmp_path / "s", load)
+    assert (result.texts, result.shards, result.made, result.finished, result.rejected) == (23, 5, 5, True, 0)
+    store = ShardedStore.open(tmp_path / "s")
+    records = list(read_records(file))
+    built = TextStore.build([r.text for r in records], load(), [r.id for r in records])
+    ids = ["3.png", "22.png", "4.png", "0.png"]
+    for name in GRANULARITIES:
+        assert torch.equal(store.batch(ids)[name].mask, built.batch(ids)[name].mask)
+        torch.testing.assert_close(
+            store.batch(ids)[name].embeddings, built.batch(ids)[name].embeddings, atol=5e-3, rtol=0
+        )
+    assert store.fingerprint == built.fingerprint
+    assert not list(verify(tmp_path / "s"))
+    assert sorted(content(tmp_path / "s")) == ["manifest.json", *(f"shard-0000{i}.safetensors" for i in range(5))]
+
+
+def test_a_second_run_does_nothing_and_never_encodes(tmp_path, load, monkeypatch):
+    file = captions(tmp_path / "d")
+    run(file, tmp_path / "s", load)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("shard*")}
+    monkeypatch.setattr(TextStore, "build", None)
+    again = run(file, tmp_path / "s", load)
+    assert (again.made, again.finished) == (0, True)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("shard*")}
+
+
+def test_only_what_is_new_or_damaged_is_made_again(tmp_path, load):
+    run(captions(tmp_path / "d", 12), tmp_path / "s", load)
+    grown = captions(tmp_path / "d", 23)
+    assert run(grown, tmp_path / "s", load).made == 3  # the last one of three was not full
+    whole = content(tmp_path / "s")
+    damaged = shard_path(tmp_path / "s", 1)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert [fault.path for fault in verify(tmp_path / "s")] == [damaged]
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is truncated.*tavq prepare again"):
+        ShardedStore.open(tmp_path / "s")
+    assert run(grown, tmp_path / "s", load).made == 1
+    assert content(tmp_path / "s") == whole
+
+
+def test_parts_of_an_array_job_give_the_same_bytes(tmp_path, load):
+    file = captions(tmp_path / "d")
+    run(file, tmp_path / "loop", load)
+    done = [run(file, tmp_path / "parts", load, part=(i, 3)) for i in (2, 0, 1)]
+    assert [(d.made, d.finished) for d in done] == [(1, False), (2, False), (2, True)]
+    assert content(tmp_path / "parts") == content(tmp_path / "loop")
+
+
+@pytest.mark.slow
+def test_two_workers_on_ray_give_the_same_bytes(tmp_path, load):
+    pytest.importorskip("ray", reason="Ray is not installed (extra: scale)")
+    file = captions(tmp_path / "d")
+    run(file, tmp_path / "loop", load)
+    assert run(file, tmp_path / "ray", load, ray="", workers=2).made == 5
+    assert content(tmp_path / "ray") == content(tmp_path / "loop")
+
+
+def _child(file, out, load):
+    torch.set_num_threads(1)
+    run(file, out, load, shard_size=2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill a child that has loaded everything")
+def test_ten_kills_then_a_store_equal_to_an_uninterrupted_one(tmp_path, load):
+    file = captions(tmp_path / "d", 200)
+    _child(file, tmp_path / "straight", load)
+    draw, fork, out = random.Random(0), multiprocessing.get_context("fork"), tmp_path / "killed"
+    killed = 0
+    for _ in range(10):
+        child = fork.Process(target=_child, args=(file, out, load))
+        child.start()
+        wanted = len(list(out.glob("shard*"))) + draw.randrange(4)
+        while child.is_alive() and len(list(out.glob("shard*"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.03))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+    _child(file, tmp_path / "killed", load)
+    assert killed == 10
+    assert content(tmp_path / "killed") == content(tmp_path / "straight")
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start two runs at once")
+def test_two_runs_on_one_folder_share_the_work(tmp_path, load):
+    file = captions(tmp_path / "d", 60)
+    _child(file, tmp_path / "straight", load)
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=_child, args=(file, tmp_path / "both", load)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert content(tmp_path / "both") == content(tmp_path / "straight")
+
+
+def test_a_claimed_shard_is_left_and_a_dead_writers_file_goes(tmp_path, load):
+    records = list(read_records(captions(tmp_path / "d", 4)))
+    (tmp_path / "s" / module.LOCKS).mkdir(parents=True)  # as a run leaves it while it works
+    out = shard_path(tmp_path / "s", 0)
+    encoder = load()
+    make = partial(process_shard, records, out, encoder, module.Splitter(), "f")
+    with module.FileLock(tmp_path / "s" / module.LOCKS / "shard-00000.lock"):
+        claimed = []
+        thread = multiprocessing.dummy.Process(target=lambda: claimed.append(make()))
+        thread.start()
+        thread.join()
+    assert claimed == [None] and not out.exists()
+    left = out.with_name(f".{out.name}.0123.tmp")
+    left.write_bytes(b"half")
+    assert make() is True and not left.exists()
+    assert make() is False
+
+
+def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, load):
+    file = captions(
+        tmp_path / "d",
+        3,
+        [
+            b'{"id": "x.png", ',
+            b'{"id": "y.png", "text": "caf\xe9"}',
+            {"id": "1.png", "text": "Again."},
+            {"text": "No id."},
+            {"image": "../../etc/passwd", "text": "A way out."},
+            {"image": "/etc/hostname", "text": "A way out."},
+            {"id": "n.png", "text": 5},
+            {"id": "lone.png", "text": "\ud800"},
+            {"id": "empty.png", "text": ""},
+            {"id": "stop.png", "text": "it is what it is, of the"},
+            {"id": "emoji.png", "text": "🙂🙂"},
+            {"id": "rtl.png", "text": "كلب أحمر يركض."},
+            {"id": "long.png", "text": "The red dog sleeps on a blue boat. " * 1250},
+        ],
+    )
+    result = run(file, tmp_path / "s", load)
+    assert (result.rejected, result.texts, result.finished) == (8, 8, True)
+    rows = [json.loads(line) for line in (tmp_path / "s" / "rejected.jsonl").read_text().splitlines()]
+    assert {(row["file"], row["line"]) for row in rows} == {(str(file), line) for line in range(4, 12)}
+    reasons = {row["line"]: row["reason"] for row in rows}
+    for line, words in {4: "not JSON", 5: "not UTF-8", 6: "'1.png' stands", 7: "no", 8: "leads out", 9: "leads", 10: "string", 11: "UTF-8"}.items():  # fmt: skip # noqa: E501
+        assert words in reasons[line]
+    store = ShardedStore.open(tmp_path / "s")
+    assert store.counts()["without_text"] >= 2
+    assert store.units("long.png", "sentence") == ["The red dog sleeps on a blue boat."]
+    captions(tmp_path / "d", 3, [{"id": f"{i}.jpg", "text": "A dog."} for i in range(5)])
+    assert run(file, tmp_path / "s", load).rejected == 0
+    assert not (tmp_path / "s" / "rejected.jsonl").exists()
+
+
+def test_broken_images_can_be_left_out_too(tmp_path, load):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"a red dog {name}")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:40])
+    (folder / "c.txt").write_bytes(b"caf\xe9")
+    result = run(folder, tmp_path / "s", load, check_images=True)
+    assert (result.texts, result.rejected) == (1, 2)
+    assert list(ShardedStore.open(tmp_path / "s").ids) == ["a.png"]
+    reasons = (tmp_path / "s" / "rejected.jsonl").read_text()
+    assert "c.txt" in reasons and "not UTF-8" in reasons and "b.png" in reasons
+    assert run(folder, tmp_path / "t", load).texts == 2
+
+
+def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_folder):
+    file = captions(tmp_path / "d")
+    run(file, tmp_path / "s", load)
+    with pytest.raises(ValueError, match="do not mix; give another folder"):
+        run(file, tmp_path / "s", partial(TextEncoder.from_pretrained, bert_folder, pooling="cls"))
+    with pytest.raises(ValueError, match="more than the 1 shards"):
+        run(captions(tmp_path / "d", 4), tmp_path / "s", load)
+    with pytest.raises(ValueError, match="no record of"):
+        run(captions(tmp_path / "d", 0, [b"{"]), tmp_path / "t", load)
+    with pytest.raises(ValueError, match="part 3 of 3"):
+        run(file, tmp_path / "t", load, part=(3, 3))
+
+
+def test_a_full_disk_leaves_no_half_shard(tmp_path, load, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    file = captions(tmp_path / "d")
+    monkeypatch.setattr("tavq_plugin.text.shards.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(file, tmp_path / "s", load)
+    monkeypatch.undo()
+    assert not list((tmp_path / "s").glob("*.tmp")) and not list((tmp_path / "s").glob(".*.tmp"))
+    assert run(file, tmp_path / "s", load).finished
