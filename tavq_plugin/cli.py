@@ -204,6 +204,7 @@ def doctor(
     taps: Annotated[list[str] | None, typer.Option(help="Module path; give it twice, fine → mid.")] = None,
     quantizer: Annotated[str | None, typer.Option(help="Its module path.")] = None,
     layout: Annotated[str | None, typer.Option(help='How tapped features lie: "b c h w", "b n c", …')] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="A further package that a YAML's target may name.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Try one training step dry: what was found, where gradient goes, what is missing. Exit code 0 if it would work."""
@@ -217,7 +218,7 @@ def doctor(
 
     console = Console(highlight=False)
     with _told(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print
-        host, optimizer, align = load(target)
+        host, optimizer, align = load(target, allow=allow or ())
     with redirect_stdout(sys.stderr):
         report = examine(host, optimizer, align, captions=captions, taps=taps, quantizer=quantizer, layout=layout)
     if as_json:

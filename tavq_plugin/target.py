@@ -5,17 +5,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+# packages that a YAML's `target` may name: such a file may come from anywhere
+ALLOWED = ("diffusers", "ldm", "taming", "tavq_plugin", "transformers", "vector_quantize_pytorch")
 
-def load(target: str) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
+
+def load(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
     """Run "file.py:function", "module:function" or a YAML with `target` and `params`; -> host, optimizer, align.
 
-    The function returns a host, (host, optimizer) or (host, optimizer, align). It is the user's own code, and runs.
+    The function returns a host, (host, optimizer) or (host, optimizer, align). It is the user's own code, and runs. A
+    YAML's target is refused (ValueError) outside `ALLOWED` and the packages in `allow`.
     """
     if target.endswith((".yaml", ".yml")):
         import yaml
@@ -25,7 +31,14 @@ def load(target: str) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
         if "target" not in config:
             raise ValueError(f"{target} has no target: give one, the host's class as package.module.Class, and params")
         module, _, name = config["target"].rpartition(".")
-        built = getattr(importlib.import_module(module), name)(**(config.get("params") or {}))
+        known = (*ALLOWED, *allow)
+        if module.split(".")[0] not in known:
+            raise ValueError(
+                f"{target}: target {config['target']!r} is outside the allowed packages ({', '.join(known)}): if you "
+                "trust the file, --allow its package"
+            )
+        with _importable(module):
+            built = getattr(importlib.import_module(module), name)(**(config.get("params") or {}))
     else:
         source, colon, name = target.rpartition(":")
         if not colon:
@@ -35,6 +48,15 @@ def load(target: str) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
     if not isinstance(parts[0], nn.Module):
         raise ValueError(f"{target} gave a {type(parts[0]).__name__}, and a host is a torch.nn.Module")
     return parts
+
+
+def _importable(module: str) -> AbstractContextManager:
+    """taming's Lightning modules import on today's Lightning only with help."""
+    if module.split(".")[0] != "taming":
+        return nullcontext()
+    from tavq_plugin.adapters.taming import enable_legacy_imports
+
+    return enable_legacy_imports()
 
 
 def _module(source: str) -> Any:

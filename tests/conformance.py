@@ -190,7 +190,7 @@ def test_weight_zero_trains_bit_identically(case):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         handle = tavq.attach(model, optimizer, weight=0, text_dim=6, **case.settings) if align else None
         torch.manual_seed(2)
-        for _ in range(3):
+        for _ in range(5):
             optimizer.zero_grad()
             output, own = case.run(model, case.images)
             loss = (output**2).mean() + own.mean()

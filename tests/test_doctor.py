@@ -99,10 +99,28 @@ def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
 def test_a_yaml_config_is_built(tmp_path):
     pytest.importorskip("yaml")
     (tmp_path / "c.yaml").write_text("model:\n  target: torch.nn.Linear\n  params: {in_features: 1, out_features: 2}\n")
-    host, optimizer, align = load(str(tmp_path / "c.yaml"))
+    with pytest.raises(ValueError, match=r"'torch.nn.Linear' is outside the allowed packages .*--allow"):
+        load(str(tmp_path / "c.yaml"))
+    host, optimizer, align = load(str(tmp_path / "c.yaml"), allow=["torch"])
     assert isinstance(host, torch.nn.Linear) and optimizer is None and align is None
     report = examine(host)
     assert not report.ok and "no adapter knows" in report.problems[0]
+
+
+def test_a_yaml_config_of_taming_is_built(tmp_path):
+    pytest.importorskip("yaml")
+    pytest.importorskip("taming")
+    ddconfig = (
+        "{double_z: false, z_channels: 8, resolution: 32, in_channels: 3, out_ch: 3, ch: 32, ch_mult: [1, 2, 2], "
+    )
+    ddconfig += "num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}"
+    (tmp_path / "c.yaml").write_text(
+        "model:\n  target: taming.models.vqgan.VQModel\n  params:\n    n_embed: 16\n    embed_dim: 8\n"
+        f"    ddconfig: {ddconfig}\n    lossconfig: {{target: torch.nn.Identity}}\n"
+    )
+    host, _, _ = load(str(tmp_path / "c.yaml"))
+    report = examine(host)
+    assert report.ok and report.levels == [[2, 8, 8], [2, 4, 4], [2, 2, 2]]  # of its probe
 
 
 def test_an_ema_codebook_is_a_note_not_a_problem():
