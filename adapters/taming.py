@@ -78,7 +78,8 @@ class VQGAN(nn.Module):
     """taming's VQModel (kind="vq") or GumbelVQ (kind="gumbel") without Lightning; b 3 h w -> (b 3 h w, loss).
 
     Built from taming's importable modules, with its names: a state dict of one loads strictly into the other
-    (their `loss.*` keys apart). `ddconfig` is taming's own. `legacy=False` puts β on the commitment term.
+    (their `loss.*` keys apart). `ddconfig` is taming's own. `legacy=False` puts β on the commitment term. kind="first"
+    has taming's first VectorQuantizer, the only one in taming-transformers 0.0.1.
     """
 
     def __init__(
@@ -95,20 +96,23 @@ class VQGAN(nn.Module):
         super().__init__()
         try:
             from taming.modules.diffusionmodules.model import Decoder, Encoder
-            from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer2
+            from taming.modules.vqvae import quantize
         except ImportError as error:
             raise ImportError(f'taming is not importable ({error}): pip install "tavq-plugin[taming]"') from error
 
         self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         z_channels = ddconfig["z_channels"]
-        if kind == "vq":
-            self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=beta, legacy=legacy)
+        if kind in ("vq", "first"):
             self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+            if kind == "vq":
+                self.quantize = quantize.VectorQuantizer2(n_embed, embed_dim, beta=beta, legacy=legacy)
+            else:
+                self.quantize = quantize.VectorQuantizer(n_embed, embed_dim, beta=beta)
         elif kind == "gumbel":
-            self.quantize = GumbelQuantize(z_channels, embed_dim, n_embed=n_embed, kl_weight=kl_weight)
+            self.quantize = quantize.GumbelQuantize(z_channels, embed_dim, n_embed=n_embed, kl_weight=kl_weight)
             self.quant_conv = nn.Conv2d(z_channels, z_channels, 1)
         else:
-            raise ValueError(f'kind={kind!r}: give "vq" or "gumbel"')
+            raise ValueError(f'kind={kind!r}: give "vq", "first" or "gumbel"')
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
 
     def encode(self, images: Tensor) -> tuple:

@@ -81,15 +81,6 @@ def taming(kind: str) -> Case:
     return Case(VQGAN(DDCONFIG, n_embed=32, embed_dim=8, kind=kind), modes=_taming_modes(kind))
 
 
-def taming_legacy() -> Case:
-    """A taming VQGAN around the first VectorQuantizer, whose indices are (N, 1)."""
-    case = taming("vq")
-    from taming.modules.vqvae.quantize import VectorQuantizer
-
-    case.model.quantize = VectorQuantizer(32, 8, beta=0.25)
-    return case
-
-
 def taming_lightning(kind: str) -> Case:
     """taming's own VQModel or GumbelVQ, through the opt-in import fix."""
     pytest.importorskip("taming")
@@ -172,7 +163,7 @@ SCALES = dict(dim=8, codebook_size=32, scales=(1, 2, 4, 8), kmeans_init=False, a
 HOSTS: dict[str, Callable[[], Case]] = {
     "taming-vq": lambda: taming("vq"),
     "taming-gumbel": lambda: taming("gumbel"),
-    "taming-legacy": taming_legacy,
+    "taming-first": lambda: taming("first"),
     "taming-inside": taming_inside,
     "taming-lightning-vq": lambda: taming_lightning("vq"),
     "taming-lightning-gumbel": lambda: taming_lightning("gumbel"),
