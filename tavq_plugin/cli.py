@@ -33,7 +33,9 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 250,
     seed: Annotated[int, typer.Option(help="Of weights, batches and the shuffled control.")] = 0,
     out: Annotated[Path, typer.Option(help="Where runs, demo.json and pictures go.")] = Path("tavq-demo"),
-    n_train: Annotated[int, typer.Option(min=2, help="Training images at most.")] = 3000,
+    n_train: Annotated[
+        int | None, typer.Option(min=2, help="Training images at most. Default: 3000, of drawn scenes 2000.")
+    ] = None,
     n_eval: Annotated[int, typer.Option(min=2, help="Held-out images at most.")] = 500,
     weight: Annotated[
         float | None,
@@ -41,16 +43,17 @@ def demo(
     ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
-    from tavq_plugin.demo import SCENES_WEIGHT, run_demo, table
+    from tavq_plugin.demo import SCENES, SCENES_WEIGHT, run_demo, table
     from tavq_plugin.settings import Training
 
     console = Console()
     with _told(console, f"Finished runs are in {out}"):
-        if weight is None:  # a drawn scene has 16 codes and a run few steps: a tenth of the weight
+        if weight is None:  # a run on drawn scenes has few steps: a tenth of the weight
             weight = SCENES_WEIGHT if data is None else Training.weight
         training = Training(steps=steps, seed=seed, weight=weight)
         content = run_demo(
-            data=data, resolution=resolution, out=out, training=training, n_train=n_train, n_eval=n_eval,
+            data=data, resolution=resolution, out=out, training=training, n_eval=n_eval,
+            n_train=n_train or (SCENES if data is None else 3000),
             console=console,
         )  # fmt: skip
     console.print(table(content))
