@@ -10,16 +10,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tavq_plugin.contract import Quantized
-from tavq_plugin.host import Host
+from tavq_plugin.host import Embedded, Host
 
 
-class CVQReading:
+class CVQReading(Embedded):
     """VectorQuantiser: (z_q, loss, (perplexity, _, indices)), indices flat."""
-
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -29,11 +24,7 @@ class CVQReading:
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; indices flat -> b h w."""
         vectors, loss, (_, _, indices) = output
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
-
-    def codebook(self) -> Tensor:
-        """The embedding, k c."""
-        return self.module.embedding.weight
+        return self.from_flat(vectors, indices, loss)
 
 
 class CVQ(Host):

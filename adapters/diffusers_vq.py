@@ -7,30 +7,19 @@ quantizer is taming's with `legacy=True` by default.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tavq_plugin.contract import Quantized
-from tavq_plugin.host import Host
+from tavq_plugin.host import Embedded, Host
 
 
-class DiffusersReading:
+class DiffusersReading(Embedded):
     """VectorQuantizer: (z_q, loss, (_, _, indices)), indices flat."""
-
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        if module.remap is not None:
-            raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
-        self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; indices flat -> b h w."""
         vectors, loss, (_, _, indices) = output
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
-
-    def codebook(self) -> Tensor:
-        """The quantizer's embedding, k c."""
-        return self.module.embedding.weight
+        return self.from_flat(vectors, indices, loss)
 
 
 class DiffusersVQ(Host):

@@ -9,15 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tavq_plugin.contract import Quantized
+from tavq_plugin.host import Embedded
 
 
-class CodebookReading:
+class CodebookReading(Embedded):
     """Codebook: (z_q, indices, loss), indices flat."""
-
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -27,8 +23,4 @@ class CodebookReading:
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; indices flat -> b h w."""
         vectors, indices, loss = output
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
-
-    def codebook(self) -> Tensor:
-        """The embedding, k c."""
-        return self.module.embedding.weight
+        return self.from_flat(vectors, indices, loss)

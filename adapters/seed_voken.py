@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tavq_plugin.contract import Quantized
+from tavq_plugin.host import Embedded
 
 
 class LFQReading:
@@ -40,23 +41,14 @@ class LFQReading:
         return self.module.codebook
 
 
-class IBQReading:
+class IBQReading(Embedded):
     """IndexPropagationQuantize: (z_q, loss or losses, (_, _, indices)), indices flat."""
 
     straight_through = False
-
-    def __init__(self, module: nn.Module) -> None:
-        if module.remap is not None:
-            raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
-        self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; of four losses the quantizer's and the entropy's."""
         vectors, loss, (_, _, indices) = output
         if isinstance(loss, tuple):
             loss = loss[0] + loss[3]
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
-
-    def codebook(self) -> Tensor:
-        """The embedding, k c."""
-        return self.module.embedding.weight
+        return self.from_flat(vectors, indices, loss)

@@ -18,22 +18,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from tavq_plugin.contract import Quantized
-from tavq_plugin.host import Host
+from tavq_plugin.host import Embedded, Host
 
 
-class TamingReading:
+class TamingReading(Embedded):
     """VectorQuantizer, VectorQuantizer2, GumbelQuantize: (z_q, loss, (_, _, indices)), whatever the indices' shape."""
 
     def __init__(self, module: nn.Module) -> None:
-        if getattr(module, "remap", None) is not None:
-            raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
-        self.module = module
+        super().__init__(module)
         self.straight_through = not hasattr(module, "embed")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; indices flat, (N, 1) or b h w -> b h w."""
         vectors, loss, (_, _, indices) = output
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
+        return self.from_flat(vectors, indices, loss)
 
     def codebook(self) -> Tensor:
         """`embedding` of the VQ kinds, `embed` of the Gumbel kind; k c."""

@@ -10,38 +10,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from tavq_plugin.contract import Quantized
 from tavq_plugin.hierarchy import with_gradient
-from tavq_plugin.host import Host
+from tavq_plugin.host import Embedded, Host
 
 
-class VQReading:
+class VQReading(Embedded):
     """Chameleon's and Janus's quantizer: (z_q, loss, indices), indices flat."""
-
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """Quantizer's output; indices flat -> b h w."""
         vectors, loss, indices = output
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
-
-    def codebook(self) -> Tensor:
-        """The embedding, k c."""
-        return self.module.embedding.weight
+        return self.from_flat(vectors, indices, loss)
 
 
-class Emu3Reading:
+class Emu3Reading(Embedded):
     """Emu3's quantizer: b t c h w -> indices b t h w; its vectors and their straight-through gradient are made here."""
-
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
 
     def parse(self, z_in: Tensor, output: Tensor) -> Quantized:
         """Quantizer's output for images; ValueError for video."""
@@ -50,10 +36,6 @@ class Emu3Reading:
         latent, indices = z_in[:, 0], output[:, 0]
         vectors = rearrange(F.embedding(indices, self.codebook()), "b h w c -> b c h w")
         return Quantized(with_gradient(latent, vectors, "encoder"), indices, latent.new_zeros(()), latent=latent)
-
-    def codebook(self) -> Tensor:
-        """The embedding, k c."""
-        return self.module.embedding.weight
 
 
 class Chameleon(Host):

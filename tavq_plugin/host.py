@@ -140,6 +140,25 @@ class Host:
         return rearrange(feature, f"{self.layout.replace('n', '(h w)')} -> b c h w", h=side)
 
 
+class Embedded:
+    """What readings descend from whose quantizer looks an `embedding` up and gives its indices flat."""
+
+    straight_through = True
+
+    def __init__(self, module: nn.Module) -> None:
+        if getattr(module, "remap", None) is not None:
+            raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
+        self.module = module
+
+    def codebook(self) -> Tensor:
+        """The embedding, k c."""
+        return self.module.embedding.weight
+
+    def from_flat(self, vectors: Tensor, indices: Tensor, loss: Tensor) -> Quantized:
+        """Indices of any shape take the grid's; b c h w, (b h w), scalar -> Quantized."""
+        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
+
+
 class Given:
     """A quantizer that its user's `parse=` reads; its codebook is its only two-dimensional parameter."""
 
