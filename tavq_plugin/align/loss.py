@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tavq_plugin.align.contrast import batch_contrast
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
@@ -26,6 +27,7 @@ class TextAlignment(nn.Module):
     tokenizer: what `tavq.wrap` gave (its code width is read), or a code width.
     text_dim: width of the text embeddings (read from `encoder` or `store` where given).
     levels: the granularity of each level, fine → coarse; level_weight: the weight of each.
+    contrast: weight, beside the transport's, of a contrast over the batch (`batch_contrast`); 0 leaves it out.
     encoder: turns lists of strings into units, on the fly and cached. store: turns lists of ids into units.
     """
 
@@ -41,6 +43,7 @@ class TextAlignment(nn.Module):
         distribution: str = "all",
         samples: int = 128,
         transport: TransportSettings | None = None,
+        contrast: float = 0.0,
         encoder: Any = None,
         store: Any = None,
     ) -> None:
@@ -61,7 +64,9 @@ class TextAlignment(nn.Module):
             raise ValueError(f'projection={projection!r}: give "mlp" or "linear"')
         self.levels, self.level_weight, self.text_dim, self.width = tuple(levels), level_weight, text_dim, width
         self.transport = transport or TransportSettings()
-        self.store = store
+        if not contrast >= 0:
+            raise ValueError(f"contrast must be 0 or more, got {contrast}")
+        self.contrast, self.store = contrast, store
         self.cache = None
         if encoder is not None:
             from tavq_plugin.text.cache import TextCache
@@ -120,7 +125,12 @@ class TextAlignment(nn.Module):
             self.last = {name: mean(getattr(result, name)) for name in names}
             self.last["units"] = torch.stack([part.mask.sum() for part in units])
             self.last["images_without_text"] = (~present).sum(1)
-        return (mean(result.value) * result.value.new_tensor(self.level_weight)).sum()
+        value = mean(result.value)
+        if self.contrast:
+            apart = [batch_contrast(*measure, part) for measure, part in zip(measures, units, strict=True)]
+            self.last["contrast"] = torch.stack(apart).detach()
+            value = value + self.contrast * torch.stack(apart)
+        return (value * value.new_tensor(self.level_weight)).sum()
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
         """One level's transport with a plan over every place; b c h w, b m d -> Transport over b problems."""
