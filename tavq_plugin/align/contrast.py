@@ -38,7 +38,7 @@ def transport_contrast(
     on the scale of a cosine (|x − y|² = 2 − 2 x·y), and a problem may see its points by their products with its units
     alone: b² n m numbers instead of b² n d.
     """
-    b, n, _ = points.shape
+    b = len(points)
     vectors, weights = text_measure(units, points.dtype)
     m = vectors.shape[1]
     products = 2 * torch.einsum("i n d, j m d -> i j n m", points, vectors)

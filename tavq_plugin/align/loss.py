@@ -135,10 +135,18 @@ class TextAlignment(nn.Module):
             self.last |= {name: over_images(getattr(result, name), units) for name in names}
         value = over_images(result.value, units)
         if self.contrast:
-            apart = torch.stack([self._contrast(*measure, part) for measure, part in zip(measures, units, strict=True)])
+            apart = torch.stack(
+                [self.contrasted(*measure, part) for measure, part in zip(measures, units, strict=True)]
+            )
             self.last["contrast"] = apart.detach()
             value = value + self.contrast * apart
         return value
+
+    def contrasted(self, points: Tensor, masses: Tensor, units: Units) -> Tensor:
+        """A level's contrast over the batch, as `contrast_on` says; b n d, b n, b m d -> scalar."""
+        if self.contrast_on == "pooled":
+            return batch_contrast(points, masses, units, temperature=self.temperature)
+        return transport_contrast(points, masses, units, temperature=self.temperature, **vars(self.transport))
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
         """One level's transport with a plan over every place; b c h w, b m d -> Transport over b problems."""
@@ -155,11 +163,6 @@ class TextAlignment(nn.Module):
             return merged.pad(F.normalize(self.project[index](merged.distinct), dim=-1)), merged.masses
         points = F.normalize(self.project[index](self.distribution[index](codes)), dim=-1)
         return points, points.new_ones(points.shape[:2])
-
-    def _contrast(self, points: Tensor, masses: Tensor, units: Units) -> Tensor:
-        if self.contrast_on == "pooled":
-            return batch_contrast(points, masses, units, temperature=self.temperature)
-        return transport_contrast(points, masses, units, temperature=self.temperature, **vars(self.transport))
 
     def _solve(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Transport:
         """The levels' problems as one batch, padded to the largest; l × (b n d, b n), l × b m d -> over (l b)."""
