@@ -67,7 +67,8 @@ class CVQ(Method):
             return {}
         latents = _flat(step).detach()
         codebook = whole(self.adapter.codebook()).to(latents.dtype)
-        return {"contrast": self.contrast * code_contrast(codebook, latents, temperature=self.temperature)}
+        with torch.autocast(latents.device.type, enabled=False):
+            return {"contrast": self.contrast * code_contrast(codebook, latents, temperature=self.temperature)}
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:
