@@ -34,6 +34,9 @@ class Training:
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images
     learning_rate: float = 1e-3  # Adam's peak, after `warmup`; then half a cosine down to 0
+    # Adam's memory of squared gradients, about 1 / (1 - beta2) steps: what the alignment leaves there at the start
+    # must be gone by the end, or it shrinks the steps of the pixels
+    beta2: float = 0.99
     warmup: int = 20  # steps of linear rise
     weight: float = 0.3  # λ of the alignment at the start; 0 = no alignment
     weight_end: float = 0.0  # λ at the end, reached along half a cosine: the last steps serve the pixels
@@ -54,6 +57,8 @@ class Training:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.settle_share < 1:
             raise ValueError(f"settle_share must be 0 or more and below 1, got {self.settle_share}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must be 0 or more and below 1, got {self.beta2}")
         for name in ("learning_rate", "head_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

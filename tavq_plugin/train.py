@@ -49,7 +49,8 @@ def train(
     heads = list(align.parameters()) if align else []
     plugin = [*tokenizer.hierarchy.parameters(), *heads]
     host = list(tokenizer.host.parameters())
-    optimizer = torch.optim.Adam([*host, *tokenizer.hierarchy.parameters()], lr=settings.learning_rate, fused=True)
+    learnt = [*host, *tokenizer.hierarchy.parameters()]
+    optimizer = torch.optim.Adam(learnt, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
     if heads:
         optimizer.add_param_group({"params": heads, "lr": settings.learning_rate * settings.head_rate})
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
