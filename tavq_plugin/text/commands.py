@@ -106,7 +106,9 @@ def prepare(
         str | None, typer.Option(help="Text model, a folder or a hub name; default: MiniLM of the extra 'offline'.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a text model from the hub.")] = None,
-    pooling: Annotated[str, typer.Option(help="mean, cls or pooler.")] = "mean",
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, cls, last, pooler or features; default: the model's own way.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, while encoding.")] = "float32",
     device: Device = None,
     language: Annotated[str, typer.Option(help="en, de, nl; of zh and ja only sentences without --segmenter.")] = "en",
@@ -149,6 +151,10 @@ def prepare(
         )  # fmt: skip
     state = "finished" if result.finished else "other parts are still to come"
     console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
+    if result.in_pieces:
+        console.print(
+            f"{result.in_pieces:,} units are longer than the encoder's limit: encoded in pieces, none cut off"
+        )
     _left_out(console, result.rejected, out / "rejected.jsonl")
 
 

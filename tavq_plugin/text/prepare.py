@@ -36,6 +36,7 @@ class Prepared:
     shards: int  # of the whole store
     made: int  # shards, by this run
     rejected: int
+    in_pieces: int  # distinct units of its shards that are longer than the encoder's limit, encoded in pieces
     finished: bool  # False: other parts of an array job are still to come
 
 
@@ -110,7 +111,8 @@ def prepare(
     if finished:
         Manifest(fingerprint, count, texts).write(out)
         _forget_locks(out)
-    return Prepared(texts, count, made, rejected.count(b"\n"), finished)
+    in_pieces = sum((shards.metadata(path) or {"in_pieces": 0})["in_pieces"] for path in shard_paths(out))
+    return Prepared(texts, count, made, rejected.count(b"\n"), in_pieces, finished)
 
 
 def process_shard(
@@ -172,7 +174,7 @@ def whole(path: Path, records: str, fingerprint: str) -> bool:
 
 
 def encoder_of(
-    model: str | None, revision: str | None, pooling: str, dtype: str, device: str | None
+    model: str | None, revision: str | None, pooling: str | None, dtype: str, device: str | None
 ) -> Callable[[], TextEncoder]:
     """How each process loads the encoder; the dtype is fixed, so that every run gives the same bytes."""
     if dtype not in ("float32", "bfloat16"):

@@ -164,8 +164,9 @@ class ShardedStore:
         )
 
     def counts(self) -> dict[str, int]:
-        """Texts, texts without any unit, units by granularity, shards."""
+        """Texts, texts without any unit, units by granularity, shards, and their strings encoded in pieces."""
         totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._parts)}
+        totals["in_pieces"] = sum(part.about["in_pieces"] for part in self._parts)
         for part, _, local in self._by_part():
             lengths = {name: part.lists[name].offsets.diff()[local] for name in GRANULARITIES}
             totals["without_text"] += int((sum(lengths.values()) == 0).sum())

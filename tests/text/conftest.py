@@ -35,6 +35,13 @@ def bert_folder(tmp_path_factory):
     return _sibling("tiny").save_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory):
+    """A function: family → folder of a tiny text model."""
+    module, folder = _sibling("tiny"), tmp_path_factory.mktemp("towers")
+    return cache(lambda name: module.save_tiny(name, folder / name))
+
+
 @pytest.fixture
 def encoder(bert_folder):
     """A fresh encoder on it."""

@@ -37,6 +37,13 @@ def test_prepare_verify_and_mend(tavq, tmp_path, bert_folder):
     assert len(ShardedStore.open(tmp_path / "s")) == 4
 
 
+def test_what_is_beyond_the_encoders_limit_is_counted_and_said(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "A red car and " + "a dog and " * 30 + "a boat."})
+    result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 0 and "1 units exceed the encoder's limit" in " ".join(result.output.split())
+    assert ShardedStore.open(tmp_path / "s").counts()["in_pieces"] == 1
+
+
 def test_what_is_left_out_shows_in_the_exit_code(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car."}, "{\n")
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
