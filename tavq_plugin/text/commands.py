@@ -196,6 +196,21 @@ def append(
     _merged(store, lambda: manifest.append(store, others))
 
 
+@store.command()
+def whiten(
+    store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    like: Annotated[
+        Path | None, typer.Option(help="By the whitening of this store: for held-out texts, the training store's.")
+    ] = None,
+    shrink: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of equal variance mixed in.")] = 0.1,
+) -> None:
+    """Make a store of whitened units: without their mean, with equal spread in every direction; kept in the store."""
+    from tavq_plugin.text import whitening
+
+    _merged(out, lambda: whitening.whiten(store, out, like=like, shrink=shrink))
+
+
 def _merged(out: Path, merge: Callable[[], Manifest]) -> None:
     console = Console()
     with told(console, "No store was changed"):

@@ -139,3 +139,9 @@ def test_stores_merge_and_append_by_command(tavq, tmp_path, bert_folder):
     result = tavq("store", "merge", a, a, "--out", tmp_path / "n")
     assert result.exit_code == 2 and "stands in another shard" in " ".join(result.output.split())
     assert tavq("store", "append", a, tmp_path / "none").exit_code == 2
+    result = tavq("store", "whiten", tmp_path / "m", "--out", tmp_path / "w")
+    assert result.exit_code == 0 and "3 texts in 3 shards" in " ".join(result.output.split())
+    assert tavq("store", "whiten", c, "--like", tmp_path / "w", "--out", tmp_path / "cw").exit_code == 0
+    assert ShardedStore.open(tmp_path / "cw").fingerprint == ShardedStore.open(tmp_path / "w").fingerprint
+    result = tavq("store", "append", tmp_path / "w", b)
+    assert result.exit_code == 2 and "do not mix" in " ".join(result.output.split())
