@@ -105,12 +105,15 @@ class TextEncoder:
             raise ValueError(
                 f"{found.name} has no trained pooler ({lacking[0]} is missing): take pooling='mean' or 'cls'"
             )
+        authors = found.layout.max_length and min(
+            found.layout.max_length, pretrained.limit(found.model, found.tokenizer, None)
+        )
         return cls(
             found.model,
             found.tokenizer,
             name=found.name,
             pooling=pooling or found.pooling,
-            max_length=max_length or found.layout.max_length,
+            max_length=max_length or authors,
             layout=found.layout,
             dtype=dtype,
             device=device,

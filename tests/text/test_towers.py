@@ -87,7 +87,7 @@ def test_features_of_a_model_without_any_are_refused(tiny_text):
 def sentence_folder(tiny_text, tmp_path):
     """A function: a BERT in the layout of sentence-transformers, as its parts are told."""
 
-    def write(pooling, *, lower=False, dense=None, extra=(), prompt=None, inside=""):
+    def write(pooling, *, lower=False, dense=None, extra=(), prompt=None, inside="", limit=12):
         folder = tmp_path / "sentence"
         source = tiny_text("bert")
         (folder / inside).mkdir(parents=True)
@@ -100,8 +100,8 @@ def sentence_folder(tiny_text, tmp_path):
         for path in paths[1:]:
             (folder / path).mkdir()
         (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
-        limit = {"max_seq_length": 12, "do_lower_case": lower}
-        (folder / inside / "sentence_bert_config.json").write_text(json.dumps(limit))
+        told = {"max_seq_length": limit, "do_lower_case": lower}
+        (folder / inside / "sentence_bert_config.json").write_text(json.dumps(told))
         (folder / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": prompt}))
         if dense:
             torch.manual_seed(1)
@@ -130,6 +130,10 @@ def test_a_sentence_folder_says_how_it_pools(sentence_folder, tiny_text, told, p
     assert (encoder.pooling, encoder.max_length) == (pooling, 12)
     loop = torch.stack([alone(tiny_text("bert"), text, pooling) for text in STRINGS])
     torch.testing.assert_close(encoder.encode(STRINGS), loop, atol=2e-5, rtol=1e-4)
+
+
+def test_a_limit_beyond_the_models_positions_is_the_models(sentence_folder):
+    assert TextEncoder.from_pretrained(sentence_folder({"pooling_mode": "mean"}, limit=512)).max_length == 24
 
 
 def test_its_dense_layer_and_lower_case_count(sentence_folder):
