@@ -152,9 +152,7 @@ def prepare(
     state = "finished" if result.finished else "other parts are still to come"
     console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
     if result.in_pieces:
-        console.print(
-            f"{result.in_pieces:,} units are longer than the encoder's limit: encoded in pieces, none cut off"
-        )
+        console.print(f"{result.in_pieces:,} units exceed the encoder's limit: encoded in pieces, none cut off")
     _left_out(console, result.rejected, out / "rejected.jsonl")
 
 
