@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-store_app = typer.Typer(no_args_is_help=True, help="Look after a prepared text store.")
-app.add_typer(store_app, name="store")
+from tavq_plugin.console import told as _told
+from tavq_plugin.text import commands as text
 
-REJECTED = 3  # exit code of a run that went through and left something out
-FAULTY = 1  # exit code of `store verify` where something is to be made again
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(text.caption)
+app.command()(text.prepare)
+app.add_typer(text.store, name="store")
 
 
 @app.callback()
@@ -58,126 +57,6 @@ def demo(
         )  # fmt: skip
     console.print(table(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")
-
-
-@app.command()
-def caption(
-    data: Annotated[Path, typer.Option(help="Images: a folder or file as for prepare.")],
-    out: Annotated[Path, typer.Option(help="The file to write, .jsonl or .parquet.")],
-    model: Annotated[str, typer.Option(help="Image-text-to-text model, a folder or a hub name; or the server's.")],
-    revision: Annotated[str | None, typer.Option(help="Of the model; kept with every text.")] = None,
-    server: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server, as http://localhost:8000/v1.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What to ask; {captions} marks the place of captions.")] = None,
-    with_captions: Annotated[bool, typer.Option(help="Give an image's own captions to the model.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once; with a server, between writes.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a text.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest text.")] = 0.0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Default: a GPU where there is one.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, help="Of a request that fails.")] = 4,
-) -> None:
-    """Write a long text for every image, with a model here or on a server; go on where a former run stopped.
-
-    Exit code 3: finished, but some images got no text; they are in rejected.jsonl beside OUT.
-    """
-    from tavq_plugin.text import caption as captioning
-
-    console = Console()
-    options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
-    with _told(console, f"The texts so far are in {out}"):
-        if server is None:
-            from tavq_plugin.text.vlm import LocalCaptioner
-
-            captioner = LocalCaptioner(model, dtype=dtype, device=device, **options)
-        else:
-            from tavq_plugin.text.server import ServerCaptioner
-
-            captioner = ServerCaptioner(
-                server, model, concurrency=concurrency, timeout=timeout, retries=retries, **options
-            )
-            batch = max(batch, 2 * concurrency)
-        done = captioning.caption(
-            data, out, captioner, prompt=prompt or captioning.PROMPT, with_captions=with_captions, batch=batch
-        )
-    console.print(
-        f"{out}: {done.written:,} texts written now, {done.there:,} before; {done.retried:,} asked for twice, "
-        f"{done.flagged:,} of them flagged"
-    )
-    _rejected(console, done.rejected, out.with_name("rejected.jsonl"))
-
-
-@app.command()
-def prepare(
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Folder (captions.jsonl, images with .txt, CUB, CelebA-HQ, COCO, .tar), or a .jsonl, .csv, .parquet "
-            "or .tar file."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the store.")],
-    shard_size: Annotated[int, typer.Option(min=1, help="Texts a shard.")] = 8192,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th shard from the I-th (0 to N-1).")] = "0/1",
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray; 'local' starts one on this machine.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on Ray.")] = 2,
-    encoder: Annotated[
-        str | None, typer.Option(help="Text model, a folder or a hub name; default: MiniLM of the extra 'offline'.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a text model from the hub.")] = None,
-    pooling: Annotated[str, typer.Option(help="mean, cls or pooler.")] = "mean",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, while encoding.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="Default: a GPU where there is one.")] = None,
-    language: Annotated[str, typer.Option(help="en, de, nl; of zh and ja only sentences without --segmenter.")] = "en",
-    segmenter: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Cuts zh and ja into words, as jieba:lcut.")
-    ] = None,
-    spacy: Annotated[str | None, typer.Option(help="A spaCy model that tags instead, a name or a folder.")] = None,
-    stop: Annotated[Path | None, typer.Option(help="File of words and phrases to leave out, one a line.")] = None,
-    check_images: Annotated[bool, typer.Option(help="Decode every image too, and leave broken ones out.")] = False,
-) -> None:
-    """Split and encode the texts of a folder or file into a store; go on where a former run stopped.
-
-    Exit code 3: finished, but some records were left out; they are in OUT/rejected.jsonl.
-    """
-    from tavq_plugin.text import Splitter
-    from tavq_plugin.text import prepare as preparing
-
-    console = Console()
-    with _told(console, f"Finished shards are in {out}"):
-        left_out = stop.read_text(encoding="utf-8").splitlines() if stop else ()
-        splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(left_out))
-        if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
-            console.print(f"{language}: no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
-        result = preparing.prepare(
-            data, out, preparing.encoder_of(encoder, revision, pooling, dtype, device),
-            splitter=splitter, shard_size=shard_size, part=preparing.part_of(shard), check_images=check_images,
-            ray="" if ray == "local" else ray, workers=workers,
-        )  # fmt: skip
-    state = "finished" if result.finished else "other parts are still to come"
-    console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
-    _rejected(console, result.rejected, out / "rejected.jsonl")
-
-
-@store_app.command()
-def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")]) -> None:
-    """Read a whole store and say which of its shards to make again; exit code 1 where there is one."""
-    from tavq_plugin.text.manifest import verify as faults_of
-
-    console, faulty = Console(), False
-    with _told(console, "Nothing was changed"):
-        for fault in faults_of(store):
-            faulty = True
-            console.print(f"{fault.path}: {fault.reason}", highlight=False, soft_wrap=True)
-    if faulty:
-        console.print("Delete the named shards and run the same tavq prepare again: it makes only what is missing.")
-        raise typer.Exit(FAULTY)
-    console.print(f"{store}: whole")
 
 
 @app.command()
@@ -230,22 +109,3 @@ def doctor(
         for line in lines(report):
             console.print(line, markup=False)
     raise typer.Exit(0 if report.ok else 1)
-
-
-def _rejected(console: Console, number: int, file: Path) -> None:
-    if number:
-        console.print(f"{number:,} records left out, with their place and reason in {file}")
-        raise typer.Exit(REJECTED)
-
-
-@contextmanager
-def _told(console: Console, kept: str) -> Iterator[None]:
-    """Errors that a user can mend, as one line and exit code 2; Ctrl-C as 130, with what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print(f"\nStopped. {kept}; the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError, AttributeError, FloatingPointError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
-        raise typer.Exit(2) from None

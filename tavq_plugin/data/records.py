@@ -122,6 +122,9 @@ def from_folder(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
     for path in _walk(folder):
         if path.suffix.lower() not in IMAGE_ENDINGS:
             continue
+        if any("\ud800" <= character <= "\udfff" for character in str(path)):
+            reject(Rejection(str(path), None, "its file name is not UTF-8; rename it"))
+            continue
         if not path.resolve().is_relative_to(root):
             reject(Rejection(str(path), None, "is a link out of the folder; only files inside are read"))
             continue

@@ -1,53 +1,38 @@
 """Long text an image, as a file: one JSON object a line, or Parquet, of id, text, model, revision, prompt, flag.
 
-Anyone's captioner can write such a file; `tavq prepare --data FILE` reads it.
+Anyone's captioner can write such a file; `tavq prepare --captions FILE` reads it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
-from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tavq_plugin.data.images import open_image
 from tavq_plugin.data.records import Record, Rejection, read_records
-from tavq_plugin.text.quality import flaw
-from tavq_plugin.text.server import ServerFailure
+from tavq_plugin.text.asking import FIELDS, Asking, Captioned, Captioner, written
 from tavq_plugin.text.shards import hashed, whole_or_not
 
 PROMPT = "Analyze the image in a comprehensive and detailed manner."
 CONTEXT = "People describe the image thus: {captions}\n"  # before the prompt, with `with_captions`
-FIELDS = ("id", "text", "model", "revision", "prompt", "flag")
 REJECTED = "rejected.jsonl"
 
 
-class Captioner(Protocol):
-    """What writes texts: `LocalCaptioner`, `ServerCaptioner`, or one of your own."""
+def prompted(prompt: str | None, with_captions: bool) -> str:
+    """The prompt that is kept with every text; `{captions}` in it marks the place of an image's own captions.
 
-    name: str
-    revision: str | None
-
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0) -> Sequence[Any]:
-        """One text an image, or a ServerFailure."""
-
-
-@dataclass
-class Captioned:
-    """What one run did."""
-
-    written: int = 0
-    there: int = 0  # written by a former run
-    retried: int = 0  # empty, refused or repeating at first
-    flagged: int = 0  # still so at the second attempt: written, with the flag
-    rejected: int = 0
+    ValueError where the prompt names captions that are not to be given.
+    """
+    prompt = prompt or PROMPT
+    if not with_captions and "{captions}" in prompt:
+        raise ValueError("the prompt names {captions}: give --with-captions too")
+    return CONTEXT + prompt if with_captions and "{captions}" not in prompt else prompt
 
 
 def caption(
@@ -55,7 +40,7 @@ def caption(
     out: str | Path,
     captioner: Captioner,
     *,
-    prompt: str = PROMPT,
+    prompt: str | None = None,
     with_captions: bool = False,
     batch: int = 8,
     progress: bool = True,
@@ -72,126 +57,67 @@ def caption(
         raise ValueError(f"{out}: captions are written as .jsonl or .parquet")
     if out.resolve() == (Path(data) / "captions.jsonl").resolve():
         raise ValueError(f"{out} would hide the images of {data} from the next run: give --out another name or folder")
-    if not with_captions and "{captions}" in prompt:
-        raise ValueError("the prompt names {captions}: give --with-captions too")
-    if with_captions and "{captions}" not in prompt:
-        prompt = CONTEXT + prompt
+    about = {"model": captioner.name, "revision": captioner.revision, "prompt": prompted(prompt, with_captions)}
     lines = out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.unfinished.jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
-    about = {"model": captioner.name, "revision": captioner.revision, "prompt": prompt}
+    rejections: list[Rejection] = []
+    asking = Asking(captioner, about, str(data), rejections.append)
     try:
         with FileLock(f"{lines}.lock", timeout=0):
-            done = _Run(Path(data), about, captioner, batch).into(lines, _written(out, lines, about), progress)
-            if lines != out and lines.exists():
+            if out != lines and out.exists() and not lines.exists():
+                _from_parquet(out, lines)
+            _into(lines, asking, Path(data), batch, progress)
+            report(lines.with_name(REJECTED), b"".join(map(line_of, rejections)))
+            if lines != out:
                 _to_parquet(lines, out)
                 lines.unlink()
     except Timeout:
         raise BlockingIOError(f"another run is writing {lines}: wait for it, or give another --out") from None
     Path(f"{lines}.lock").unlink(missing_ok=True)
-    return done
+    asking.done.rejected = len(rejections)
+    return asking.done
 
 
-@dataclass
-class _Run:
-    data: Path
-    about: dict[str, Any]
-    captioner: Captioner
-    size: int
-
-    def into(self, file: Path, there: set[int], progress: bool) -> Captioned:
-        done = Captioned(there=len(there))
-        rejections: list[Rejection] = []
-        answered = bool(there)
-        columns = (TextColumn("captions"), MofNCompleteColumn(), TextColumn("in"), TimeElapsedColumn())
-        with file.open("ab") as lines, Progress(*columns, disable=not progress) as bar:
-            task = bar.add_task("", total=None, completed=len(there))
-            todo = self._todo(there, rejections.append)
-            while chunk := list(islice(todo, self.size)):
-                texts = self._texts(chunk, done)
-                failed = [text for text in texts if isinstance(text, Exception)]
-                if not answered and len(failed) == len(texts) and isinstance(failed[0], ServerFailure):
-                    raise ConnectionError(f"{failed[0]}; nothing of {len(texts)} requests was answered: is it running?")
-                answered = True
-                for (number, record, _), text in zip(chunk, texts, strict=True):
-                    if isinstance(text, Exception):
-                        rejections.append(Rejection(str(self.data), record.line or number, f"{record.id}: {text}"))
-                        continue
-                    row = dict(zip(FIELDS, (record.id, text, *self.about.values(), flaw(text)), strict=True))
-                    done.written += 1
-                    done.flagged += row["flag"] is not None
-                    lines.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-                lines.flush()
-                os.fsync(lines.fileno())
-                bar.update(task, advance=len(chunk))
-        done.rejected = len(rejections)
-        report = file.with_name(REJECTED)
-        if rejections:
-            rows = [json.dumps(r._asdict(), ensure_ascii=False).encode("utf-8", "replace") + b"\n" for r in rejections]
-            whole_or_not(report, b"".join(rows))
-        else:
-            report.unlink(missing_ok=True)
-        return done
-
-    def _todo(self, there: set[int], reject: Callable) -> Iterator[tuple[int, Record, Image.Image]]:
-        """Records without a text in the file, with their image; each id once."""
-        seen = set(there)
-        met: set[int] = set()
-        for number, record in enumerate(read_records(self.data, reject), 1):
-            name = int(hashed([record.id])[0])
-            if name in met:
-                reject(Rejection(str(self.data), record.line or number, f"id {record.id!r} stands earlier; first kept"))
-            elif name not in seen:
-                try:
-                    if record.image is None:
-                        raise ValueError("no image; give one to describe")
-                    yield number, record, open_image(record.image)
-                except ValueError as error:
-                    reject(Rejection(str(self.data), record.line or number, f"{record.id}: {error}"))
-            met.add(name)
-
-    def _texts(self, chunk: list[tuple[int, Record, Image.Image]], done: Captioned) -> list[Any]:
-        texts = self._ask(chunk, 0)
-        again = [i for i, text in enumerate(texts) if isinstance(text, str) and flaw(text)]
-        done.retried += len(again)
-        for i, text in zip(again, self._ask([chunk[i] for i in again], 1) if again else [], strict=True):
-            texts[i] = text if isinstance(text, str) and text else texts[i]
-        return texts
-
-    def _ask(self, chunk: list[tuple[int, Record, Image.Image]], attempt: int) -> list[Any]:
-        images = [image for *_, image in chunk]
-        prompts = [self.about["prompt"].replace("{captions}", record.text or "-") for _, record, _ in chunk]
-        try:
-            return list(self.captioner(images, prompts, attempt))
-        except ValueError as error:  # one image that the model's processor refuses must not cost the others
-            return [error] if len(chunk) == 1 else [text for one in chunk for text in self._ask([one], attempt)]
+def report(file: Path, lines: bytes) -> None:
+    """Write what was left out, one JSON object a line; no file where that is nothing."""
+    if lines:
+        whole_or_not(file, lines)
+    else:
+        file.unlink(missing_ok=True)
 
 
-def _written(out: Path, lines: Path, about: dict[str, Any]) -> set[int]:
-    """Hashes of the ids that a former run wrote; a last line that a kill cut short is taken away."""
-    if out != lines and out.exists() and not lines.exists():
-        _from_parquet(out, lines)
-    if not lines.exists():
-        return set()
-    there: set[int] = set()
-    with lines.open("r+b") as file:
-        whole = 0
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            try:
-                row = json.loads(line)
-                name, found = row["id"], {key: row.get(key) for key in about}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{lines}, line {number}: no caption ({error}); mend or delete the line") from error
-            if found != about:
-                raise ValueError(
-                    f"{lines}, line {number} is of {found}, this run of {about}: texts of different models or prompts "
-                    "do not mix; give another --out"
-                )
-            there.add(int(hashed([name])[0]))
-        file.truncate(whole)
-    return there
+def line_of(rejection: Rejection) -> bytes:
+    r"""One line of `rejected.jsonl`.
+
+    >>> line_of(Rejection("a.csv", 3, "no id"))
+    b'{"file": "a.csv", "line": 3, "reason": "no id"}\n'
+    """
+    return json.dumps(rejection._asdict(), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _into(file: Path, asking: Asking, data: Path, batch: int, progress: bool) -> None:
+    there = set(written(file, asking.about))
+    asking.done.there, asking.answered = len(there), bool(there)
+    columns = (TextColumn("captions"), MofNCompleteColumn(), TextColumn("in"), TimeElapsedColumn())
+    with file.open("ab") as lines, Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("", total=None, completed=len(there))
+        todo = asking.opened(_without_text(data, there, asking))
+        while chunk := list(islice(todo, batch)):
+            asking.write(chunk, lines)
+            bar.update(task, advance=len(chunk))
+
+
+def _without_text(data: Path, there: set[int], asking: Asking) -> Iterator[Record]:
+    """Records without a text in the file; each id once."""
+    met: set[int] = set()
+    for number, record in enumerate(read_records(data, asking.reject), 1):
+        name = int(hashed([record.id])[0])
+        if name in met:
+            line = record.line or number
+            asking.reject(Rejection(asking.place, line, f"id {record.id!r} stands earlier; first kept"))
+        elif name not in there:
+            yield replace(record, line=record.line or number)
+        met.add(name)
 
 
 def _to_parquet(lines: Path, out: Path) -> None:

@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tavq_plugin.text import pretrained
+from tavq_plugin.text.sentence_layout import Layout
 
-Pooling = Literal["mean", "cls", "pooler"]
+Pooling = Literal["mean", "cls", "last", "pooler", "features"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # all-MiniLM-L6-v2, safetensors
 BATCH_TOKENS = 4096  # padded tokens a forward; between 32 and 128 strings
 MANY = 2000  # strings from which a progress bar is worth showing
@@ -44,8 +45,10 @@ class EncoderStats:
 class TextEncoder:
     """A frozen transformers text model: strings → n d, L2-normalised, float32, on the CPU.
 
-    `model` is taken over: put in eval mode and frozen. `dtype=None` uses bfloat16 on a CPU where it is faster
-    and equal, measured once on the first large batch of strings; name a dtype to fix it.
+    `model` is taken over: put in eval mode, frozen, on a GPU where there is one. `pooling=None` is the model's own
+    way: "features", what a model of images and texts compares with images; "pooler", of a text tower alone; else
+    "mean". `dtype=None` uses bfloat16 where it is faster and equal, measured once on the first large batch of
+    strings; name a dtype to fix it.
     """
 
     def __init__(
@@ -54,24 +57,32 @@ class TextEncoder:
         tokenizer: Any,
         *,
         name: str = "model",
-        pooling: Pooling = "mean",
+        pooling: Pooling | None = None,
         max_length: int | None = None,
+        layout: Layout | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if pooling not in ("mean", "cls", "pooler"):
-            raise ValueError(f"pooling={pooling!r}: one of 'mean', 'cls', 'pooler'")
-        self.device = torch.device(device or "cpu")
+        pooling, layout = pooling or pretrained.own_pooling(model), layout or Layout()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling={pooling!r}: one of {', '.join(map(repr, get_args(Pooling)))}")
+        if pooling == "features" and pretrained.own_pooling(model) != "features":
+            raise ValueError(f"{type(model).__name__} has no features to compare with images: take pooling=None")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device, dtype or torch.float32).eval().requires_grad_(False)
+        self.dense = None if layout.dense is None else layout.dense.to(self.device).eval().requires_grad_(False)
         self.tokenizer, self.name, self.pooling, self.dtype = tokenizer, name, pooling, dtype
-        self.max_length = pretrained.limit(model.config, tokenizer, max_length)
+        self.max_length, self.lower = pretrained.limit(model, tokenizer, max_length), layout.lower
         self.stats = EncoderStats(dtype=str(dtype or torch.float32).removeprefix("torch."))
+        fixed = model.config.model_type in pretrained.FIXED_LENGTH
+        self._fixed = pretrained.limit(model, tokenizer, None) if fixed else 0  # tokens that every text is padded to
         self._prefix, self._suffix = pretrained.special_tokens(tokenizer)
         self._room = self.max_length - len(self._prefix) - len(self._suffix)  # tokens of the text itself
         if self._room < 1:
             raise ValueError(
                 f"max_length={self.max_length} leaves no room beside the special tokens: give a larger one"
             )
+        self.dim = self._forward(self.model, [[]]).shape[1]  # width d of the embeddings
 
     @classmethod
     def from_pretrained(
@@ -79,42 +90,45 @@ class TextEncoder:
         path_or_name: str | os.PathLike[str],
         *,
         revision: str | None = None,
-        pooling: Pooling = "mean",
+        pooling: Pooling | None = None,
         max_length: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> TextEncoder:
-        """Any text model that transformers' AutoModel and AutoTokenizer load; OSError says what is missing."""
-        found = pretrained.load(os.fspath(path_or_name), revision)
+        """Any text model that transformers loads, also in a sentence-transformers folder, used as its authors do.
+
+        With `pooling` given, what such a folder puts after its transformer is left out. OSError says what is missing.
+        """
+        found = pretrained.load(os.fspath(path_or_name), revision, bare=pooling is not None)
         lacking = [key for key in found.untrained if "pooler" in key]
         if pooling == "pooler" and lacking:
             raise ValueError(
                 f"{found.name} has no trained pooler ({lacking[0]} is missing): take pooling='mean' or 'cls'"
             )
-        max_length = max_length or found.max_length
+        authors = found.layout.max_length and min(
+            found.layout.max_length, pretrained.limit(found.model, found.tokenizer, None)
+        )
         return cls(
             found.model,
             found.tokenizer,
             name=found.name,
-            pooling=pooling,
-            max_length=max_length,
+            pooling=pooling or found.pooling,
+            max_length=max_length or authors,
+            layout=found.layout,
             dtype=dtype,
             device=device,
         )
-
-    @property
-    def dim(self) -> int:
-        """Width d of the embeddings."""
-        return self.model.config.hidden_size
 
     @cached_property
     def fingerprint(self) -> str:
         """Name, hash of weights and vocabulary, pooling and limit: equal means equal embeddings."""
         digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        for key, tensor in sorted(self.model.state_dict().items()):
+        layers = {} if self.dense is None else {f"dense.{k}": v for k, v in self.dense.state_dict().items()}
+        for key, tensor in sorted((self.model.state_dict() | layers).items()):
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return f"{self.name}:{digest.hexdigest()[:16]}:{self.pooling}:{self.max_length}"
+        lower = ":lower" if self.lower else ""
+        return f"{self.name}:{digest.hexdigest()[:16]}:{self.pooling}:{self.max_length}{lower}"
 
     @torch.inference_mode(False)  # also inside a caller's inference mode the result is an ordinary tensor
     @torch.no_grad()
@@ -130,7 +144,7 @@ class TextEncoder:
         began = time.perf_counter()
         row = {string: i for i, string in enumerate(dict.fromkeys(strings))}
         pieces, owner = self._pieces(list(row))
-        if self.dtype is None and self.stats.speedup is None and len(pieces) >= PROBE and self.device.type == "cpu":
+        if self.dtype is None and self.stats.speedup is None and len(pieces) >= PROBE:
             self._choose_dtype(pieces)
         sums = torch.zeros(len(row), self.dim)
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
@@ -172,7 +186,8 @@ class TextEncoder:
         tokens: list[list[int]] = []
         for i in range(0, len(strings), 4096):
             # verbose=False: a text beyond the model's limit is halved here, so the tokenizer need not warn
-            part = self.tokenizer(strings[i : i + 4096], add_special_tokens=False, truncation=False, verbose=False)
+            part = [string.lower() for string in strings[i : i + 4096]] if self.lower else strings[i : i + 4096]
+            part = self.tokenizer(part, add_special_tokens=False, truncation=False, verbose=False)
             tokens += part["input_ids"]
         return tokens
 
@@ -180,17 +195,35 @@ class TextEncoder:
         """Pooled, not normalised: n d float32."""
         pad = self.tokenizer.pad_token_id or 0
         full = [[*self._prefix, *piece, *self._suffix] or [pad] for piece in pieces]
-        longest = max(map(len, full))
-        ids = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in full], device=self.device)
+        longest = self._fixed or max(map(len, full))
+        padding = [[pad] * (longest - len(tokens)) for tokens in full]
+        left = self._fixed and self.tokenizer.padding_side == "left"
+        rows = [more + tokens if left else tokens + more for tokens, more in zip(full, padding, strict=True)]
+        ids = torch.tensor(rows, device=self.device)
         lengths = torch.tensor([len(tokens) for tokens in full], device=self.device)
         mask = torch.arange(longest, device=self.device) < lengths[:, None]
+        mask = mask.flip(1) if left else mask
+        given = {"input_ids": ids}
+        if not self._fixed or "attention_mask" in self.tokenizer.model_input_names:
+            given["attention_mask"] = mask.long()
         with torch.autocast(self.device.type, enabled=False):
-            output = model(input_ids=ids, attention_mask=mask.long())
+            if self.pooling == "features" and hasattr(model, "get_text_features"):
+                pooled = model.get_text_features(**given).pooler_output
+            else:
+                pooled = self._pool(model(**given), mask)
+            return pooled.float() if self.dense is None else self.dense(pooled.float())
+
+    def _pool(self, output: Any, mask: Tensor) -> Tensor:
+        if self.pooling == "features":
+            return output.text_embeds
         if self.pooling == "pooler":
-            return output.pooler_output.float()
-        if self.pooling == "cls":
-            return output.last_hidden_state[:, 0].float()
-        return (output.last_hidden_state.float() * mask[..., None]).sum(1) / lengths[:, None]
+            return output.pooler_output
+        states = output.last_hidden_state.float()
+        if self.pooling == "mean":
+            return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        places = torch.arange(mask.shape[1], device=mask.device).where(mask, -1 if self.pooling == "last" else 10**6)
+        chosen = places.amax(1) if self.pooling == "last" else places.amin(1)
+        return states[torch.arange(len(states), device=mask.device), chosen]
 
     def _choose_dtype(self, pieces: list[list[int]]) -> None:
         """Both dtypes on a sample of every length, interleaved; bfloat16 stays where it is faster and equal."""
@@ -203,7 +236,8 @@ class TextEncoder:
         for _ in range(3):  # the first warms up
             for name, model in models.items():
                 began = time.perf_counter()
-                pooled[name] = normalize(torch.cat([self._forward(model, batch) for batch in batches]), dim=-1)
+                found = torch.cat([self._forward(model, batch).cpu() for batch in batches])
+                pooled[name] = normalize(found, dim=-1)
                 seconds[name].append(time.perf_counter() - began)
         self.stats.speedup = min(seconds["float32"][1:]) / min(seconds["bfloat16"][1:])
         self.stats.cosine = (pooled["float32"] * pooled["bfloat16"]).sum(-1).min().item()
@@ -223,7 +257,7 @@ def offline_encoder(*, dtype: torch.dtype | None = None, device: torch.device | 
         ) from error
     folder = Path(get_model_path())
     verify(folder / "model.safetensors", MINILM_SHA256)
-    encoder = TextEncoder.from_pretrained(folder, max_length=256, dtype=dtype, device=device)
+    encoder = TextEncoder.from_pretrained(folder, pooling="mean", max_length=256, dtype=dtype, device=device)
     encoder.name = "all-MiniLM-L6-v2"
     return encoder
 

@@ -16,6 +16,7 @@ from tavq_plugin.text import shards
 from tavq_plugin.text.shards import FORMAT
 
 NAME = "manifest.json"
+WHITENING = "whitening.safetensors"  # of a whitened store: the numbers that made its units
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,23 @@ def verify(folder: str | Path) -> Iterator[Fault]:
             seen = np.concatenate([seen, shard.hashes])
 
 
+def finished(folder: str | Path, like: Manifest) -> list[Path]:
+    """The shards of a store, all of them; ValueError where it is not finished or not `like` the other."""
+    manifest = Manifest.read(folder)
+    like.same(manifest.fingerprint, folder)
+    if manifest.shards is None:
+        raise ValueError(f"{folder} is not finished: run its tavq prepare again")
+    return [shard_path(folder, number) for number in range(manifest.shards)]
+
+
 def append(folder: str | Path, others: Sequence[str | Path]) -> Manifest:
     """Add the shards of other finished stores; nothing is encoded again.
 
     Raises ValueError where fingerprints differ or an id would stand twice; then the store stays as it was.
     """
     manifest = Manifest.read(folder)
-    added = [path for other in others for path in _finished(other, manifest)]
-    _no_id_twice([*_finished(folder, manifest), *added])
+    added = [path for other in others for path in finished(other, manifest)]
+    _no_id_twice([*finished(folder, manifest), *added])
     number = manifest.shards or 0
     for path in added:
         _copy(path, shard_path(folder, number))
@@ -139,17 +149,11 @@ def merge(stores: Sequence[str | Path], out: str | Path) -> Manifest:
     if (out / NAME).exists() or shard_paths(out):
         raise FileExistsError(f"{out} holds a store already: give a new folder, or append to it")
     first = Manifest.read(stores[0])
-    _no_id_twice([path for store in stores for path in _finished(store, first)])
+    _no_id_twice([path for store in stores for path in finished(store, first)])
     replace(first, shards=0, texts=0).write(out)
+    if (Path(stores[0]) / WHITENING).exists():
+        _copy(Path(stores[0]) / WHITENING, out / WHITENING)
     return append(out, stores)
-
-
-def _finished(folder: str | Path, like: Manifest) -> list[Path]:
-    manifest = Manifest.read(folder)
-    like.same(manifest.fingerprint, folder)
-    if manifest.shards is None:
-        raise ValueError(f"{folder} is not finished: run its tavq prepare again")
-    return [shard_path(folder, number) for number in range(manifest.shards)]
 
 
 def _no_id_twice(paths: Iterable[Path]) -> None:

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tavq_plugin.data.images import read_image
-from tavq_plugin.data.records import Record, Rejection, read_records
-from tavq_plugin.text import shards
+from tavq_plugin.data.records import Record, read_records
+from tavq_plugin.text import captioned, shards
+from tavq_plugin.text.caption import REJECTED, report
+from tavq_plugin.text.captioned import Captions
 from tavq_plugin.text.embed import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
 from tavq_plugin.text.store import TextStore
+from tavq_plugin.text.survey import look
 from tavq_plugin.text.units import Splitter
 
 LOCKS = ".locks"
-REJECTED = "rejected.jsonl"
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a first look at the data found: what a shard holds follows from this alone."""
-
-    texts: int  # without those left out
-    left_out: frozenset[int]  # places among the readable records: a repeated id, a broken image
-    rejected: int  # all that stands in rejected.jsonl
-    captioners: str  # hash of the models, revisions and prompts of its texts; "" where none is named
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,7 @@ class Prepared:
     shards: int  # of the whole store
     made: int  # shards, by this run
     rejected: int
+    in_pieces: int  # distinct units of its shards that are longer than the encoder's limit, encoded in pieces
     finished: bool  # False: other parts of an array job are still to come
 
 
@@ -56,6 +48,7 @@ def prepare(
     splitter: Splitter | None = None,
     shard_size: int = 8192,
     part: tuple[int, int] = (0, 1),
+    captions: Captions | None = None,
     check_images: bool = False,
     ray: str | None = None,
     workers: int = 2,
@@ -63,6 +56,7 @@ def prepare(
 ) -> Prepared:
     """Write, or finish, the store of a folder or file that `read_records` knows.
 
+    `captions`: a long text of every image is asked for first, shard by shard; an image without one is rejected.
     `part=(i, n)`: only every n-th shard from the i-th, as one of n jobs. `ray`: an address, or "" for a Ray of
     this machine; `workers` processes share the shards. The shards are the same, byte for byte, whichever way.
     Two runs on one folder share the work: a shard is claimed by a lock, which a killed process gives up.
@@ -73,7 +67,7 @@ def prepare(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1 text, got {shard_size}")
     data, out, splitter = Path(data), Path(out), splitter or Splitter()
-    survey = look(data, out, check_images=check_images)
+    survey = look(data, out, check_images=check_images, captions=captions)
     count = -(-survey.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
         raise ValueError(f"{out} holds more than the {count} shards of {data}: it is another store; give a new folder")
@@ -84,31 +78,41 @@ def prepare(
     digests: dict[int, str] = {}
 
     def unfinished(numbers: Sequence[int]) -> Iterator[tuple[int, list[Record]]]:
-        for number, records in enumerate(_chunks(data, survey.left_out, shard_size)):
-            digests[number] = digest(records)
-            if number in numbers and not whole(shard_path(out, number), digests[number], fingerprint):
+        for number, records in enumerate(_chunks(data, survey.left_out, shard_size, images=captions is not None)):
+            path = shard_path(out, number)
+            digests[number] = digest(records) if captions is None else digest(captions.found(records, path))
+            there = whole(path, digests[number], fingerprint) and not (captions and captions.wanting(path))
+            if number in numbers and not there:
                 if manifest.shards is not None:
                     replace(manifest, shards=None, texts=None).write(out)
                 yield number, records
 
-    work = _with_ray(ray, workers, load_encoder) if ray is not None else _here(encoder)
+    make = partial(process_shard, splitter=splitter, fingerprint=fingerprint, captions=captions, place=str(data))
+    work = _with_ray(ray, workers, load_encoder, make) if ray is not None else _here(encoder, make)
     made, claimed = 0, []
     columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("", total=len(own))
-        for number, done in work(unfinished(own), out, splitter, fingerprint, 0):
+        for number, done in work(unfinished(own), out, 0):
             made += done is True
             claimed += [number] * (done is None)
             bar.update(task, completed=(number - index) // of + 1)
         if claimed:  # by another run: wait for it, and do what it leaves
-            for _, done in work(unfinished(claimed), out, splitter, fingerprint, -1):
+            for _, done in work(unfinished(claimed), out, -1):
                 made += done is True
         bar.update(task, completed=len(own))
+    texts, rejected = survey.texts, survey.rejected
+    if captions is not None:
+        deque(unfinished(()), maxlen=0)  # digests of the texts that there are now
+        rejected += captioned.reports(out)
+        report(out / REJECTED, rejected)
+        texts = sum(len(shards.read(path).ids) for path in shard_paths(out))
     finished = all(whole(shard_path(out, number), digests.get(number, ""), fingerprint) for number in range(count))
     if finished:
-        Manifest(fingerprint, count, survey.texts).write(out)
+        Manifest(fingerprint, count, texts).write(out)
         _forget_locks(out)
-    return Prepared(survey.texts, count, made, survey.rejected, finished)
+    in_pieces = sum((shards.metadata(path) or {"in_pieces": 0})["in_pieces"] for path in shard_paths(out))
+    return Prepared(texts, count, made, rejected.count(b"\n"), in_pieces, finished)
 
 
 def process_shard(
@@ -118,16 +122,20 @@ def process_shard(
     splitter: Splitter,
     fingerprint: str,
     *,
+    captions: Captions | None = None,
+    place: str = "",
     wait: float = 0,
 ) -> bool | None:
     """Write the shard of some records; False: it is there already, None: another process is writing it.
 
-    `wait`: seconds to wait for that process, -1 for ever.
+    `wait`: seconds to wait for that process, -1 for ever. `place` of the records: for images that are rejected.
     """
-    name = digest(records)
     (out.parent / LOCKS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out.parent / LOCKS / f"{out.stem}.lock", timeout=wait):
+            if captions is not None:
+                records = captions.ask(records, out, place)
+            name = digest(records)
             if whole(out, name, fingerprint):
                 return False
             for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a killed process: the lock says nobody writes it
@@ -144,13 +152,15 @@ def process_shard(
     except Timeout:
         return None
     except FileNotFoundError:  # the folder of locks has gone: another run has just finished the store
-        if whole(out, name, fingerprint):
+        if whole(out, digest(records), fingerprint):
             return False
         raise
 
 
-def digest(records: Sequence[Record]) -> str:
-    """What a shard is made of: ids and texts."""
+def digest(records: Sequence[Record] | None) -> str:
+    """What a shard is made of: ids and texts; None, not yet known, is like nothing."""
+    if records is None:
+        return ""
     found = hashlib.sha256()
     for record in records:
         found.update(json.dumps([record.id, record.text]).encode())
@@ -163,45 +173,8 @@ def whole(path: Path, records: str, fingerprint: str) -> bool:
     return meta is not None and (meta["records"], meta["fingerprint"]) == (records, fingerprint)
 
 
-def look(data: Path, out: Path, *, check_images: bool = False) -> Survey:
-    """Read all records once: count them, find repeated ids, write `rejected.jsonl`; keeps 8 bytes a record."""
-    rejections, hashes, captioners, broken = out / REJECTED, bytearray(), set(), {}
-    lines: list[bytes] = []
-
-    def reject(rejection: Rejection) -> None:
-        lines.append(json.dumps(rejection._asdict(), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-
-    number = -1
-    for number, record in enumerate(read_records(data, reject)):
-        hashes += shards.hashed([record.id]).tobytes()
-        captioners.add(record.captioner)
-        if check_images and record.image is not None:
-            try:
-                read_image(record.image, 8)
-            except ValueError as error:
-                broken[number] = str(error)
-                reject(Rejection(str(data), record.line or number + 1, str(error)))
-    ids = np.frombuffer(hashes, dtype="<u8")
-    _, first = np.unique(ids, return_index=True)
-    repeated = set(np.setdiff1d(np.arange(len(ids)), first, assume_unique=True).tolist())
-    if repeated:
-        for number, record in enumerate(read_records(data, lambda _: None)):
-            if number in repeated:
-                reject(Rejection(str(data), record.line or number + 1, f"id {record.id!r} stands earlier; first kept"))
-    left_out = frozenset(repeated | broken.keys())
-    if len(ids) == len(left_out):
-        raise ValueError(f"no record of {data} can be read ({len(lines)} rejected): see the kinds of input in --help")
-    if lines:
-        shards.whole_or_not(rejections, b"".join(lines))
-    else:
-        rejections.unlink(missing_ok=True)
-    captioners.discard(None)
-    name = hashlib.sha256("\n".join(sorted(captioners)).encode()).hexdigest()[:16]
-    return Survey(len(ids) - len(left_out), left_out, len(lines), f"captions-{name}" if captioners else "")
-
-
 def encoder_of(
-    model: str | None, revision: str | None, pooling: str, dtype: str, device: str | None
+    model: str | None, revision: str | None, pooling: str | None, dtype: str, device: str | None
 ) -> Callable[[], TextEncoder]:
     """How each process loads the encoder; the dtype is fixed, so that every run gives the same bytes."""
     if dtype not in ("float32", "bfloat16"):
@@ -225,26 +198,30 @@ def part_of(text: str) -> tuple[int, int]:
     return int(index), int(of)
 
 
-def _chunks(data: Path, left_out: frozenset[int], size: int) -> Iterator[list[Record]]:
-    """Ids and texts only: images, which archives hold as bytes, are not kept or sent to other processes."""
+def _chunks(data: Path, left_out: frozenset[int], size: int, *, images: bool) -> Iterator[list[Record]]:
+    """Ids and texts; images, which archives hold as bytes, are kept and sent on only where they are to be described."""
     records = enumerate(read_records(data, lambda _: None))
-    kept = (Record(record.id, None, record.text) for number, record in records if number not in left_out)
+    kept = (
+        Record(record.id, record.image if images else None, record.text, line=record.line or number + 1)
+        for number, record in records
+        if number not in left_out
+    )
     while chunk := list(islice(kept, size)):
         yield chunk
 
 
-def _here(encoder: TextEncoder) -> Callable[..., Iterator[tuple[int, bool | None]]]:
-    def work(todo: Iterator, out: Path, splitter: Splitter, fingerprint: str, wait: float) -> Iterator:
+def _here(encoder: TextEncoder, make: Callable) -> Callable[..., Iterator[tuple[int, bool | None]]]:
+    def work(todo: Iterator, out: Path, wait: float) -> Iterator:
         for number, records in todo:
-            yield number, process_shard(records, shard_path(out, number), encoder, splitter, fingerprint, wait=wait)
+            yield number, make(records, shard_path(out, number), encoder, wait=wait)
 
     return work
 
 
-def _with_ray(address: str, workers: int, load_encoder: Callable[[], TextEncoder]) -> Callable[..., Iterator]:
+def _with_ray(address: str, workers: int, load_encoder: Callable[[], TextEncoder], make: Callable) -> Callable:
     from tavq_plugin.text.ray_workers import work_on_ray
 
-    return work_on_ray(address, workers, load_encoder)
+    return work_on_ray(address, workers, load_encoder, make)
 
 
 def _forget_locks(out: Path) -> None:

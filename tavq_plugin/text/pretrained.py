@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from tavq_plugin.text.sentence_layout import Layout, layout_of
+
+# Trained on texts padded to one length, whose last position is the text's vector.
+FIXED_LENGTH = frozenset(["siglip", "siglip_text_model", "siglip2", "siglip2_text_model"])
+# Text towers saved without their image tower: the vector is the one that the tower itself pools.
+_TOWERS = frozenset(["clip_text_model", "metaclip_2_text_model", "siglip_text_model", "siglip2_text_model"])
+
 
 class Pretrained(NamedTuple):
     """A text model as it lies in a folder or on the hub."""
@@ -19,30 +25,51 @@ class Pretrained(NamedTuple):
     model: nn.Module  # float32
     tokenizer: Any
     name: str  # without the place on this machine
-    max_length: int | None  # that its authors chose, where they say so
+    pooling: str  # that its authors chose
+    layout: Layout
     untrained: tuple[str, ...]  # weights that the checkpoint lacks, drawn from seed 0
 
 
-def load(place: str, revision: str | None = None) -> Pretrained:
-    """What AutoModel and AutoTokenizer load, silently and without touching the global random state.
+def load(place: str, revision: str | None = None, *, bare: bool = False) -> Pretrained:
+    """A transformers text model and its tokenizer, silently and without touching the global random state.
 
-    OSError names the missing files, the setting that forbids a download, and the mend.
+    Of a model of images and texts only the part for texts stays; of an encoder and decoder, the encoder. `bare`:
+    without what a sentence-transformers folder puts after the transformer. OSError names the missing files, the
+    setting that forbids a download, and the mend.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    layout = layout_of(place, revision, bare=bare)
+    options = {"revision": revision, "subfolder": layout.folder} if layout.folder else {"revision": revision}
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-            model, info = AutoModel.from_pretrained(
-                place, revision=revision, dtype=torch.float32, output_loading_info=True
-            )
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            kind = _class_of(AutoConfig.from_pretrained(place, **options))
+            model, info = kind.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **options)
     except OSError as error:
         raise OSError(_missing(place, revision, error)) from error
-    untrained = tuple(sorted(info["missing_keys"]))
-    if not Path(place).is_dir():
-        return Pretrained(model, tokenizer, f"{place}@{revision or 'main'}", None, untrained)
-    return Pretrained(model, tokenizer, Path(place).resolve().name, _authors_limit(Path(place)), untrained)
+    if hasattr(model, "get_text_features") and hasattr(model, "vision_model"):
+        del model.vision_model
+    name = Path(place).resolve().name if Path(place).is_dir() else f"{place}@{revision or 'main'}"
+    pooling = layout.pooling or own_pooling(model)
+    return Pretrained(model, tokenizer, name, pooling, layout, tuple(sorted(info["missing_keys"])))
+
+
+def own_pooling(model: nn.Module) -> str:
+    """How a model itself makes one vector of a text; "mean" for those that leave it to the user."""
+    if hasattr(model, "get_text_features") or type(model).__name__.endswith("WithProjection"):
+        return "features"
+    return "pooler" if model.config.model_type in _TOWERS else "mean"
+
+
+def _class_of(config: Any) -> Any:
+    import transformers
+
+    named = (config.architectures or [""])[0]
+    if named.endswith(("TextModel", "TextModelWithProjection", "EncoderModel")):
+        return getattr(transformers, named)
+    return transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -57,22 +84,17 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     )
 
 
-def limit(config: Any, tokenizer: Any, asked: int | None) -> int:
-    """The least of what the model, its tokenizer and the user allow."""
-    said = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
-    limits = [n for n in said if n and n < 1e6]  # tokenizers without a limit say 1e30
-    known = min(limits) if limits else 512
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        known = min(known, config.max_position_embeddings - 2)  # positions start at 2 there
+def limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
+    """The least of what the model, its tokenizer and the user allow, in tokens."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    said = [n for n in (positions, tokenizer.model_max_length) if n and n < 1e6]  # without a limit they say 1e30
+    for name, module in model.named_modules():  # of RoBERTa and its kin: positions start after the padding's
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            said.append(module.num_embeddings - module.padding_idx - 1)
+    known = min(said) if said else 512
     if asked is not None and not 0 < asked <= known:
         raise ValueError(f"max_length={asked}: this model takes 1 to {known} tokens")
     return asked or known
-
-
-def _authors_limit(folder: Path) -> int | None:
-    """As the sentence-transformers layout states it."""
-    file = folder / "sentence_bert_config.json"
-    return json.loads(file.read_text()).get("max_seq_length") if file.is_file() else None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from tavq_plugin.contract import GRANULARITIES, Units
 from tavq_plugin.text import shards
 from tavq_plugin.text.manifest import Manifest, shard_path
-from tavq_plugin.text.ragged import Ragged, centre, records, scatter
+from tavq_plugin.text.ragged import Ragged, centre, records
 from tavq_plugin.text.shards import Shard
 from tavq_plugin.text.store import Rows, TextStore
+
+CENTRED_AT_ONCE = 16  # texts, whose rows then still lie in the processor's cache
+Texts = list[tuple[int, int, int]]  # of each text its shard, where its list begins there, and its length
 
 
 class ShardedStore:
@@ -40,6 +44,7 @@ class ShardedStore:
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
         self._tables = [records(part.table) for part in parts]
+        self._ids = {name: [part.lists[name].ids.numpy() for part in parts] for name in GRANULARITIES}
         offsets = {name: [part.lists[name].offsets.numpy() for part in parts] for name in GRANULARITIES}
         self._begins = {name: np.concatenate([o[:-1] for o in its] or [[]]) for name, its in offsets.items()}
         self._lengths = {name: np.concatenate([np.diff(o) for o in its] or [[]]) for name, its in offsets.items()}
@@ -99,15 +104,14 @@ class ShardedStore:
         `centred`: less the store's mean, then L2-normalised, float32; else as they lie in the store, float16.
         """
         places = self._chosen[self.rows(rows).numpy()]
-        part_of = np.searchsorted(self._starts, places, side="right") - 1
-        groups = [(part, np.flatnonzero(part_of == part)) for part in np.unique(part_of).tolist()]
+        parts = (np.searchsorted(self._starts, places, side="right") - 1).tolist()
+        gather = self._padded if torch.device(device or "cpu").type == "cpu" else partial(self._sent, device)
         batch = {}
         for name in GRANULARITIES:
             begins, lengths = self._begins[name][places], self._lengths[name][places]
             mask = torch.from_numpy(np.arange(max(1, lengths.max(initial=0))) < lengths[:, None])
-            pieces = self._pieces(name, groups, begins, lengths, mask.shape[1])
-            mean = self.means[name] if centred else None
-            batch[name] = self._on(torch.device(device or "cpu"), pieces, mask, mean)
+            texts = list(zip(parts, begins.tolist(), lengths.tolist(), strict=True))
+            batch[name] = gather(name, texts, mask, self.means[name] if centred else None)
         return batch
 
     def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
@@ -164,8 +168,9 @@ class ShardedStore:
         )
 
     def counts(self) -> dict[str, int]:
-        """Texts, texts without any unit, units by granularity, shards."""
+        """Texts, texts without any unit, units by granularity, shards, and their strings encoded in pieces."""
         totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._parts)}
+        totals["in_pieces"] = sum(part.about["in_pieces"] for part in self._parts)
         for part, _, local in self._by_part():
             lengths = {name: part.lists[name].offsets.diff()[local] for name in GRANULARITIES}
             totals["without_text"] += int((sum(lengths.values()) == 0).sum())
@@ -180,33 +185,38 @@ class ShardedStore:
             at = np.flatnonzero(part_of == part)
             yield self._parts[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
 
-    def _pieces(
-        self, name: str, groups: list, begins: np.ndarray, lengths: np.ndarray, m: int
-    ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """From each shard the units of some texts, v d as stored, and their places among b · m padded ones."""
-        for part, texts in groups:
-            own = lengths[texts]
-            total = int(own.sum())
-            if total:
-                steps = np.arange(total) - np.repeat(own.cumsum() - own, own)
-                ids = self._parts[part].lists[name].ids.numpy()[np.repeat(begins[texts], own) + steps]
-                vectors = torch.empty(total, self.dim, dtype=self._parts[part].table.dtype)
-                np.take(self._tables[part], ids, out=records(vectors), mode="clip")
-                yield vectors, np.repeat(texts * m, own) + steps
-
-    def _on(self, device: torch.device, pieces: Iterator, mask: Tensor, mean: Tensor | None) -> Units:
-        """Pieces padded, centred on the mean if given; to another device they go without padding, as stored."""
-        dtype = self._parts[0].table.dtype if mean is None else torch.float32
-        if device.type == "cpu":
+    def _padded(self, name: str, texts: Texts, mask: Tensor, mean: Tensor | None) -> Units:
+        """On the CPU: rows go where they belong at once, then some texts at a time are centred in the cache."""
+        (b, m), dtype = mask.shape, self._parts[0].table.dtype
+        padded = torch.empty(b, m, self.dim, dtype=dtype if mean is None else torch.float32)
+        some = padded if mean is None else torch.empty(CENTRED_AT_ONCE, m, self.dim, dtype=dtype)
+        for first in range(0, b, max(1, len(some))):
+            group = slice(first, first + len(some))
+            self._fill(some.flatten(0, 1), name, texts[group], m)
             if mean is not None:
-                pieces = ((centre(vectors.float(), mean), at) for vectors, at in pieces)
-            return Units(scatter(pieces, mask, self.dim, dtype), mask)
-        padded = torch.zeros(mask.numel(), self.dim, dtype=dtype, device=device)
-        for vectors, at in pieces:
-            vectors = vectors.to(device)
-            vectors = vectors if mean is None else centre(vectors.float(), mean.to(device))
-            padded.index_copy_(0, torch.from_numpy(at).to(device), vectors)
-        return Units(padded.view(*mask.shape, self.dim), mask.to(device))
+                centre(padded[group].copy_(some[: len(texts[group])]), mean, mask[group])
+        return Units(padded, mask)
+
+    def _sent(self, device: torch.device | str, name: str, texts: Texts, mask: Tensor, mean: Tensor | None) -> Units:
+        """On another device: rows go there as stored, without padding, and are padded and centred there."""
+        vectors = torch.empty(sum(length for *_, length in texts), self.dim, dtype=self._parts[0].table.dtype)
+        self._fill(vectors, name, texts)
+        vectors, mask = vectors.to(device), mask.to(device)
+        if mean is not None:
+            vectors = centre(vectors.float(), mean.to(device))
+        padded = torch.zeros(*mask.shape, self.dim, dtype=vectors.dtype, device=device)
+        padded[mask] = vectors
+        return Units(padded, mask)
+
+    def _fill(self, out: Tensor, name: str, texts: Texts, padded_to: int = 0) -> None:
+        """Rows of some texts one after the other, each text with zeros up to a length where one is given."""
+        rows, numbers, at = records(out), out.numpy(), 0
+        for part, begin, length in texts:
+            ids = self._ids[name][part][begin : begin + length]
+            if length:
+                self._tables[part].take(ids, out=rows[at : at + length], mode="clip")
+            numbers[at + length : at + padded_to] = 0
+            at += max(length, padded_to)
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         wanted = shards.hashed(names)

@@ -37,11 +37,7 @@ class LocalCaptioner:
                 model, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
             )
         except OSError as error:
-            raise OSError(
-                f"captioning model {model!r} (revision {revision or 'main'}) is neither a local folder nor in the "
-                f"Hugging Face cache, and could not be downloaded: give --model a folder, or --server an address "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+            raise _missing(model, revision, error) from error
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(f"{model} has no chat template: give a model that takes chat messages with images")
         self.processor.tokenizer.padding_side = "left"
@@ -73,3 +69,21 @@ class LocalCaptioner:
         if not self.model.config.is_encoder_decoder:
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """The revision that `LocalCaptioner` will write beside its texts, without loading weights."""
+    from transformers import AutoConfig
+
+    try:
+        return getattr(AutoConfig.from_pretrained(model, revision=revision), "_commit_hash", None) or revision
+    except OSError as error:
+        raise _missing(model, revision, error) from error
+
+
+def _missing(model: str, revision: str | None, error: OSError) -> OSError:
+    return OSError(
+        f"captioning model {model!r} (revision {revision or 'main'}) is neither a local folder nor in the "
+        f"Hugging Face cache, and could not be downloaded: give --model a folder, or --server an address "
+        f"({str(error).splitlines()[0]})"
+    )

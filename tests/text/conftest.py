@@ -1,12 +1,19 @@
-"""One tiny encoder for the tests of this folder."""
+"""One tiny encoder, some pictures and a server that fails on purpose, for the tests of this folder."""
 
 import importlib.util
+import json
+import threading
+import time
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tavq_plugin.text import TextEncoder
+
+GOOD = "A small red boat lies on the sand beside two wooden houses under a grey sky."
 
 
 def _sibling(name):
@@ -28,6 +35,13 @@ def bert_folder(tmp_path_factory):
     return _sibling("tiny").save_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory):
+    """A function: family → folder of a tiny text model."""
+    module, folder = _sibling("tiny"), tmp_path_factory.mktemp("towers")
+    return cache(lambda name: module.save_tiny(name, folder / name))
+
+
 @pytest.fixture
 def encoder(bert_folder):
     """A fresh encoder on it."""
@@ -39,3 +53,64 @@ def tiny_vlm(tmp_path_factory):
     """A function: kind → folder of a tiny vision-language model."""
     module, folder = _sibling("tiny_vlm"), tmp_path_factory.mktemp("vlm")
     return cache(lambda kind: module.save_tiny_vlm(kind, folder / kind))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, colour in enumerate(("red", "blue", "green", "white", "black")):
+        Image.new("RGB", (40, 30 + i), colour).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def server():
+    """A real HTTP server; `script` says how it answers, one step a request, the last for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                state["now"] += 1
+                state["most"] = max(state["most"], state["now"])
+                seen.append((body, dict(self.headers)))
+                step = script[min(len(seen), len(script)) - 1]
+            try:
+                self._answer(step)
+            finally:
+                with lock:
+                    state["now"] -= 1
+
+        def _answer(self, step):
+            status, content, headers = 200, b"", {}
+            if step == "slow":
+                time.sleep(0.6)
+            elif step == "cut":
+                self.close_connection = True
+                return
+            elif isinstance(step, int):
+                status, content, headers = step, b"no", {"Retry-After": "0"} if step == 429 else {}
+            elif isinstance(step, bytes):
+                content = step
+            else:
+                content = json.dumps({"choices": [{"message": {"content": step}}]}).encode()
+                time.sleep(0.02)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    script, seen, state, lock = [GOOD], [], {"now": 0, "most": 0}, threading.Lock()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.handle_error = lambda *_: None  # a client that gave up
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    http.script, http.seen, http.state = script, seen, state
+    http.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield http
+    http.shutdown()
+    http.server_close()

