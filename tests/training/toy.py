@@ -16,11 +16,11 @@ from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import Fitted, Recipe, fit
 from tavq_plugin.training.recipe_file import recipe_of
 
+TINY = {**DDCONFIG, "resolution": 16, "ch_mult": [1, 1, 1], "attn_resolutions": []}
 HOST = {
     "target": "tavq_plugin.adapters.taming.VQGAN",
-    "params": {"ddconfig": {**DDCONFIG, "resolution": 16, "ch_mult": [1, 1, 1], "attn_resolutions": []}, "n_embed": 32, "embed_dim": 8,
-               "legacy": False},
-}  # fmt: skip
+    "params": {"ddconfig": TINY, "n_embed": 32, "embed_dim": 8, "legacy": False},
+}
 SMALL = {
     "host": HOST, "resolution": 16, "steps": 4, "batch_size": 2, "tracker": "none", "adversarial": {"weight": 0.0},
     "optimizer": {"warmup": 0, "schedule": "constant"},
