@@ -28,7 +28,7 @@ def corpus_in(
     """A folder's corpus and what a protocol says of it; made there unless it is there, asked for in the same words.
 
     `data` None draws scenes. Held-out images that training has as well are left out and counted. Raises ValueError
-    where either side has fewer than two images.
+    where either side has fewer than two images, and where the folder holds a corpus that was asked for otherwise.
     """
     asked = {"data": "scenes" if data is None else str(data), "resolution": resolution}
     asked |= {"n_train_at_most": n_train, "n_eval_at_most": n_eval}
@@ -37,8 +37,14 @@ def corpus_in(
         pack = Pack.read(data)
         asked["records"] = _digest(pack)
     about = _read(folder / "corpus.json")
-    if about is None or about["asked"] != asked:
+    if about is None:
         about = _make(folder, pack, asked, tell)
+    for name, value in asked.items():
+        if about["asked"].get(name) != value:
+            raise ValueError(
+                f"{folder.parent} compares runs on {name}={about['asked'].get(name)}, and this asks for {value}: give "
+                "another --out, or the same data and numbers"
+            )
     return load_corpus(folder), about["protocol"]
 
 

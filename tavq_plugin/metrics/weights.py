@@ -53,3 +53,17 @@ SQUEEZENET = Weights(
     "squeezenet1_0_imagenet.pth", "7241730857d346c298a659134d3616d4d169214669c819b29295746e6548593d",
     "SqueezeNet 1.0 of SqueezeNet-Deep-Compression, torchvision's keys",
 )  # fmt: skip
+
+ALL = (INCEPTION, VGG16, MOBILENET, SQUEEZENET)
+
+
+def files_of(folder: Path | None) -> dict[str, str]:
+    """The known files that a folder holds, with the hashes they must have."""
+    return {w.file: w.sha256 for w in ALL if folder is not None and (Path(folder) / w.file).is_file()}
+
+
+def refuse_other_weights(folder: Path | None) -> None:
+    """ValueError where a known file of a folder has another hash."""
+    for weights in ALL:
+        if weights.file in files_of(folder):
+            weights.path(folder)
