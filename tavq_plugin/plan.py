@@ -16,7 +16,6 @@ from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE
 
-
 QUICK = ("steps=180", "start.settle_share=0.2", "start.revive_every=10", "adversarial.start=120")
 """What --quick changes in the recipe: few steps, and what lets so few come to codes that are used."""
 QUICK_TRAIN, QUICK_EVAL = 1500, 300  # images

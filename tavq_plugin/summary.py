@@ -82,13 +82,16 @@ def significance(runs: Runs) -> dict[str, Any]:
     return found
 
 
-def best(content: Mapping[str, Any], metric: str) -> str | None:
-    """The method of the best mean; None where the metric has no direction or only one method has it."""
-    means = {name: table[metric]["mean"] for name, table in content["methods"].items() if metric in table}
-    better = card_of(metric).better
-    if better not in ("higher", "lower") or len(means) < 2:
-        return None
-    return (max if better == "higher" else min)(means, key=lambda name: means[name])
+def best(content: Mapping[str, Any], metric: str) -> set[str]:
+    """The methods of the best mean, as it is shown; none where the metric has no direction or one method alone."""
+    card = card_of(metric)
+    means = {
+        name: round(table[metric]["mean"], card.digits) for name, table in content["methods"].items() if metric in table
+    }
+    if card.better not in ("higher", "lower") or len(means) < 2:
+        return set()
+    first = (max if card.better == "higher" else min)(means.values())
+    return {name for name, mean in means.items() if mean == first}
 
 
 def told_by_codes(measured: Measured, texts: Texts, *, codes: int = 6, words: int = 4) -> list[dict[str, Any]]:

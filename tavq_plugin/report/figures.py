@@ -32,7 +32,6 @@ def curves(histories: Mapping[str, list[list[dict[str, float]]]], path: Path) ->
             axis.plot(steps, _smooth(mean), label=name, linewidth=1.2, color=_colour(plt, number))
         axis.set(xlabel="optimizer step", title=titles[term])
         axis.grid(alpha=0.3)
-    axes[0][0].set_yscale("log")
     axes[0][-1].legend(fontsize=7, frameon=False, ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -12,7 +12,7 @@ from tavq_plugin.summary import best
 SURE = 0.05  # p of a difference that is marked
 MARKS = {"vqgan": ("▲", "▼"), "tavq": ("△", "▽")}
 LEGEND = (
-    "mean ± standard deviation over seeds; best mean bold (one of equals); ▲ ▼ better, worse than vqgan, △ ▽ than "
+    "mean ± standard deviation over seeds; best mean bold; ▲ ▼ better, worse than vqgan, △ ▽ than "
     "tavq: paired bootstrap over images and seeds, p < .05, where the metric is one of single images"
 )
 
@@ -21,7 +21,7 @@ LEGEND = (
 class Cell:
     """One figure as it is shown."""
 
-    text: str  # "–" where there is none
+    text: str  # "not computed" where there is none
     best: bool = False
     marks: str = ""
     why: str = ""  # there is no figure
@@ -79,7 +79,7 @@ def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
     value = content["methods"][name].get(metric)
     if value is None:
         why = content["absent"].get(name, {}).get(metric, "no run of this method gave it")
-        return Cell("–", why=why)
+        return Cell("not computed", why=why)
     digits = card_of(metric).digits
     text = f"{value['mean']:.{digits}f}"
     if value["spread"] is not None:
@@ -89,7 +89,7 @@ def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
     for rival, difference in content["significance"].get(metric, {}).get(name, {}).items():
         if difference["p"] < SURE and difference["mean"] != 0:
             marks += MARKS[rival][(difference["mean"] > 0) == lower]
-    return Cell(text, best(content, metric) == name, marks)
+    return Cell(text, name in best(content, metric), marks)
 
 
 def _plain(cell: Cell) -> str:
