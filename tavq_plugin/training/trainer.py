@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from tavq_plugin.attach import Tokenizer
 from tavq_plugin.baselines.method import Corpus, Method
@@ -80,7 +81,6 @@ def fit(method: str, recipe: Recipe, corpus: Corpus, folder: Path, *, progress: 
                 done = _train(loop, settings, folder, progress)
         finally:
             loop.close()
-            accelerator.free_memory()
     return Fitted(loop.tokenizer, loop.method, done["history"], done["seconds_per_step"], done["plugin_share"])
 
 
@@ -173,13 +173,20 @@ def _save_finished(loop: Loop, done: dict[str, Any], folder: Path) -> None:
     """Each file whole or not there, history.json last: its presence says that the run is finished."""
     partial = folder / ".final.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_weights(partial, loop.tokenizer, None)
-    save_tree(partial / "method.safetensors", loop.method.state_dict())
-    for path in sorted(partial.iterdir()):
-        path.replace(folder / path.name)
-    partial.rmdir()
-    save_json(folder / "history.json", done)
+    try:
+        partial.mkdir()
+        save_weights(partial, loop.tokenizer, None)
+        save_tree(partial / "method.safetensors", loop.method.state_dict())
+        for path in sorted(partial.iterdir()):
+            path.replace(folder / path.name)
+        save_json(folder / "history.json", done)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the finished run could not be written in {folder} ({error}): free some space and run the same command "
+            "again, it goes on from the last checkpoint"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load_finished(loop: Loop, folder: Path) -> None:
