@@ -49,6 +49,10 @@ class Tokenizer(nn.Module):
         """Images from the last level alone; Codes -> b 3 h w."""
         return self.adapter.decode(codes.final.quantized)
 
+    def send_gradient(self, grad_to: GradTo) -> None:
+        """From now on a loss on the codes sends its gradient there; ValueError where the host makes it impossible."""
+        self.hierarchy.grad_to = _grad_to(grad_to, whole(self.adapter.codebook()))
+
 
 class Attachment(nn.Module):
     """Taps on a host that others run, and the weighted loss of its latest forward; texts -> scalar.

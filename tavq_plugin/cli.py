@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +58,51 @@ def demo(
         )  # fmt: skip
     console.print(table(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Where runs, compare.json, tables and the page go.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0",
+    recipe: Annotated[str | None, typer.Option(help="A YAML file, or the name of one that ships.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=16, help="Pixels a side. Default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: the recipe's.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of the recipe; METHOD.options.NAME=VALUE of one method."),
+    ] = None,
+    n_train: Annotated[int | None, typer.Option("--train", min=2, help="Training images at most. [3000]")] = None,
+    n_eval: Annotated[int | None, typer.Option("--eval", min=2, help="Held-out images at most. [500]")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with weights of judging networks: Inception, VGG16, MobileNetV2 …")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, a process of one thread each.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps and images: all methods in half an hour.")] = False,
+) -> None:
+    """Train every method on the same data by one recipe, measure all alike; a table, a page, and what is behind them.
+
+    The same command goes on where it was stopped. Exit code 1: finished, but a run broke (its loss was not finite).
+    """
+    from tavq_plugin.compare import compare as run
+    from tavq_plugin.plan import plan_of
+    from tavq_plugin.report.tables import markdown
+
+    console = Console()
+    with _told(console, f"Finished runs are in {out}"):
+        plan = plan_of(
+            out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
+            overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
+        )  # fmt: skip
+        with _runs(console, len(plan.jobs)) as (report, finished):
+            content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)
+    console.print(markdown(content), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"written: {out}/compare.html, compare.md, compare.json, pictures, and a folder for each run")
+    if content["failed"]:
+        raise typer.Exit(FAULTY)
 
 
 @app.command()
@@ -230,6 +275,28 @@ def doctor(
         for line in lines(report):
             console.print(line, markup=False)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@contextmanager
+def _runs(console: Console, number: int) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+    """Progress bars over runs and, below, over the steps of those that train."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        whole, bars = progress.add_task("runs", total=number), {}
+
+        def report(name: str, done: int, steps: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=steps)
+            progress.update(bars[name], completed=done)
+
+        def finished(name: str) -> None:
+            progress.advance(whole)
+            if name in bars:
+                progress.remove_task(bars.pop(name))
+
+        yield report, finished
 
 
 def _rejected(console: Console, number: int, file: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.attach import Tokenizer, wrap
+from tavq_plugin.baselines.tavq_shuffled import one_cycle
 from tavq_plugin.contract import TextBatch
 from tavq_plugin.data.images import load_images, to_float
 from tavq_plugin.data.pack import Pack
@@ -147,11 +148,9 @@ def _one_run(
 
 def _texts(store: TextStore, pairs: Pairs, *, shuffled: bool, seed: int) -> Callable[[Sequence[int]], TextBatch]:
     """Rows of images to the units of their texts, or of another image's text, the same one throughout."""
-    other = list(pairs.train_rows)
-    if shuffled:
-        order = torch.randperm(pairs.n_train, generator=torch.Generator().manual_seed(seed)).tolist()
-        for here, there in zip(order, order[1:] + order[:1], strict=True):  # one cycle: nobody keeps its own
-            other[here] = there
+    if not shuffled:
+        return store.batch
+    other = one_cycle(pairs.train_rows, seed)
     return lambda rows: store.batch([other[row] for row in rows])
 
 

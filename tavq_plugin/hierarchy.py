@@ -80,26 +80,35 @@ class Hierarchy(nn.Module):
         beside: bool = False,
     ) -> None:
         super().__init__()
-        if grad_to not in get_args(GradTo):
-            raise ValueError(f'grad_to={grad_to!r}: give "encoder", "codebook" or "both"')
         if codebook not in ("shared", "own"):
             raise ValueError(f'codebook={codebook!r}: give "shared" (the host\'s) or "own"')
-        if grad_to == "encoder" and not straight_through:
-            raise ValueError(
-                'grad_to="encoder" is impossible on this host: its quantizer passes gradient to its codebook by '
-                'itself (Gumbel); give "both" or "codebook"'
-            )
         if codebook == "own" and not codebook_size:
             raise ValueError('codebook="own" needs codebook_size=, the number of codes of each added level')
-        self.grad_to: GradTo = grad_to
         self.codebook, self.beta, self.max_grid = codebook, beta, max_grid
         self.straight_through, self.beside = straight_through, beside
+        self.grad_to = grad_to
         self.project = nn.ModuleList(nn.Conv2d(width, code_width, 1) for width in widths)
         self.own = nn.ModuleList()
         if codebook == "own":
             self.own.extend(nn.Embedding(codebook_size, code_width) for _ in widths)
             for table in self.own:
                 nn.init.uniform_(table.weight, -1 / codebook_size, 1 / codebook_size)
+
+    @property
+    def grad_to(self) -> GradTo:
+        """Where a loss on the codes sends its gradient; ValueError for what is unknown or impossible."""
+        return self._grad_to
+
+    @grad_to.setter
+    def grad_to(self, grad_to: GradTo) -> None:
+        if grad_to not in get_args(GradTo):
+            raise ValueError(f'grad_to={grad_to!r}: give "encoder", "codebook" or "both"')
+        if grad_to == "encoder" and not self.straight_through:
+            raise ValueError(
+                'grad_to="encoder" is impossible on this host: its quantizer passes gradient to its codebook by '
+                'itself (Gumbel); give "both" or "codebook"'
+            )
+        self._grad_to: GradTo = grad_to
 
     def forward(self, features: Sequence[Tensor], z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Codes:
         """Tapped features and the host's quantizer call to codes of every level; L-1 × b c h w -> Codes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tavq_plugin.contract import Quantized, Reading
 from tavq_plugin.dry_run import find_taps
@@ -160,7 +161,7 @@ class Embedded:
 
 
 class Given:
-    """A quantizer that its user's `parse=` reads; its codebook is its only two-dimensional parameter."""
+    """A quantizer that its user's `parse=` reads; its codebook is its only k c parameter, parametrized or not."""
 
     straight_through = True
 
@@ -169,5 +170,8 @@ class Given:
 
     def codebook(self) -> Tensor | None:
         """The only k c parameter, or None where there is none or several."""
-        tables = [p for p in self.module.parameters() if p.ndim == 2]
+        tables = [p for name, p in self.module.named_parameters() if p.ndim == 2 and "parametrizations." not in name]
+        for module in self.module.modules():
+            if is_parametrized(module):
+                tables += [table for name in module.parametrizations if (table := getattr(module, name)).ndim == 2]
         return tables[0] if len(tables) == 1 else None

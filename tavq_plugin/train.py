@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.align.softened import half_cosine, softened
 from tavq_plugin.attach import Tokenizer
 from tavq_plugin.clock import Clock
-from tavq_plugin.contract import Codes, TextBatch
+from tavq_plugin.contract import TextBatch
 from tavq_plugin.data.images import to_float
 from tavq_plugin.revival import Revival, latents_of
 from tavq_plugin.settings import Training
@@ -82,7 +81,7 @@ def train(
                 pixel = F.l1_loss(reconstruction, batch)
                 loss = pixel + quantizer_loss + settings.level_weight * codes.loss
                 with clock.in_plugin():
-                    reached = _softened(codes, _weight(step, settings))
+                    reached = softened(codes, _weight(step, settings))
                     aligned = align(reached, texts(rows.tolist())) if align else torch.zeros(())
                     loss = loss + aligned
                 _refuse_if_broken(step, loss=loss, pixel=pixel, quantizer=quantizer_loss, alignment=aligned)
@@ -127,27 +126,11 @@ def _revives(step: int, settings: Training) -> bool:
 def _rate(step: int, settings: Training) -> float:
     """Share of the peak learning rate: linear rise, then half a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    return rise * _fall(step / settings.steps)
+    return rise * half_cosine(step / settings.steps)
 
 
 def _weight(step: int, settings: Training) -> float:
     """λ: half a cosine from `weight` to `weight_end` over the steps with codes; 0 throughout where `weight` is 0."""
     end = min(settings.weight, settings.weight_end)
     done = (step - settings.settled) / (settings.steps - settings.settled)
-    return end + (settings.weight - end) * _fall(done)
-
-
-def _softened(codes: Codes, weight: float) -> Codes:
-    """The same codes, with `weight` times the gradient; with none at 0."""
-
-    def scaled(quantized: Tensor) -> Tensor:
-        if weight == 0:
-            return quantized.detach()
-        return quantized.detach() + weight * (quantized - quantized.detach())
-
-    return Codes(tuple(replace(level, quantized=scaled(level.quantized)) for level in codes.levels))
-
-
-def _fall(done: float) -> float:
-    """Half a cosine, from 1 at 0 to 0 at 1."""
-    return 0.5 * (1 + math.cos(math.pi * done))
+    return end + (settings.weight - end) * half_cosine(done)

@@ -6,10 +6,12 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from tavq_plugin.align.transport import Transport, solve
+from tavq_plugin.contract import Units
 
 KINDS = ("all", "gaussian", "gaussian-full", "moments", "moments-full", "subsample")
 
@@ -121,6 +123,14 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     mean = codes.new_zeros(len(distinct), c).index_add(0, group.flatten(), flat) / count[:, None]
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
     return Collapsed(mean, slot, masses.view(b, u))
+
+
+def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Units as points of unit length and their masses, which sum to 1, or 0 without text; b m d -> b m d, b m."""
+    vectors = F.normalize(units.embeddings.to(dtype).masked_fill(~units.mask[..., None], 0.0), dim=-1)
+    masses = units.mask.to(dtype) if units.weights is None else units.weights.to(dtype).masked_fill(~units.mask, 0.0)
+    total = masses.sum(1, keepdim=True)
+    return vectors, masses / torch.where(total == 0, 1.0, total)
 
 
 def _cells(samples: int, h: int, w: int) -> tuple[int, int]:

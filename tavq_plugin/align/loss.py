@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.align.contrast import batch_contrast
+from tavq_plugin.align.contrast import batch_contrast, transport_contrast
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
@@ -27,7 +27,9 @@ class TextAlignment(nn.Module):
     tokenizer: what `tavq.wrap` gave (its code width is read), or a code width.
     text_dim: width of the text embeddings (read from `encoder` or `store` where given).
     levels: the granularity of each level, fine → coarse; level_weight: the weight of each.
-    contrast: weight, beside the transport's, of a contrast over the batch (`batch_contrast`); 0 leaves it out.
+    contrast: weight, beside the transport's, of a contrast over the batch; 0 leaves it out. contrast_on: its logits are
+    cosines of "pooled" codes and texts (`batch_contrast`) or "transport" costs between every image and every text
+    (`transport_contrast`), over `temperature`.
     encoder: turns lists of strings into units, on the fly and cached. store: turns lists of ids into units.
     """
 
@@ -44,6 +46,8 @@ class TextAlignment(nn.Module):
         samples: int = 128,
         transport: TransportSettings | None = None,
         contrast: float = 0.0,
+        contrast_on: str = "pooled",
+        temperature: float = 0.1,
         encoder: Any = None,
         store: Any = None,
     ) -> None:
@@ -66,7 +70,12 @@ class TextAlignment(nn.Module):
         self.transport = transport or TransportSettings()
         if not contrast >= 0:
             raise ValueError(f"contrast must be 0 or more, got {contrast}")
-        self.contrast, self.store = contrast, store
+        if contrast_on not in ("pooled", "transport"):
+            raise ValueError(f'contrast_on={contrast_on!r}: give "pooled" or "transport"')
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.contrast, self.contrast_on, self.temperature = contrast, contrast_on, temperature
+        self.store = store
         self.cache = None
         if encoder is not None:
             from tavq_plugin.text.cache import TextCache
@@ -110,27 +119,34 @@ class TextAlignment(nn.Module):
         units = [batch[name].to(codes.final.quantized.device) for name in self.levels]
         for level, part, name in zip(codes.levels, units, self.levels, strict=True):
             self._check(level.quantized, part, name)
+        present = torch.stack([part.mask.any(1) for part in units])
+        self.last = {"units": torch.stack([part.mask.sum() for part in units])}
+        self.last["images_without_text"] = (~present).sum(1)
         with torch.autocast(codes.final.quantized.device.type, enabled=False):
             measures = [self._measure(level, index) for index, level in enumerate(codes.levels)]
-            result = self._solve(measures, units)
-        present = torch.stack([part.mask.any(1) for part in units])
-        share = present / present.sum(1, keepdim=True).clamp(min=1)
+            value = self.losses(measures, units)
+        return (value * value.new_tensor(self.level_weight)).sum()
 
-        def mean(values: Tensor) -> Tensor:
-            """Over the images with text; (l b) -> l."""
-            return (values.view_as(share) * share).sum(1)
-
+    def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
+        """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l. What a control replaces."""
+        result = self._solve(measures, units)
         with torch.no_grad():
             names = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
-            self.last = {name: mean(getattr(result, name)) for name in names}
-            self.last["units"] = torch.stack([part.mask.sum() for part in units])
-            self.last["images_without_text"] = (~present).sum(1)
-        value = mean(result.value)
+            self.last |= {name: over_images(getattr(result, name), units) for name in names}
+        value = over_images(result.value, units)
         if self.contrast:
-            apart = [batch_contrast(*measure, part) for measure, part in zip(measures, units, strict=True)]
-            self.last["contrast"] = torch.stack(apart).detach()
-            value = value + self.contrast * torch.stack(apart)
-        return (value * value.new_tensor(self.level_weight)).sum()
+            apart = torch.stack(
+                [self.contrasted(*measure, part) for measure, part in zip(measures, units, strict=True)]
+            )
+            self.last["contrast"] = apart.detach()
+            value = value + self.contrast * apart
+        return value
+
+    def contrasted(self, points: Tensor, masses: Tensor, units: Units) -> Tensor:
+        """A level's contrast over the batch, as `contrast_on` says; b n d, b n, b m d -> scalar."""
+        if self.contrast_on == "pooled":
+            return batch_contrast(points, masses, units, temperature=self.temperature)
+        return transport_contrast(points, masses, units, temperature=self.temperature, **vars(self.transport))
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
         """One level's transport with a plan over every place; b c h w, b m d -> Transport over b problems."""
@@ -148,7 +164,7 @@ class TextAlignment(nn.Module):
         points = F.normalize(self.project[index](self.distribution[index](codes)), dim=-1)
         return points, points.new_ones(points.shape[:2])
 
-    def _solve(self, measures: list[tuple[Tensor, Tensor]], units: list[Units]) -> Transport:
+    def _solve(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Transport:
         """The levels' problems as one batch, padded to the largest; l × (b n d, b n), l × b m d -> over (l b)."""
         n = max(points.shape[1] for points, _ in measures)
         m = max(part.mask.shape[1] for part in units)
@@ -175,6 +191,12 @@ class TextAlignment(nn.Module):
                 f"{len(units.embeddings)} texts for {len(quantized)} images: give one text an image, "
                 'in the images\' order ("" where there is none)'
             )
+
+
+def over_images(values: Tensor, units: Sequence[Units]) -> Tensor:
+    """Mean over the images with text, 0 where no image has any; (l b), l × b m -> l."""
+    present = torch.stack([part.mask.any(1) for part in units])
+    return (values.view_as(present) * present).sum(1) / present.sum(1).clamp(min=1)
 
 
 def _head(kind: str, width: int, hidden: int, text_dim: int) -> nn.Module:

@@ -1,3 +1,35 @@
 """Methods to train a VQ tokenizer by, one a file; looked up by name, imported when asked for."""
 
-METHODS = {"vqgan": "tavq_plugin.baselines.method:Method"}
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tavq_plugin.baselines.method import Method
+
+_HERE = "tavq_plugin.baselines"
+METHODS = {
+    "vqvae": f"{_HERE}.vqvae:VQVAE",
+    "vqgan": f"{_HERE}.vqgan:VQGAN",
+    "cvq": f"{_HERE}.cvq:CVQ",
+    "lgvq": f"{_HERE}.lgvq:LGVQ",
+    "vqct": f"{_HERE}.vqct:VQCT",
+    "tavq": f"{_HERE}.tavq:TAVQ",
+    "tavq-shuffled": f"{_HERE}.tavq_shuffled:TAVQShuffled",
+    "tavq-uniform-plan": f"{_HERE}.tavq_uniform_plan:TAVQUniformPlan",
+    "l2-distil": f"{_HERE}.l2_distil:L2Distil",
+    "infonce": f"{_HERE}.infonce:InfoNCE",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """A method's class by its name; KeyError names those there are.
+
+    >>> method_class("vqvae").adversarial
+    False
+    """
+    if name not in METHODS:
+        raise KeyError(f"no method {name!r}: one of {', '.join(METHODS)}")
+    source, cls = METHODS[name].split(":")
+    return getattr(import_module(source), cls)

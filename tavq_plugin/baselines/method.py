@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +47,7 @@ class Step:
     reconstruction: Tensor  # b 3 r r
     codes: Codes
     texts: TextBatch  # of the same images, on their device
+    first: int = 0  # number of the run's first step with codes (those before it, if any, did not quantize)
 
 
 class Method(nn.Module):
@@ -73,6 +75,14 @@ class Method(nn.Module):
 
     def finish(self) -> None:
         """Called once training is over: what was put on the host comes off, so that its own code loads the weights."""
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """New parameters are drawn from a seed of their own, on the CPU, and no random stream moves."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' streams too
+        yield
 
 
 def texts_of(corpus: Corpus, rows: Tensor, device: torch.device) -> TextBatch:

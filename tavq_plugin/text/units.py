@@ -138,6 +138,32 @@ class Splitter:
 
     def _tagged(self, plain: str, start: int, end: int, found: Mapping[str, _Tally]) -> None:
         """Words and phrases of one sentence by its part-of-speech tags."""
+        spans, tokens, codes = self._codes_of(plain, start, end)
+        for token, code, span in zip(tokens, codes, spans, strict=True):
+            if code in self._codes and _is_word(token):
+                found["word"].add(*span, token.lower())
+        for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
+            start, end = spans[first][0], spans[last - 1][1]
+            if any(map(_is_word, tokens[first:last])):
+                found["phrase"].add(start, end, plain[start:end].lower())
+
+    def tagged(self, text: str | None) -> Iterator[list[tuple[str, str]]]:
+        """Each sentence's tokens in lower case with their code letters (`chunk`); "x" for what is no word.
+
+        Raises ValueError for a language without a tagger.
+
+        >>> list(Splitter().tagged("A red car."))
+        [[('a', 'd'), ('red', 'a'), ('car', 'n'), ('.', 'x')]]
+        """
+        if "phrase" not in self.supported:
+            raise ValueError(f"parts of speech need a tagger, and {self.language!r} has none: give spacy= a model")
+        plain = (text or "").translate(_PLAIN)
+        for start, end in _sentences(plain, self.language):
+            _, tokens, codes = self._codes_of(plain, start, end)
+            yield [(token.lower(), code if _is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
+
+    def _codes_of(self, plain: str, start: int, end: int) -> tuple[list[tuple[int, int]], list[str], str]:
+        """Spans, tokens and code letters of one sentence."""
         if self.spacy is not None:
             within, codes = spacy_tags.tagged(self.spacy, plain[start:end])
             spans = [(start + a, start + b) for a, b in within]
@@ -149,13 +175,7 @@ class Splitter:
             # surface case; what is too long for a word is punctuation
             short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
             codes = chunk.encode(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
-        for token, code, span in zip(tokens, codes, spans, strict=True):
-            if code in self._codes and _is_word(token):
-                found["word"].add(*span, token.lower())
-        for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
-            start, end = spans[first][0], spans[last - 1][1]
-            if any(map(_is_word, tokens[first:last])):
-                found["phrase"].add(start, end, plain[start:end].lower())
+        return spans, tokens, codes
 
 
 _PHRASES = {"noun": chunk.noun_phrases, "verb": chunk.verb_phrases}

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from environments import cases
-from environments.plain import in_one_process
+from environments import cases, methods
+from environments.plain import in_one_process, rank_batch
 from ranks import TwoRanks
 
 
@@ -64,8 +64,31 @@ def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
     assert_equal(one, in_one_process(), **CLOSE)
 
 
+METHODS = {"cvq": {}, "lgvq": {"width": 16, "heads": 2}, "vqct": {"threshold": 0}, "tavq": {"contrast": 0.1}}
+
+
+@pytest.mark.parametrize("find", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_compared_methods_agree_under_ddp(ranks, name, find):
+    assert_equal(*ranks.both(methods.compared_under_ddp, name, find, METHODS[name]), **EXACT)
+
+
+def test_every_rank_moves_the_codes_that_one_process_would_move(ranks):
+    (codebook, usage), other = ranks.both(methods.moved_by_cvq)
+    assert torch.equal(codebook, other[0]) and torch.equal(usage, other[1])
+    images = torch.cat([rank_batch(rank, uneven=True)[0] for rank in range(2)])
+    expected = methods.moved(images)
+    torch.testing.assert_close((codebook, usage), expected)
+
+
 def test_accelerate_prepares_the_attachment(ranks):
     pytest.importorskip("accelerate")
     one, other = ranks.both(cases.prepared)
     assert_equal(one, other, **EXACT)
     assert_equal(one, in_one_process(), **CLOSE)
+
+
+def test_counts_of_codes_add_up_over_processes(ranks):
+    from tavq_plugin.metrics.codebook import over_processes
+
+    assert [counts.tolist() for counts in ranks.both(over_processes, torch.tensor([1, 0, 2]))] == [[2, 0, 4]] * 2

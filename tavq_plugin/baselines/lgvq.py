@@ -1,0 +1,179 @@
+"""LG-VQ: a global contrast, masked words and the words' relations, read from the final codes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from tavq_plugin.align.contrast import pooled
+from tavq_plugin.align.distribution import text_measure
+from tavq_plugin.attach import Tokenizer
+from tavq_plugin.baselines.method import Corpus, Method, Step, drawn_from
+from tavq_plugin.hierarchy import with_gradient
+from tavq_plugin.text.ragged import gather
+
+
+class LGVQ(Method):
+    """LG-VQ (arXiv 2405.14206, NeurIPS 2024; released source): semantic and relationship alignment of the final codes.
+
+    The paper's: visual tokens by a two-layer transformer with a CLS token over the quantized map; (a) global semantic
+    alignment, a cross-entropy from each image's CLS to the texts of the batch, of cosines without temperature;
+    (b) masked text prediction, a two-layer decoder that reads the visual tokens and names the masked words, label
+    smoothing .1, of a text's words a share drawn from a normal (mean .5, sd .1) cut to [.1, .3]; (c) relationship
+    alignment, the squared difference between two tables of cosines, those between words and those between the codes
+    nearest to them. Weights 1e-3, 1e-2, 1e-4 as for CelebA-HQ and TextCaps (1e-3 each for CUB).
+
+    Our reading: there is no CLIP here, so a text's tokens are its word units' frozen embeddings, its global feature the
+    mean of its sentences', and masked words are named among the distinct words of the training texts. Masks are real:
+    texts of any length, images without text take no part. Places have sinusoidal positions, so any grid goes. As in
+    the source, gradient passes straight through to the encoder; straight_through=False sends it where the tokenizer's
+    `grad_to` says. width, heads: of the two transformers.
+    Raises ValueError for a negative weight, and where the training texts hold no word.
+    """
+
+    name = "lgvq"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        corpus: Corpus,
+        *,
+        seed: int = 0,
+        global_weight: float = 1e-3,
+        masked_weight: float = 1e-2,
+        relation_weight: float = 1e-4,
+        straight_through: bool = True,
+        width: int = 128,
+        heads: int = 4,
+    ) -> None:
+        super().__init__(tokenizer, corpus, seed=seed)
+        self.weights = {"global": global_weight, "masked": masked_weight, "relation": relation_weight}
+        for name, value in self.weights.items():
+            if not value >= 0:
+                raise ValueError(f"{name}_weight must be 0 or more, got {value}")
+        if width % (4 * heads):
+            raise ValueError(f"width must be a multiple of 4 · heads = {4 * heads}, got {width}")
+        self.straight_through = straight_through
+        self.register_buffer("vocabulary", training_words(corpus), persistent=False)
+        text, codes = corpus.store.dim, tokenizer.code_width
+        layer = dict(d_model=width, nhead=heads, dim_feedforward=4 * width, dropout=0.0, activation="gelu")
+        layer |= dict(batch_first=True, norm_first=True)
+        with drawn_from(seed):
+            self.into = nn.Linear(codes, width)
+            self.cls = nn.Parameter(0.02 * torch.randn(width))
+            encoder = nn.TransformerEncoderLayer(**layer)
+            self.look = nn.TransformerEncoder(encoder, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+            self.to_text = nn.Linear(width, text)
+            self.mask_token = nn.Parameter(0.02 * torch.randn(text))
+            self.read = nn.Linear(text, width)
+            self.fill = nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer), 2, nn.LayerNorm(width))
+            self.to_word = nn.Linear(width, text)
+            self.relate = nn.Sequential(nn.Linear(codes, width), nn.GELU(), nn.LayerNorm(width))
+        self._draw = torch.Generator().manual_seed(seed)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The three losses, weighted."""
+        final, words = step.codes.final, step.texts["word"]
+        codes = with_gradient(final.latent, final.quantized, "encoder") if self.straight_through else final.quantized
+        with torch.autocast(codes.device.type, enabled=False):
+            codes = codes.float()
+            seen = self.visual_tokens(codes)
+            whole = pooled(*text_measure(step.texts["sentence"], seen.dtype))
+            tokens, _ = text_measure(words, seen.dtype)
+            places = F.normalize(self.to_text(seen), dim=-1)  # b (1 + n) d
+            related = self.relate(rearrange(codes, "b c h w -> b (h w) c"))
+            losses = {
+                "global": global_contrast(places[:, 0], whole, step.texts["sentence"].mask.any(1)),
+                "masked": self.masked_words(seen, tokens, words.mask),
+                "relation": relation(related, places[:, 1:].detach(), tokens, words.mask),
+            }
+        return {name: self.weights[name] * loss for name, loss in losses.items()}
+
+    def visual_tokens(self, codes: Tensor) -> Tensor:
+        """CLS and the places of a map, which have looked at each other; b c h w -> b (1 + n) width."""
+        x = self.into(rearrange(codes, "b c h w -> b (h w) c")) + positions(*codes.shape[2:], self.cls.shape[0]).to(
+            codes
+        )
+        return self.look(torch.cat([repeat(self.cls, "d -> b 1 d", b=len(codes)), x], 1))
+
+    def masked_words(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Cross-entropy of the masked words among those of the training texts; b n w, b m d, b m -> scalar."""
+        hidden = masked(mask.cpu(), self._draw).to(mask.device)
+        shown = torch.where(hidden[..., None], self.mask_token, tokens)
+        away = ~mask
+        away[:, 0] &= mask.any(1)  # a text without words keeps one place, so that no attention is over nothing
+        length = positions(1, mask.shape[1], self.cls.shape[0]).to(tokens)
+        named = self.to_word(self.fill(self.read(shown) + length, seen, tgt_key_padding_mask=away))
+        similar, target = (tokens[hidden] @ self.vocabulary.T).max(1)
+        known = (similar > 1 - 1e-3).to(tokens)  # a word that no training text holds is no target
+        each = F.cross_entropy(named[hidden] @ self.vocabulary.T, target, reduction="none", label_smoothing=0.1)
+        return (each * known).sum() / known.sum().clamp(min=1) + 0 * named.sum()
+
+    def get_extra_state(self) -> Tensor:
+        """The masks' random generator."""
+        return self._draw.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on drawing where the saved one was."""
+        self._draw.set_state(state.cpu())
+
+
+def training_words(corpus: Corpus) -> Tensor:
+    """Embeddings of the distinct words of the training texts, as batches give them; u d."""
+    store = corpus.store
+    ids = store.lists["word"].subset(store.rows(corpus.train_rows)).ids.unique()
+    if not len(ids):
+        raise ValueError(f"lgvq reads words, and no training text of {corpus.name} holds any: give texts with words")
+    words = gather(store.table, ids[None], torch.ones_like(ids, dtype=torch.bool)[None], store.mean("word"))
+    return F.normalize(words.embeddings[0], dim=-1)
+
+
+def masked(mask: Tensor, draw: torch.Generator) -> Tensor:
+    """Which words to hide: of each text a share drawn from a cut normal, one word at least; b m bool -> b m bool.
+
+    The draws are the same however far the texts are padded.
+    """
+    low, high = (0.5 * (1 + math.erf((edge - 0.5) / 0.1 / math.sqrt(2))) for edge in (0.1, 0.3))
+    uniform = torch.rand(len(mask), generator=draw, dtype=torch.float64)
+    share = 0.5 + 0.1 * torch.special.ndtri(low + (high - low) * uniform)
+    count = (share * mask.sum(1)).round().clamp(min=1)
+    noise = torch.full(mask.shape, torch.inf)
+    noise[mask] = torch.rand(int(mask.sum()), generator=draw)
+    return (noise.argsort(1).argsort(1) < count[:, None]) & mask
+
+
+def global_contrast(images: Tensor, texts: Tensor, present: Tensor) -> Tensor:
+    """Cross-entropy of cosines from images to the texts of the batch; unit vectors b d, b d, b -> scalar."""
+    logits = (images @ texts.T).masked_fill(~present[None], -1e4)
+    each = F.cross_entropy(logits, torch.arange(len(images), device=images.device), reduction="none")
+    return (each * present).sum() / present.sum().clamp(min=1)
+
+
+def relation(codes: Tensor, places: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Words' cosines against those of the codes nearest to them; b n w, b n d, b m d, b m -> scalar.
+
+    Nearest is the place of the greatest cosine (places and tokens are of unit length). Mean of the squared differences
+    over the pairs of a text's words, then over the images with words; the text side has no gradient.
+    """
+    nearest = (tokens @ places.mT).argmax(2)  # b m
+    chosen = F.normalize(codes.take_along_dim(nearest[..., None], 1), dim=-1)
+    pairs = mask[:, :, None] & mask[:, None]
+    apart = (chosen @ chosen.mT - (tokens @ tokens.mT).detach()).square() * pairs
+    present = mask.any(1)
+    return (apart.sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)).sum() / present.sum().clamp(min=1)
+
+
+def positions(h: int, w: int, width: int) -> Tensor:
+    """Sines and cosines of rows and columns; -> (h w) width.
+
+    >>> positions(2, 3, 8).shape
+    torch.Size([6, 8])
+    """
+    rates = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    angles = torch.cat([y.flatten()[:, None] * rates, x.flatten()[:, None] * rates], 1)
+    return torch.cat([angles.sin(), angles.cos()], 1)

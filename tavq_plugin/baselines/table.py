@@ -1,0 +1,25 @@
+"""Where a host keeps the codebook that a method moves or replaces."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tavq_plugin.attach import Tokenizer
+
+
+def learnt_table(tokenizer: Tokenizer, method: str) -> tuple[nn.Module, str, Tensor]:
+    """The module, and its parameter's name, that is the host's codebook, and the codebook as k c.
+
+    Raises ValueError where no parameter is: no explicit codebook, a computed one, or one that an EMA moves.
+    """
+    table = tokenizer.adapter.codebook()
+    if table is not None and table.requires_grad:
+        for module in tokenizer.host.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.data_ptr() == table.data_ptr() and parameter.numel() == table.numel():
+                    return module, name, table
+    what = "has none that is explicit" if table is None else "is computed, or moved by an EMA"
+    raise ValueError(
+        f"{method} needs a codebook that is a parameter of the host, learnt by gradient, and that of "
+        f"{type(tokenizer.host).__name__} {what}: choose another host, or its quantizer with a learnt codebook"
+    )

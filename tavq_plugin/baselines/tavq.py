@@ -1,0 +1,84 @@
+"""TA-VQ: codes of three levels aligned with words, phrases and sentences by optimal transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.align.softened import half_cosine, softened
+from tavq_plugin.attach import Tokenizer
+from tavq_plugin.baselines.method import Corpus, Method, Step, drawn_from
+from tavq_plugin.contract import GRANULARITIES, GradTo, TextBatch
+from tavq_plugin.settings import TransportSettings
+
+
+class TAVQ(Method):
+    """TA-VQ (arXiv 2503.01261, sampling-based alignment): λ · Σ over levels of weight · transport of codes onto units.
+
+    The paper's: levels against words, phrases and sentences of a long text, by optimal transport between codes,
+    modelled as a density (Theorem 1), and text. Our reading, as its code is not public: everything else. All codes
+    are transported by default (distribution="gaussian" draws samples of a density, as we read the paper's); the host
+    learns through the added levels; the gradient reaches the tokenizer times λ, which falls along half a cosine from
+    `weight` to `weight_end`, while the heads learn in full to the end.
+
+    level_weight: of the levels, fine → coarse. granularities: what each level is aligned with. grad_to: where the
+    alignment's gradient goes ("encoder", "codebook", "both"); None leaves it as the tokenizer was wrapped. contrast,
+    contrast_on, temperature: a contrast over the batch beside the transport, see `TextAlignment`.
+    Raises ValueError for settings that cannot be, and for a `grad_to` the host cannot have.
+    """
+
+    name = "tavq"
+    levels = True
+    alignment: ClassVar[type[TextAlignment]] = TextAlignment  # what a control replaces
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        corpus: Corpus,
+        *,
+        seed: int = 0,
+        weight: float = 0.3,
+        weight_end: float = 0.0,
+        level_weight: Sequence[float] = (3.0, 3.0, 1.0),
+        granularities: Sequence[str] = GRANULARITIES,
+        grad_to: GradTo | None = None,
+        distribution: str = "all",
+        samples: int = 128,
+        solver: str = "newton",
+        epsilon: float = 0.02,
+        projection: str = "mlp",
+        hidden: int | None = None,
+        contrast: float = 0.0,
+        contrast_on: str = "pooled",
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__(tokenizer, corpus, seed=seed)
+        for name, value in (("weight", weight), ("weight_end", weight_end)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        self.weight, self.weight_end = weight, weight_end
+        if grad_to is not None:
+            tokenizer.send_gradient(grad_to)
+        settings: dict[str, Any] = dict(levels=granularities, level_weight=level_weight, projection=projection)
+        settings |= dict(distribution=distribution, samples=samples, hidden=hidden)
+        settings |= dict(contrast=contrast, contrast_on=contrast_on, temperature=temperature)
+        settings |= dict(transport=TransportSettings(solver=solver, epsilon=epsilon))
+        with drawn_from(seed):
+            self.align = self.alignment(tokenizer, corpus.store.dim, **settings)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The alignment of all levels, b images and texts -> scalar."""
+        return {"alignment": self.align(softened(step.codes, self.weight_at(step)), self.texts(step))}
+
+    def weight_at(self, step: Step) -> float:
+        """λ: half a cosine over the steps with codes; 0 throughout where `weight` is 0."""
+        end = min(self.weight, self.weight_end)
+        done = (step.number - step.first) / max(1, step.steps - step.first)
+        return end + (self.weight - end) * half_cosine(done)
+
+    def texts(self, step: Step) -> TextBatch:
+        """The units the codes are aligned with."""
+        return step.texts

@@ -1,0 +1,46 @@
+"""A control: TA-VQ with the texts of other images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tavq_plugin.attach import Tokenizer
+from tavq_plugin.baselines.method import Corpus, Step, texts_of
+from tavq_plugin.baselines.tavq import TAVQ
+from tavq_plugin.contract import TextBatch
+
+
+def one_cycle(rows: Sequence[int], seed: int) -> dict[int, int]:
+    """Each row to another, by one fixed cycle through all: nobody keeps its own where there are two.
+
+    >>> sorted(one_cycle([4, 7, 9], seed=0)) == sorted(one_cycle([4, 7, 9], seed=0).values())
+    True
+    """
+    order = [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()]
+    return dict(zip(order, order[1:] + order[:1], strict=True))
+
+
+class TAVQShuffled(TAVQ):
+    """Ours: the loss, heads and texts of TA-VQ, but each image keeps the text of one other image throughout.
+
+    What remains of TA-VQ's effect here does not come from what a text says of its image. Raises ValueError for fewer
+    than two training images.
+    """
+
+    name = "tavq-shuffled"
+    other: Tensor  # n_train, int64: the row whose text each image has
+
+    def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0, **settings: Any) -> None:
+        super().__init__(tokenizer, corpus, seed=seed, **settings)
+        if corpus.n_train < 2:
+            raise ValueError(f"{corpus.n_train} training images: shuffling texts needs two at least")
+        self.corpus, other = corpus, one_cycle(corpus.train_rows, seed)
+        self.register_buffer("other", torch.tensor([other[row] for row in corpus.train_rows]))
+
+    def texts(self, step: Step) -> TextBatch:
+        """The units of other images."""
+        return texts_of(self.corpus, self.other[step.rows.to(self.other.device)], step.images.device)

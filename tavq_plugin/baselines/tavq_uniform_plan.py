@@ -1,0 +1,50 @@
+"""A control: TA-VQ with a plan that teaches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tavq_plugin.align.distribution import text_measure
+from tavq_plugin.align.loss import TextAlignment, over_images
+from tavq_plugin.baselines.tavq import TAVQ
+from tavq_plugin.contract import Units
+
+
+def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = "sqeuclidean") -> Tensor:
+    """⟨a bᵀ, C⟩, each code sent to every unit alike; b n d, b n, b m d, b m, masses of sum 1 or 0 -> b.
+
+    >>> x, y, half = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[1.0]]]), torch.full((1, 2), 0.5)
+    >>> independent_cost(x, half, y, torch.ones(1, 1))
+    tensor([1.])
+    """
+    inner = (torch.einsum("b n d, b n -> b d", x, a) * torch.einsum("b m d, b m -> b d", y, b)).sum(1)
+    if cost == "dot":
+        return -inner
+    own = torch.linalg.vecdot(a, x.square().sum(2)) * b.sum(1)
+    return own + torch.linalg.vecdot(b, y.square().sum(2)) * a.sum(1) - 2 * inner
+
+
+class UniformPlan(TextAlignment):
+    """TextAlignment whose codes go to every unit alike: ⟨a bᵀ, C⟩ in place of the least ⟨P, C⟩ + ε KL(P | a bᵀ)."""
+
+    def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
+        """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l."""
+        costs = []
+        for (points, masses), part in zip(measures, units, strict=True):
+            masses = masses / masses.sum(1, keepdim=True)
+            costs.append(independent_cost(points, masses, *text_measure(part, points.dtype), cost=self.transport.cost))
+        return over_images(torch.cat(costs), units)
+
+
+class TAVQUniformPlan(TAVQ):
+    """Ours: the heads, units and weights of TA-VQ, with the independent coupling a bᵀ as the plan.
+
+    What TA-VQ has over it comes from matching codes with units; what it shares, from drawing all codes of an image to
+    the mean of its text. Takes the settings of `TAVQ`; those of the solver and the contrast have no effect.
+    """
+
+    name = "tavq-uniform-plan"
+    alignment = UniformPlan

@@ -1,0 +1,16 @@
+"""VQ-VAE: reconstruction and codebook loss, nothing else."""
+
+from __future__ import annotations
+
+from tavq_plugin.baselines.method import Method
+
+
+class VQVAE(Method):
+    """VQ-VAE (van den Oord et al., NeurIPS 2017, eq. 3): the recipe without its discriminator and perceptual loss.
+
+    Our reading: the pixel loss and β are the recipe's, as for every method compared, and not the paper's.
+    """
+
+    name = "vqvae"
+    adversarial = False
+    perceptual = False

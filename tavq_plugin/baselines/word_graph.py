@@ -1,0 +1,65 @@
+"""Adjectives and nouns of a corpus, and which adjective stands before which noun."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tavq_plugin.text.units import Splitter
+
+
+@dataclass(frozen=True)
+class WordGraph:
+    """Adjectives first, then nouns, each kind by falling count; edges join an adjective and a noun."""
+
+    words: tuple[str, ...]
+    adjectives: int  # how many of the words are adjectives
+    counts: tuple[int, ...]  # appearances of each
+    edges: dict[tuple[int, int], int]  # (adjective, noun) → how often they stand side by side
+
+    def most_frequent(self, size: int) -> WordGraph:
+        """Of both kinds together the `size` words that appear most, in the same order."""
+        order = sorted(range(len(self.words)), key=lambda i: -self.counts[i])[:size]
+        place = {old: new for new, old in enumerate(sorted(order))}
+        return WordGraph(
+            tuple(self.words[i] for i in place),
+            sum(i < self.adjectives for i in place),
+            tuple(self.counts[i] for i in place),
+            {(place[a], place[n]): count for (a, n), count in self.edges.items() if a in place and n in place},
+        )
+
+
+def word_graph(
+    texts: Iterable[str | None], *, above: int, known: Collection[str], splitter: Splitter | None = None
+) -> WordGraph:
+    """Words among `known` that appear more than `above` times as a noun or as an adjective, and their edges.
+
+    A word of both kinds is two. Raises ValueError where there is none.
+
+    >>> graph = word_graph(["A red car and a red bus."], above=0, known={"red", "car", "bus"})
+    >>> graph.words, graph.adjectives, graph.edges
+    (('red', 'car', 'bus'), 1, {(0, 1): 1, (0, 2): 1})
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    pairs: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
+    splitter = splitter or Splitter()
+    for text in texts:
+        for sentence in splitter.tagged(text):
+            counts.update(token for token in sentence if token[1] in "an")
+            pairs.update((one, two) for one, two in pairwise(sentence) if one[1] + two[1] == "an")
+    kept = [token for token, count in counts.most_common() if count > above and token[0] in known]
+    kept.sort(key=lambda token: token[1])  # stable: adjectives before nouns
+    if not kept:
+        raise ValueError(
+            f"no noun or adjective appears more than {above} times in the texts ({len(counts)} distinct ones do at "
+            "all): lower threshold=, or give more texts"
+        )
+    row = {token: i for i, token in enumerate(kept)}
+    return WordGraph(
+        tuple(word for word, _ in kept),
+        sum(kind == "a" for _, kind in kept),
+        tuple(counts[token] for token in kept),
+        {(row[one], row[two]): count for (one, two), count in pairs.items() if one in row and two in row},
+    )

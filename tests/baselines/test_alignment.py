@@ -1,0 +1,140 @@
+"""TA-VQ and its controls: the same heads and weights, and losses against plain loops."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from baselines.small import corpus, made, step_of
+
+from tavq_plugin.align import TextAlignment
+from tavq_plugin.align.contrast import batch_contrast
+from tavq_plugin.baselines.tavq_uniform_plan import independent_cost
+from tavq_plugin.contract import GRANULARITIES
+
+FAMILY = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
+LEVEL_WEIGHT = (3.0, 3.0, 1.0)
+
+
+def measures(one, step):
+    """Level by level the points of each image and its units, all of unit length, without padding."""
+    for index, (level, name) in enumerate(zip(step.codes.levels, GRANULARITIES, strict=True)):
+        points, units = one.align.embed(level.quantized, index), step.texts[name]
+        yield [(points[i], F.normalize(units.embeddings[i][units.mask[i]], dim=1)) for i in range(len(points))]
+
+
+def test_controls_have_the_same_heads_and_weights():
+    heads = [made(name)[1].align.state_dict() for name in FAMILY]
+    assert all(torch.equal(heads[0][key], other[key]) for other in heads[1:] for key in heads[0])
+    assert {made(name)[1].align.level_weight for name in FAMILY} == {LEVEL_WEIGHT}
+
+
+def test_the_loss_is_the_alignments_and_the_host_gets_its_share_of_the_gradient():
+    tokenizer, one = made("tavq", weight=0.4, weight_end=0.1)
+    plain = TextAlignment(tokenizer, corpus().store.dim, level_weight=LEVEL_WEIGHT)
+    plain.load_state_dict(one.align.state_dict())
+    for number, share in ((0, 0.4), (5, 0.25), (10, 0.1)):
+        step = step_of(tokenizer, number=number)
+        latents = [level.latent for level in step.codes.levels]
+        value, expected = one(step)["alignment"], plain(step.codes, step.texts)
+        torch.testing.assert_close(value, expected)
+        ours = torch.autograd.grad(value, [*latents, *one.parameters()], retain_graph=True)
+        theirs = torch.autograd.grad(expected, [*latents, *plain.parameters()])
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            torch.testing.assert_close(a, b * (share if index < 3 else 1.0), rtol=1e-3, atol=1e-6)
+
+
+def test_the_weight_falls_from_the_first_step_with_codes():
+    tokenizer, one = made("tavq", weight=0.4)
+    step = step_of(tokenizer, number=4)
+    object.__setattr__(step, "first", 4)
+    assert one.weight_at(step) == pytest.approx(0.4)
+    _, none = made("tavq", weight=0.0, weight_end=0.5)
+    assert none.weight_at(step) == 0
+
+
+def test_shuffled_texts_are_another_images_throughout():
+    (host, one), (_, plain) = made("tavq-shuffled"), made("tavq")
+    step = step_of(host, rows=(0, 1, 2))
+    other = one.other[step.rows]
+    assert sorted(one.other.tolist()) == list(range(6)) and (one.other != torch.arange(6)).all()
+    swapped = step_of(host, rows=(0, 1, 2), texts=corpus().store.batch(other))
+    assert torch.equal(one(step)["alignment"], plain(swapped)["alignment"])
+
+
+def test_the_uniform_plan_is_a_loop_over_codes_and_units():
+    tokenizer, one = made("tavq-uniform-plan")
+    step = step_of(tokenizer)
+    expected = 0.0
+    for weight, level in zip(LEVEL_WEIGHT, measures(one, step), strict=True):
+        costs = [((x[:, None] - y[None]) ** 2).sum(2).mean() for x, y in level]
+        expected = expected + weight * sum(costs) / len(costs)
+    value = one(step)["alignment"]
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    assert value > made("tavq")[1](step)["alignment"]  # nothing is matched
+
+
+def test_the_independent_cost_and_its_gradient():
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, n, 4, generator=g).double().requires_grad_() for n in (5, 3))
+    a, b = (F.normalize(torch.rand(2, n, generator=g).double(), p=1, dim=1) for n in (5, 3))
+    for cost in ("sqeuclidean", "dot"):
+        table = ((x[:, :, None] - y[:, None]) ** 2).sum(3) if cost == "sqeuclidean" else -x @ y.mT
+        expected = (a[:, :, None] * b[:, None] * table).sum((1, 2))
+        torch.testing.assert_close(independent_cost(x, a, y, b, cost=cost), expected)
+        torch.autograd.gradcheck(lambda x, y, cost=cost: independent_cost(x, a, y, b, cost=cost), (x, y))
+
+
+def test_l2_is_the_distance_of_the_pooled():
+    tokenizer, one = made("l2-distil")
+    step = step_of(tokenizer)
+    expected = 0.0
+    for weight, level in zip(LEVEL_WEIGHT, measures(one, step), strict=True):
+        apart = [2 - 2 * F.cosine_similarity(x.mean(0), y.mean(0), dim=0) for x, y in level]
+        expected = expected + weight * sum(apart) / len(apart)
+    torch.testing.assert_close(one(step)["alignment"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_infonce_is_the_batch_contrast_of_each_level():
+    tokenizer, one = made("infonce", temperature=0.3)
+    step, expected = step_of(tokenizer), 0.0
+    for index, (weight, name) in enumerate(zip(LEVEL_WEIGHT, GRANULARITIES, strict=True)):
+        points = one.align.embed(step.codes.levels[index].quantized, index)
+        masses = points.new_ones(points.shape[:2])
+        expected = expected + weight * batch_contrast(points, masses, step.texts[name], temperature=0.3)
+    torch.testing.assert_close(one(step)["alignment"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on", ["pooled", "transport"])
+def test_a_contrast_joins_the_transport_by_its_weight(on):
+    tokenizer, with_it = made("tavq", contrast=0.5, contrast_on=on)
+    step, plain = step_of(tokenizer), made("tavq")[1]
+    apart = with_it(step)["alignment"] - plain(step)["alignment"]
+    contrast = with_it.align.last["contrast"]
+    assert (contrast > 0).all()
+    torch.testing.assert_close(apart, 0.5 * (contrast * torch.tensor(LEVEL_WEIGHT)).sum(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad_to", ["encoder", "codebook", "both"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_gradient_goes_where_grad_to_says(name, grad_to):
+    tokenizer, one = made(name, grad_to=grad_to)
+    one(step_of(tokenizer))["alignment"].backward()
+    stem, table = tokenizer.host.encoder.conv_in.weight.grad, tokenizer.adapter.codebook().grad
+    reached = [grad is not None and bool(grad.norm() > 0) for grad in (stem, table)]
+    assert reached == [grad_to != "codebook", grad_to != "encoder"]
+
+
+def test_what_cannot_be_is_refused():
+    for settings, said in (
+        ({"weight": -1.0}, "weight must be 0 or more"),
+        ({"weight_end": float("nan")}, "weight_end must be 0 or more"),
+        ({"grad_to": "decoder"}, "grad_to='decoder'"),
+        ({"solver": "simplex"}, "solver='simplex'"),
+        ({"contrast_on": "words"}, "contrast_on='words'"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"granularities": ("word", "word")}, "3 entries for 2 levels"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tokenizer, one = made("tavq", **settings)
+            one(step_of(tokenizer))  # an unknown solver is found when it is called
+    with pytest.raises(ValueError, match='grad_to="both" is impossible on this host'):
+        made("tavq", "lucidrains-vq", grad_to="both")

@@ -1,0 +1,111 @@
+"""VQCT: words and edges of the texts, the graph network against dense algebra, the host's codebook while and after."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from baselines.small import corpus, made, step_of
+from tiny_hosts import DDCONFIG
+
+import tavq_plugin as tavq
+from tavq_plugin.baselines.vqct import VQCT, Transfer
+from tavq_plugin.baselines.word_graph import WordGraph, word_graph
+from tavq_plugin.text import Splitter
+
+TEXTS = ["A red car and a red dog.", "The blue dog sees a red car.", None, "Red is not a car."]
+KNOWN = {"red", "blue", "car", "dog"}
+
+
+def test_words_and_edges_are_counted_over_the_texts():
+    graph = word_graph(TEXTS, above=0, known=KNOWN)
+    assert set(graph.words[: graph.adjectives]) >= {"red", "blue"} and set(graph.words[graph.adjectives :]) >= {
+        "car",
+        "dog",
+    }
+    by_name = {(graph.words[a], graph.words[n]): count for (a, n), count in graph.edges.items()}
+    assert by_name == {("red", "car"): 2, ("red", "dog"): 1, ("blue", "dog"): 1}
+    assert all(a < graph.adjectives <= n for a, n in graph.edges)
+    counts = dict(zip(graph.words[graph.adjectives :], graph.counts[graph.adjectives :], strict=True))
+    assert counts["car"] == 3 and counts["dog"] == 2
+
+
+def test_rare_and_unknown_words_are_left_out():
+    assert set(word_graph(TEXTS, above=2, known=KNOWN).words) == {"red", "car"}
+    assert "dog" not in word_graph(TEXTS, above=0, known={"car"}).words
+    with pytest.raises(ValueError, match="more than 10 times .* lower threshold="):
+        word_graph(TEXTS, above=10, known=KNOWN)
+    with pytest.raises(ValueError, match="parts of speech need a tagger"):
+        list(Splitter(language="ja").tagged("赤い車"))
+
+
+def test_the_most_frequent_words_keep_their_edges():
+    graph = WordGraph(("red", "blue", "car", "dog"), 2, (9, 1, 7, 5), {(0, 2): 4, (1, 3): 1, (0, 3): 2})
+    kept = graph.most_frequent(3)
+    assert kept == WordGraph(("red", "car", "dog"), 1, (9, 7, 5), {(0, 1): 4, (0, 2): 2})
+    assert graph.most_frequent(10) == graph
+
+
+GRAPH = WordGraph(("red", "blue", "car", "dog"), 2, (9, 1, 7, 5), {(0, 2): 4, (1, 3): 1, (0, 3): 2})
+
+
+def test_the_network_is_two_graph_convolutions():
+    words = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
+    apart = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).double()
+    transfer = Transfer(words.float(), GRAPH, torch.Size([7, 3]), 5).double()
+    torch.nn.init.normal_(transfer.bias)
+    joined = torch.eye(4).double()
+    for (a, n), count in GRAPH.edges.items():
+        joined[a, n] += count
+        joined[n, a] += count
+    scale = joined.sum(1).rsqrt()
+    joined = scale[:, None] * joined * scale
+    x = F.normalize(words, dim=1) * 6**0.5
+    h = torch.relu(joined @ x @ transfer.first.weight.T + transfer.first.bias)
+    codes = joined @ h @ transfer.second.weight.T + transfer.bias
+    expected = codes[[0, 0, 1, 1, 2, 2, 3]]
+    expected[[1, 3, 5]] += apart[[1, 3, 5]]
+    torch.testing.assert_close(transfer(apart), expected, rtol=1e-5, atol=1e-6)
+    transfer.seen = joined @ x
+    torch.testing.assert_close(transfer(apart), expected)
+    torch.autograd.gradcheck(transfer, apart.requires_grad_())
+
+
+def test_words_without_an_edge_stand_alone():
+    lonely = WordGraph(("red", "car"), 1, (2, 2), {})
+    codes = Transfer(torch.eye(2), lonely, torch.Size([2, 3]), 4)(torch.zeros(2, 3))
+    assert codes.shape == (2, 3) and not torch.equal(codes[0], codes[1])
+
+
+def test_the_codebook_is_the_networks_and_one_code_moves_the_others():
+    tokenizer, one = made("vqct")
+    weight, k = tokenizer.adapter.codebook(), 32
+    assert len(one.graph.words) < k and len(weight.detach().unique(dim=0)) == k  # repeated words are apart
+    moved = torch.autograd.grad(weight[0].sum(), list(tokenizer.host.quantize.parameters()), allow_unused=True)
+    before = weight.detach().clone()
+    with torch.no_grad():
+        for parameter, gradient in zip(tokenizer.host.quantize.parameters(), moved, strict=True):
+            if gradient is not None:
+                parameter -= 0.1 * gradient
+    assert ((tokenizer.adapter.codebook() - before).norm(dim=1) > 0).all()
+
+
+def test_of_more_words_than_codes_the_most_frequent_are_taken():
+    pytest.importorskip("taming")
+    from tavq_plugin.adapters.taming import VQGAN
+
+    tokenizer = tavq.wrap(VQGAN(DDCONFIG, n_embed=4, embed_dim=8))
+    one = VQCT(tokenizer, corpus(), threshold=0)
+    everything = word_graph(corpus().texts[:6], above=0, known=set(corpus().store.vocabulary))
+    assert len(everything.words) > 4 and one.graph == everything.most_frequent(4)
+    assert min(one.graph.counts) >= sorted(everything.counts)[-4]
+    assert tokenizer.adapter.codebook().shape == (4, 8)
+
+
+def test_the_host_is_its_own_class_and_parameter_again():
+    tokenizer, one = made("vqct")
+    plain = type(made("vqgan")[0].host.quantize.embedding)
+    one.finish()
+    table = tokenizer.host.quantize.embedding
+    assert type(table) is plain and isinstance(table.weight, torch.nn.Parameter) and table.weight.requires_grad
+    step = step_of(tokenizer)
+    (step.reconstruction.square().mean() + step.codes.loss).backward()
+    assert table.weight.grad is not None
