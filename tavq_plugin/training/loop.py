@@ -41,7 +41,7 @@ class Loop:
         self.optimizer = self._adam()
         self.adversary = self._adversary()
         self.average = Average(self.module.parameters(), recipe.ema) if recipe.ema else None
-        self.codebook = KeptCodebook.of(recipe, self.tokenizer, self.method, accelerator)
+        self.codebook = KeptCodebook.of(recipe, self.tokenizer, accelerator)
         compiled = recipe.compile != "no"
         self.clock = self.module.clock = Clock(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:
