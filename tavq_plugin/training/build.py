@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 
@@ -14,13 +15,13 @@ from tavq_plugin.training.host import build_host, refuse_resolution
 from tavq_plugin.training.recipe import Recipe
 
 
-def build(recipe: Recipe, corpus: Corpus) -> tuple[Tokenizer, Method]:
+def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple[Tokenizer, Method]:
     """The wrapped host and the recipe's method, drawn from its seed alone; the host is the same for every method."""
     if recipe.method not in METHODS:
         raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
     cls = method_class(recipe.method)
     torch.manual_seed(recipe.seed)
-    host = build_host(recipe.host, recipe.resolution)
+    host = build_host(recipe.host, recipe.resolution, allow=allow)
     refuse_resolution(host, recipe.resolution)
     grid = max(16, min(64, recipe.resolution // 2))
     tokenizer = wrap(host, **{"beside": not cls.levels, "max_grid": grid, **recipe.host.wrap})

@@ -36,8 +36,9 @@ def test_two_processes_come_to_what_one_comes_to(ranks, tmp_path, method, change
         assert row.keys() == expected.keys()
         for name in row.keys() - {"seconds", "plugin_share"}:
             # Adam divides by the gradient's size, so after its first step sums in another order show in the judge
-            near = 0.03 if row["step"] > 3 and name in ("adversarial", "adaptive", "discriminator") else 2e-3
-            assert row[name] == pytest.approx(expected[name], rel=near, abs=1e-5), (name, row["step"])
+            near = 0.1 if row["step"] > 3 and name in ("adversarial", "adaptive") else 2e-3
+            ties = 100 * 2 / 32 if name.startswith("usage") else 1e-5  # codes that are all but equally near
+            assert row[name] == pytest.approx(expected[name], rel=near, abs=ties), (name, row["step"])
 
 
 def test_they_resume_and_load(ranks, tmp_path):
