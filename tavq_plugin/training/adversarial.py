@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.training.recipe import AdversarialRecipe
+from tavq_plugin.training.sharded import load_module, load_optimizer
 
 SLOPE = 0.2
 LARGEST = 1e4  # of the adaptive weight
@@ -108,5 +109,5 @@ class Adversary:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_module(self.module, state["module"])
+        load_optimizer(self.optimizer, state["optimizer"])

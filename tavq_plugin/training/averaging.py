@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from tavq_plugin.training.sharded import load_module
+
 
 class Average:
     """torch's AveragedModel on the parameters alone; buffers are taken as they are in the end.
@@ -44,4 +46,4 @@ class Average:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._model.load_state_dict(state)
+        load_module(self._model, state)

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from tavq_plugin.attach import Tokenizer
 from tavq_plugin.baselines.method import Corpus
 from tavq_plugin.contract import Codes, Level
+from tavq_plugin.environment import whole
 from tavq_plugin.revival import Revival
 from tavq_plugin.training.recipe import Recipe
 
@@ -33,7 +34,7 @@ class KeptCodebook:
         table = tokenizer.adapter.codebook()
         if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
             return None
-        if table is None or not table.is_leaf:
+        if table is None or not table.is_leaf or whole(table) is not table:
             raise ValueError(
                 "this host's codebook is not a table that can be written: give start.settle_share=0 and "
                 "start.revive_every=0"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from tavq_plugin.baselines.method import Corpus
 from tavq_plugin.clock import Clock
 from tavq_plugin.data.images import to_float
-from tavq_plugin.environment import own_randomness
+from tavq_plugin.environment import is_sharded, keep_in_step, own_randomness, whole
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
 from tavq_plugin.training.averaging import Average
 from tavq_plugin.training.build import build
@@ -23,6 +25,7 @@ from tavq_plugin.training.codebook import KeptCodebook
 from tavq_plugin.training.perceptual import build_perceptual
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.sampler import Rows, shares
+from tavq_plugin.training.sharded import gathered, load_module, load_optimizer
 from tavq_plugin.training.step import TrainingStep
 
 
@@ -31,6 +34,7 @@ class Loop:
 
     def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator, *, allow: Sequence[str] = ()) -> None:
         self.recipe, self.corpus, self.accelerator, self.number = recipe, corpus, accelerator, 0
+        self.allow = allow
         self.rows = Rows(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
         shares(self.rows(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
         self.tokenizer, self.method = build(recipe, corpus, allow=allow)
@@ -39,6 +43,10 @@ class Loop:
             perceptual.to(accelerator.device)
         self.module = TrainingStep(self.tokenizer, self.method, corpus, perceptual, recipe)
         self.model = accelerator.prepare(self.module)
+        if isinstance(self.model, FullyShardedDataParallel):
+            raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
+        if is_sharded(self.module):
+            keep_in_step(self.module)
         self.optimizer = self._adam()
         self.adversary = self._adversary()
         self.average = Average(self.module.parameters(), recipe.ema) if recipe.ema else None
@@ -72,9 +80,8 @@ class Loop:
             for i, part in enumerate(parts):
                 with ExitStack() as stack:
                     if i < len(parts) - 1:
-                        stack.enter_context(accelerator.no_sync(self.model))
-                        if opposed:
-                            stack.enter_context(accelerator.no_sync(self.adversary.prepared))
+                        for model in [self.model, *([self.adversary.prepared] if opposed else [])]:
+                            stack.enter_context(getattr(model, "no_sync", nullcontext)())  # DDP's alone
                     rows.append(self._pass(part, settling=settling, opposed=opposed))
                 if not settling:
                     used = self._counted(used)
@@ -186,14 +193,17 @@ class Loop:
         recipe = self.recipe.adversarial
         if not self.method.adversarial or recipe.weight == 0 or recipe.start >= self.recipe.steps:
             return None
-        if recipe.adaptive and self.tokenizer.adapter.last_layer() is None:
-            raise ValueError(
-                "this host shows no last layer to weigh the adversarial loss by: give adversarial.adaptive=false"
-            )
+        last = self.tokenizer.adapter.last_layer()
+        if recipe.adaptive and (last is None or whole(last) is not last):
+            why = "shows no last layer" if last is None else "is sharded, its last layer out of reach"
+            raise ValueError(f"this host {why}, to weigh the adversarial loss by: give adversarial.adaptive=false")
         with own_randomness(torch.device("cpu")):
             torch.manual_seed(self.recipe.seed)
             module = PatchGAN(layers=recipe.layers, width=recipe.width)
-        prepared = self.accelerator.prepare(module)
+        if is_sharded(self.module):  # a small module, called inside and outside of a gradient's reach: kept whole
+            prepared = DistributedDataParallel(module.to(self.accelerator.device))
+        else:
+            prepared = self.accelerator.prepare(module)
         settings = self.recipe.optimizer
         adam = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
         return Adversary(recipe, module, prepared, adam, self._mean)
@@ -208,19 +218,15 @@ class Loop:
         streams = {"cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             streams["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        return {
-            "number": self.number,
-            "model": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "streams": gather_object([streams]),
-            **{name: part.state_dict() for name, part in self._parts.items()},
-        }
+        parts = {"model": self.module, "optimizer": self.optimizer, **self._parts}
+        state = {name: gathered(part.state_dict()) for name, part in parts.items()}
+        return {"number": self.number, "streams": gather_object([streams]), **state}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.number = state["number"]
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_module(self.module, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         streams = state["streams"][self.accelerator.process_index % len(state["streams"])]
@@ -237,11 +243,19 @@ class Loop:
                 )
 
     def finish(self) -> None:
-        """The averaged weights in, what the method put on the host off, hooks gone; then weights may be loaded."""
+        """The averaged weights in, what the method put on the host off, hooks gone; then weights may be loaded.
+
+        What was sharded is whole again, on every process.
+        """
         if self.average is not None:
             self.average.apply()
-        self.method.finish()
         self.close()
+        if is_sharded(self.module):
+            state = gathered(self.module.state_dict())
+            self.tokenizer, self.method = build(self.recipe, self.corpus, allow=self.allow)
+            self.module = TrainingStep(self.tokenizer, self.method, self.corpus, None, self.recipe)
+            self.module.to(self.accelerator.device).load_state_dict(state)
+        self.method.finish()
         self.module.eval()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from training.toy import corpus, recipe, registered, stopped, weights
 
 from tavq_plugin.training import fit
@@ -33,6 +34,25 @@ def refused(folder: str) -> str:
     """What is said where the batch does not divide."""
     try:
         fit("vqgan", recipe(batch_size=3), corpus(), Path(folder))
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def sharded(folder: str, method: str, changes: dict[str, Any], stop: int = 0) -> tuple[list, dict]:
+    """The same, the module sharded by FSDP2 as accelerate does on GPUs."""
+    from accelerate import Accelerator
+    from torch.distributed.fsdp import fully_shard
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accelerator, "prepare", lambda self, module: fully_shard(module))
+        return trained(folder, method, changes, stop)
+
+
+def unreachable(folder: str) -> str:
+    """What is said where the adaptive weight finds its layer sharded."""
+    try:
+        sharded(folder, "vqgan", {"adversarial": {"start": 1}})
     except ValueError as error:
         return str(error)
     return "nothing"

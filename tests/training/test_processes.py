@@ -25,7 +25,7 @@ def ranks():
     two.stop()
 
 
-@pytest.mark.parametrize(("method", "changes"), [("vqgan", {}), ("tavq", {"accumulation": 2})])
+@pytest.mark.parametrize(("method", "changes"), [("vqgan", {}), ("tavq", {"accumulation": 2, "start": {}})])
 def test_two_processes_come_to_what_one_comes_to(ranks, tmp_path, method, changes):
     changes = EVERYTHING | changes
     (history, ours), (_, theirs) = ranks.both(cases.trained, str(tmp_path / "two"), method, changes)
@@ -39,6 +39,22 @@ def test_two_processes_come_to_what_one_comes_to(ranks, tmp_path, method, change
             near = 0.1 if row["step"] > 3 and name in ("adversarial", "adaptive") else 2e-3
             ties = 100 * 2 / 32 if name.startswith("usage") else 1e-5  # codes that are all but equally near
             assert row[name] == pytest.approx(expected[name], rel=near, abs=ties), (name, row["step"])
+
+
+def test_a_sharded_run_comes_to_the_same_and_resumes(ranks, tmp_path):
+    judge = {"start": 3, "width": 4, "layers": 1, "adaptive": False}
+    changes = dict(steps=5, batch_size=4, accumulation=2, ema=0.5, checkpoint_every=2, adversarial=judge)
+    (history, ours), (_, theirs) = ranks.both(cases.sharded, str(tmp_path / "two"), "tavq", changes, 3)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    single = fit("tavq", recipe(**changes), corpus(), tmp_path / "one")
+    for row, expected in zip(history, single.history, strict=True):
+        for name in ("pixel", "quantizer", "level", "alignment"):
+            assert row[name] == pytest.approx(expected[name], rel=2e-3), (name, row["step"])
+    loaded = fit("tavq", recipe(**changes), corpus(), tmp_path / "two", progress=lambda *row: pytest.fail("trained"))
+    assert all(torch.equal(value, ours[f"tokenizer.{name}"]) for name, value in loaded.tokenizer.state_dict().items())
+    assert all(
+        "give adversarial.adaptive=false" in said for said in ranks.both(cases.unreachable, str(tmp_path / "no"))
+    )
 
 
 def test_they_resume_and_load(ranks, tmp_path):

@@ -117,3 +117,20 @@ def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     """Everything learned, by name."""
     named = {f"tokenizer.{name}": value for name, value in fitted.tokenizer.state_dict().items()}
     return named | {f"method.{name}": value.detach() for name, value in fitted.method.named_parameters()}
+
+
+class Averaged(nn.Module):
+    """An autoencoder whose codebook an EMA moves, in buffers; b 3 h w -> (b 3 h w, loss)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from tiny_hosts import Autoencoder
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.inner = Autoencoder(VectorQuantize(dim=8, codebook_size=32), tokens=True)
+
+    def decode(self, z_q):
+        return self.inner.decode(z_q)
+
+    def forward(self, images):
+        return self.inner(images)
