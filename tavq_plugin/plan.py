@@ -16,8 +16,9 @@ from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE
 
-QUICK = ("steps=180", "start.settle_share=0.2", "start.revive_every=10", "adversarial.start=120")
-"""What --quick changes in the recipe: few steps, and what lets so few come to codes that are used."""
+QUICK = ("steps=180", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=120")
+"""What --quick changes in the recipe (`small` where none is given): few steps, what lets so few come to codes that are
+used, and a discriminator for their last third."""
 QUICK_TRAIN, QUICK_EVAL = 1500, 300  # images
 QUICK_MEASURING = Measuring(transported=60, judges=("inception", "lpips", "mobilenet"))
 
@@ -137,7 +138,7 @@ def plan_of(
     shared, own = divided(overrides)
     given = ["tracker=none", *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
-    whole = read_recipe(recipe, [*given, *shared])
+    whole = read_recipe(recipe or ("small" if quick else None), [*given, *shared])
     if not any(override.startswith("checkpoint_every=") for override in shared):
         whole = replace(whole, checkpoint_every=max(1, whole.steps // 5))
     try:
