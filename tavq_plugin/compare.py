@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -131,6 +132,11 @@ def _side_by_side(plan: Plan, report: Report, workers: int) -> Iterator[tuple[Jo
                 for future in done:
                     job = waiting.pop(future)
                     error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise OSError(
+                            f"a process ended by itself ({error}), for want of memory as a rule: give fewer --workers "
+                            "or a smaller batch_size, and run the same command again"
+                        ) from error
                     if error is not None and not isinstance(error, FloatingPointError):
                         raise error
                     yield job, error or load_measured(job.folder, job.settings)
