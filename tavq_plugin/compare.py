@@ -72,8 +72,11 @@ def compare(
         if not any(runs.values()):
             raise FloatingPointError("every run broke: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
         content["failed"] = failed
+        measured_on = {"data": content["protocol"]["data"], "n_eval": about["n_eval"], "seeds": list(plan.seeds)}
         content["protocol"]["cards"] = {
-            metric: card_of(metric).to_dict() for table in content["methods"].values() for metric in table
+            metric: {**card_of(metric).to_dict(), **measured_on}
+            for table in content["methods"].values()
+            for metric in table
         }
         save_json(plan.out / "compare.json", content)
         write_report(content, {name: seeds for name, seeds in runs.items() if seeds}, texts, plan.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -120,10 +121,13 @@ def measure(tokenizer: Tokenizer, texts: Texts, judges: Judges) -> Measured:
         _of_level(level, train, ours, texts, sizes[level], values, each, absent, kept)
     _of_masked(train, ours, texts, each, absent)
     _mean_over_levels(values, each, len(ours.pooled))
-    values |= {name: value.nanmean().item() for name, value in each.items() if not value.isnan().all()}
     for name in [name for name, value in each.items() if value.isnan().all()]:
         absent[name] = "no held-out image has a value: texts without units or frequent words"
         del each[name]
+    values |= {name: value.nanmean().item() for name, value in each.items()}
+    for name in [name for name, value in values.items() if not math.isfinite(value)]:
+        absent[name] = f"it came out as {values.pop(name)}"
+        each.pop(name, None)
     return Measured(values, {name: value.float() for name, value in each.items()}, absent, kept)
 
 
@@ -138,9 +142,32 @@ def _of_level(
     absent: dict[str, str],
     kept: dict[str, Tensor],
 ) -> None:
-    """Retrieval both ways, pooled and by transport, word probes, purity; of level 1 also LG-VQ's similarity."""
+    """Word probes and purity of a level, then what concerns its units."""
+    tag = f"_{level + 1}"
+    sides = {"word_map": (train.pooled[level], ours.pooled[level])}
+    sides["word_map_codes"] = tuple(histograms(side.indices[level], size) for side in (train, ours))
+    for name, (seen, new) in sides.items():
+        scores = fit_ridge(seen, texts.train_words).predict(new)
+        each[name + tag] = precision_shares(scores, texts.held_out_words)
+        if name == "word_map":
+            kept[f"word_scores{tag}"] = scores.float()
+    try:
+        values["purity" + tag] = code_word_purity(sides["word_map_codes"][1], texts.held_out_words).excess
+    except ValueError as error:
+        absent["purity"] = str(error)
     told = texts.train_means[level].abs().sum(1) > 0
     asked = texts.held_out_means[level].abs().sum(1) > 0
+    if told.sum() < 2 or asked.sum() < 2:
+        why = f"{int(told.sum())} training and {int(asked.sum())} held-out texts have units at level {level + 1}"
+        absent |= {f"{way}_r{k}": why for way in ("image_text", "text_image") for k in AT}
+        return
+    _of_units(level, train, ours, texts, told, asked, each)
+
+
+def _of_units(
+    level: int, train: _Through, ours: _Through, texts: Texts, told: Tensor, asked: Tensor, each: dict[str, Tensor]
+) -> None:
+    """Retrieval both ways, pooled and by transport; of level 1 also LG-VQ's similarity."""
     n, tag = len(asked), f"_{level + 1}"
     probe = fit_ridge(train.pooled[level][told], texts.train_means[level][told])
     predicted, meant = probe.predict(ours.pooled[level][asked]), texts.held_out_means[level][asked].double()
@@ -153,17 +180,6 @@ def _of_level(
         for way, table in (("image_text", score), ("text_image", score.T)):
             hits = found_by(table, at=at)
             each |= {f"{way}_ot_{k}{tag}": _spread_out(100 * hit, texts.transported, n) for k, hit in hits.items()}
-    sides = {"word_map": (train.pooled[level], ours.pooled[level])}
-    sides["word_map_codes"] = tuple(histograms(side.indices[level], size) for side in (train, ours))
-    for name, (seen, new) in sides.items():
-        scores = fit_ridge(seen, texts.train_words).predict(new)
-        each[name + tag] = precision_shares(scores, texts.held_out_words)
-        if name == "word_map":
-            kept[f"word_scores{tag}"] = scores.float()
-    try:
-        values["purity" + tag] = code_word_purity(sides["word_map_codes"][1], texts.held_out_words).excess
-    except ValueError as error:
-        absent["purity"] = str(error)
     if level == 0 and len(texts.transported):
         points = rearrange(ours.quantized[0], "b c h w -> b (h w) c")
         parts = [

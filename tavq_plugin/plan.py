@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.baselines import METHODS
+from tavq_plugin.baselines import METHODS, method_class
 from tavq_plugin.measure import Measuring
 from tavq_plugin.metrics.weights import files_of
 from tavq_plugin.runs import save_json
@@ -45,6 +46,10 @@ class Plan:
         for name in (*self.methods, *self.own):
             if name not in METHODS:
                 raise ValueError(f"no method {name!r}: give some of {', '.join(METHODS)}")
+        for name, options in self.own.items():
+            known = set(signature(method_class(name)).parameters) - {"tokenizer", "corpus", "seed"}
+            if unknown := sorted(options.keys() - known):
+                raise ValueError(f"{name} has no option {unknown[0]!r}: {', '.join(sorted(known)) or 'it has none'}")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} {','.join(map(str, values))}: give at least one, each once")
