@@ -17,10 +17,10 @@ from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE
 
-QUICK = ("steps=180", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=120")
+QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
 """What --quick changes in the recipe (`small` where none is given): few steps, what lets so few come to codes that are
 used, and a discriminator for their last third."""
-QUICK_TRAIN, QUICK_EVAL = 1500, 300  # images
+QUICK_TRAIN, QUICK_EVAL = 1000, 300  # images
 QUICK_MEASURING = Measuring(transported=60, judges=("inception", "lpips", "mobilenet"))
 
 
