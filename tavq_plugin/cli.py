@@ -61,6 +61,38 @@ def demo(
 
 
 @app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="vqgan, tavq, … Default: the recipe's.")] = None,
+    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of one that ships.")] = "small",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of the recipe, dotted, as optimizer.warmup=5."),
+    ] = None,
+    n_train: Annotated[
+        int | None, typer.Option("--train", min=2, help="Training images at most. [all; 2000 scenes]")
+    ] = None,
+    n_eval: Annotated[int, typer.Option("--eval", min=2, help="Images held out at most.")] = 500,
+    allow: Annotated[list[str] | None, typer.Option(help="A further package that a recipe's target may name.")] = None,
+) -> None:
+    """Train one tokenizer by one method; with `accelerate launch -m tavq_plugin train …` on several GPUs.
+
+    The same command goes on where it was stopped, to what it would have been, and keeps a run that is finished.
+    """
+    from tavq_plugin.training.command import run_train
+
+    console = Console()
+    with _told(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
+        run_train(
+            out=out, data=data, method=method, recipe=recipe, overrides=overrides or (), n_train=n_train, n_eval=n_eval,
+            allow=allow or (), console=console,
+        )  # fmt: skip
+
+
+@app.command()
 def compare(
     out: Annotated[Path, typer.Option(help="Where runs, compare.json, tables and the page go.")],
     data: Annotated[

@@ -60,7 +60,6 @@ class Method(nn.Module):
     name: ClassVar[str] = "vqgan"
     adversarial: ClassVar[bool] = True  # trained with the recipe's discriminator
     perceptual: ClassVar[bool] = True  # and with its perceptual loss
-    owns_codebook: ClassVar[bool] = False  # the trainer neither starts the host's codebook on latents nor revives it
     levels: ClassVar[bool] = False  # whether the host learns through levels 1 and 2; else they learn beside it
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from torch.nn.utils import parametrize
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus, Method
+from tavq_plugin.baselines.method import Corpus
 from tavq_plugin.contract import Codes, Level
 from tavq_plugin.revival import Revival
 from tavq_plugin.training.recipe import Recipe
@@ -21,15 +22,17 @@ class KeptCodebook:
         self.state_dict, self.load_state_dict = revival.state_dict, revival.load_state_dict
 
     @classmethod
-    def of(cls, recipe: Recipe, tokenizer: Tokenizer, method: Method, accelerator: Accelerator) -> KeptCodebook | None:
-        """None where the recipe asks for nothing, or the method keeps the codebook itself.
+    def of(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> KeptCodebook | None:
+        """None where the recipe asks for nothing, or the method computes the codebook.
 
         Raises ValueError where the host's codebook cannot be written.
         """
         start = recipe.start
-        if not (start.settle_share or start.revive_every) or method.owns_codebook:
+        if not (start.settle_share or start.revive_every):
             return None
         table = tokenizer.adapter.codebook()
+        if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
+            return None
         if table is None or not table.is_leaf:
             raise ValueError(
                 "this host's codebook is not a table that can be written: give start.settle_share=0 and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,12 +29,12 @@ from tavq_plugin.training.step import TrainingStep
 class Loop:
     """Everything that changes while a run trains; `number` optimizer steps are done."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator, *, allow: Sequence[str] = ()) -> None:
         self.recipe, self.corpus, self.accelerator, self.number = recipe, corpus, accelerator, 0
         self.rows = Rows(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
         shares(self.rows(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
-        self.tokenizer, self.method = build(recipe, corpus)
-        perceptual = build_perceptual(recipe.perceptual) if self.method.perceptual else None
+        self.tokenizer, self.method = build(recipe, corpus, allow=allow)
+        perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
         if perceptual is not None:
             perceptual.to(accelerator.device)
         self.module = TrainingStep(self.tokenizer, self.method, corpus, perceptual, recipe)
@@ -41,7 +42,7 @@ class Loop:
         self.optimizer = self._adam()
         self.adversary = self._adversary()
         self.average = Average(self.module.parameters(), recipe.ema) if recipe.ema else None
-        self.codebook = KeptCodebook.of(recipe, self.tokenizer, self.method, accelerator)
+        self.codebook = KeptCodebook.of(recipe, self.tokenizer, accelerator)
         compiled = recipe.compile != "no"
         self.clock = self.module.clock = Clock(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,14 +17,14 @@ from tavq_plugin.training.recipe import PerceptualRecipe
 FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
 
-def build_perceptual(recipe: PerceptualRecipe) -> nn.Module | None:
+def build_perceptual(recipe: PerceptualRecipe, *, allow: Sequence[str] = ()) -> nn.Module | None:
     """The recipe's distance, frozen, in eval mode; (b 3 h w, b 3 h w) in [-1, 1] -> scalar. None where it has none.
 
     Raises FileNotFoundError where the weights are not there and ValueError where their hash is another.
     """
     if recipe.kind == "none" or recipe.weight == 0:
         return None
-    built = lpips(recipe) if recipe.kind == "lpips" else FeatureDistance.load(recipe)
+    built = lpips(recipe) if recipe.kind == "lpips" else FeatureDistance.load(recipe, allow=allow)
     return built.eval().requires_grad_(False)
 
 
@@ -70,7 +71,7 @@ class FeatureDistance(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    def load(cls, recipe: PerceptualRecipe) -> FeatureDistance:
+    def load(cls, recipe: PerceptualRecipe, *, allow: Sequence[str] = ()) -> FeatureDistance:
         """The recipe's network with the recipe's weights, strictly."""
         if not recipe.network or not recipe.layers:
             raise ValueError(
@@ -78,7 +79,7 @@ class FeatureDistance(nn.Module):
                 "perceptual.layers, module paths in it, as [features.3, features.7, features.12]"
             )
         state = checked_weights(recipe, "its state dict")
-        network = instantiate(recipe.network, {}, allow=("torchvision", "torch"))
+        network = instantiate(recipe.network, {}, allow=("torchvision", *allow))
         network.load_state_dict(state, strict=True)
         return cls(network, tuple(recipe.layers))
 

@@ -52,7 +52,9 @@ class TrainingStep(nn.Module):
         terms["quantizer"] = codes.quantizer_loss.float()
         terms["level"] = self.recipe.level_weight * codes.loss
         texts = LazyTexts(self._aside[0], rows, images.device)
-        self.last = Step(number, self.recipe.steps, rows, images, reconstruction, codes, texts)
+        self.last = Step(
+            number, self.recipe.steps, rows, images, reconstruction, codes, texts, first=self.recipe.settled
+        )
         with self.clock.in_plugin():
             added = self.method(self.last)
         if double := sorted(terms.keys() & added.keys()):

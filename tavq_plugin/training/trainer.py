@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,13 +38,21 @@ class Fitted(NamedTuple):
     plugin_share: float  # 0..1 of those steps' time, on a CPU; a GPU's kernels run behind the clock
 
 
-def fit(method: str, recipe: Recipe, corpus: Corpus, folder: Path, *, progress: Progress | None = None) -> Fitted:
+def fit(
+    method: str,
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    allow: Sequence[str] = (),
+) -> Fitted:
     """Train a method by a recipe on a corpus' training rows; the folder then holds the run.
 
     A run that was finished here with the same settings is loaded, and one that was interrupted goes on from its last
-    checkpoint to what it would have been. `progress(steps done, row)` is called after every step. The random streams
-    of the caller stay where they are. Under `accelerate launch` every process calls it alike and trains its part of
-    the same batches.
+    checkpoint to what it would have been. `progress(steps done, row)` is called after every step; `allow` are further
+    packages that the recipe's targets may name. The caller's random streams stay where they are. Under `accelerate
+    launch` every process calls it alike and trains its part of the same batches.
 
     Written: settings.json, recipe.yaml, host.safetensors (the host's state dict, strictly), tavq.safetensors,
     method.safetensors, history.json last; checkpoints/ and logs/ on the way.
@@ -72,7 +80,7 @@ def fit(method: str, recipe: Recipe, corpus: Corpus, folder: Path, *, progress: 
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        loop = Loop(recipe, corpus, accelerator)
+        loop = Loop(recipe, corpus, accelerator, allow=allow)
         try:
             done = _read(folder / "history.json")
             if done is not None:
@@ -114,6 +122,10 @@ def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progres
                 if accelerator.is_main_process:
                     checkpoints.save(loop.number, state, history)
                 accelerator.wait_for_everyone()
+    except FloatingPointError as error:
+        there = checkpoints.there()
+        kept = f"the last good checkpoint is {there[-1]}" if there else "there was no checkpoint before"
+        raise FloatingPointError(f"{error}; {kept}") from None
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()

@@ -136,5 +136,5 @@ def test_what_cannot_be_trained_is_refused_at_the_door(tmp_path, data, changes, 
 
 
 def test_an_unknown_method_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no method 'vqgam': one of vqgan"):
+    with pytest.raises(ValueError, match="no method 'vqgam': one of vqvae, vqgan"):
         fit("vqgam", recipe(), corpus(), tmp_path / "run")

@@ -15,7 +15,8 @@ TINY = (
 )  # fmt: skip
 TINY_HOST = (
     "resolution=32", "host.params.ddconfig.resolution=32", "host.params.ddconfig.ch=32",
-    "host.params.ddconfig.num_res_blocks=1", "host.params.ddconfig.z_channels=8", "host.params.ddconfig.ch_mult=[1,1,1,1,1]", "host.params.n_embed=16",
+    "host.params.ddconfig.num_res_blocks=1", "host.params.ddconfig.z_channels=8",
+    "host.params.ddconfig.ch_mult=[1,1,1,1,1]", "host.params.n_embed=16",
 )  # fmt: skip
 
 

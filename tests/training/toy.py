@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,14 @@ class Noisy(Method):
         self.finished = True
 
 
-METHODS.setdefault("noisy", "training.toy:Noisy")
+@contextmanager
+def registered() -> Iterator[None]:
+    """`Noisy` among the methods, for the length of a block."""
+    METHODS["noisy"] = "training.toy:Noisy"
+    try:
+        yield
+    finally:
+        del METHODS["noisy"]
 
 
 class Letters:
