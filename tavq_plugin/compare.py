@@ -178,7 +178,11 @@ def _protocol(plan: Plan, about: dict[str, Any], texts: Texts, workers: int) -> 
         "seeds": list(plan.seeds),
         "recipe": plan.shared,
         "own": {name: dict(plan.own.get(name, {})) for name in plan.methods},
-        "measuring": {"words": len(texts.words), "transported": len(texts.transported)},
+        "measuring": {
+            "words": len(texts.words),
+            "probe_rows": len(texts.fitted),
+            "transported": len(texts.transported),
+        },
         "weights": files_of(plan.weights),
         "chance": {
             **{f"r{k}": min(100.0, 100 * k / n) for k in AT},

@@ -34,12 +34,13 @@ class Measuring:
     """What is measured on; the same for every run of a comparison."""
 
     words: int = 100  # most frequent content words of the training texts
+    probe_rows: int = 6000  # training images that fit the probes, at most: the first
     transported: int = 100  # held-out images of the retrieval by transport, at most
     judges: tuple[str, ...] = ("inception", "lpips", "mobilenet", "squeezenet")
     batch_size: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("words", "transported", "batch_size"):
+        for name in ("words", "probe_rows", "transported", "batch_size"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
 
@@ -58,8 +59,9 @@ class Texts:
 
     def __init__(self, corpus: Corpus, settings: Measuring) -> None:
         self.corpus, self.settings = corpus, settings
-        store, train, held_out = corpus.store, corpus.train_rows, corpus.held_out_rows
-        self.words = frequent_words(store, train, settings.words)
+        store, held_out = corpus.store, corpus.held_out_rows
+        self.fitted = train = corpus.train_rows[: settings.probe_rows]
+        self.words = frequent_words(store, corpus.train_rows, settings.words)
         self.train_words, self.held_out_words = (presence(store, rows, self.words) for rows in (train, held_out))
         self.train_means, self.held_out_means = (self._means(rows) for rows in (train, held_out))
         place = {word: i for i, word in enumerate(store.vocabulary)}
@@ -99,7 +101,7 @@ def measure(tokenizer: Tokenizer, texts: Texts, judges: Judges) -> Measured:
     corpus, settings = texts.corpus, texts.settings
     tokenizer.eval()
     nothing = torch.empty(0, dtype=torch.long)
-    train = _through(tokenizer, corpus.images[: corpus.n_train], settings, keep=nothing, decode=False)
+    train = _through(tokenizer, corpus.images[: len(texts.fitted)], settings, keep=nothing, decode=False)
     images = corpus.images[corpus.n_train :]
     ours = _through(tokenizer, images, settings, keep=texts.transported, decode=True)
     values, each = judges.judge(ours.reconstruction)
@@ -111,9 +113,7 @@ def measure(tokenizer: Tokenizer, texts: Texts, judges: Judges) -> Measured:
         each["ssim"] = torch.cat([ssim(*pair) for pair in pairs])
     else:
         absent["ssim"] = f"its window is {WINDOW} pixels and images are {images.shape[-1]}"
-    sizes = _sizes(
-        tokenizer, [torch.cat([a.flatten(), b.flatten()]) for a, b in zip(train.indices, ours.indices, strict=True)]
-    )
+    sizes = _sizes(tokenizer, max(int(train.indices[-1].max()), int(ours.indices[-1].max())))
     values |= _usage(tokenizer, ours.indices, sizes)
     kept = {"train_indices": train.indices[-1], "held_out_indices": ours.indices[-1]}
     kept |= {"codes": torch.tensor(sizes[-1]), "shown": ours.reconstruction[:SHOWN]}
@@ -182,12 +182,8 @@ def _of_units(
             each |= {f"{way}_ot_{k}{tag}": _spread_out(100 * hit, texts.transported, n) for k, hit in hits.items()}
     if level == 0 and len(texts.transported):
         points = rearrange(ours.quantized[0], "b c h w -> b (h w) c")
-        parts = [
-            similarity_error(
-                points[i : i + 1], Units(texts.units[0].embeddings[i : i + 1], texts.units[0].mask[i : i + 1]), probe
-            )
-            for i in range(len(points))
-        ]
+        units = zip(texts.units[0].embeddings.split(8), texts.units[0].mask.split(8), points.split(8), strict=True)
+        parts = [similarity_error(codes, Units(words, mask), probe) for words, mask, codes in units]
         each["similarity_mse"] = _spread_out(torch.cat(parts), texts.transported, n)
 
 
@@ -221,10 +217,10 @@ def _usage(tokenizer: Tokenizer, indices: list[Tensor], sizes: list[int]) -> dic
     return values
 
 
-def _sizes(tokenizer: Tokenizer, greatest: list[Tensor]) -> list[int]:
+def _sizes(tokenizer: Tokenizer, greatest: int) -> list[int]:
     """Codes of each level's codebook; where the host shows none, up to the greatest index seen."""
     table = tokenizer.adapter.codebook()
-    shared = len(table) if table is not None else int(max(greatest)) + 1
+    shared = len(table) if table is not None else greatest + 1
     own = [len(embedding.weight) for embedding in tokenizer.hierarchy.own]
     return [*(own or [shared] * len(tokenizer.adapter.taps)), shared]
 
