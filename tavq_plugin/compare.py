@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -71,8 +72,11 @@ def compare(
         if not any(runs.values()):
             raise FloatingPointError("every run broke: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
         content["failed"] = failed
+        measured_on = {"data": content["protocol"]["data"], "n_eval": about["n_eval"], "seeds": list(plan.seeds)}
         content["protocol"]["cards"] = {
-            metric: card_of(metric).to_dict() for table in content["methods"].values() for metric in table
+            metric: {**card_of(metric).to_dict(), **measured_on}
+            for table in content["methods"].values()
+            for metric in table
         }
         save_json(plan.out / "compare.json", content)
         write_report(content, {name: seeds for name, seeds in runs.items() if seeds}, texts, plan.out)
@@ -131,6 +135,11 @@ def _side_by_side(plan: Plan, report: Report, workers: int) -> Iterator[tuple[Jo
                 for future in done:
                     job = waiting.pop(future)
                     error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise OSError(
+                            f"a process ended by itself ({error}), for want of memory as a rule: give fewer --workers "
+                            "or a smaller batch_size, and run the same command again"
+                        ) from error
                     if error is not None and not isinstance(error, FloatingPointError):
                         raise error
                     yield job, error or load_measured(job.folder, job.settings)
@@ -169,7 +178,11 @@ def _protocol(plan: Plan, about: dict[str, Any], texts: Texts, workers: int) -> 
         "seeds": list(plan.seeds),
         "recipe": plan.shared,
         "own": {name: dict(plan.own.get(name, {})) for name in plan.methods},
-        "measuring": {"words": len(texts.words), "transported": len(texts.transported)},
+        "measuring": {
+            "words": len(texts.words),
+            "probe_rows": len(texts.fitted),
+            "transported": len(texts.transported),
+        },
         "weights": files_of(plan.weights),
         "chance": {
             **{f"r{k}": min(100.0, 100 * k / n) for k in AT},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -33,12 +34,13 @@ class Measuring:
     """What is measured on; the same for every run of a comparison."""
 
     words: int = 100  # most frequent content words of the training texts
+    probe_rows: int = 6000  # training images that fit the probes, at most: the first
     transported: int = 100  # held-out images of the retrieval by transport, at most
     judges: tuple[str, ...] = ("inception", "lpips", "mobilenet", "squeezenet")
     batch_size: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("words", "transported", "batch_size"):
+        for name in ("words", "probe_rows", "transported", "batch_size"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
 
@@ -57,8 +59,9 @@ class Texts:
 
     def __init__(self, corpus: Corpus, settings: Measuring) -> None:
         self.corpus, self.settings = corpus, settings
-        store, train, held_out = corpus.store, corpus.train_rows, corpus.held_out_rows
-        self.words = frequent_words(store, train, settings.words)
+        store, held_out = corpus.store, corpus.held_out_rows
+        self.fitted = train = corpus.train_rows[: settings.probe_rows]
+        self.words = frequent_words(store, corpus.train_rows, settings.words)
         self.train_words, self.held_out_words = (presence(store, rows, self.words) for rows in (train, held_out))
         self.train_means, self.held_out_means = (self._means(rows) for rows in (train, held_out))
         place = {word: i for i, word in enumerate(store.vocabulary)}
@@ -98,7 +101,7 @@ def measure(tokenizer: Tokenizer, texts: Texts, judges: Judges) -> Measured:
     corpus, settings = texts.corpus, texts.settings
     tokenizer.eval()
     nothing = torch.empty(0, dtype=torch.long)
-    train = _through(tokenizer, corpus.images[: corpus.n_train], settings, keep=nothing, decode=False)
+    train = _through(tokenizer, corpus.images[: len(texts.fitted)], settings, keep=nothing, decode=False)
     images = corpus.images[corpus.n_train :]
     ours = _through(tokenizer, images, settings, keep=texts.transported, decode=True)
     values, each = judges.judge(ours.reconstruction)
@@ -110,9 +113,7 @@ def measure(tokenizer: Tokenizer, texts: Texts, judges: Judges) -> Measured:
         each["ssim"] = torch.cat([ssim(*pair) for pair in pairs])
     else:
         absent["ssim"] = f"its window is {WINDOW} pixels and images are {images.shape[-1]}"
-    sizes = _sizes(
-        tokenizer, [torch.cat([a.flatten(), b.flatten()]) for a, b in zip(train.indices, ours.indices, strict=True)]
-    )
+    sizes = _sizes(tokenizer, max(int(train.indices[-1].max()), int(ours.indices[-1].max())))
     values |= _usage(tokenizer, ours.indices, sizes)
     kept = {"train_indices": train.indices[-1], "held_out_indices": ours.indices[-1]}
     kept |= {"codes": torch.tensor(sizes[-1]), "shown": ours.reconstruction[:SHOWN]}
@@ -120,10 +121,13 @@ def measure(tokenizer: Tokenizer, texts: Texts, judges: Judges) -> Measured:
         _of_level(level, train, ours, texts, sizes[level], values, each, absent, kept)
     _of_masked(train, ours, texts, each, absent)
     _mean_over_levels(values, each, len(ours.pooled))
-    values |= {name: value.nanmean().item() for name, value in each.items() if not value.isnan().all()}
     for name in [name for name, value in each.items() if value.isnan().all()]:
         absent[name] = "no held-out image has a value: texts without units or frequent words"
         del each[name]
+    values |= {name: value.nanmean().item() for name, value in each.items()}
+    for name in [name for name, value in values.items() if not math.isfinite(value)]:
+        absent[name] = f"it came out as {values.pop(name)}"
+        each.pop(name, None)
     return Measured(values, {name: value.float() for name, value in each.items()}, absent, kept)
 
 
@@ -138,9 +142,32 @@ def _of_level(
     absent: dict[str, str],
     kept: dict[str, Tensor],
 ) -> None:
-    """Retrieval both ways, pooled and by transport, word probes, purity; of level 1 also LG-VQ's similarity."""
+    """Word probes and purity of a level, then what concerns its units."""
+    tag = f"_{level + 1}"
+    sides = {"word_map": (train.pooled[level], ours.pooled[level])}
+    sides["word_map_codes"] = tuple(histograms(side.indices[level], size) for side in (train, ours))
+    for name, (seen, new) in sides.items():
+        scores = fit_ridge(seen, texts.train_words).predict(new)
+        each[name + tag] = precision_shares(scores, texts.held_out_words)
+        if name == "word_map":
+            kept[f"word_scores{tag}"] = scores.float()
+    try:
+        values["purity" + tag] = code_word_purity(sides["word_map_codes"][1], texts.held_out_words).excess
+    except ValueError as error:
+        absent["purity"] = str(error)
     told = texts.train_means[level].abs().sum(1) > 0
     asked = texts.held_out_means[level].abs().sum(1) > 0
+    if told.sum() < 2 or asked.sum() < 2:
+        why = f"{int(told.sum())} training and {int(asked.sum())} held-out texts have units at level {level + 1}"
+        absent |= {f"{way}_r{k}": why for way in ("image_text", "text_image") for k in AT}
+        return
+    _of_units(level, train, ours, texts, told, asked, each)
+
+
+def _of_units(
+    level: int, train: _Through, ours: _Through, texts: Texts, told: Tensor, asked: Tensor, each: dict[str, Tensor]
+) -> None:
+    """Retrieval both ways, pooled and by transport; of level 1 also LG-VQ's similarity."""
     n, tag = len(asked), f"_{level + 1}"
     probe = fit_ridge(train.pooled[level][told], texts.train_means[level][told])
     predicted, meant = probe.predict(ours.pooled[level][asked]), texts.held_out_means[level][asked].double()
@@ -153,25 +180,10 @@ def _of_level(
         for way, table in (("image_text", score), ("text_image", score.T)):
             hits = found_by(table, at=at)
             each |= {f"{way}_ot_{k}{tag}": _spread_out(100 * hit, texts.transported, n) for k, hit in hits.items()}
-    sides = {"word_map": (train.pooled[level], ours.pooled[level])}
-    sides["word_map_codes"] = tuple(histograms(side.indices[level], size) for side in (train, ours))
-    for name, (seen, new) in sides.items():
-        scores = fit_ridge(seen, texts.train_words).predict(new)
-        each[name + tag] = precision_shares(scores, texts.held_out_words)
-        if name == "word_map":
-            kept[f"word_scores{tag}"] = scores.float()
-    try:
-        values["purity" + tag] = code_word_purity(sides["word_map_codes"][1], texts.held_out_words).excess
-    except ValueError as error:
-        absent["purity"] = str(error)
     if level == 0 and len(texts.transported):
         points = rearrange(ours.quantized[0], "b c h w -> b (h w) c")
-        parts = [
-            similarity_error(
-                points[i : i + 1], Units(texts.units[0].embeddings[i : i + 1], texts.units[0].mask[i : i + 1]), probe
-            )
-            for i in range(len(points))
-        ]
+        units = zip(texts.units[0].embeddings.split(8), texts.units[0].mask.split(8), points.split(8), strict=True)
+        parts = [similarity_error(codes, Units(words, mask), probe) for words, mask, codes in units]
         each["similarity_mse"] = _spread_out(torch.cat(parts), texts.transported, n)
 
 
@@ -205,10 +217,10 @@ def _usage(tokenizer: Tokenizer, indices: list[Tensor], sizes: list[int]) -> dic
     return values
 
 
-def _sizes(tokenizer: Tokenizer, greatest: list[Tensor]) -> list[int]:
+def _sizes(tokenizer: Tokenizer, greatest: int) -> list[int]:
     """Codes of each level's codebook; where the host shows none, up to the greatest index seen."""
     table = tokenizer.adapter.codebook()
-    shared = len(table) if table is not None else int(max(greatest)) + 1
+    shared = len(table) if table is not None else greatest + 1
     own = [len(embedding.weight) for embedding in tokenizer.hierarchy.own]
     return [*(own or [shared] * len(tokenizer.adapter.taps)), shared]
 

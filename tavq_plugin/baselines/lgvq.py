@@ -18,7 +18,7 @@ from tavq_plugin.text.ragged import gather
 
 
 class LGVQ(Method):
-    """LG-VQ (arXiv 2405.14206, NeurIPS 2024; released source): semantic and relationship alignment of the final codes.
+    """LG-VQ (arXiv 2405.14206, NeurIPS 2024): its two modules, semantic and relationship alignment, as released.
 
     The paper's: visual tokens by a two-layer transformer with a CLS token over the quantized map; (a) global semantic
     alignment, a cross-entropy from each image's CLS to the texts of the batch, of cosines without temperature;

@@ -97,8 +97,9 @@ class Transfer(nn.Module):
 
     def forward(self, apart: Tensor) -> Tensor:
         """The codebook, in its parameter's shape."""
-        codes = self.mixed(self.second(F.relu(self.first(self.seen)))) + self.bias
-        return (codes[self.rows] + self.copies[:, None] * apart.view(self.shape)).view_as(apart)
+        with torch.autocast(apart.device.type, enabled=False):
+            codes = self.mixed(self.second(F.relu(self.first(self.seen)))) + self.bias
+            return (codes[self.rows] + self.copies[:, None] * apart.view(self.shape)).view_as(apart)
 
     def right_inverse(self, codebook: Tensor) -> Tensor:
         """What the host's own codebook leaves: repeated words begin apart by its rows."""

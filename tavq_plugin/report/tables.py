@@ -21,6 +21,7 @@ LEGEND = (
 class Cell:
     """One figure as it is shown."""
 
+    method: str
     text: str  # "not computed" where there is none
     best: bool = False
     marks: str = ""
@@ -79,7 +80,7 @@ def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
     value = content["methods"][name].get(metric)
     if value is None:
         why = content["absent"].get(name, {}).get(metric, "no run of this method gave it")
-        return Cell("not computed", why=why)
+        return Cell(name, "not computed", why=why)
     digits = card_of(metric).digits
     text = f"{value['mean']:.{digits}f}"
     if value["spread"] is not None:
@@ -89,7 +90,7 @@ def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
     for rival, difference in content["significance"].get(metric, {}).get(name, {}).items():
         if difference["p"] < SURE and difference["mean"] != 0:
             marks += MARKS[rival][(difference["mean"] > 0) == lower]
-    return Cell(text, name in best(content, metric), marks)
+    return Cell(name, text, name in best(content, metric), marks)
 
 
 def _plain(cell: Cell) -> str:
