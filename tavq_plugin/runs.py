@@ -20,7 +20,7 @@ def writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / ".trial"
         trial.touch()
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise PermissionError(
             f"cannot write in {folder} ({error.strerror}): give --out a folder that you can write"

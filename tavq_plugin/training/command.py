@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,7 +34,7 @@ def run_train(
     from accelerate import PartialState
 
     settings = read_recipe(recipe, overrides)
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # as `fit` has it
     console.quiet = not state.is_main_process
     writable(out)
     with state.main_process_first():

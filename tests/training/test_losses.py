@@ -1,5 +1,7 @@
 """What is minimised: the plain VQGAN is a plain loop's, β is where it belongs, a broken term stops the run."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -138,3 +140,12 @@ def test_what_cannot_be_trained_is_refused_at_the_door(tmp_path, data, changes, 
 def test_an_unknown_method_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no method 'vqgam': one of vqvae, vqgan"):
         fit("vqgam", recipe(), corpus(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("tracker", "mend"), [("wandb", "pip install wandb"), ("tensorboard", r'pip install "tavq-plugin\[train\]"')]
+)
+def test_a_tracker_that_is_not_there_is_said_with_the_mend(tmp_path, monkeypatch, tracker, mend):
+    monkeypatch.setitem(sys.modules, tracker, None)
+    with pytest.raises(ImportError, match=f"tracker={tracker} needs its package .*: {mend}, or --set tracker=none"):
+        fit("vqgan", recipe(tracker=tracker), corpus(), tmp_path / "run")
