@@ -58,8 +58,8 @@ def _symmetric(logits: Tensor, present: Tensor) -> Tensor:
     """Cross-entropy of images against texts and of texts against images, own with own; b b, b -> scalar."""
     own = torch.arange(len(logits), device=logits.device)
     there = present.to(logits)
-    total = logits.new_zeros(())
+    total, lowest = logits.new_zeros(()), torch.finfo(logits.dtype).min
     for side in (logits, logits.T):
-        each = F.cross_entropy(side.masked_fill(~present[None], -1e4), own, reduction="none")
+        each = F.cross_entropy(side.masked_fill(~present[None], lowest), own, reduction="none")
         total = total + (each * there).sum() / there.sum().clamp(min=1)
     return total / 2

@@ -30,7 +30,7 @@ class VQCT(Method):
     several times a step and must be the same each time. Of more words than codes the most frequent are taken; with
     fewer, words are repeated in turn, and what tells a repeated one from the first is learnt.
 
-    Build it before the optimizer and before a checkpoint is loaded: the network's parameters are the host's until
+    Build it before the optimizer, DDP, and before a checkpoint is loaded: the network's parameters are the host's until
     `finish` writes the codebook and takes the network off. `hidden`: its width, by default the codes'.
     Raises ValueError for a host whose codebook is no parameter, and where no word appears often enough.
     """

@@ -85,6 +85,14 @@ def test_fewer_than_two_texts_are_no_contrast(kind, silent):
     assert value == 0 and (points.grad == 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e3])
+def test_images_without_text_are_left_out_at_any_temperature(temperature):
+    points, masses, units = made(silent=(1, 3))
+    kept = Units(units.embeddings[::2], units.mask[::2])
+    value = batch_contrast(points, masses, units, temperature=temperature)
+    torch.testing.assert_close(value, batch_contrast(points[::2], masses[::2], kept, temperature=temperature))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_own_text_is_told_from_another(kind):
     points = torch.eye(3, dtype=torch.float64)[:, None].repeat(1, 2, 1)
