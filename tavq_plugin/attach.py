@@ -145,6 +145,7 @@ def wrap(
     codebook: str = "shared",
     codebook_size: int | None = None,
     max_grid: int = 64,
+    beside: bool = False,
 ) -> Tokenizer:
     """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
 
@@ -154,7 +155,7 @@ def wrap(
     not to its liking. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both" (the
     default where the codebook learns by gradient; else, as under EMA, "encoder"). codebook: levels 1–2 look up the
     host's ("shared") or have their own ("own", codebook_size codes each); a grid of more than `max_grid` a side is
-    pooled first.
+    pooled first. beside: levels 1–2 learn beside the host, without gradient to it.
 
     Raises ValueError for an unknown quantizer, a wrong path, a tap that never fires or is changed in place, a latent
     whose width differs from the codebook, or a codebook that no gradient can reach where `grad_to` asks for it.
@@ -192,6 +193,7 @@ def wrap(
             grad_to=_grad_to(grad_to, table),
             straight_through=adapter.straight_through,
             max_grid=max_grid,
+            beside=beside,
         ).to(final.vectors.device)
         hierarchy(features, call.z_in, final, table)
     return Tokenizer(adapter, hierarchy, width)

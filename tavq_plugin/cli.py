@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tavq_plugin.console import progress_of_runs
 from tavq_plugin.console import told as _told
 from tavq_plugin.text import commands as text
 
@@ -15,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(text.caption)
 app.command()(text.prepare)
 app.add_typer(text.store, name="store")
+
+BROKEN = 1  # exit code of a comparison that went through, one of its runs apart
 
 
 @app.callback()
@@ -57,6 +60,83 @@ def demo(
         )  # fmt: skip
     console.print(table(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="vqgan, tavq, … Default: the recipe's.")] = None,
+    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of one that ships.")] = "small",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of the recipe, dotted, as optimizer.warmup=5."),
+    ] = None,
+    n_train: Annotated[
+        int | None, typer.Option("--train", min=2, help="Training images at most. [all; 2000 scenes]")
+    ] = None,
+    n_eval: Annotated[int, typer.Option("--eval", min=2, help="Images held out at most.")] = 500,
+    allow: Annotated[list[str] | None, typer.Option(help="A further package that a recipe's target may name.")] = None,
+) -> None:
+    """Train one tokenizer by one method; with `accelerate launch -m tavq_plugin train …` on several GPUs.
+
+    The same command goes on where it was stopped, to what it would have been, and keeps a run that is finished.
+    """
+    from tavq_plugin.training.command import run_train
+
+    console = Console()
+    with _told(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
+        run_train(
+            out=out, data=data, method=method, recipe=recipe, overrides=overrides or (), n_train=n_train, n_eval=n_eval,
+            allow=allow or (), console=console,
+        )  # fmt: skip
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Where runs, compare.json, tables and the page go.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0",
+    recipe: Annotated[str | None, typer.Option(help="A YAML file, or the name of one that ships.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=16, help="Pixels a side. Default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: the recipe's.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of the recipe; METHOD.options.NAME=VALUE of one method."),
+    ] = None,
+    n_train: Annotated[int | None, typer.Option("--train", min=2, help="Training images at most. [3000]")] = None,
+    n_eval: Annotated[int | None, typer.Option("--eval", min=2, help="Held-out images at most. [500]")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with weights of judging networks: Inception, VGG16, MobileNetV2 …")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, a process of one thread each.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps and images: all methods in half an hour.")] = False,
+) -> None:
+    """Train every method on the same data by one recipe, measure all alike; a table, a page, and what is behind them.
+
+    The same command goes on where it was stopped. Exit code 1: finished, but a run broke (its loss was not finite).
+    """
+    from tavq_plugin.compare import compare as run
+    from tavq_plugin.plan import plan_of
+    from tavq_plugin.report.tables import markdown
+
+    console = Console()
+    with _told(console, f"Finished runs are in {out}"):
+        plan = plan_of(
+            out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
+            overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
+        )  # fmt: skip
+        with progress_of_runs(console, len(plan.jobs)) as (report, finished):
+            content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)
+    console.print(markdown(content), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"written: {out}/compare.html, compare.md, compare.json, pictures, and a folder for each run")
+    if content["failed"]:
+        raise typer.Exit(BROKEN)
 
 
 @app.command()

@@ -1,8 +1,8 @@
-"""What every command says of errors, and its exit code then."""
+"""What commands say: errors, with the exit code, and how far runs have come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -20,3 +20,27 @@ def told(console: Console, kept: str) -> Iterator[None]:
     except (ValueError, OSError, ImportError, AttributeError, FloatingPointError) as error:
         console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def progress_of_runs(
+    console: Console, number: int
+) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+    """Progress bars over runs and, below, over the steps of those that train."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        whole, bars = progress.add_task("runs", total=number), {}
+
+        def report(name: str, done: int, steps: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=steps)
+            progress.update(bars[name], completed=done)
+
+        def finished(name: str) -> None:
+            progress.advance(whole)
+            if name in bars:
+                progress.remove_task(bars.pop(name))
+
+        yield report, finished

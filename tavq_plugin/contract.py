@@ -42,6 +42,7 @@ class Codes:
     """The levels of a batch, fine → coarse; the last is the host's own."""
 
     levels: tuple[Level, ...]
+    quantizer_loss: Tensor | None = None  # scalar, the host quantizer's own, which the host's output holds as ever
 
     @property
     def final(self) -> Level:

@@ -13,7 +13,7 @@ from einops import rearrange
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.attach import Tokenizer, wrap
@@ -30,6 +30,7 @@ from tavq_plugin.settings import Training
 from tavq_plugin.text.embed import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.train import train
+from tavq_plugin.training.host import small_vqgan
 
 LEVEL_WEIGHT = [2.5, 2.5, 0.35]  # of words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
 CONTRAST = 0.1  # beside transport: a little of it tells images apart, for fewer pixels than more transport would cost
@@ -56,18 +57,6 @@ class Pairs:
     def held_out_rows(self) -> range:
         """Rows that are held out."""
         return range(self.n_train, len(self.images))
-
-
-def small_vqgan(resolution: int) -> nn.Module:
-    """The demo's taming VQGAN: 512 codes of width 64; f8, and f4 below 64 px, so that 8 × 8 codes remain."""
-    from tavq_plugin.adapters.taming import VQGAN
-
-    ch_mult = (1, 2, 2, 4) if resolution >= 64 else (1, 2, 4)
-    ddconfig = {
-        "double_z": False, "z_channels": 64, "resolution": resolution, "in_channels": 3, "out_ch": 3, "ch": 32,
-        "ch_mult": ch_mult, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
-    return VQGAN(ddconfig, n_embed=512, embed_dim=64, legacy=False)
 
 
 def load_pairs(data: Path | None, resolution: int, *, n_train: int, n_eval: int, console: Console) -> Pairs:

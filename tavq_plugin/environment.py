@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -46,9 +47,19 @@ def whole(table: Tensor | None) -> Tensor | None:
     return gathered
 
 
+_kept_in_step: WeakSet[nn.Module] = WeakSet()
+
+
+def keep_in_step(module: nn.Module) -> None:
+    """Say that FSDP2 shards a module as a whole, so its parts are in step: inside its forward none looks sharded."""
+    _kept_in_step.update(module.modules())
+
+
 def refuse_out_of_step(module: nn.Module, name: str) -> None:
     """RuntimeError where several processes train and nothing averages this module's gradients over them."""
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    if module in _kept_in_step:
         return
     around = DistributedDataParallel._get_active_ddp_module()
     held = around is not None and any(part is module for part in around.modules())

@@ -16,6 +16,7 @@ from tavq_plugin.data.images import to_float
 from tavq_plugin.metrics.alignment import fit_ridge, mean_average_precision, recall
 from tavq_plugin.metrics.codebook import codebook_use
 from tavq_plugin.metrics.image import psnr
+from tavq_plugin.metrics.words import frequent_words, presence
 from tavq_plugin.text.store import TextStore
 
 
@@ -80,17 +81,7 @@ def encode(
 
 def text_targets(store: TextStore, train: Sequence[int], held_out: Sequence[int], *, words: int = 100) -> TextTargets:
     """Mean unit embeddings and frequent words of the texts; the words are chosen on the training rows alone."""
-    frequency = store.subset(train).unit_frequency("word")
-    chosen = sorted(frequency, key=lambda word: (-frequency[word], word))[:words]
-
-    def presence(rows: Sequence[int]) -> Tensor:
-        table = torch.zeros(len(rows), len(chosen), dtype=torch.bool)
-        column = {word: i for i, word in enumerate(chosen)}
-        for i, row in enumerate(rows):
-            for word in store.units(row, "word"):
-                if word in column:
-                    table[i, column[word]] = True
-        return table
+    chosen = frequent_words(store, train, words)
 
     def means(rows: Sequence[int]) -> list[Tensor]:
         batch = store.batch(rows)
@@ -99,7 +90,7 @@ def text_targets(store: TextStore, train: Sequence[int], held_out: Sequence[int]
             for units in (batch[name] for name in GRANULARITIES)
         ]
 
-    return TextTargets(means(train), means(held_out), presence(train), presence(held_out))
+    return TextTargets(means(train), means(held_out), presence(store, train, chosen), presence(store, held_out, chosen))
 
 
 def score(

@@ -58,3 +58,12 @@ class Revival:
         codebook[dead.to(codebook.device)] = latents[chosen.to(latents.device)].to(codebook.dtype)
         self.uses.zero_()
         return len(dead)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs: the counts and the generator."""
+        return {"uses": self.uses, "draw": self._draw.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.uses.copy_(state["uses"])
+        self._draw.set_state(state["draw"])

@@ -20,7 +20,7 @@ def writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / ".trial"
         trial.touch()
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise PermissionError(
             f"cannot write in {folder} ({error.strerror}): give --out a folder that you can write"
@@ -36,23 +36,28 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settings: dict, metrics: dict) -> None:
-    """Write a finished run; a former one of that name is replaced only once the new one is whole.
-
-    `host.safetensors` is the host's state dict alone and loads strictly into a fresh host; `tavq.safetensors`
-    holds the plug-in's `hierarchy.*` and `align.*`.
-    """
+    """Write a finished run; a former one of that name is replaced only once the new one is whole."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_json(partial / "settings.json", settings)
-    save_file(tokenizer.host.state_dict(), partial / "host.safetensors")
-    parts = {"hierarchy": tokenizer.hierarchy, **({"align": align} if align is not None else {})}
-    plugin = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
-    save_file(plugin, partial / "tavq.safetensors")
+    save_weights(partial, tokenizer, align)
     save_json(partial / "metrics.json", metrics)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
+    """Write `host.safetensors` and `tavq.safetensors`.
+
+    The first is the host's state dict alone and loads strictly into a fresh host; the second holds the plug-in's
+    `hierarchy.*` and `align.*`.
+    """
+    save_file(tokenizer.host.state_dict(), folder / "host.safetensors")
+    parts = {"hierarchy": tokenizer.hierarchy, **({"align": align} if align is not None else {})}
+    plugin = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+    save_file(plugin, folder / "tavq.safetensors")
 
 
 def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,7 @@ def load(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.op
         config = config.get("model", config)
         if "target" not in config:
             raise ValueError(f"{target} has no target: give one, the host's class as package.module.Class, and params")
-        module, _, name = config["target"].rpartition(".")
-        known = (*ALLOWED, *allow)
-        if module.split(".")[0] not in known:
-            raise ValueError(
-                f"{target}: target {config['target']!r} is outside the allowed packages ({', '.join(known)}): if you "
-                "trust the file, --allow its package"
-            )
-        with _importable(module):
-            built = getattr(importlib.import_module(module), name)(**(config.get("params") or {}))
+        built = instantiate(config["target"], config.get("params") or {}, allow=allow)
     else:
         source, colon, name = target.rpartition(":")
         if not colon:
@@ -48,6 +40,19 @@ def load(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.op
     if not isinstance(parts[0], nn.Module):
         raise ValueError(f"{target} gave a {type(parts[0]).__name__}, and a host is a torch.nn.Module")
     return parts
+
+
+def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] = ()) -> Any:
+    """Call package.module.Class with params; ValueError outside `ALLOWED` and the packages in `allow`."""
+    module, _, name = target.rpartition(".")
+    known = (*ALLOWED, *allow)
+    if module.split(".")[0] not in known:
+        raise ValueError(
+            f"target {target!r} is outside the allowed packages ({', '.join(known)}): if you trust the file, "
+            "--allow its package"
+        )
+    with _importable(module):
+        return getattr(importlib.import_module(module), name)(**params)
 
 
 def _importable(module: str) -> AbstractContextManager:

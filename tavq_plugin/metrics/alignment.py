@@ -32,7 +32,8 @@ class Ridge(NamedTuple):
 def fit_ridge(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) -> Ridge:
     """Ridge regression on standardised features, offset unpenalised; n c, n d -> c d.
 
-    Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y).
+    Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y), or, where there
+    are more features than rows, its dual W = Xᵀ (XXᵀ + penalty·I)⁻¹ (Y − mean Y), which is the same.
     """
     if len(features) != len(targets):
         raise ValueError(f"{len(features)} rows of features for {len(targets)} of targets: give one each an image")
@@ -40,7 +41,10 @@ def fit_ridge(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) ->
     mean, spread = features.mean(0), features.std(0, correction=0)
     scale = torch.where(spread > 1e-12, spread, torch.inf)
     x, offset = (features - mean) / scale, targets.mean(0)
-    gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    gram = x @ x.T if x.shape[1] > len(x) else x.T @ x
+    gram.diagonal().add_(penalty)
+    if x.shape[1] > len(x):
+        return Ridge(mean, scale, x.T @ torch.linalg.solve(gram, targets - offset), offset)
     return Ridge(mean, scale, torch.linalg.solve(gram, x.T @ (targets - offset)), offset)
 
 
@@ -52,15 +56,26 @@ def recall(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 10, 50)) ->
     >>> recall(torch.eye(4), torch.eye(4), at=(1, 2))
     {'r1': 100.0, 'r2': 100.0}
     """
+    return {name: 100 * share.mean().item() for name, share in found(queries, keys, at=at).items()}
+
+
+def found(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
+    """The same of each query, 0 to 1 (a tie is shared); n d, n d -> {"r1": n, …}."""
     if queries.shape != keys.shape:
         raise ValueError(f"queries are {tuple(queries.shape)} and keys {tuple(keys.shape)}: give one key a query")
     queries = F.normalize((queries - queries.mean(0)).double(), dim=1)
     keys = F.normalize((keys - keys.mean(0)).double(), dim=1)
-    score = queries @ keys.T
+    return found_by(queries @ keys.T, at=at)
+
+
+def found_by(score: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
+    """The same from scores, greater is nearer, each query's own key on the diagonal; n n -> {"r1": n, …}."""
+    if not score.isfinite().all():
+        raise ValueError("a retrieval score is not finite: the codes or the texts hold NaN")
     own = score.diagonal()[:, None]
     better = (score > own + 1e-12).sum(1).double()
     tied = ((score - own).abs() <= 1e-12).sum(1).double()  # itself among them
-    return {f"r{k}": 100 * ((k - better) / tied).clamp(0, 1).mean().item() for k in at}
+    return {f"r{k}": ((k - better) / tied).clamp(0, 1) for k in at}
 
 
 def mean_average_precision(scores: Tensor, present: Tensor) -> float:
@@ -77,3 +92,17 @@ def mean_average_precision(scores: Tensor, present: Tensor) -> float:
         if words
         else float("nan")
     )
+
+
+def precision_shares(scores: Tensor, present: Tensor) -> Tensor:
+    """What each image adds to `mean_average_precision`, percent: their mean is it exactly; n w, n w bool -> n.
+
+    A word's average precision is the mean, over the images that have it, of the precision down to that image; an
+    image adds its own part for each of its words. NaN everywhere where no word is present.
+    """
+    order = scores.double().argsort(dim=0, descending=True, stable=True)
+    hit = present.gather(0, order).double()
+    precision = hit.cumsum(0) / torch.arange(1, len(hit) + 1, dtype=torch.float64)[:, None]
+    own = torch.zeros_like(precision).scatter(0, order, precision * hit)
+    held = present.sum(0)
+    return 100 * len(own) * (own[:, held > 0] / held[held > 0]).sum(1) / (held > 0).sum()

@@ -1,4 +1,4 @@
-"""How much of a codebook is used: usage, perplexity, dead codes."""
+"""How much of a codebook is used: usage, perplexity, dead codes; over all processes where there are several."""
 
 from __future__ import annotations
 
@@ -22,10 +22,36 @@ def codebook_use(indices: Tensor, size: int) -> CodebookUse:
     >>> codebook_use(torch.tensor([0, 1, 1, 0]), size=4)
     CodebookUse(usage=50.0, perplexity=2.0, dead=2)
     """
-    counts = torch.bincount(indices.flatten(), minlength=size).double()
+    return use_of(code_counts(indices, size))
+
+
+def code_counts(indices: Tensor, size: int) -> Tensor:
+    """How often each code occurs; any shape -> k int64. Raises ValueError where an index is outside the codebook."""
+    counts = torch.bincount(indices.flatten(), minlength=size)
     if len(counts) > size:
         raise ValueError(f"indices reach {len(counts) - 1} and the codebook has {size} codes")
-    frequency = counts / counts.sum()
+    return counts
+
+
+def over_processes(counts: Tensor) -> Tensor:
+    """The same counts added up over the processes of `torch.distributed`; themselves where there is one; k -> k."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    return counts
+
+
+def use_of(counts: Tensor) -> CodebookUse:
+    """Usage, perplexity and dead codes of counts, k; ValueError where nothing was counted.
+
+    >>> use_of(torch.tensor([5, 5, 0, 0]))
+    CodebookUse(usage=50.0, perplexity=2.0, dead=2)
+    """
+    if not counts.sum():
+        raise ValueError("no code was counted: give the indices of at least one image")
+    frequency = counts.double() / counts.sum()
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     used = int((counts > 0).sum())
-    return CodebookUse(100 * used / size, round(entropy.exp().item(), 6), size - used)
+    return CodebookUse(100 * used / len(counts), round(entropy.exp().item(), 6), len(counts) - used)

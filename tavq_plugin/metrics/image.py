@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WINDOW = 11  # of SSIM, Gaussian, σ 1.5
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] as a file would keep them: clamped, then rounded; b c h w -> b c h w uint8."""
@@ -21,3 +23,18 @@ def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
 
     pairs = zip(to_uint8(reconstruction).float(), to_uint8(images).float(), strict=True)
     return torch.stack([peak_signal_noise_ratio(ours, truth, data_range=255.0) for ours, truth in pairs])
+
+
+def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Structural similarity of each image, Gaussian window of 11, after rounding to 8 bit; b c h w -> b.
+
+    Raises ValueError for images smaller than the window.
+    """
+    if min(images.shape[-2:]) < WINDOW:
+        raise ValueError(f"SSIM has a window of {WINDOW} pixels and images are {tuple(images.shape[-2:])}")
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    return structural_similarity_index_measure(
+        to_uint8(reconstruction).double(), to_uint8(images).double(),
+        gaussian_kernel=True, kernel_size=WINDOW, sigma=1.5, data_range=255.0, reduction="none",
+    ).reshape(len(images)).float()  # fmt: skip

@@ -86,3 +86,9 @@ def test_accelerate_prepares_the_attachment(ranks):
     one, other = ranks.both(cases.prepared)
     assert_equal(one, other, **EXACT)
     assert_equal(one, in_one_process(), **CLOSE)
+
+
+def test_counts_of_codes_add_up_over_processes(ranks):
+    from tavq_plugin.metrics.codebook import over_processes
+
+    assert [counts.tolist() for counts in ranks.both(over_processes, torch.tensor([1, 0, 2]))] == [[2, 0, 4]] * 2

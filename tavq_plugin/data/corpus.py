@@ -1,0 +1,124 @@
+"""The corpus of a comparison: read, split, freed of leaks, texts encoded once; kept in a folder for every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tavq_plugin.baselines.method import Corpus
+from tavq_plugin.data.images import load_images
+from tavq_plugin.data.leaks import Leaks, find_leaks
+from tavq_plugin.data.pack import Pack
+from tavq_plugin.data.scenes import scenes
+from tavq_plugin.runs import save_json
+from tavq_plugin.text.store import TextStore
+
+LEAST = 2  # images on either side
+
+
+def corpus_in(
+    folder: Path, data: Path | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
+) -> tuple[Corpus, dict[str, Any]]:
+    """A folder's corpus and what a protocol says of it; made there unless it is there, asked for in the same words.
+
+    `data` None draws scenes. Held-out images that training has as well are left out and counted. Raises ValueError
+    where either side has fewer than two images, and where the folder holds a corpus that was asked for otherwise.
+    """
+    asked = {"data": "scenes" if data is None else str(data), "resolution": resolution}
+    asked |= {"n_train_at_most": n_train, "n_eval_at_most": n_eval}
+    pack = None
+    if data is not None:
+        pack = Pack.read(data)
+        asked["records"] = _digest(pack)
+    about = _read(folder / "corpus.json")
+    if about is None:
+        about = _make(folder, pack, asked, tell)
+    for name, value in asked.items():
+        if about["asked"].get(name) != value:
+            raise ValueError(
+                f"{folder.parent} compares runs on {name}={about['asked'].get(name)}, and this asks for {value}: give "
+                "another --out, or the same data and numbers"
+            )
+    return load_corpus(folder), about["protocol"]
+
+
+def load_corpus(folder: Path) -> Corpus:
+    """What `corpus_in` left in a folder."""
+    about = _read(folder / "corpus.json")
+    if about is None:
+        raise FileNotFoundError(f"no corpus.json in {folder}: run tavq compare, which makes it")
+    images = load_file(folder / "images.safetensors")["images"]
+    store = TextStore.load(folder / "store.safetensors")
+    return Corpus(about["asked"]["data"], images, about["texts"], store, about["protocol"]["n_train"])
+
+
+def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    from tavq_plugin.text.embed import offline_encoder
+
+    encoder = offline_encoder()
+    resolution, n_train, n_eval = asked["resolution"], asked["n_train_at_most"], asked["n_eval_at_most"]
+    if pack is None:
+        images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
+        train, files = n_train, []
+    else:
+        taught, held_out = pack.split(n_train=n_train, n_eval=n_eval)
+        records, train = [*taught, *held_out], len(taught)
+        files = [record.image for record in records]
+        images, texts = load_images(files, resolution), [record.text for record in records]
+    leaks = find_leaks(images[:train], images[train:], files[:train], files[train:]) if files else Leaks((), ())
+    kept = [i for i in range(len(images)) if i - train not in leaks.all]
+    _refuse_few(asked["data"], train, len(kept) - train, leaks)
+    if leaks.all:
+        tell(f"{len(leaks.all)} held-out images are in the training split too ({leaks.counts()}): left out")
+    texts = [texts[i] for i in kept]
+    if without := sum(not text.strip() for text in texts):
+        tell(f"{without} of {len(texts)} images have no text: kept, no part of retrieval")
+    store = TextStore.build(texts, encoder, centre_on=range(train))
+    about = {
+        "asked": asked,
+        "texts": texts,
+        "protocol": {
+            "n_train": train,
+            "n_eval": len(kept) - train,
+            "without_text": without,
+            "leaks_left_out": leaks.counts() if files else "scenes are drawn one by one: none looked for",
+            "encoder": store.fingerprint,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "corpus.json").unlink(missing_ok=True)
+    save_file({"images": images[torch.tensor(kept)].contiguous()}, folder / "images.safetensors")
+    store.save(folder / "store.safetensors")
+    save_json(folder / "corpus.json", about)  # last: its presence says that the rest is whole
+    return about
+
+
+def _refuse_few(name: str, train: int, held_out: int, leaks: Leaks) -> None:
+    if train >= LEAST and held_out >= LEAST:
+        return
+    why = f", after {len(leaks.all)} that training has as well were left out" if leaks.all else ""
+    raise ValueError(
+        f"{name} gives {train} images to train and {held_out} to test{why}: {LEAST} each are needed at least; give a "
+        "folder with more images, or larger --train and --eval"
+    )
+
+
+def _digest(pack: Pack) -> str:
+    """Of the names, texts and splits of a pack's records."""
+    digest = hashlib.sha256()
+    for record in pack.records:
+        digest.update(f"{record.id}\0{record.text}\0{record.split}\0".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,46 @@
+"""Whether a difference between two methods would stand on other images and other seeds: the paired bootstrap."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DRAWS = 2000
+
+
+class Difference(NamedTuple):
+    """Mean of first − second, its 95 % interval and the two-sided p of its sign."""
+
+    mean: float
+    low: float
+    high: float
+    p: float  # at least 2 / (draws + 1)
+
+
+def paired_bootstrap(first: Tensor, second: Tensor, *, over_seeds: bool = True, draws: int = DRAWS) -> Difference:
+    """Difference of the means of two methods' per-image values, same images and seeds; s n, s n.
+
+    Images are drawn again with replacement, the same for both sides and for every seed; with `over_seeds` and more
+    than one seed, seeds are drawn again as well. Images that are NaN on either side are left out. Raises ValueError
+    where shapes differ or no image is left.
+    """
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: give seeds × images, the same for both")
+    apart = (first - second).double()
+    apart = apart[:, apart.isfinite().all(0)]
+    seeds, images = apart.shape
+    if not images:
+        raise ValueError("no image has a value on both sides: nothing to compare")
+    draw = torch.Generator().manual_seed(0)
+    picked = torch.randint(images, (draws, images), generator=draw)
+    counts = torch.zeros(draws, images, dtype=torch.float64)
+    counts.scatter_add_(1, picked, torch.ones(draws, images, dtype=torch.float64))
+    by_seed = counts @ apart.T / images  # draws × seeds
+    if over_seeds and seeds > 1:
+        by_seed = by_seed.gather(1, torch.randint(seeds, (draws, seeds), generator=draw))
+    means = by_seed.mean(1)
+    below = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Difference(apart.mean().item(), low, high, min(1.0, 2 * (below + 1) / (draws + 1)))

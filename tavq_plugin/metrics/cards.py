@@ -1,0 +1,172 @@
+"""The protocol card of every metric: what it is, its direction and unit, what it is measured on, by which probe."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tavq_plugin.metrics.alignment import PENALTY
+from tavq_plugin.metrics.frechet import SUBSETS
+from tavq_plugin.metrics.purity import PERMUTATIONS
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know of a figure."""
+
+    title: str
+    better: str  # "higher" | "lower" | "–": neither by itself
+    unit: str
+    what: str
+    probe: str = "none"
+    on: str = "held-out images"
+    digits: int = 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a protocol."""
+        return vars(self)
+
+
+_RIDGE = (
+    f"ridge regression, penalty {PENALTY:g} on standardised features, fitted on the training rows of every run alike"
+)
+_POOLED = f"{_RIDGE}; features: quantized codes averaged over the grid"
+_JUDGE = "frozen {}: images resized to {} px (bilinear, antialiased), pooled last features"
+_FEW = "few images bias it upwards: compare equal n only"
+_LEVELS = "mean over the levels; level i is name_i"
+
+CARDS = {
+    "psnr": Card("PSNR", "higher", "dB", "of each image after clamping and rounding to 8 bit; mean over images"),
+    "ssim": Card(
+        "SSIM", "higher", "0–1", "Gaussian window of 11, σ 1.5, after rounding to 8 bit; torchmetrics", digits=3
+    ),
+    "lpips": Card("LPIPS (VGG)", "lower", "–", "torchmetrics, VGG16, after rounding to 8 bit", digits=3),
+    "rfid": Card(
+        "rFID", "lower", "–", f"Inception of 2015, TF1 resizing, held-out images against their reconstructions; {_FEW}"
+    ),
+    "kid": Card(
+        "KID", "lower", "–", f"the same features, cubic kernel, {SUBSETS} subsets of half the images", digits=4
+    ),
+    "usage": Card("usage", "higher", "%", "codes of the level the decoder reads that occur in any image"),
+    "perplexity": Card("perplexity", "higher", "codes", "exp of the entropy of code frequencies, same level", digits=1),
+    "dead_codes": Card("dead codes", "lower", "codes", "codes of the same level that never occur", digits=0),
+    "word_map": Card("word mAP", "higher", "%", f"ranking images for each frequent word; {_LEVELS}", _POOLED),
+    "word_map_codes": Card(
+        "word mAP, code histograms",
+        "higher",
+        "%",
+        f"the same from how often each code occurs; {_LEVELS}",
+        f"{_RIDGE}; features: share of each code in the image",
+    ),
+    "masked_word": Card(
+        "masked word R@1",
+        "higher",
+        "%",
+        "each frequent word of a text masked and guessed among all frequent words, "
+        "from the codes of all levels and the text's other words (LG-VQ's word prediction, in our reading)",
+        _RIDGE,
+    ),
+    "masked_word_gain": Card(
+        "masked word R@1, above text alone",
+        "higher",
+        "points",
+        "the same less what the other words tell without codes",
+        _RIDGE,
+    ),
+    "similarity_mse": Card(
+        "code–word similarity MSE",
+        "lower",
+        "–",
+        "cosines among a text's words against those among the codes each word "
+        "picks (LG-VQ's similarity, in our reading: codes of level 1 through the fitted probe)",
+        _POOLED,
+        digits=4,
+        on="held-out images of the transport",
+    ),
+    "purity": Card(
+        "code–word purity",
+        "higher",
+        "millibit",
+        "mutual information of code and frequent word, less its mean over "
+        f"{PERMUTATIONS} permutations of the texts; {_LEVELS}",
+        digits=1,
+    ),
+    "stability_codes": Card(
+        "code→word stability",
+        "higher",
+        "−1–1",
+        "of two seeds: correlation of the word tables of matched codes, weighted "
+        "by use; codes matched one to one by where they occur in the training images",
+        digits=3,
+    ),
+    "stability_codes_null": Card(
+        "code→word stability, codes dealt at random", "–", "−1–1", "the null of the line above", digits=3
+    ),
+    "stability_words": Card(
+        "word→image stability",
+        "higher",
+        "−1–1",
+        "of two seeds: correlation of the word probes' scores of the held-out images, mean over words and levels",
+        _POOLED,
+        digits=3,
+    ),
+    "seconds_per_step": Card("seconds a step", "lower", "s", "median over the training steps", on="training", digits=3),
+    "plugin_share": Card(
+        "plug-in, share of a step",
+        "lower",
+        "0–1",
+        "hierarchy, losses on codes, their backward",
+        on="training",
+        digits=3,
+    ),
+}
+for _k in (1, 5, 10, 50):
+    for _way, _said in (("image_text", "image→text"), ("text_image", "text→image")):
+        CARDS[f"{_way}_r{_k}"] = Card(
+            f"R@{_k}, {_said}",
+            "higher",
+            "%",
+            f"own pair among the {_k} of greatest cosine to the mean unit embedding, both sides centred; {_LEVELS}",
+            _POOLED,
+        )
+        CARDS[f"{_way}_ot_r{_k}"] = Card(
+            f"R@{_k}, {_said}, by transport",
+            "higher",
+            "%",
+            "own pair among the least transport costs between codes and "
+            f"text units, freed of each image's and text's mean; {_LEVELS}",
+            f"{_POOLED}; applied to every code",
+            on="the first held-out images with text",
+        )
+for _name, _title, _size in (("mobilenet", "MobileNet", 224), ("squeezenet", "SqueezeNet", 227)):
+    _by = _JUDGE.format(_title, _size)
+    CARDS[f"fd_{_name}"] = Card(f"FD-{_title}", "lower", "–", f"Fréchet distance, {_by}; no FID; {_FEW}")
+    CARDS[f"kd_{_name}"] = Card(f"KD-{_title}", "lower", "–", f"kernel distance, {_by}; no KID", digits=4)
+    CARDS[f"agreement_{_name}"] = Card(
+        f"class agreement, {_title}", "higher", "%", f"images whose likeliest class stays the same; {_by}"
+    )
+
+HEADLINE = (
+    "psnr", "ssim", "lpips", "rfid", "fd_mobilenet", "usage", "perplexity", "image_text_r10", "image_text_r50",
+    "text_image_r50", "image_text_ot_r10", "word_map", "word_map_codes", "masked_word_gain", "purity",
+    "stability_codes", "seconds_per_step",
+)  # fmt: skip
+"""What the first table shows; the page has all."""
+
+
+def card_of(metric: str) -> Card:
+    """The card of a metric, also of one level (name_2); KeyError for one without.
+
+    >>> card_of("word_map_2").title
+    'word mAP, level 2'
+    """
+    if metric in CARDS:
+        return CARDS[metric]
+    name, level = re.fullmatch(r"(.+)_([123])", metric).groups() if re.fullmatch(r".+_[123]", metric) else (metric, "")
+    if name not in CARDS:
+        raise KeyError(f"metric {metric!r} has no protocol card: add one to CARDS")
+    whole = CARDS[name]
+    return Card(
+        f"{whole.title}, level {level}", whole.better, whole.unit, whole.what, whole.probe, whole.on, whole.digits
+    )

@@ -1,0 +1,84 @@
+"""Fréchet and kernel distances between the features of images and of their reconstructions, by torchmetrics."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tavq_plugin.metrics.weights import INCEPTION
+
+SUBSETS = 20  # of the kernel distance
+
+
+class _AsTheyAre(nn.Module):
+    """The feature network of features that are there already."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet(real: Tensor, ours: Tensor) -> float:
+    """Fréchet distance of two sets of features, n c, m c; of few images it is biased upwards, so compare equal n.
+
+    Raises ValueError for fewer than two images.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    _at_least_two(real, ours)
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(ours.double(), real=False)
+    return metric.compute().item()
+
+
+def kernel(real: Tensor, ours: Tensor) -> float:
+    """Kernel distance (cubic polynomial, unbiased), 20 subsets of half the images; n c, m c.
+
+    The subsets are drawn from a stream of their own. Raises ValueError for fewer than four images.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(len(real), len(ours)) // 2
+    if size < 2:
+        raise ValueError(f"{len(real)} and {len(ours)} images: a kernel distance needs four each; give more held out")
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
+        torch.manual_seed(0)
+        metric = KernelInceptionDistance(_AsTheyAre(real.shape[1]), subsets=SUBSETS, subset_size=min(1000, size))
+        metric.update(real.double(), real=True)
+        metric.update(ours.double(), real=False)
+        return metric.compute()[0].item()
+
+
+class Inception(nn.Module):
+    """FID's Inception by a folder's weights, fed as TensorFlow's protocol resizes; n 3 h w uint8 -> n 2048.
+
+    Raises as `Weights.path` does, and ImportError without torch-fidelity.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        path = INCEPTION.path(folder)
+        INCEPTION.read(folder)  # tensors alone: torch-fidelity itself would run what else is in it
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path), antialias=False)
+        except ModuleNotFoundError as error:
+            raise ImportError(f'FID needs torch-fidelity ({error}): pip install "tavq-plugin[eval]"') from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features in batches of 50."""
+        return torch.cat([self.net(part) for part in images.split(50)])
+
+
+def _at_least_two(real: Tensor, ours: Tensor) -> None:
+    if min(len(real), len(ours)) < 2:
+        raise ValueError(f"{len(real)} and {len(ours)} images: a Fréchet distance needs two each; give more held out")

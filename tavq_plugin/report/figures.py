@@ -1,0 +1,82 @@
+"""Figures of a comparison: training curves, how codes are used, reconstructions side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tavq_plugin.data.images import to_float
+from tavq_plugin.report.pictures import _pyplot, reconstruction_grid
+
+SMOOTHED = 0.9  # of a curve's running mean
+
+
+def curves(histories: Mapping[str, list[list[dict[str, float]]]], path: Path) -> None:
+    """L1 and usage over the steps, a line a method: the mean over its seeds, smoothed; -> PNG."""
+    plt = _pyplot()
+    shown = [name for name in ("pixel", "usage3") if any(name in row for runs in histories.values() for row in runs[0])]
+    figure, axes = plt.subplots(1, len(shown), figsize=(5.4 * len(shown), 3.6), squeeze=False, layout="constrained")
+    titles = {"pixel": "L1 of a batch", "usage3": "codes used in a batch, %"}
+    for axis, term in zip(axes[0], shown, strict=True):
+        for number, (name, runs) in enumerate(histories.items()):
+            rows = [[row for row in run if term in row] for run in runs]
+            length = min(map(len, rows))
+            if not length:
+                continue
+            steps = [row["step"] for row in rows[0][:length]]
+            mean = torch.tensor([[row[term] for row in run[:length]] for run in rows]).mean(0)
+            axis.plot(steps, _smooth(mean), label=name, linewidth=1.2, color=_colour(plt, number))
+        axis.set(xlabel="optimizer step", title=titles[term])
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=7, frameon=False, ncols=2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def usage(counts: Mapping[str, Tensor], path: Path) -> None:
+    """How often each code occurs, most used first, a panel a method; {name: k counts} -> PNG."""
+    plt = _pyplot()
+    columns = min(5, len(counts))
+    lines = -(-len(counts) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.3 * columns, 1.9 * lines), squeeze=False, layout="constrained", sharey=True
+    )
+    for axis in axes.flat[len(counts) :]:
+        axis.set_axis_off()
+    for number, (axis, (name, count)) in enumerate(zip(axes.flat, counts.items(), strict=False)):
+        share = 100 * count.double().sort(descending=True).values / count.sum()
+        axis.fill_between(range(len(share)), share.clamp(min=1e-3), 1e-3, step="mid", color=_colour(plt, number))
+        axis.set_yscale("log")
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+    figure.supxlabel("codes, most used first", fontsize=8)
+    figure.supylabel("share of places, %", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def reconstructions(images: Tensor, shown: Mapping[str, Tensor], path: Path) -> None:
+    """The held-out images and every method's reconstruction of them; n 3 h w uint8 -> PNG."""
+    reconstruction_grid({name: to_float(rows) for name, rows in {"image": images, **shown}.items()}, path)
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    """A finished run's rows, as the trainer left them."""
+    return json.loads((folder / "history.json").read_text(encoding="utf-8"))["history"]
+
+
+def _smooth(values: Tensor) -> list[float]:
+    """Running mean, its start unbiased."""
+    mean, weight, out = 0.0, 0.0, []
+    for value in values.tolist():
+        mean, weight = SMOOTHED * mean + (1 - SMOOTHED) * value, SMOOTHED * weight + 1 - SMOOTHED
+        out.append(mean / weight)
+    return out
+
+
+def _colour(plt, number: int):
+    return plt.get_cmap("tab10")(number % 10)

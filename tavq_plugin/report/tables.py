@@ -1,0 +1,98 @@
+"""A comparison's figures as cells of a table, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tavq_plugin.metrics.cards import CARDS, HEADLINE, Card, card_of
+from tavq_plugin.summary import best
+
+SURE = 0.05  # p of a difference that is marked
+MARKS = {"vqgan": ("▲", "▼"), "tavq": ("△", "▽")}
+LEGEND = (
+    "mean ± standard deviation over seeds; best mean bold; ▲ ▼ better, worse than vqgan, △ ▽ than "
+    "tavq: paired bootstrap over images and seeds, p < .05, where the metric is one of single images"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure as it is shown."""
+
+    method: str
+    text: str  # "not computed" where there is none
+    best: bool = False
+    marks: str = ""
+    why: str = ""  # there is no figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric, all methods."""
+
+    metric: str
+    card: Card
+    cells: list[Cell]
+
+
+def lines_of(content: Mapping[str, Any], metrics: Sequence[str]) -> list[Line]:
+    """A line a metric that any method has or lacks for a reason, methods in the content's order."""
+    known = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
+    return [
+        Line(metric, card_of(metric), [_cell(content, metric, name) for name in content["methods"]])
+        for metric in metrics
+        if metric in known
+    ]
+
+
+def every_metric(content: Mapping[str, Any]) -> list[str]:
+    """All metrics, in the cards' order, levels after their mean."""
+    order = {name: i for i, name in enumerate(CARDS)}
+    found = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
+    return sorted(found, key=lambda name: (order.get(name, order.get(name[:-2], len(order))), name))
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The headline as a Markdown table, with its protocol in a sentence."""
+    protocol = content["protocol"]
+    recipe = protocol["recipe"]
+    lines = lines_of(content, HEADLINE)
+    rows = [["", *content["methods"]], ["---", *["---:"] * len(content["methods"])]]
+    for line in lines:
+        arrow = {"higher": " ↑", "lower": " ↓"}.get(line.card.better, "")
+        unit = f", {line.card.unit}" if line.card.unit not in ("–", "codes", "0–1", "−1–1") else ""
+        rows.append([f"{line.card.title}{unit}{arrow}", *map(_plain, line.cells)])
+    absent = sorted({f"{line.card.title}: {cell.why}" for line in lines for cell in line.cells if cell.why})
+    parts = [
+        f"{protocol['data']}, {recipe['resolution']} px, {recipe['steps']} steps of {recipe['batch_size']} images; "
+        f"{protocol['n_train']} images train, {protocol['n_eval']} are held out; "
+        f"seeds {', '.join(map(str, protocol['seeds']))}. {LEGEND}.",
+        "\n".join("| " + " | ".join(row) + " |" for row in rows),
+        "\n".join(f"- not computed: {why}" for why in absent),
+        "\n".join(f"- broke: {name}: {why}" for name, why in content.get("failed", {}).items()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
+    value = content["methods"][name].get(metric)
+    if value is None:
+        why = content["absent"].get(name, {}).get(metric, "no run of this method gave it")
+        return Cell(name, "not computed", why=why)
+    digits = card_of(metric).digits
+    text = f"{value['mean']:.{digits}f}"
+    if value["spread"] is not None:
+        text += f" ± {value['spread']:.{digits}f}"
+    lower = card_of(metric).better == "lower"
+    marks = ""
+    for rival, difference in content["significance"].get(metric, {}).get(name, {}).items():
+        if difference["p"] < SURE and difference["mean"] != 0:
+            marks += MARKS[rival][(difference["mean"] > 0) == lower]
+    return Cell(name, text, name in best(content, metric), marks)
+
+
+def _plain(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} {cell.marks}".rstrip()

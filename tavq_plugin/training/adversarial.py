@@ -1,0 +1,113 @@
+"""PatchGAN discriminator and hinge losses (VQGAN, arXiv 2012.09841, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tavq_plugin.training.recipe import AdversarialRecipe
+from tavq_plugin.training.sharded import load_module, load_optimizer
+
+SLOPE = 0.2
+LARGEST = 1e4  # of the adaptive weight
+
+
+class PatchGAN(nn.Module):
+    """Strided 4 × 4 convolutions that judge patches (Isola et al. 2017); b 3 h w -> b 1 h' w'.
+
+    Group instead of batch normalisation (our choice): an image is judged alike whatever stands beside it, so that
+    passes and processes add up.
+    """
+
+    def __init__(self, *, layers: int = 3, width: int = 64) -> None:
+        super().__init__()
+        widths = [width * min(2**i, 8) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        for i, (a, b) in enumerate(pairwise(widths)):
+            stride = 1 if i == layers - 1 else 2
+            norm = nn.GroupNorm(min(8, b), b)
+            parts += [nn.Conv2d(a, b, 4, stride, 1, bias=False), norm, nn.LeakyReLU(SLOPE)]
+        self.judge = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of patches, high where they look real."""
+        return self.judge(images)
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss on its logits: ½(E[1 − real]₊ + E[1 + fake]₊); -> scalar.
+
+    >>> hinge(torch.tensor([2.0]), torch.tensor([-0.5]))
+    tensor(0.2500)
+    """
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(own: Tensor, generator: Tensor, last_layer: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """λ = ‖∇own‖ / (‖∇generator‖ + 1e-4) at the decoder's last layer (VQGAN, eq. 7), at most 1e4; -> scalar.
+
+    `mean` averages a gradient over the processes.
+    """
+    norms = [mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm() for loss in (own, generator)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, LARGEST).detach()
+
+
+class Adversary:
+    """The discriminator in a run: its part of the generator's loss, its own loss and its optimizer.
+
+    It learns on the reconstructions of the generator's own pass: the host runs once a step, and a method's losses are
+    computed once.
+    """
+
+    def __init__(
+        self,
+        recipe: AdversarialRecipe,
+        module: nn.Module,
+        prepared: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mean: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.recipe, self.module, self.prepared, self.optimizer, self.mean = recipe, module, prepared, optimizer, mean
+
+    def enters(self, number: int) -> bool:
+        """Whether it takes part in the step after `number` optimizer steps."""
+        return number >= self.recipe.start
+
+    def against(self, reconstruction: Tensor, own: Tensor, last_layer: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The generator's weighted term, and the weight's adaptive factor; its gradient leaves the judge alone."""
+        self.module.requires_grad_(False)
+        try:
+            loss = -self.module(reconstruction).float().mean()
+        finally:
+            self.module.requires_grad_(True)
+        factor = loss.new_ones(())
+        if self.recipe.adaptive:
+            factor = adaptive_weight(own, loss, last_layer, self.mean)
+        return self.recipe.weight * factor * loss, factor
+
+    def own_loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """The hinge loss on images and their reconstructions, b 3 h w each; -> scalar."""
+        real, fake = self.prepared(torch.cat([images, reconstruction.detach()])).float().chunk(2)
+        return hinge(real, fake)
+
+    def update(self) -> None:
+        """One step of its optimizer."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a resume."""
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        load_module(self.module, state["module"])
+        load_optimizer(self.optimizer, state["optimizer"])

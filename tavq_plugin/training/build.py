@@ -1,0 +1,34 @@
+"""The wrapped host and the method of a recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+
+from tavq_plugin.attach import Tokenizer, wrap
+from tavq_plugin.baselines import METHODS, method_class
+from tavq_plugin.baselines.method import Corpus, Method
+from tavq_plugin.environment import own_randomness
+from tavq_plugin.training.host import build_host, refuse_resolution
+from tavq_plugin.training.recipe import Recipe
+
+
+def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple[Tokenizer, Method]:
+    """The wrapped host and the recipe's method, drawn from its seed alone; the host is the same for every method."""
+    if recipe.method not in METHODS:
+        raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
+    cls = method_class(recipe.method)
+    torch.manual_seed(recipe.seed)
+    host = build_host(recipe.host, recipe.resolution, allow=allow)
+    refuse_resolution(host, recipe.resolution)
+    grid = max(16, min(64, recipe.resolution // 2))
+    tokenizer = wrap(host, **{"beside": not cls.levels, "max_grid": grid, **recipe.host.wrap})
+    try:
+        inspect.signature(cls).bind(tokenizer, corpus, seed=recipe.seed, **recipe.options)
+    except TypeError as error:
+        raise ValueError(f"options of method {recipe.method}: {error}") from error
+    with own_randomness(torch.device("cpu")):
+        method = cls(tokenizer, corpus, seed=recipe.seed, **recipe.options)
+    return tokenizer, method

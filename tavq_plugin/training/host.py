@@ -1,0 +1,62 @@
+"""The host a recipe names, and whether it takes the recipe's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from tavq_plugin.environment import at_rest
+from tavq_plugin.target import instantiate
+from tavq_plugin.training.recipe import HostRecipe
+
+
+def small_vqgan(resolution: int) -> nn.Module:
+    """The demo's taming VQGAN: 512 codes of width 64; f8, and f4 below 64 px, so that 8 × 8 codes remain."""
+    from tavq_plugin.adapters.taming import VQGAN
+
+    ch_mult = (1, 2, 2, 4) if resolution >= 64 else (1, 2, 4)
+    ddconfig = {
+        "double_z": False, "z_channels": 64, "resolution": resolution, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": ch_mult, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    return VQGAN(ddconfig, n_embed=512, embed_dim=64, legacy=False)
+
+
+def build_host(recipe: HostRecipe, resolution: int, *, allow: Sequence[str] = ()) -> nn.Module:
+    """A fresh host from its target and params; "small" takes the resolution itself."""
+    if recipe.target == "small":
+        return small_vqgan(**{"resolution": resolution, **recipe.params})
+    if "." not in recipe.target:
+        raise ValueError(f"host.target is {recipe.target!r}: give small, or a class as package.module.Class")
+    host = instantiate(recipe.target, recipe.params, allow=allow)
+    if not isinstance(host, nn.Module):
+        raise ValueError(f"host.target {recipe.target} gave a {type(host).__name__}, and a host is a torch.nn.Module")
+    return host
+
+
+def picture(output: object) -> Tensor | None:
+    """The reconstruction in what a host's forward gave: its `sample`, or the first map with three channels."""
+    parts = [output.sample] if hasattr(output, "sample") else output if isinstance(output, tuple | list) else [output]
+    return next((p for p in parts if isinstance(p, Tensor) and p.ndim == 4 and p.shape[1] == 3), None)
+
+
+def refuse_resolution(host: nn.Module, resolution: int) -> None:
+    """ValueError, with the mend, where a host does not give an image back in the size it came in."""
+    images = next(host.parameters()).new_zeros(1, 3, resolution, resolution)
+    try:
+        with at_rest(host):
+            given = picture(host(images))
+    except Exception as error:
+        raise ValueError(
+            f"{type(host).__name__} cannot take images of {resolution} px ({type(error).__name__}: {error}): give a "
+            "resolution that its strides divide, and that fits its own settings"
+        ) from error
+    if given is None:
+        raise ValueError(f"{type(host).__name__} gives no image back: this trainer learns by reconstruction")
+    if given.shape != images.shape:
+        side = given.shape[-1]
+        raise ValueError(
+            f"{type(host).__name__} gives {side} px back for images of {resolution} px: give resolution={side}, or "
+            "another that its strides divide"
+        )

@@ -1,0 +1,263 @@
+"""A run's moving parts and one optimizer step of it; its state, so that a resumed run equals one never stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+from tavq_plugin.baselines.method import Corpus
+from tavq_plugin.clock import Clock
+from tavq_plugin.data.images import to_float
+from tavq_plugin.environment import is_sharded, keep_in_step, own_randomness, whole
+from tavq_plugin.training.adversarial import Adversary, PatchGAN
+from tavq_plugin.training.averaging import Average
+from tavq_plugin.training.build import build
+from tavq_plugin.training.codebook import KeptCodebook
+from tavq_plugin.training.perceptual import build_perceptual
+from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.sampler import Rows, shares
+from tavq_plugin.training.sharded import gathered, load_module, load_optimizer
+from tavq_plugin.training.step import TrainingStep
+
+
+class Loop:
+    """Everything that changes while a run trains; `number` optimizer steps are done."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator, *, allow: Sequence[str] = ()) -> None:
+        self.recipe, self.corpus, self.accelerator, self.number = recipe, corpus, accelerator, 0
+        self.allow = allow
+        self.rows = Rows(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
+        shares(self.rows(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
+        self.tokenizer, self.method = build(recipe, corpus, allow=allow)
+        perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
+        if perceptual is not None:
+            perceptual.to(accelerator.device)
+        self.module = TrainingStep(self.tokenizer, self.method, corpus, perceptual, recipe)
+        self.model = accelerator.prepare(self.module)
+        if isinstance(self.model, FullyShardedDataParallel):
+            raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
+        if is_sharded(self.module):
+            keep_in_step(self.module)
+        self.optimizer = self._adam()
+        self.adversary = self._adversary()
+        self.average = Average(self.module.parameters(), recipe.ema) if recipe.ema else None
+        self.codebook = KeptCodebook.of(recipe, self.tokenizer, accelerator)
+        compiled = recipe.compile != "no"
+        self.clock = self.module.clock = Clock(nn.Identity() if compiled else self.tokenizer.hierarchy)
+        if compiled:
+            self.tokenizer.compile(backend=recipe.compile)
+        torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
+        self.module.train()
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step; -> a row of the history.
+
+        Raises FloatingPointError, before anything has changed, naming the terms that are not finite.
+        """
+        recipe, number, accelerator = self.recipe, self.number, self.accelerator
+        settling = number < recipe.settled
+        if recipe.settled and number == recipe.settled and self.codebook is not None:
+            self.codebook.start(self.corpus)
+        self._set_rates()
+        parts = shares(
+            self.rows(number),
+            passes=recipe.accumulation,
+            ranks=accelerator.num_processes,
+            rank=accelerator.process_index,
+        )
+        opposed = self.adversary is not None and self.adversary.enters(number) and not settling
+        rows, used = [], None
+        with self.clock.step():
+            for i, part in enumerate(parts):
+                with ExitStack() as stack:
+                    if i < len(parts) - 1:
+                        for model in [self.model, *([self.adversary.prepared] if opposed else [])]:
+                            stack.enter_context(getattr(model, "no_sync", nullcontext)())  # DDP's alone
+                    rows.append(self._pass(part, settling=settling, opposed=opposed))
+                if not settling:
+                    used = self._counted(used)
+                    if self.codebook is not None:
+                        self.codebook.see(self.module.last.codes)
+            with self.clock.update(self._share):
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if opposed:
+                self.adversary.update()
+            if not settling:
+                with self.clock.in_plugin():
+                    self.method.after_update(self.module.last)
+                if self.codebook is not None:
+                    self.codebook.after_update(number, self.module.last.codes)
+            if self.average is not None and not settling:
+                self.average.update()
+        self.number += 1
+        row = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {"step": number, **row, **self._usage(used), **self._times()}
+
+    def _pass(self, part: Tensor, *, settling: bool, opposed: bool) -> dict[str, float]:
+        """Forward and backward of one pass: the generator's, then the discriminator's on the same reconstructions."""
+        images = to_float(self.corpus.images[part].to(self.accelerator.device))
+        reconstruction, terms = self.model(part, images, self.number, settling)
+        shown = {}
+        if opposed:
+            own = terms["pixel"] + terms.get("perceptual", 0.0)
+            last = self.tokenizer.adapter.last_layer()
+            with self._autocast():
+                terms["adversarial"], shown["adaptive"] = self.adversary.against(reconstruction, own, last)
+                judged = self.adversary.own_loss(images, reconstruction)
+            shown["discriminator"] = judged.detach()
+        values = self._agreed(terms, shown)
+        self.clock.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulation)
+        if opposed:
+            (judged / self.recipe.accumulation).backward()
+        return values
+
+    def _agreed(self, terms: dict[str, Tensor], shown: dict[str, Tensor]) -> dict[str, float]:
+        """The terms as numbers, averaged over the processes, all of them finite or none goes on."""
+        named = {**{name: term.detach() for name, term in terms.items()}, **shown}
+        values = self._mean(torch.stack([value.float() for value in named.values()])).tolist()
+        row = dict(zip(named, values, strict=True))
+        if broken := {name: value for name, value in row.items() if not math.isfinite(value)}:
+            others = ", ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in broken)
+            raise FloatingPointError(
+                f"{', '.join(f'{name} is {value}' for name, value in broken.items())} at step {self.number} "
+                f"({others or 'nothing else'}): lower optimizer.learning_rate or the weight of that term"
+            )
+        return row
+
+    def _counted(self, used: list[Tensor] | None) -> list[Tensor] | None:
+        """How often each code of each level was chosen, added up; None where the host shows no codebook."""
+        table = self.tokenizer.adapter.codebook()
+        if table is None:
+            return None
+        codes = self.module.last.codes
+        sizes = [*(len(own.weight) for own in self.tokenizer.hierarchy.own), *[len(table)] * len(codes.levels)]
+        sizes = [*sizes[: len(codes.levels) - 1], len(table)]
+        counts = [
+            torch.bincount(level.indices.flatten(), minlength=k) for level, k in zip(codes.levels, sizes, strict=True)
+        ]
+        return counts if used is None else [a + b for a, b in zip(used, counts, strict=True)]
+
+    def _usage(self, used: list[Tensor] | None) -> dict[str, float]:
+        """Percent of its codebook each level chose in the step's images, fine → coarse."""
+        if used is None:
+            return {}
+        shares = [(self.accelerator.reduce(part) > 0).float().mean() for part in used]
+        return {f"usage{i}": 100 * value for i, value in enumerate(torch.stack(shares).tolist(), 1)}
+
+    def _times(self) -> dict[str, float]:
+        seconds, plugin = self.clock.steps.pop(), self.clock.plugin.pop()
+        return {"seconds": seconds, "plugin_share": plugin / seconds}
+
+    def _mean(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "mean") if self.accelerator.num_processes > 1 else value
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def _adam(self) -> torch.optim.Optimizer:
+        settings, own = self.recipe.optimizer, {id(p) for p in self.method.parameters()}
+        learnt = [p for p in self.module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learnt if id(p) not in own], "rate": 1.0},
+            {"params": [p for p in learnt if id(p) in own], "rate": settings.method_rate},
+        ]
+        plugin = [*self.tokenizer.hierarchy.parameters(), *self.method.parameters()]
+        self._share = sum(p.numel() for p in plugin) / sum(p.numel() for p in learnt)
+        return torch.optim.Adam(
+            [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
+        )
+
+    def _set_rates(self) -> None:
+        """Linear rise, then half a cosine to 0, or constant."""
+        settings = self.recipe.optimizer
+        rate = settings.learning_rate * min(1.0, (self.number + 1) / max(1, settings.warmup))
+        if settings.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * self.number / self.recipe.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        if self.adversary is not None:
+            for group in self.adversary.optimizer.param_groups:
+                group["lr"] = rate * self.recipe.adversarial.rate
+
+    def _adversary(self) -> Adversary | None:
+        recipe = self.recipe.adversarial
+        if not self.method.adversarial or recipe.weight == 0 or recipe.start >= self.recipe.steps:
+            return None
+        last = self.tokenizer.adapter.last_layer()
+        if recipe.adaptive and (last is None or whole(last) is not last):
+            why = "shows no last layer" if last is None else "is sharded, its last layer out of reach"
+            raise ValueError(f"this host {why}, to weigh the adversarial loss by: give adversarial.adaptive=false")
+        with own_randomness(torch.device("cpu")):
+            torch.manual_seed(self.recipe.seed)
+            module = PatchGAN(layers=recipe.layers, width=recipe.width)
+        if is_sharded(self.module):  # a small module, called inside and outside of a gradient's reach: kept whole
+            prepared = DistributedDataParallel(module.to(self.accelerator.device))
+        else:
+            prepared = self.accelerator.prepare(module)
+        settings = self.recipe.optimizer
+        adam = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
+        return Adversary(recipe, module, prepared, adam, self._mean)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        parts = {"adversary": self.adversary, "average": self.average, "codebook": self.codebook}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state(self) -> dict[str, Any]:
+        """All that a resume needs, the random streams of every process among it."""
+        streams = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            streams["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        parts = {"model": self.module, "optimizer": self.optimizer, **self._parts}
+        state = {name: gathered(part.state_dict()) for name, part in parts.items()}
+        return {"number": self.number, "streams": gather_object([streams]), **state}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.number = state["number"]
+        load_module(self.module, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        streams = state["streams"][self.accelerator.process_index % len(state["streams"])]
+        torch.set_rng_state(streams["cpu"])
+        if "cuda" in streams and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(streams["cuda"], self.accelerator.device)
+
+    def refuse_broken(self) -> None:
+        """FloatingPointError where a weight is not finite: such a state is not worth keeping."""
+        for name, value in self.module.named_parameters():
+            if not value.isfinite().all():
+                raise FloatingPointError(
+                    f"the weights {name} are not finite after step {self.number}: lower optimizer.learning_rate"
+                )
+
+    def finish(self) -> None:
+        """The averaged weights in, what the method put on the host off, hooks gone; then weights may be loaded.
+
+        What was sharded is whole again, on every process.
+        """
+        if self.average is not None:
+            self.average.apply()
+        self.close()
+        if is_sharded(self.module):
+            state = gathered(self.module.state_dict())
+            self.tokenizer, self.method = build(self.recipe, self.corpus, allow=self.allow)
+            self.module = TrainingStep(self.tokenizer, self.method, self.corpus, None, self.recipe)
+            self.module.to(self.accelerator.device).load_state_dict(state)
+        self.method.finish()
+        self.module.eval()
+
+    def close(self) -> None:
+        """Take the clock's hooks off."""
+        self.clock.close()

@@ -1,0 +1,155 @@
+"""What a training run is made of: frozen dataclasses, checked at birth; the unit of each setting stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+def _above_zero(settings: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(settings, name)}")
+
+
+def _zero_or_more(settings: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {getattr(settings, name)}")
+
+
+def _one_of(settings: Any, name: str, known: Sequence[str]) -> None:
+    if getattr(settings, name) not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(settings, name)!r}")
+
+
+@dataclass(frozen=True)
+class HostRecipe:
+    """The tokenizer that is trained; `host: small` is short for its target."""
+
+    target: str = "small"  # the demo's VQGAN, or a class, package.module.Class, of an allowed package
+    params: dict[str, Any] = field(default_factory=dict)  # its arguments
+    wrap: dict[str, Any] = field(default_factory=dict)  # of `tavq_plugin.wrap`: taps, quantizer, codebook, grad_to …
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """Adam on the host and the added levels, and on the method's own parameters."""
+
+    learning_rate: float = 1e-3  # the peak, after `warmup`
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = 20  # optimizer steps of linear rise
+    schedule: str = "cosine"  # "cosine": then half a cosine down to 0; "constant"
+    method_rate: float = 2.0  # learning rate of the method's own parameters, in units of learning_rate
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "learning_rate", "method_rate")
+        _zero_or_more(self, "warmup")
+        _one_of(self, "schedule", ("cosine", "constant"))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers, 0 or more and below 1, got {self.betas}")
+
+
+@dataclass(frozen=True)
+class PerceptualRecipe:
+    """The distance of features that stands beside L1."""
+
+    kind: str = "none"  # "none" | "lpips" | "frozen": feature maps of any frozen network
+    weight: float = 1.0
+    path: str = ""  # weights file: of torchvision's network for lpips, of `network` for frozen
+    sha256: str = ""  # of that file, or its first 8 or more digits; empty: not checked
+    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: its class or builder, package.module.name
+    layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
+
+    def __post_init__(self) -> None:
+        _one_of(self, "kind", ("none", "lpips", "frozen"))
+        _zero_or_more(self, "weight")
+        if 0 < len(self.sha256) < 8:
+            raise ValueError(f"sha256 must have 8 digits or more, got {self.sha256!r}")
+
+
+@dataclass(frozen=True)
+class AdversarialRecipe:
+    """The PatchGAN discriminator and its hinge losses."""
+
+    weight: float = 0.8  # 0 = no discriminator
+    start: int = 10_000  # optimizer steps before it enters; where that is all of them, none is built
+    adaptive: bool = True  # weight also by the ratio of gradient norms at the decoder's last layer (VQGAN, eq. 7)
+    layers: int = 3  # strided convolutions
+    width: int = 64  # channels of the first
+    rate: float = 1.0  # its learning rate, in units of the optimizer's
+
+    def __post_init__(self) -> None:
+        _zero_or_more(self, "weight", "start")
+        _above_zero(self, "layers", "width", "rate")
+
+
+@dataclass(frozen=True)
+class StartRecipe:
+    """How the host's codebook comes to lie on its latents, and is kept there."""
+
+    settle_share: float = 0.0  # of the run, in which the host learns unquantized; then its codes start on latents
+    revive_every: int = 0  # optimizer steps after which codes that are hardly used move onto latents; 0 = never
+    revive_below: float = 0.1  # what is hardly: below this share of the mean use
+    revive_share: float = 0.8  # of the run, from its start, in which they do
+
+    def __post_init__(self) -> None:
+        _zero_or_more(self, "revive_every", "revive_below", "revive_share")
+        if not 0 <= self.settle_share < 1:
+            raise ValueError(f"settle_share must be 0 or more and below 1, got {self.settle_share}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run, the method apart from whatever it learns on; `to_dict` is what is written beside its results.
+
+    `batch_size` are the images of an optimizer step, over all processes and passes: it is the same whatever the
+    number of either.
+    """
+
+    host: HostRecipe = HostRecipe()
+    resolution: int = 64  # pixels a side
+    steps: int = 500  # optimizer steps
+    batch_size: int = 16  # images of an optimizer step
+    accumulation: int = 1  # passes a step's images are split into
+    precision: str = "no"  # "no": float32; "bf16": autocast, the quantizer and all losses in float32
+    compile: str = "no"  # "no", or a backend of torch.compile for the tokenizer ("inductor")
+    seed: int = 0
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    ema: float = 0.0  # decay of the averaged weights that a run ends with; 0 = the last ones
+    level_weight: float = 1.0  # of the added levels' codebook and commitment loss
+    perceptual: PerceptualRecipe = PerceptualRecipe()
+    adversarial: AdversarialRecipe = AdversarialRecipe()
+    start: StartRecipe = StartRecipe()
+    method: str = "vqgan"
+    options: dict[str, Any] = field(default_factory=dict)  # the method's own settings
+    checkpoint_every: int = 500  # optimizer steps; 0 = none before the end
+    keep: int = 1  # checkpoints
+    log_every: int = 1  # optimizer steps between rows of the history
+    tracker: str = "tensorboard"  # "tensorboard" | "wandb" | "none"
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "resolution", "steps", "batch_size", "accumulation", "keep", "log_every")
+        _zero_or_more(self, "seed", "checkpoint_every", "level_weight")
+        _one_of(self, "precision", ("no", "bf16"))
+        _one_of(self, "tracker", ("tensorboard", "wandb", "none"))
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be 0 or more and below 1, got {self.ema}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into accumulation={self.accumulation}")
+
+    @property
+    def settled(self) -> int:
+        """Optimizer steps before the first with codes."""
+        return int(self.start.settle_share * self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts and lists, for JSON and YAML."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

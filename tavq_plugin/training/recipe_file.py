@@ -1,0 +1,113 @@
+"""Recipes as YAML: one file or the name of one that ships, with dotted overrides; nothing unknown is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from tavq_plugin.training.recipe import HostRecipe, Recipe
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(files("tavq_plugin") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file or a shipped name (None: all defaults), changed by "dotted.name=value" overrides.
+
+    Raises ValueError for an unknown name, naming the nearest known one, and for a value that does not fit;
+    FileNotFoundError where there is neither a file nor a recipe of that name.
+    """
+    import yaml
+
+    content: dict[str, Any] = {}
+    if source is not None:
+        path = shipped().get(str(source), Path(source))
+        if not path.is_file():
+            raise FileNotFoundError(f"no recipe {source}: give a YAML file, or one of {', '.join(shipped())}")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path} holds a {type(content).__name__}: a recipe is names and values")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r}: give name=value, as optimizer.learning_rate=1e-4")
+        content = _with(content, name.split("."), yaml.safe_load(value))
+    return recipe_of(content)
+
+
+def recipe_of(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain dicts and lists, as `Recipe.to_dict` gives them.
+
+    >>> recipe_of({"optimizer": {"learning_rate": "1e-4"}}).optimizer.learning_rate
+    0.0001
+    >>> recipe_of({"batchsize": 4})
+    Traceback (most recent call last):
+    ValueError: batchsize is no setting of a recipe: did you mean batch_size?
+    """
+    return _made(Recipe, content, "")
+
+
+def _with(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The same content with one value replaced; a dict that is missing on the way is made."""
+    first, *rest = path
+    if rest:
+        below = content.get(first) or {}
+        if first == "host" and isinstance(below, str):
+            below = {"target": below}
+        if not isinstance(below, Mapping):
+            raise ValueError(f"{first} is {below!r} and has no {'.'.join(rest)}")
+        value = _with(below, rest, value)
+    return {**content, first: value}
+
+
+def _made(kind: type, content: Any, where: str) -> Any:
+    if kind is HostRecipe and isinstance(content, str):
+        return HostRecipe(content)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} is {content!r}: give names and values")
+    types = get_type_hints(kind)
+    given = {}
+    for name, value in content.items():
+        dotted = f"{where}.{name}" if where else str(name)
+        if name not in types:
+            near = get_close_matches(str(name), types, 1)
+            mend = f"did you mean {f'{where}.' if where else ''}{near[0]}?" if near else f"one of {', '.join(types)}"
+            raise ValueError(f"{dotted} is no setting of a recipe: {mend}")
+        given[name] = _fitting(types[name], value, dotted)
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}" if where else str(error)) from error
+
+
+def _fitting(kind: Any, value: Any, where: str) -> Any:
+    """A YAML value as the setting's type; YAML 1.1 reads 1e-4 as a string."""
+    origin = get_origin(kind) or kind
+    if is_dataclass(kind):
+        return _made(kind, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_fitting(get_args(kind)[0], part, where) for part in value)
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is str and value in (False, None):  # YAML 1.1 reads a bare no as False
+        return "no" if value is False else ""
+    if origin is dict and value is None:
+        return {}
+    if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
+        return value
+    raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")

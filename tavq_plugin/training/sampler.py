@@ -1,0 +1,49 @@
+"""Which rows an optimizer step learns from: a function of the seed and the step's number, so a place is never lost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """Rows of each step, epoch after epoch, each epoch in an order of its own; a step may span two.
+
+    >>> rows = Rows(4, batch_size=2, seed=0)
+    >>> sorted([*rows(0).tolist(), *rows(1).tolist()])
+    [0, 1, 2, 3]
+    """
+
+    def __init__(self, n: int, *, batch_size: int, seed: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, number: int) -> Tensor:
+        """The rows of the step after `number` others; -> batch_size, int64."""
+        place, end = number * self.batch_size, (number + 1) * self.batch_size
+        parts = []
+        while place < end:
+            epoch, offset = divmod(place, self.n)
+            parts.append(self._of(epoch)[offset : offset + end - place])
+            place += len(parts[-1])
+        return torch.cat(parts)
+
+    def _of(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.n, generator=draw)
+        return self._order
+
+
+def shares(rows: Tensor, *, passes: int, ranks: int, rank: int) -> list[Tensor]:
+    """One rank's rows of each pass: the ranks' parts beside each other are the pass; (p r b) -> p × b.
+
+    >>> [part.tolist() for part in shares(torch.arange(8), passes=2, ranks=2, rank=1)]
+    [[2, 3], [6, 7]]
+    """
+    if len(rows) % (passes * ranks):
+        raise ValueError(
+            f"batch_size {len(rows)} over {ranks} processes and accumulation={passes}: give a batch_size that is a "
+            f"multiple of {passes * ranks}"
+        )
+    return list(rows.view(passes, ranks, -1)[:, rank])

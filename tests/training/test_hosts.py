@@ -1,0 +1,78 @@
+"""Hosts of other kinds: another codebase, a codebook that an EMA moves, a compiled tokenizer."""
+
+import pytest
+import torch
+from training.toy import corpus, recipe
+
+from tavq_plugin.training import fit
+from tavq_plugin.training.checkpoint import Checkpoints
+
+DIFFUSERS = {
+    "target": "diffusers.VQModel",
+    "params": {
+        "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": [8, 8, 8], "norm_num_groups": 4, "latent_channels": 4, "vq_embed_dim": 4,
+        "num_vq_embeddings": 32,
+    },
+}  # fmt: skip
+AVERAGED = {"target": "training.toy.Averaged", "wrap": {"codebook": "own", "codebook_size": 16, "grad_to": "encoder"}}
+
+
+def test_a_host_of_diffusers(tmp_path):
+    pytest.importorskip("diffusers")
+    changes = {"host": DIFFUSERS, "adversarial": {"start": 1, "width": 4, "layers": 1}}
+    fitted = fit("noisy", recipe(**changes), corpus(), tmp_path / "run")
+    assert fitted.history[-1]["adaptive"] > 0 and fitted.history[-1]["quantizer"] > 0
+
+
+def test_a_codebook_in_buffers_is_kept_and_resumed(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch")
+    settings = recipe(host=AVERAGED, checkpoint_every=2, ema=0.5)
+    whole = fit("vqgan", settings, corpus(), tmp_path / "whole", allow=["training"])
+
+    def stop(done, row):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"], progress=stop)
+    state, _ = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    moved = state["model"]["tokenizer.host.inner.vq._codebook.embed"]
+    resumed = fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"])
+    ours, theirs = resumed.tokenizer.state_dict(), whole.tokenizer.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not torch.equal(ours["host.inner.vq._codebook.embed"], moved)
+    with pytest.raises(ValueError, match="--allow its package"):
+        fit("vqgan", settings, corpus(), tmp_path / "other")
+
+
+def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch")
+    from training.toy import Averaged
+
+    def simvq():
+        from vector_quantize_pytorch import SimVQ
+
+        host = Averaged()
+        host.inner.vq, host.inner.tokens = SimVQ(dim=8, codebook_size=32, channel_first=True), False
+        return host
+
+    import training.toy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.toy, "Averaged", simvq)
+        settings = recipe(host={"target": "training.toy.Averaged"}, start={"settle_share": 0.5})
+        with pytest.raises(ValueError, match=r"not a table that can be written: give start\.settle_share=0"):
+            fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"])
+
+
+def test_a_compiled_tokenizer_trains_alike(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch")
+    torch._dynamo.reset()
+    plain = fit("vqgan", recipe(host=AVERAGED, steps=2), corpus(), tmp_path / "plain", allow=["training"])
+    settings = recipe(host=AVERAGED, steps=2, compile="eager")
+    compiled = fit("vqgan", settings, corpus(), tmp_path / "compiled", allow=["training"])
+    for one, other in zip(plain.history, compiled.history, strict=True):
+        for name in ("pixel", "quantizer", "level"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), name
+    assert compiled.tokenizer._compiled_call_impl is not None

@@ -1,0 +1,151 @@
+"""What is minimised: the plain VQGAN is a plain loop's, β is where it belongs, a broken term stops the run."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from training.toy import corpus, recipe
+
+import tavq_plugin as tavq
+from tavq_plugin.data.images import to_float
+from tavq_plugin.training import fit
+from tavq_plugin.training.checkpoint import Checkpoints
+from tavq_plugin.training.host import build_host
+from tavq_plugin.training.sampler import Rows
+
+pytest.importorskip("taming")
+pytest.importorskip("accelerate")
+
+
+def plainly(settings, data):
+    """The same host in a loop without the plug-in."""
+    torch.manual_seed(settings.seed)
+    host = build_host(settings.host, settings.resolution).train()
+    adam = torch.optim.Adam(host.parameters(), lr=settings.optimizer.learning_rate, fused=True)
+    rows = Rows(data.n_train, batch_size=settings.batch_size, seed=settings.seed)
+    for step in range(settings.steps):
+        images = to_float(data.images[rows(step)])
+        reconstruction, loss = host(images)
+        adam.zero_grad()
+        (F.l1_loss(reconstruction, images) + loss).backward()
+        adam.step()
+    return host.state_dict()
+
+
+def test_vqgan_trains_the_host_as_a_plain_loop_does_while_the_levels_learn(tmp_path):
+    settings, data = recipe(steps=3), corpus()
+    fitted = fit("vqgan", settings, data, tmp_path / "run")
+    expected = plainly(settings, data)
+    ours = fitted.tokenizer.host.state_dict()
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    assert fitted.history[-1]["level"] < fitted.history[0]["level"]
+    with_levels = fit("noisy", settings, data, tmp_path / "other").tokenizer.host.state_dict()
+    assert not all(torch.equal(with_levels[name], expected[name]) for name in expected)
+
+
+def test_levels_beside_the_host_leave_it_no_gradient_and_get_their_own():
+    host = build_host(recipe().host, 16)
+    tokenizer = tavq.wrap(host, beside=True)
+    _, codes = tokenizer(to_float(corpus().images[:2]))
+    codes.loss.backward()
+    assert all(p.grad is None for p in host.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in tokenizer.hierarchy.parameters())
+
+
+def test_beta_is_on_the_commitment_of_the_hosts_own_loss():
+    torch.manual_seed(0)
+    host = build_host(recipe().host, 16)
+    tokenizer = tavq.wrap(host, grad_to="codebook")  # so that the last level is the looked-up vectors themselves
+    _, codes = tokenizer(to_float(corpus().images[:2]))
+    z, e = codes.final.latent, codes.final.quantized
+    to_latent, to_table = torch.autograd.grad(
+        codes.quantizer_loss, (z, host.quantize.embedding.weight), retain_graph=True
+    )
+    torch.testing.assert_close(to_latent, 2 * 0.25 * (z - e).detach() / z.numel())
+    own = torch.autograd.grad(F.mse_loss(e, z.detach()), host.quantize.embedding.weight)[0]
+    torch.testing.assert_close(to_table, own)
+
+
+def test_a_broken_term_is_named_and_the_last_checkpoint_kept(tmp_path):
+    settings = recipe(steps=6, checkpoint_every=2, options={"broken_at": 3})
+    with pytest.raises(FloatingPointError, match=r"^pull is nan at step 3 \(pixel .*lower optimizer.learning_rate"):
+        fit("noisy", settings, corpus(), tmp_path / "run")
+    state, _ = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert state["number"] == 2 and all(
+        value.isfinite().all() for value in state["model"].values() if isinstance(value, torch.Tensor)
+    )
+
+
+def test_broken_weights_are_not_kept(tmp_path):
+    settings = recipe(steps=4, checkpoint_every=1, optimizer={"learning_rate": 1e38, "warmup": 0})
+    with pytest.raises(FloatingPointError, match="are not finite after step 1|at step 1"):
+        fit("vqgan", settings, corpus(), tmp_path / "run")
+    latest = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert latest is None or all(v.isfinite().all() for v in latest[0]["model"].values())
+
+
+def test_bf16_keeps_the_quantizer_and_the_losses_in_float32(tmp_path):
+    seen = []
+
+    def look(module, args, output):
+        seen.append((args[0].dtype, output[0].dtype, torch.is_autocast_enabled("cpu")))
+
+    from taming.modules.vqvae.quantize import VectorQuantizer2
+
+    real = VectorQuantizer2.forward
+
+    def forward(self, z, *args, **kwargs):
+        output = real(self, z, *args, **kwargs)
+        look(self, (z,), output)
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VectorQuantizer2, "forward", forward)
+        fitted = fit("vqgan", recipe(steps=2, precision="bf16"), corpus(), tmp_path / "half")
+    assert seen[-1] == (torch.float32, torch.float32, False)
+    exact = fit("vqgan", recipe(steps=2), corpus(), tmp_path / "whole")
+    assert fitted.history[-1]["pixel"] == pytest.approx(exact.history[-1]["pixel"], rel=0.02)
+    assert fitted.history[-1]["pixel"] != exact.history[-1]["pixel"]
+
+
+def test_accumulation_and_the_global_batch_come_to_the_same(tmp_path):
+    one = fit("vqgan", recipe(batch_size=4), corpus(), tmp_path / "one").history
+    two = fit("vqgan", recipe(batch_size=4, accumulation=2), corpus(), tmp_path / "two").history
+    for a, b in zip(one, two, strict=True):
+        for name in ("pixel", "quantizer", "level", "usage1", "usage3"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3), (name, a["step"])
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "words"),
+    [
+        (corpus(2, 0), {}, "toy has 0 training images: at least 2"),
+        (corpus(2, 1), {}, "toy has 1 training images: at least 2"),
+        (corpus(), {"resolution": 32}, "holds images of 16 px and the recipe says resolution=32"),
+        (corpus(side=18), {"resolution": 18}, "gives 16 px back for images of 18 px: give resolution=16"),
+        (corpus(), {"options": {"unknown": 1}}, "options of method noisy: .*'unknown'"),
+        (corpus(), {"batch_size": 3, "accumulation": 3, "host": {"target": "os.system"}}, "outside the allowed"),
+        (corpus(), {"host": "smal"}, "give small, or a class"),
+    ],
+    ids=["empty", "one image", "another size", "a size no stride divides", "options", "target", "name"],
+)
+def test_what_cannot_be_trained_is_refused_at_the_door(tmp_path, data, changes, words):
+    with pytest.raises(ValueError, match=words):
+        fit("noisy", recipe(**changes), data, tmp_path / "run")
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_an_unknown_method_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no method 'vqgam': one of vqvae, vqgan"):
+        fit("vqgam", recipe(), corpus(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("tracker", "mend"), [("wandb", "pip install wandb"), ("tensorboard", r'pip install "tavq-plugin\[train\]"')]
+)
+def test_a_tracker_that_is_not_there_is_said_with_the_mend(tmp_path, monkeypatch, tracker, mend):
+    monkeypatch.setitem(sys.modules, tracker, None)
+    with pytest.raises(ImportError, match=f"tracker={tracker} needs its package .*: {mend}, or --set tracker=none"):
+        fit("vqgan", recipe(tracker=tracker), corpus(), tmp_path / "run")

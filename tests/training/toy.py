@@ -1,0 +1,136 @@
+"""A corpus of a dozen images, a tiny host and a method with state of its own, for the trainer's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tiny_hosts import DDCONFIG
+from torch import nn
+
+from tavq_plugin.baselines import METHODS
+from tavq_plugin.baselines.method import Corpus, Method
+from tavq_plugin.text.store import TextStore
+from tavq_plugin.training import Fitted, Recipe, fit
+from tavq_plugin.training.recipe_file import recipe_of
+
+TINY = {**DDCONFIG, "resolution": 16, "ch_mult": [1, 1, 1], "attn_resolutions": []}
+HOST = {
+    "target": "tavq_plugin.adapters.taming.VQGAN",
+    "params": {"ddconfig": TINY, "n_embed": 32, "embed_dim": 8, "legacy": False},
+}
+SMALL = {
+    "host": HOST, "resolution": 16, "steps": 4, "batch_size": 2, "tracker": "none", "adversarial": {"weight": 0.0},
+    "optimizer": {"warmup": 0, "schedule": "constant"},
+}  # fmt: skip
+
+
+class Noisy(Method):
+    """Pulls pooled codes to a learned point with noise from a generator of its own; counts what is called."""
+
+    name = "noisy"
+    levels = True
+
+    def __init__(self, tokenizer: Any, corpus: Corpus, *, seed: int = 0, broken_at: int = -1) -> None:
+        super().__init__(tokenizer, corpus, seed=seed)
+        self.point = nn.Parameter(torch.randn(tokenizer.code_width))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.draw = torch.Generator().manual_seed(seed)
+        self.broken_at, self.calls, self.finished = broken_at, 0, False
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"draw": self.draw.get_state(), "calls": self.calls}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+        self.draw.set_state(state["draw"])
+
+    def forward(self, step):
+        self.calls += 1
+        pooled = torch.stack([level.quantized.mean((2, 3)) for level in step.codes.levels])
+        noise = 1 + 0.1 * torch.rand(len(self.point), generator=self.draw)
+        value = F.mse_loss(pooled, (self.point * noise).expand_as(pooled))
+        if step.number == self.broken_at:
+            value = value * float("nan")
+        return {"pull": 0.1 * value * step.texts["word"].mask.any().float()}
+
+    def after_update(self, step):
+        self.updates += 1
+
+    def finish(self):
+        self.finished = True
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """`Noisy` among the methods, for the length of a block."""
+    METHODS["noisy"] = "training.toy:Noisy"
+    try:
+        yield
+    finally:
+        del METHODS["noisy"]
+
+
+class Letters:
+    """A text encoder by the letters' numbers."""
+
+    dim, fingerprint = 6, "letters"
+
+    class stats:
+        split = 0
+
+    def encode(self, texts, progress=None):
+        return torch.stack([torch.randn(6, generator=torch.Generator().manual_seed(sum(map(ord, t)))) for t in texts])
+
+
+def corpus(n: int = 10, n_train: int = 8, side: int = 16) -> Corpus:
+    """n random images with texts, the first n_train for training."""
+    images = torch.randint(256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    texts = [f"a red circle beside {i} blue squares" for i in range(n)]
+    return Corpus("toy", images, texts, TextStore.build(texts, Letters(), centre_on=range(n_train)), n_train)
+
+
+def recipe(**changes: Any) -> Recipe:
+    """The small recipe, changed."""
+    return recipe_of({**SMALL, **changes})
+
+
+def stopped(method: str, recipe: Recipe, folder: Path, *, after: int) -> None:
+    """Train and be interrupted after some steps."""
+
+    def stop(done: int, row: dict[str, float]) -> None:
+        if done == after:
+            raise KeyboardInterrupt
+
+    try:
+        fit(method, recipe, corpus(), folder, progress=stop)
+    except KeyboardInterrupt:
+        return
+    raise AssertionError(f"{recipe.steps} steps ended before {after}")
+
+
+def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+    """Everything learned, by name."""
+    named = {f"tokenizer.{name}": value for name, value in fitted.tokenizer.state_dict().items()}
+    return named | {f"method.{name}": value.detach() for name, value in fitted.method.named_parameters()}
+
+
+class Averaged(nn.Module):
+    """An autoencoder whose codebook an EMA moves, in buffers; b 3 h w -> (b 3 h w, loss)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from tiny_hosts import Autoencoder
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.inner = Autoencoder(VectorQuantize(dim=8, codebook_size=32), tokens=True)
+
+    def decode(self, z_q):
+        return self.inner.decode(z_q)
+
+    def forward(self, images):
+        return self.inner(images)
