@@ -66,13 +66,11 @@ def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
             fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"])
 
 
-def test_a_compiled_tokenizer_trains_alike(tmp_path):
-    pytest.importorskip("vector_quantize_pytorch")
-    torch._dynamo.reset()
-    plain = fit("vqgan", recipe(host=AVERAGED, steps=2), corpus(), tmp_path / "plain", allow=["training"])
-    settings = recipe(host=AVERAGED, steps=2, compile="eager")
-    compiled = fit("vqgan", settings, corpus(), tmp_path / "compiled", allow=["training"])
-    for one, other in zip(plain.history, compiled.history, strict=True):
-        for name in ("pixel", "quantizer", "level"):
-            assert one[name] == pytest.approx(other[name], rel=1e-3), name
-    assert compiled.tokenizer._compiled_call_impl is not None
+def test_the_tokenizer_is_compiled_by_the_backend_asked_for(tmp_path, monkeypatch):
+    from tavq_plugin.attach import Tokenizer
+
+    asked = []
+    monkeypatch.setattr(Tokenizer, "compile", lambda self, **options: asked.append(options))
+    pytest.importorskip("taming")  # that a compiled one trains alike is in environments/test_compile.py
+    fitted = fit("vqgan", recipe(steps=1, compile="inductor"), corpus(), tmp_path / "run")
+    assert asked == [{"backend": "inductor"}] and fitted.history[0]["plugin_share"] >= 0

@@ -12,7 +12,7 @@ from tavq_plugin.training.recipe import HostRecipe
 
 pytest.importorskip("taming")
 pytest.importorskip("accelerate")
-SHARED = dict(steps=5, batch_size=4, checkpoint_every=3, start={"settle_share": 0.2, "revive_every": 2})
+SHARED = dict(steps=3, batch_size=4, checkpoint_every=2, start={"settle_share": 0.34, "revive_every": 2})
 OPTIONS = {"vqct": {"threshold": 1}}
 
 
@@ -24,7 +24,7 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_method_trains_resumes_and_loads(name, plain, tmp_path):
     settings = recipe(**SHARED, options=OPTIONS.get(name, {}))
-    stopped(name, settings, tmp_path / "run", after=4)
+    stopped(name, settings, tmp_path / "run", after=3)
     fitted = fit(name, settings, corpus(), tmp_path / "run")
     assert fitted.history[0]["pixel"] == plain.history[0]["pixel"]  # one seed, one start
     assert all(torch.isfinite(p).all() for p in fitted.tokenizer.parameters())
