@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
+Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
+
 
 @contextmanager
 def told(console: Console, kept: str) -> Iterator[None]:
@@ -23,9 +25,7 @@ def told(console: Console, kept: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_of_runs(
-    console: Console, number: int
-) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+def progress_of_runs(console: Console, number: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
     """Progress bars over runs and, below, over the steps of those that train."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
