@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.attach import Tokenizer, wrap
+from tavq_plugin.baselines.tavq import CONTRAST, LEVEL_WEIGHT
 from tavq_plugin.baselines.tavq_shuffled import one_cycle
 from tavq_plugin.contract import TextBatch
 from tavq_plugin.data.images import load_images, to_float
@@ -32,8 +33,6 @@ from tavq_plugin.text.store import TextStore
 from tavq_plugin.train import train
 from tavq_plugin.training.host import small_vqgan
 
-LEVEL_WEIGHT = [2.5, 2.5, 0.35]  # of words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
-CONTRAST = 0.1  # beside transport: a little of it tells images apart, for fewer pixels than more transport would cost
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # that train
 RUNS = ("baseline", "tavq", "shuffled")
@@ -111,7 +110,7 @@ def build(resolution: int, seed: int, text_dim: int) -> tuple[Tokenizer, TextAli
 
 def _alignment(resolution: int) -> dict[str, Any]:
     """The alignment's settings; below 64 px the host is light, so the heads are too."""
-    return {"level_weight": LEVEL_WEIGHT, "contrast": CONTRAST, "hidden": None if resolution >= 64 else 128}
+    return {"level_weight": list(LEVEL_WEIGHT), "contrast": CONTRAST, "hidden": None if resolution >= 64 else 128}
 
 
 def _one_run(

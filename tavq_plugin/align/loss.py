@@ -129,18 +129,22 @@ class TextAlignment(nn.Module):
 
     def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
         """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l. What a control replaces."""
+        value = self.transported(measures, units)
+        return value + self.contrast * self.apart(measures, units) if self.contrast else value
+
+    def transported(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
+        """Each level's transport value over the images with text; l × (b n d, b n), l × b m d -> l."""
         result = self._solve(measures, units)
         with torch.no_grad():
             names = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
             self.last |= {name: over_images(getattr(result, name), units) for name in names}
-        value = over_images(result.value, units)
-        if self.contrast:
-            apart = torch.stack(
-                [self.contrasted(*measure, part) for measure, part in zip(measures, units, strict=True)]
-            )
-            self.last["contrast"] = apart.detach()
-            value = value + self.contrast * apart
-        return value
+        return over_images(result.value, units)
+
+    def apart(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
+        """Each level's contrast over the batch; l × (b n d, b n), l × b m d -> l."""
+        made = torch.stack([self.contrasted(*measure, part) for measure, part in zip(measures, units, strict=True)])
+        self.last["contrast"] = made.detach()
+        return made
 
     def contrasted(self, points: Tensor, masses: Tensor, units: Units) -> Tensor:
         """A level's contrast over the batch, as `contrast_on` says; b n d, b n, b m d -> scalar."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from tavq_plugin.align.loss import TextAlignment
@@ -13,18 +12,18 @@ from tavq_plugin.contract import Units
 
 
 class ContrastOnly(TextAlignment):
-    """TextAlignment by its contrast alone, whatever its weight."""
+    """TextAlignment by its contrast alone, at its weight beside the transport."""
 
     def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
         """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l."""
-        return torch.stack([self.contrasted(*measure, part) for measure, part in zip(measures, units, strict=True)])
+        return self.contrast * self.apart(measures, units)
 
 
 class InfoNCE(TAVQ):
     """InfoNCE (van den Oord et al. 2018, eq. 4; both ways, as in CLIP) between an image's pooled codes and its text.
 
-    Ours: with the heads, units and weights of TA-VQ, level by level, each process within its own batch. Takes the
-    settings of `TAVQ`; those of the solver and `contrast` have no effect with contrast_on="pooled".
+    Ours: TA-VQ less its transport, with its heads, units and weights, level by level, each process within its own
+    batch. Takes the settings of `TAVQ`; those of the solver have no effect with contrast_on="pooled".
     """
 
     name = "infonce"

@@ -14,6 +14,9 @@ from tavq_plugin.baselines.method import Corpus, Method, Step, drawn_from
 from tavq_plugin.contract import GRANULARITIES, GradTo, TextBatch
 from tavq_plugin.settings import TransportSettings
 
+LEVEL_WEIGHT = (2.5, 2.5, 0.35)  # words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
+CONTRAST = 0.1  # beside transport: a little of it tells images apart, for fewer pixels than more transport would cost
+
 
 class TAVQ(Method):
     """TA-VQ (arXiv 2503.01261, sampling-based alignment): λ · Σ over levels of weight · transport of codes onto units.
@@ -42,7 +45,7 @@ class TAVQ(Method):
         seed: int = 0,
         weight: float = 0.3,
         weight_end: float = 0.0,
-        level_weight: Sequence[float] = (3.0, 3.0, 1.0),
+        level_weight: Sequence[float] = LEVEL_WEIGHT,
         granularities: Sequence[str] = GRANULARITIES,
         grad_to: GradTo | None = None,
         distribution: str = "all",
@@ -51,7 +54,7 @@ class TAVQ(Method):
         epsilon: float = 0.02,
         projection: str = "mlp",
         hidden: int | None = None,
-        contrast: float = 0.0,
+        contrast: float = CONTRAST,
         contrast_on: str = "pooled",
         temperature: float = 0.1,
     ) -> None:

@@ -30,8 +30,8 @@ def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = 
 class UniformPlan(TextAlignment):
     """TextAlignment whose codes go to every unit alike: ⟨a bᵀ, C⟩ in place of the least ⟨P, C⟩ + ε KL(P | a bᵀ)."""
 
-    def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l."""
+    def transported(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
+        """Each level's cost over the images with text; l × (b n d, b n), l × b m d -> l."""
         costs = []
         for (points, masses), part in zip(measures, units, strict=True):
             masses = masses / masses.sum(1, keepdim=True)
@@ -43,7 +43,7 @@ class TAVQUniformPlan(TAVQ):
     """Ours: the heads, units and weights of TA-VQ, with the independent coupling a bᵀ as the plan.
 
     What TA-VQ has over it comes from matching codes with units; what it shares, from drawing all codes of an image to
-    the mean of its text. Takes the settings of `TAVQ`; those of the solver and the contrast have no effect.
+    the mean of its text, and the contrast. Takes the settings of `TAVQ`; those of the solver have no effect.
     """
 
     name = "tavq-uniform-plan"

@@ -7,11 +7,11 @@ from baselines.small import corpus, made, step_of
 
 from tavq_plugin.align import TextAlignment
 from tavq_plugin.align.contrast import batch_contrast
+from tavq_plugin.baselines.tavq import CONTRAST, LEVEL_WEIGHT
 from tavq_plugin.baselines.tavq_uniform_plan import independent_cost
 from tavq_plugin.contract import GRANULARITIES
 
 FAMILY = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
-LEVEL_WEIGHT = (3.0, 3.0, 1.0)
 
 
 def measures(one, step):
@@ -29,7 +29,7 @@ def test_controls_have_the_same_heads_and_weights():
 
 def test_the_loss_is_the_alignments_and_the_host_gets_its_share_of_the_gradient():
     tokenizer, one = made("tavq", weight=0.4, weight_end=0.1)
-    plain = TextAlignment(tokenizer, corpus().store.dim, level_weight=LEVEL_WEIGHT)
+    plain = TextAlignment(tokenizer, corpus().store.dim, level_weight=LEVEL_WEIGHT, contrast=CONTRAST)
     plain.load_state_dict(one.align.state_dict())
     for number, share in ((0, 0.4), (5, 0.25), (10, 0.1)):
         step = step_of(tokenizer, number=number)
@@ -61,7 +61,7 @@ def test_shuffled_texts_are_another_images_throughout():
 
 
 def test_the_uniform_plan_is_a_loop_over_codes_and_units():
-    tokenizer, one = made("tavq-uniform-plan")
+    tokenizer, one = made("tavq-uniform-plan", contrast=0.0)
     step = step_of(tokenizer)
     expected = 0.0
     for weight, level in zip(LEVEL_WEIGHT, measures(one, step), strict=True):
@@ -69,7 +69,7 @@ def test_the_uniform_plan_is_a_loop_over_codes_and_units():
         expected = expected + weight * sum(costs) / len(costs)
     value = one(step)["alignment"]
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
-    assert value > made("tavq")[1](step)["alignment"]  # nothing is matched
+    assert value > made("tavq", contrast=0.0)[1](step)["alignment"]  # nothing is matched
 
 
 def test_the_independent_cost_and_its_gradient():
@@ -94,19 +94,20 @@ def test_l2_is_the_distance_of_the_pooled():
 
 
 def test_infonce_is_the_batch_contrast_of_each_level():
-    tokenizer, one = made("infonce", temperature=0.3)
+    tokenizer, one = made("infonce", temperature=0.3, contrast=0.2)
     step, expected = step_of(tokenizer), 0.0
     for index, (weight, name) in enumerate(zip(LEVEL_WEIGHT, GRANULARITIES, strict=True)):
         points = one.align.embed(step.codes.levels[index].quantized, index)
         masses = points.new_ones(points.shape[:2])
-        expected = expected + weight * batch_contrast(points, masses, step.texts[name], temperature=0.3)
+        expected = expected + 0.2 * weight * batch_contrast(points, masses, step.texts[name], temperature=0.3)
     torch.testing.assert_close(one(step)["alignment"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tavq", "tavq-uniform-plan"])
 @pytest.mark.parametrize("on", ["pooled", "transport"])
-def test_a_contrast_joins_the_transport_by_its_weight(on):
-    tokenizer, with_it = made("tavq", contrast=0.5, contrast_on=on)
-    step, plain = step_of(tokenizer), made("tavq")[1]
+def test_a_contrast_joins_the_transport_by_its_weight(on, name):
+    tokenizer, with_it = made(name, contrast=0.5, contrast_on=on)
+    step, plain = step_of(tokenizer), made(name, contrast=0.0)[1]
     apart = with_it(step)["alignment"] - plain(step)["alignment"]
     contrast = with_it.align.last["contrast"]
     assert (contrast > 0).all()
