@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,10 +24,12 @@ def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature:
 
     Points are averaged by their masses, units by their weights, both normalised; the logits are their cosines over
     `temperature` (InfoNCE both ways, as in CLIP). Images without text take no part, neither as queries nor as keys;
-    with fewer than two left the contrast is exactly 0. Each process contrasts its own images.
+    with fewer than two left the contrast is exactly 0. Of several processes that train, each contrasts its own images
+    with the texts of all, and its texts with the images of all, so that their mean is that of the whole batch.
     """
-    text = pooled(*text_measure(units, points.dtype))
-    return _symmetric(pooled(points, masses) @ text.T / temperature, units.mask.any(1))
+    image, text, present = pooled(points, masses), pooled(*text_measure(units, points.dtype)), units.mask.any(1)
+    images, texts, everyone, first = _of_all(image, text, present)
+    return _symmetric(image @ texts.T / temperature, text @ images.T / temperature, present, everyone, first)
 
 
 def transport_contrast(
@@ -36,7 +39,7 @@ def transport_contrast(
 
     b² problems in one call of `solve`, whose `options` these are. Points are of unit length, so that −value / 2 lies
     on the scale of a cosine (|x − y|² = 2 − 2 x·y), and a problem may see its points by their products with its units
-    alone: b² n m numbers instead of b² n d.
+    alone: b² n m numbers instead of b² n d. Each process contrasts its own batch.
     """
     b = len(points)
     vectors, weights = text_measure(units, points.dtype)
@@ -51,15 +54,36 @@ def transport_contrast(
         y_weight=None if units.weights is None else weights.repeat(b, 1),
         **options | {"cost": "dot"},
     ).value
-    return _symmetric(value.view(b, b) / -2 / temperature, units.mask.any(1))
+    logits, present = value.view(b, b) / -2 / temperature, units.mask.any(1)
+    return _symmetric(logits, logits.T, present, present, 0)
 
 
-def _symmetric(logits: Tensor, present: Tensor) -> Tensor:
-    """Cross-entropy of images against texts and of texts against images, own with own; b b, b -> scalar."""
-    own = torch.arange(len(logits), device=logits.device)
-    there = present.to(logits)
-    total, lowest = logits.new_zeros(()), torch.finfo(logits.dtype).min
-    for side in (logits, logits.T):
-        each = F.cross_entropy(side.masked_fill(~present[None], lowest), own, reduction="none")
+def _symmetric(of_images: Tensor, of_texts: Tensor, present: Tensor, everyone: Tensor, first: int) -> Tensor:
+    """Cross-entropy of images against texts and of texts against images, own with own; b k, b k, b, k -> scalar.
+
+    Own keys lie from `first` on among the k.
+    """
+    own = first + torch.arange(len(present), device=present.device)
+    there = present.to(of_images)
+    total, lowest = of_images.new_zeros(()), torch.finfo(of_images.dtype).min
+    for side in (of_images, of_texts):
+        each = F.cross_entropy(side.masked_fill(~everyone[None], lowest), own, reduction="none")
         total = total + (each * there).sum() / there.sum().clamp(min=1)
     return total / 2
+
+
+def _of_all(image: Tensor, text: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Keys of all processes in the ranks' order, with gradient, padded alike, and where one's own begin."""
+    training = torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
+    if not training or dist.get_world_size() == 1:
+        return image, text, present, 0
+    from torch.distributed.nn.functional import all_gather
+
+    longest = torch.tensor([len(present)], device=present.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    pad = int(longest) - len(present)
+    there = F.pad(present.to(image), (0, pad))
+    seen = [torch.empty_like(there) for _ in range(dist.get_world_size())]
+    dist.all_gather(seen, there)
+    images, texts = (torch.cat(all_gather(F.pad(part, (0, 0, 0, pad)).contiguous())) for part in (image, text))
+    return images, texts, torch.cat(seen) > 0, dist.get_rank() * int(longest)
