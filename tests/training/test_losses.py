@@ -22,7 +22,9 @@ def plainly(settings, data):
     """The same host in a loop without the plug-in."""
     torch.manual_seed(settings.seed)
     host = build_host(settings.host, settings.resolution).train()
-    adam = torch.optim.Adam(host.parameters(), lr=settings.optimizer.learning_rate, fused=True)
+    adam = torch.optim.Adam(
+        host.parameters(), lr=settings.optimizer.learning_rate, betas=settings.optimizer.betas, fused=True
+    )
     rows = Rows(data.n_train, batch_size=settings.batch_size, seed=settings.seed)
     for step in range(settings.steps):
         images = to_float(data.images[rows(step)])
