@@ -22,7 +22,8 @@ class ContrastOnly(TextAlignment):
 class InfoNCE(TAVQ):
     """InfoNCE (van den Oord et al. 2018, eq. 4; both ways, as in CLIP) between an image's pooled codes and its text.
 
-    Ours: TA-VQ less its transport, with its heads, units and weights, level by level. Takes the settings of `TAVQ`; those of the solver have no effect with contrast_on="pooled".
+    Ours: TA-VQ less its transport, with its heads, units and weights, level by level. Takes the settings of `TAVQ`;
+    those of the solver have no effect with contrast_on="pooled".
     """
 
     name = "infonce"
