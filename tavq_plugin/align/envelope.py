@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tavq_plugin.align.exact import emd
-from tavq_plugin.align.semidual import Problem, conditional, maximise
+from tavq_plugin.align.newton import maximise
+from tavq_plugin.align.semidual import Problem, conditional
 
 
 class How(NamedTuple):
