@@ -189,8 +189,8 @@ def _own(x: Tensor, mass: Tensor, gram: Tensor | None, uniform: bool) -> Tensor:
 
 def _scaled(reduced: Tensor, a: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Costs over their scale, and it: RMS of each problem's row-centred costs, 1 where they never vary; b m n, b."""
-    largest = torch.linalg.vector_norm(reduced, torch.inf, dim=(1, 2)).clamp(min=torch.finfo(reduced.dtype).tiny)
+    largest = torch.maximum(reduced.amax((1, 2)), -reduced.amin((1, 2))).clamp(min=torch.finfo(reduced.dtype).tiny)
     cost = reduced / largest[:, None, None]  # so that squares neither vanish nor overflow
-    rms = (torch.linalg.vector_norm(cost, dim=1).square() * a).sum(1).div(count[:, 0]).sqrt()
+    rms = torch.linalg.vecdot(cost.square().sum(1), a).div(count[:, 0]).sqrt()
     rms = torch.where(largest * rms == 0, 1.0 / largest, rms)
     return cost.div_(rms[:, None, None]), largest * rms
