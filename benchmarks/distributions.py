@@ -3,8 +3,8 @@
 The reference is POT's exact gradient on all codes in float64. A model draws its sample anew `draws` times: the cosine
 of the mean gradient with the reference shows its bias, that of a single one what a training step gets, and the spread
 of the value over the draws, as a share of the gain, its variance. Seconds are medians of forward and backward, with the
-projection (256 → 384), in turns, on one thread. Gaussian models have no learned head here: "moments" is what the head
-starts from.
+projection (256 → 384), in turns, on one thread, of the processor's time the process had. Gaussian models have no
+learned head here: "moments" is what the head starts from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from einops import rearrange
 from problems import Clouds, clouds
 from torch import Tensor
-from transport import cosine, exact, machine, markdown_table, versions
+from transport import cosine, exact, machine, versions
+from transport_tables import markdown_table
 
 from tavq_plugin.align import CodeDistribution, Transport, coarse, solve
 
@@ -55,10 +56,10 @@ def models() -> dict[str, Model]:
 def run(model: Model, problem: Clouds) -> tuple[float, Tensor, list[Tensor]]:
     """Seconds, values b, gradients to codes, text and projection."""
     leaves = [t.clone().requires_grad_() for t in problem]
-    began = time.perf_counter()
+    began = time.process_time()
     value = model(*leaves).value
     value.sum().backward()
-    return time.perf_counter() - began, value.detach(), [leaf.grad for leaf in leaves]
+    return time.process_time() - began, value.detach(), [leaf.grad for leaf in leaves]
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transport import machine, markdown_table
+from transport import machine
+from transport_tables import markdown_table
 
 import tavq_plugin as tavq
 from tavq_plugin.contract import Quantized

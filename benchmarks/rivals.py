@@ -124,6 +124,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+ONCE = {"ot.batch"}  # take so long that a warm-up changes nothing
+
+
 def fitting(device: str) -> dict[str, Method]:
     """The installed methods for a device: flash-sinkhorn runs on CUDA alone, and the JAX here is the CPU's."""
     other = "ott-jax" if device == "cuda" else "flash-sinkhorn"

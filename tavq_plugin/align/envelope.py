@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tavq_plugin.align.exact import emd
-from tavq_plugin.align.semidual import Problem, conditional, maximise
+from tavq_plugin.align.newton import maximise
+from tavq_plugin.align.semidual import Problem, conditional
 
 
 class How(NamedTuple):
@@ -66,16 +67,18 @@ class Value(torch.autograd.Function):
             reduced = reduced.mul_(-2).add_(offset[..., None])
         else:
             reduced = reduced.neg_()
-        moments = _moments(x, a, how.uniform) if squared and project is not None else None
-        constant = _constant(x, a, project, mean, middle, moments, squared)
+        gram = moments = None
+        if squared and project is not None:
+            gram, moments = project @ project.mT, _moments(x, a, how.uniform)
+        constant = _constant(x, a, project, mean, middle, gram, moments, squared)
 
-        scale = _scale(reduced, a, count)
+        cost, scale = _scaled(reduced, a, count)
         if how.solver == "emd":
             q, potentials, soft = emd(reduced, a, b)
             blur, error = torch.zeros_like(scale), ((q @ a[..., None])[..., 0] - b).abs().sum(1)
         else:
             blur = torch.full_like(scale, how.epsilon) / (1.0 if how.relative else scale)
-            problem = Problem.of(reduced / scale[:, None, None], a, b, y_mask | ~present[:, None], blur)
+            problem = Problem.of(cost, a, b, y_mask | ~present[:, None], blur)
             potentials, error = maximise(
                 problem,
                 newton=how.solver == "newton",
@@ -90,7 +93,7 @@ class Value(torch.autograd.Function):
         value = (b * potentials).sum(1) + (a * soft).sum(1) + constant
 
         ctx.how = how
-        ctx.save_for_backward(x, y, project, a, b, q, soft, potentials, blur, mean, middle, moments)
+        ctx.save_for_backward(x, y, project, a, b, q, soft, potentials, blur, mean, middle, gram, moments)
         shown = torch.where(b > 0, potentials - (b * potentials).sum(1, keepdim=True), 0.0)
         rest = (shown, blur, torch.where(present, error, 0.0), reduced, constant, q)
         ctx.mark_non_differentiable(*rest)
@@ -100,24 +103,27 @@ class Value(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """The envelope theorem: the plan to the points; least reduced costs to a; g − ε Pᵀ1 / b to b."""
-        x, y, project, a, b, q, soft, potentials, blur, mean, middle, moments = ctx.saved_tensors
-        squared = ctx.how.cost == "sqeuclidean"
-        factor = 2.0 if squared else 1.0
+        x, y, project, a, b, q, soft, potentials, blur, mean, middle, gram, moments = ctx.saved_tensors
+        squared, uniform = ctx.how.cost == "sqeuclidean", ctx.how.uniform
         mass = grad[:, None] * a
-        plan = mass[:, None] * q  # b m n
+        # the plan is weight · q: a uniform mass goes to the smaller factors
+        plan, weight = (q, mass[:, :1, None]) if uniform else (mass[:, None] * q, None)  # b m n
         to_x = to_y = to_project = to_a = to_b = None
         if ctx.needs_input_grad[0]:
-            units = _times(y, project)
+            units = _weighted(_times(y, project), weight)
             if squared:
-                to_x = torch.baddbmm(_own(x, mass, project, ctx.how.uniform), plan.mT, units, alpha=-2)
+                to_x = _own(x, mass, gram, uniform).baddbmm_(plan.mT, units, alpha=-2)
             else:
                 to_x = plan.mT @ units.neg()
-        seen = plan @ x if any(ctx.needs_input_grad[1:3]) else None  # b m c
+        seen = _weighted(plan @ x, weight) if any(ctx.needs_input_grad[1:3]) else None  # b m c
         if ctx.needs_input_grad[1]:
             to_y = seen if project is None else seen @ project
-            to_y = factor * (y * plan.sum(2, keepdim=True) - to_y) if squared else to_y.neg()
+            if squared:
+                to_y = 2 * (y * _weighted(plan.sum(2, keepdim=True), weight) - to_y)
+            else:
+                to_y = to_y.neg()
         if ctx.needs_input_grad[2]:
-            to_project = -factor * torch.einsum("bmc,bmd->cd", seen, y)
+            to_project = (-2.0 if squared else -1.0) * torch.einsum("bmc,bmd->cd", seen, y)
             if squared:
                 to_project = to_project + 2 * torch.einsum("b,bij->ij", grad, moments) @ project
         if ctx.needs_input_grad[3]:
@@ -133,13 +139,27 @@ def _times(y: Tensor, project: Tensor | None) -> Tensor:
     return y if project is None else y @ project.mT
 
 
+def _weighted(part: Tensor, weight: Tensor | None) -> Tensor:
+    return part if weight is None else part * weight
+
+
 def _moments(x: Tensor, a: Tensor, uniform: bool) -> Tensor:
-    """Σ a x xᵀ; b n c -> b c c."""
-    return x.mT @ x / x.shape[1] if uniform else (x * a[..., None]).mT @ x
+    """Σ a x xᵀ; b n c -> b c c. One block off the diagonal stands for both."""
+    half, scaled = x.shape[2] // 2, x if uniform else x * a[..., None]
+    upper, lower = scaled[..., :half].mT @ x, scaled[..., half:].mT @ x[..., half:]
+    whole = torch.cat([upper, torch.cat([upper[..., half:].mT, lower], 2)], 1)
+    return whole / x.shape[1] if uniform else whole
 
 
 def _constant(
-    x: Tensor, a: Tensor, project: Tensor | None, mean: Tensor, middle: Tensor, moments: Tensor | None, squared: bool
+    x: Tensor,
+    a: Tensor,
+    project: Tensor | None,
+    mean: Tensor,
+    middle: Tensor,
+    gram: Tensor | None,
+    moments: Tensor | None,
+    squared: bool,
 ) -> Tensor:
     """Σ a r, r the part of a code's costs that all units share (`_rows`), by moments; -> b."""
     if project is None and squared:  # x and y are central
@@ -148,7 +168,7 @@ def _constant(
     first = torch.linalg.vecdot((a[:, None] @ x)[:, 0], _times(mean, project)[:, 0])  # Σ a x W · mean
     if not squared:
         return -first
-    second = (moments @ project * project).sum((1, 2))  # Σ a |x W|²
+    second = (moments * gram).sum((1, 2))  # Σ a |x W|²
     return second - 2 * first + a.sum(1) * (mean.square().sum((1, 2)) + middle[:, 0])
 
 
@@ -160,17 +180,17 @@ def _rows(x: Tensor, project: Tensor | None, mean: Tensor, middle: Tensor, squar
     return (seen - mean).square().sum(2) + middle
 
 
-def _own(x: Tensor, mass: Tensor, project: Tensor | None, uniform: bool) -> Tensor:
+def _own(x: Tensor, mass: Tensor, gram: Tensor | None, uniform: bool) -> Tensor:
     """Gradient of Σ mass |x W|² in x: 2 mass x W Wᵀ; b n c -> b n c."""
-    if project is None:
+    if gram is None:
         return x * (2 * mass)[..., None]
-    gram = 2 * project @ project.mT
-    return x @ (mass[:, :1, None] * gram) if uniform else (x * mass[..., None]) @ gram
+    return x @ (2 * mass[:, :1, None] * gram) if uniform else (x * mass[..., None]) @ (2 * gram)
 
 
-def _scale(reduced: Tensor, a: Tensor, count: Tensor) -> Tensor:
-    """RMS of each problem's row-centred costs, 1 where they never vary; b m n -> b."""
-    largest = reduced.abs().amax((1, 2)).clamp(min=torch.finfo(reduced.dtype).tiny)
-    unit = reduced / largest[:, None, None]  # so that squares neither vanish nor overflow
-    rms = largest * ((unit.square_().sum(1) * a).sum(1) / count[:, 0]).sqrt()
-    return torch.where(rms == 0, 1.0, rms)
+def _scaled(reduced: Tensor, a: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs over their scale, and it: RMS of each problem's row-centred costs, 1 where they never vary; b m n, b."""
+    largest = torch.maximum(reduced.amax((1, 2)), -reduced.amin((1, 2))).clamp(min=torch.finfo(reduced.dtype).tiny)
+    cost = reduced / largest[:, None, None]  # so that squares neither vanish nor overflow
+    rms = torch.linalg.vecdot(cost.square().sum(1), a).div(count[:, 0]).sqrt()
+    rms = torch.where(largest * rms == 0, 1.0 / largest, rms)
+    return cost.div_(rms[:, None, None]), largest * rms
