@@ -109,20 +109,28 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> Collapsed.
 
     Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
-    point's, as if it had been transported on its own. u is the most distinct codes an image has.
+    point's, as if it had been transported on its own. u is the most distinct codes an image has. Where codes of one
+    index are unequal (a residual quantizer's indices are its first stage's), none are merged.
     """
     b, c, h, w = codes.shape
     offset = torch.arange(b, device=indices.device)[:, None] * (int(indices.max()) + 1)
     distinct, group, count = (indices.flatten(1) + offset).unique(return_inverse=True, return_counts=True)
+    flat = rearrange(codes, "b c h w -> (b h w) c")
+    count = count.to(codes.dtype)
+    mean = codes.new_zeros(len(distinct), c).index_add(0, group.flatten(), flat) / count[:, None]
+    if not _equal(flat.detach(), mean.detach()[group.flatten()]):
+        return Collapsed(flat, torch.arange(len(flat), device=flat.device), flat.new_full((b, h * w), 1 / (h * w)))
     image = distinct // offset[1, 0] if b > 1 else torch.zeros_like(distinct)
     held = torch.bincount(image, minlength=b)
     u = int(held.max())
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
-    flat = rearrange(codes, "b c h w -> (b h w) c")
-    count = count.to(codes.dtype)
-    mean = codes.new_zeros(len(distinct), c).index_add(0, group.flatten(), flat) / count[:, None]
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
     return Collapsed(mean, slot, masses.view(b, u))
+
+
+def _equal(codes: Tensor, merged: Tensor) -> bool:
+    """Whether all codes are what they were merged to, but for rounding."""
+    return bool((codes - merged).abs_().max() <= 1e-3 * codes.abs().max()) or bool(codes.isnan().any())
 
 
 def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -57,9 +57,11 @@ class Value(torch.autograd.Function):
         if squared and project is None:  # distances keep their digits far from the origin
             x, y, mean = x - mean, central, torch.zeros_like(mean)
             x = x if void is None else x.masked_fill_(void, 0.0)
-        elif void is not None:
-            x = x.masked_fill(void, 0.0)
+        elif void is not None and (squared or project is not None):
+            x, void = x.masked_fill(void, 0.0), None
         reduced = _times(central, project) @ x.mT  # b m n
+        if not squared and void is not None:  # no copy of x: a pad's products are no other code's
+            reduced = reduced.masked_fill_(void.mT, 0.0)
         spread = central.square().sum(2)
         middle = spread.sum(1, keepdim=True) / count
         if squared:
@@ -115,6 +117,8 @@ class Value(torch.autograd.Function):
                 to_x = _own(x, mass, gram, uniform).baddbmm_(plan.mT, units, alpha=-2)
             else:
                 to_x = plan.mT @ units.neg()
+        if any(ctx.needs_input_grad[1:4]) and not (squared or uniform) and project is None:
+            x = x.masked_fill((a == 0)[..., None], 0.0)
         seen = _weighted(plan @ x, weight) if any(ctx.needs_input_grad[1:3]) else None  # b m c
         if ctx.needs_input_grad[1]:
             to_y = seen if project is None else seen @ project
@@ -165,6 +169,8 @@ def _constant(
     if project is None and squared:  # x and y are central
         own = torch.linalg.vecdot(a, torch.linalg.vector_norm(x, dim=2).square())
         return own + a.sum(1) * middle[:, 0]
+    if not squared and project is None:  # x's pads are as they came
+        return -torch.linalg.vecdot(a, (x @ mean.mT)[..., 0].masked_fill(a == 0, 0.0))
     first = torch.linalg.vecdot((a[:, None] @ x)[:, 0], _times(mean, project)[:, 0])  # Σ a x W · mean
     if not squared:
         return -first

@@ -133,12 +133,21 @@ class TextAlignment(nn.Module):
         return value + self.contrast * self.apart(measures, units) if self.contrast else value
 
     def transported(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's transport value over the images with text; l × (b n d, b n), l × b m d -> l."""
-        result = self._solve(measures, units)
+        """Each level's transport value over the images with text; l × (b n d, b n), l × b m d -> l.
+
+        All points are of unit length, so that |x − y|² = 2 − 2 x·y: the products alone are transported.
+        """
+        if squared := self.transport.cost == "sqeuclidean":
+            blur = self.transport.epsilon / (1.0 if self.transport.epsilon_mode == "relative" else 2.0)
+            result = self._solve(measures, units, cost="dot", epsilon=blur)
+        else:
+            result = self._solve(measures, units)
+        scale, shift = (2.0, 2.0 * result.b.sum(1)) if squared else (1.0, 0.0)
         with torch.no_grad():
-            names = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
-            self.last |= {name: over_images(getattr(result, name), units) for name in names}
-        return over_images(result.value, units)
+            told = {"transport_cost": scale * result.transport_cost + shift, "gain": scale * result.gain}
+            told |= {name: getattr(result, name) for name in ("plan_entropy", "marginal_error", "converged")}
+            self.last |= {name: over_images(value, units) for name, value in told.items()}
+        return over_images(scale * result.value + shift, units)
 
     def apart(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
         """Each level's contrast over the batch; l × (b n d, b n), l × b m d -> l."""
@@ -168,7 +177,7 @@ class TextAlignment(nn.Module):
         points = F.normalize(self.project[index](self.distribution[index](codes)), dim=-1)
         return points, points.new_ones(points.shape[:2])
 
-    def _solve(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Transport:
+    def _solve(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units], **changed: Any) -> Transport:
         """The levels' problems as one batch, padded to the largest; l × (b n d, b n), l × b m d -> over (l b)."""
         n = max(points.shape[1] for points, _ in measures)
         m = max(part.mask.shape[1] for part in units)
@@ -181,7 +190,7 @@ class TextAlignment(nn.Module):
         if any(part.weights is not None for part in units):
             own = [part.mask.to(points) if part.weights is None else part.weights.to(points) for part in units]
             weights = torch.cat([F.pad(part, (0, m - part.shape[1])) for part in own])
-        options = vars(self.transport)
+        options = vars(self.transport) | changed
         return solve(points, text, x_mask=masses > 0, x_weight=masses, y_mask=mask, y_weight=weights, **options)
 
     def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:

@@ -1,5 +1,7 @@
 """TextAlignment against a plain loop over images and levels; repeated codes merged exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +76,19 @@ def test_merged_codes_of_a_single_image():
     codes = torch.tensor([[[[1.0, 2.0], [1.0, 1.0]]]])
     merged = collapse_repeats(codes, torch.tensor([[[5, 7], [5, 5]]]))
     assert merged.distinct.flatten().tolist() == [1, 2] and merged.masses.flatten().tolist() == [0.75, 0.25]
+
+
+def test_codes_that_share_an_index_and_are_unequal_stay_apart():
+    """A residual quantizer's: the indices are the first stage's, the vectors the sum of all."""
+    torch.manual_seed(0)
+    align, (codes, _), texts = TextAlignment(4, 5), made_codes(), made_texts()
+    level = codes.levels[2]
+    summed = level.quantized + 0.3 * torch.randn(level.quantized.shape, generator=draw(3))
+    own = torch.arange(level.indices.numel()).view_as(level.indices)
+    residual, apart = ((*codes.levels[:2], replace(level, quantized=summed, indices=i)) for i in (level.indices, own))
+    torch.testing.assert_close(align(tavq.Codes(residual), texts), align(tavq.Codes(apart), texts))
+    assert len(collapse_repeats(summed, level.indices).distinct) == level.indices.numel()
+    assert len(collapse_repeats(level.quantized, level.indices).distinct) < level.indices.numel()
 
 
 @pytest.mark.parametrize("distribution", ["all", "gaussian", "gaussian-full", "moments", "moments-full", "subsample"])
