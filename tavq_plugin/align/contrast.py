@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +28,18 @@ def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature:
     with fewer than two left the contrast is exactly 0. Of several processes that train, each contrasts its own images
     with the texts of all, and its texts with the images of all, so that their mean is that of the whole batch.
     """
-    image, text, present = pooled(points, masses), pooled(*text_measure(units, points.dtype)), units.mask.any(1)
+    return level_contrasts([(points, masses)], [units], temperature=temperature)[0]
+
+
+def level_contrasts(
+    measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units], *, temperature: float = 0.1
+) -> Tensor:
+    """`batch_contrast` of each level, at once; l × (b n d, b n), l × b m d -> l."""
+    image = torch.stack([pooled(*measure) for measure in measures])
+    text = torch.stack([pooled(*text_measure(part, image.dtype)) for part in units])
+    present = torch.stack([part.mask.any(1) for part in units])
     images, texts, everyone, first = _of_all(image, text, present)
-    return _symmetric(image @ texts.T / temperature, text @ images.T / temperature, present, everyone, first)
+    return _symmetric(image @ texts.mT / temperature, text @ images.mT / temperature, present, everyone, first)
 
 
 def transport_contrast(
@@ -54,36 +64,36 @@ def transport_contrast(
         y_weight=None if units.weights is None else weights.repeat(b, 1),
         **options | {"cost": "dot"},
     ).value
-    logits, present = value.view(b, b) / -2 / temperature, units.mask.any(1)
-    return _symmetric(logits, logits.T, present, present, 0)
+    logits, present = value.view(1, b, b) / -2 / temperature, units.mask.any(1)[None]
+    return _symmetric(logits, logits.mT, present, present, 0)[0]
 
 
 def _symmetric(of_images: Tensor, of_texts: Tensor, present: Tensor, everyone: Tensor, first: int) -> Tensor:
-    """Cross-entropy of images against texts and of texts against images, own with own; b k, b k, b, k -> scalar.
+    """Cross-entropy of images against texts and of texts against images, own with own; l b k, l b k, l b, l k -> l.
 
     Own keys lie from `first` on among the k.
     """
-    own = first + torch.arange(len(present), device=present.device)
+    levels, b = present.shape
+    own = first + torch.arange(b, device=present.device)
     there = present.to(of_images)
-    total, lowest = of_images.new_zeros(()), torch.finfo(of_images.dtype).min
-    for side in (of_images, of_texts):
-        each = F.cross_entropy(side.masked_fill(~everyone[None], lowest), own, reduction="none")
-        total = total + (each * there).sum() / there.sum().clamp(min=1)
-    return total / 2
+    logits = torch.stack([of_images, of_texts]).masked_fill(~everyone[:, None], torch.finfo(of_images.dtype).min)
+    each = F.cross_entropy(logits.flatten(0, 2), own.repeat(2 * levels), reduction="none").view(2, levels, b)
+    return (each * there).sum((0, 2)) / there.sum(1).clamp(min=1) / 2
 
 
 def _of_all(image: Tensor, text: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Keys of all processes in the ranks' order, with gradient, padded alike, and where one's own begin."""
+    """Keys of all processes in the ranks' order, with gradient, padded alike, and where one's own begin; l b d, l b."""
     training = torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
     if not training or dist.get_world_size() == 1:
         return image, text, present, 0
     from torch.distributed.nn.functional import all_gather
 
-    longest = torch.tensor([len(present)], device=present.device)
+    b = present.shape[1]
+    longest = torch.tensor([b], device=present.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
-    pad = int(longest) - len(present)
+    pad = int(longest) - b
     there = F.pad(present.to(image), (0, pad))
     seen = [torch.empty_like(there) for _ in range(dist.get_world_size())]
     dist.all_gather(seen, there)
-    images, texts = (torch.cat(all_gather(F.pad(part, (0, 0, 0, pad)).contiguous())) for part in (image, text))
-    return images, texts, torch.cat(seen) > 0, dist.get_rank() * int(longest)
+    images, texts = (torch.cat(all_gather(F.pad(part, (0, 0, 0, pad)).contiguous()), 1) for part in (image, text))
+    return images, texts, torch.cat(seen, 1) > 0, dist.get_rank() * int(longest)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.align.contrast import batch_contrast, transport_contrast
+from tavq_plugin.align.contrast import level_contrasts, transport_contrast
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
@@ -28,7 +28,7 @@ class TextAlignment(nn.Module):
     text_dim: width of the text embeddings (read from `encoder` or `store` where given).
     levels: the granularity of each level, fine → coarse; level_weight: the weight of each.
     contrast: weight, beside the transport's, of a contrast over the batch; 0 leaves it out. contrast_on: its logits are
-    cosines of "pooled" codes and texts (`batch_contrast`) or "transport" costs between every image and every text
+    cosines of "pooled" codes and texts (`level_contrasts`) or "transport" costs between every image and every text
     (`transport_contrast`), over `temperature`.
     encoder: turns lists of strings into units, on the fly and cached. store: turns lists of ids into units.
     """
@@ -137,12 +137,13 @@ class TextAlignment(nn.Module):
 
         All points are of unit length, so that |x − y|² = 2 − 2 x·y: the products alone are transported.
         """
-        if squared := self.transport.cost == "sqeuclidean":
-            blur = self.transport.epsilon / (1.0 if self.transport.epsilon_mode == "relative" else 2.0)
-            result = self._solve(measures, units, cost="dot", epsilon=blur)
-        else:
-            result = self._solve(measures, units)
-        scale, shift = (2.0, 2.0 * result.b.sum(1)) if squared else (1.0, 0.0)
+        changed, scale, shift = {}, 1.0, 0.0
+        if self.transport.cost == "sqeuclidean":
+            scale, shift = 2.0, 2.0 * torch.cat([part.mask.any(1) for part in units])
+            changed = {"cost": "dot"}
+            if self.transport.epsilon_mode == "absolute":
+                changed["epsilon"] = self.transport.epsilon / scale
+        result = self._solve(measures, units, **changed)
         with torch.no_grad():
             told = {"transport_cost": scale * result.transport_cost + shift, "gain": scale * result.gain}
             told |= {name: getattr(result, name) for name in ("plan_entropy", "marginal_error", "converged")}
@@ -151,15 +152,15 @@ class TextAlignment(nn.Module):
 
     def apart(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
         """Each level's contrast over the batch; l × (b n d, b n), l × b m d -> l."""
-        made = torch.stack([self.contrasted(*measure, part) for measure, part in zip(measures, units, strict=True)])
+        if self.contrast_on == "pooled":
+            made = level_contrasts(measures, units, temperature=self.temperature)
+        else:
+            options = {"temperature": self.temperature, **vars(self.transport)}
+            made = torch.stack(
+                [transport_contrast(*m, part, **options) for m, part in zip(measures, units, strict=True)]
+            )
         self.last["contrast"] = made.detach()
         return made
-
-    def contrasted(self, points: Tensor, masses: Tensor, units: Units) -> Tensor:
-        """A level's contrast over the batch, as `contrast_on` says; b n d, b n, b m d -> scalar."""
-        if self.contrast_on == "pooled":
-            return batch_contrast(points, masses, units, temperature=self.temperature)
-        return transport_contrast(points, masses, units, temperature=self.temperature, **vars(self.transport))
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
         """One level's transport with a plan over every place; b c h w, b m d -> Transport over b problems."""
