@@ -98,6 +98,7 @@ class Collapsed(NamedTuple):
     distinct: Tensor  # p c
     slot: Tensor  # p, of each in (b u)
     masses: Tensor  # b u, the share of the image's places with that code, 0 where padded
+    group: Tensor  # p, of each its number among the codes of the whole batch, which images share
 
     def pad(self, points: Tensor) -> Tensor:
         """What was made of the distinct codes, 0 where padded; p d -> b u d."""
@@ -119,13 +120,15 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     count = count.to(codes.dtype)
     mean = codes.new_zeros(len(distinct), c).index_add(0, group.flatten(), flat) / count[:, None]
     if not _equal(flat.detach(), mean.detach()[group.flatten()]):
-        return Collapsed(flat, torch.arange(len(flat), device=flat.device), flat.new_full((b, h * w), 1 / (h * w)))
+        every = torch.arange(len(flat), device=flat.device)
+        return Collapsed(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
     image = distinct // offset[1, 0] if b > 1 else torch.zeros_like(distinct)
     held = torch.bincount(image, minlength=b)
     u = int(held.max())
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
-    return Collapsed(mean, slot, masses.view(b, u))
+    number = (distinct - image * offset[1, 0] if b > 1 else distinct).unique(return_inverse=True)[1]
+    return Collapsed(mean, slot, masses.view(b, u), number)
 
 
 def _equal(codes: Tensor, merged: Tensor) -> bool:

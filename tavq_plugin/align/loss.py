@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tavq_plugin.align.contrast import level_contrasts, transport_contrast
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
+from tavq_plugin.align.shared import on_shared
 from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
 from tavq_plugin.environment import refuse_out_of_step
@@ -174,7 +175,8 @@ class TextAlignment(nn.Module):
         codes = level.quantized.float()
         if self.distribution[index].kind == "all":
             merged = collapse_repeats(codes, level.indices)
-            return merged.pad(F.normalize(self.project[index](merged.distinct), dim=-1)), merged.masses
+            points = on_shared(self.project[index], merged.distinct, merged.group)
+            return merged.pad(F.normalize(points, dim=-1)), merged.masses
         points = F.normalize(self.project[index](self.distribution[index](codes)), dim=-1)
         return points, points.new_ones(points.shape[:2])
 
