@@ -102,7 +102,7 @@ def compare(
     ] = None,
     methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0",
-    recipe: Annotated[str | None, typer.Option(help="A YAML file, or the name of one that ships.")] = None,
+    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of one that ships.")] = "small",
     resolution: Annotated[int | None, typer.Option(min=16, help="Pixels a side. Default: the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: the recipe's.")] = None,
     overrides: Annotated[

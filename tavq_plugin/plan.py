@@ -18,8 +18,8 @@ from tavq_plugin.training.recipe_file import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
-"""What --quick changes in the recipe (`small` where none is given): few steps, what lets so few come to codes that are
-used, and a discriminator for their last third."""
+"""What --quick changes in the recipe: few steps, what lets so few come to codes that are used, and a discriminator for
+their last third."""
 QUICK_TRAIN, QUICK_EVAL = 1000, 300  # images
 QUICK_MEASURING = Measuring(transported=60, judges=("inception", "lpips", "mobilenet"))
 
@@ -127,7 +127,7 @@ def plan_of(
     data: Path | None = None,
     methods: str = "all",
     seeds: str = "0",
-    recipe: str | None = None,
+    recipe: str = "small",
     resolution: int | None = None,
     steps: int | None = None,
     overrides: Sequence[str] = (),
@@ -143,7 +143,7 @@ def plan_of(
     shared, own = divided(overrides)
     given = ["tracker=none", *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
-    whole = read_recipe(recipe or ("small" if quick else None), [*given, *shared])
+    whole = read_recipe(recipe, [*given, *shared])
     if not any(override.startswith("checkpoint_every=") for override in shared):
         whole = replace(whole, checkpoint_every=max(1, whole.steps // 5))
     try:
