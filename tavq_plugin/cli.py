@@ -45,18 +45,16 @@ def demo(
     ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
-    from tavq_plugin.demo import SCENES, SCENES_WEIGHT, run_demo, table
-    from tavq_plugin.settings import Training
+    from tavq_plugin.baselines.tavq import WEIGHT
+    from tavq_plugin.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
 
     console = Console()
     with _told(console, f"Finished runs are in {out}"):
         if weight is None:  # a run on drawn scenes has few steps: a tenth of the weight
-            weight = SCENES_WEIGHT if data is None else Training.weight
-        training = Training(steps=steps, seed=seed, weight=weight)
+            weight = SCENES_WEIGHT if data is None else WEIGHT
         content = run_demo(
-            data=data, resolution=resolution, out=out, training=training, n_eval=n_eval,
-            n_train=n_train or (SCENES if data is None else 3000),
-            console=console,
+            data=data, recipe=demo_recipe(resolution=resolution, steps=steps, seed=seed), weight=weight, out=out,
+            n_train=n_train or (SCENES if data is None else 3000), n_eval=n_eval, console=console,
         )  # fmt: skip
     console.print(table(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,99 +14,76 @@ from einops import rearrange
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 from tavq_plugin.align.loss import TextAlignment
-from tavq_plugin.attach import Tokenizer, wrap
+from tavq_plugin.attach import Tokenizer
+from tavq_plugin.baselines.method import Corpus, Method
 from tavq_plugin.baselines.tavq import CONTRAST, LEVEL_WEIGHT
-from tavq_plugin.baselines.tavq_shuffled import one_cycle
-from tavq_plugin.contract import TextBatch
 from tavq_plugin.data.images import load_images, to_float
 from tavq_plugin.data.pack import Pack
 from tavq_plugin.data.scenes import scenes
 from tavq_plugin.evaluate import Encoded, TextTargets, encode, score, text_targets
 from tavq_plugin.metrics.alignment import PENALTY
 from tavq_plugin.report.pictures import reconstruction_grid, word_regions
-from tavq_plugin.runs import load_metrics, load_run, save_json, save_run, writable
-from tavq_plugin.settings import Training
+from tavq_plugin.runs import in_hand, load_metrics, load_run, save_json, save_run, writable
 from tavq_plugin.text.embed import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.train import train
-from tavq_plugin.training.host import small_vqgan
+from tavq_plugin.training import Fitted, Recipe, fit
+from tavq_plugin.training.build import build
+from tavq_plugin.training.recipe_file import read_recipe
 
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # that train
-RUNS = ("baseline", "tavq", "shuffled")
+RUNS = {"baseline": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # and the method of each
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Images and texts; rows 0..n_train-1 train, the rest is held out."""
+def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
+    """What all runs share: the recipe `small`, with dead codes moved and one checkpoint, at half.
 
-    name: str
-    images: Tensor  # n 3 r r uint8
-    texts: list[str]
-    n_train: int
-
-    @property
-    def train_rows(self) -> range:
-        """Rows that train."""
-        return range(self.n_train)
-
-    @property
-    def held_out_rows(self) -> range:
-        """Rows that are held out."""
-        return range(self.n_train, len(self.images))
-
-
-def load_pairs(data: Path | None, resolution: int, *, n_train: int, n_eval: int, console: Console) -> Pairs:
-    """Scenes where `data` is None, else the folder's images and texts; both splits in one table."""
-    if data is None:
-        images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
-        return Pairs("scenes", images, list(texts), n_train)
-    pack = Pack.read(data)
-    taught, held_out = pack.split(n_train=n_train, n_eval=n_eval)
-    records = [*taught, *held_out]
-    images = load_images([record.image for record in records], resolution)
-    empty = sum(not record.text.strip() for record in records)
-    if empty:
-        console.print(f"{empty} of {len(records)} images have no text: kept, with zero alignment")
-    return Pairs(str(data), images, [record.text for record in records], len(taught))
+    The host learns through the added levels in the baseline too, so that runs differ by their alignment alone.
+    """
+    changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}", "start.revive_every=10"]
+    changed += ["host.wrap.beside=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
+    return read_recipe("small", [*changed, f"checkpoint_every={(steps + 1) // 2}", "tracker=none"])
 
 
 def run_demo(
-    *,
-    data: Path | None,
-    resolution: int,
-    out: Path,
-    training: Training,
-    n_train: int,
-    n_eval: int,
-    console: Console,
+    *, data: Path | None, recipe: Recipe, weight: float, out: Path, n_train: int, n_eval: int, console: Console
 ) -> dict[str, Any]:
     """Train, evaluate and draw; what was finished with the same settings is kept. Returns what `demo.json` holds."""
     writable(out)
     encoder = offline_encoder()
-    pairs = load_pairs(data, resolution, n_train=n_train, n_eval=n_eval, console=console)
-    store = TextStore.build(pairs.texts, encoder, centre_on=pairs.train_rows)
-    targets = text_targets(store, pairs.train_rows, pairs.held_out_rows)
-    protocol = _protocol(pairs, resolution, training, encoder)
+    corpus = _corpus(data, recipe.resolution, encoder, n_train=n_train, n_eval=n_eval, console=console)
+    targets = text_targets(corpus.store, corpus.train_rows, corpus.held_out_rows)
+    options = {"weight": weight, "weight_end": 0.0, **_alignment(recipe.resolution)}
+    protocol = _protocol(corpus, recipe, options, encoder)
     content: dict[str, Any] = {"protocol": protocol, "runs": {}}
     shown: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
-    for name in RUNS:
-        tokenizer, align, metrics = _one_run(name, pairs, store, targets, protocol, training, out / name, console)
+    for name, method in RUNS.items():
+        own = replace(recipe, method=method, options={} if name == "baseline" else options)
+        tokenizer, align, metrics = _one_run(name, own, corpus, targets, protocol, out, console)
         shown[name] = tokenizer, align
         content["runs"][name] = metrics
         save_json(out / "demo.json", content)
-    _draw(shown, pairs, store, out)
+    _draw(shown, corpus, out)
     return content
 
 
-def build(resolution: int, seed: int, text_dim: int) -> tuple[Tokenizer, TextAlignment]:
-    """The wrapped host and the alignment of a run, the same for every run of a seed."""
-    torch.manual_seed(seed)
-    tokenizer = wrap(small_vqgan(resolution), max_grid=max(16, resolution // 2))
-    return tokenizer, TextAlignment(tokenizer, text_dim, **_alignment(resolution))
+def _corpus(
+    data: Path | None, resolution: int, encoder: TextEncoder, *, n_train: int, n_eval: int, console: Console
+) -> Corpus:
+    """Scenes where `data` is None, else the folder's images and texts."""
+    if data is None:
+        name = "scenes"
+        images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
+    else:
+        taught, held_out = Pack.read(data).split(n_train=n_train, n_eval=n_eval)
+        records, name, n_train = [*taught, *held_out], str(data), len(taught)
+        images, texts = load_images([record.image for record in records], resolution), [r.text for r in records]
+        if empty := sum(not text.strip() for text in texts):
+            console.print(f"{empty} of {len(texts)} images have no text: kept, with zero alignment")
+    store = TextStore.build(texts, encoder, centre_on=range(n_train))
+    return Corpus(name, images, texts, store, n_train)
 
 
 def _alignment(resolution: int) -> dict[str, Any]:
@@ -115,84 +93,94 @@ def _alignment(resolution: int) -> dict[str, Any]:
 
 def _one_run(
     name: str,
-    pairs: Pairs,
-    store: TextStore,
+    recipe: Recipe,
+    corpus: Corpus,
     targets: TextTargets,
     protocol: dict[str, Any],
-    training: Training,
-    folder: Path,
+    out: Path,
     console: Console,
 ) -> tuple[Tokenizer, TextAlignment | None, dict[str, Any]]:
-    settings = {"run": name, **protocol}
-    tokenizer, align = build(pairs.images.shape[-1], training.seed, store.dim)
-    if name == "baseline":
-        align = None
+    folder, settings = out / name, {"run": name, **protocol}
     metrics = load_metrics(folder, settings)
     if metrics is not None:
         console.print(f"{name}: kept from {folder}, finished with these settings")
-        load_run(folder, tokenizer, align)
-        return tokenizer, align, metrics
-    texts = _texts(store, pairs, shuffled=name == "shuffled", seed=training.seed)
-    with _progress(console) as progress:
-        task = progress.add_task(f"{name:9}", total=training.steps)
-        trained = train(
-            tokenizer, align, pairs.images[: pairs.n_train], texts, training,
-            each=lambda step: progress.update(task, completed=step + 1),
-        )  # fmt: skip
-    encoded = _encoded(tokenizer, align, pairs, store)
+        tokenizer, method = build(recipe, corpus)
+        load_run(folder, tokenizer, _align_of(method))
+        del metrics["history"]
+        return tokenizer, _align_of(method), metrics
+    training = in_hand(out / ".training", settings)
+    fitted = _fitted(name, recipe, corpus, training, console)
+    tokenizer, align = fitted.tokenizer, _align_of(fitted.method)
+    encoded = _encoded(tokenizer, align, corpus)
     metrics = score(*encoded, targets, codebook_size=len(tokenizer.adapter.codebook()))
-    metrics |= {"seconds_per_step": trained.seconds_per_step, "plugin_share": trained.plugin_share}
-    save_run(folder, tokenizer, align, settings, metrics | {"history": trained.history})
+    metrics |= {"seconds_per_step": fitted.seconds_per_step, "plugin_share": fitted.plugin_share}
+    history = [{"level": 0.0, "alignment": 0.0, **row} for row in fitted.history]
+    save_run(folder, tokenizer, align, settings, metrics | {"history": history})
+    shutil.rmtree(training)
     return tokenizer, align, metrics
 
 
-def _texts(store: TextStore, pairs: Pairs, *, shuffled: bool, seed: int) -> Callable[[Sequence[int]], TextBatch]:
-    """Rows of images to the units of their texts, or of another image's text, the same one throughout."""
-    if not shuffled:
-        return store.batch
-    other = one_cycle(pairs.train_rows, seed)
-    return lambda rows: store.batch([other[row] for row in rows])
+def _fitted(name: str, recipe: Recipe, corpus: Corpus, folder: Path, console: Console) -> Fitted:
+    """The trained run, on the CPU."""
+    with _progress(console) as progress:
+        task = progress.add_task(f"{name:9}", total=recipe.steps)
+        fitted = fit(
+            recipe.method, recipe, corpus, folder, progress=lambda done, row: progress.update(task, completed=done)
+        )
+        progress.update(task, completed=recipe.steps)
+    fitted.tokenizer.cpu()
+    fitted.method.cpu()
+    return fitted
 
 
-def _encoded(
-    tokenizer: Tokenizer, align: TextAlignment | None, pairs: Pairs, store: TextStore
-) -> tuple[Encoded, Encoded]:
+def _align_of(method: Method) -> TextAlignment | None:
+    return getattr(method, "align", None)
+
+
+def _encoded(tokenizer: Tokenizer, align: TextAlignment | None, corpus: Corpus) -> tuple[Encoded, Encoded]:
     size = 50
-    held_out = list(pairs.held_out_rows)
-    texts = [store.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+    held_out = list(corpus.held_out_rows)
+    texts = [corpus.store.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
     return (
-        encode(tokenizer, pairs.images[: pairs.n_train], batch_size=size),
+        encode(tokenizer, corpus.images[: corpus.n_train], batch_size=size),
         encode(
-            tokenizer, pairs.images[pairs.n_train :], align=align, texts=texts, reconstruct=True, batch_size=size
+            tokenizer, corpus.images[corpus.n_train :], align=align, texts=texts, reconstruct=True, batch_size=size
         ),
     )  # fmt: skip
 
 
-def _protocol(pairs: Pairs, resolution: int, training: Training, encoder: TextEncoder) -> dict[str, Any]:
-    packages = ("tavq-plugin", "torch", "transformers", "taming-transformers-rom1504", "torchmetrics")
+def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: TextEncoder) -> dict[str, Any]:
+    packages = ("tavq-plugin", "torch", "accelerate", "transformers", "taming-transformers-rom1504", "torchmetrics")
+    optimizer = recipe.optimizer
     return {
-        **asdict(training),
-        "data": pairs.name,
-        "n_train": pairs.n_train,
-        "n_eval": len(pairs.held_out_rows),
-        "resolution": resolution,
-        "alignment": _alignment(resolution),
+        **{name: getattr(recipe, name) for name in ("steps", "batch_size", "level_weight", "seed", "resolution")},
+        **{name: getattr(optimizer, name) for name in ("learning_rate", "warmup")},
+        **asdict(recipe.start),
+        "beta2": optimizer.betas[1],
+        "head_rate": optimizer.method_rate,
+        "weight": options["weight"],
+        "weight_end": options["weight_end"],
+        "data": corpus.name,
+        "n_train": corpus.n_train,
+        "n_eval": len(corpus.held_out_rows),
+        "alignment": _alignment(recipe.resolution),
         "encoder": encoder.fingerprint,
         "probe": f"ridge on standardised mean-pooled quantized codes, penalty {PENALTY:g}, fitted on training rows",
         "retrieval": "image→text among the held-out pairs, percent; mean unit embedding, both sides centred",
         "word_map": "mean average precision over the 100 most frequent words of the training texts, percent",
         "psnr": "dB a held-out image, clamped and rounded to 8 bit, mean; 512-code level that the decoder reads",
         "spread": "one seed a call: run --seed 0, 1, 2 for a spread over seeds; psnr_standard_error is over images",
-        "chance": {f"r{k}": min(100.0, 100 * k / len(pairs.held_out_rows)) for k in (1, 10, 50)},
+        "chance": {f"r{k}": min(100.0, 100 * k / len(corpus.held_out_rows)) for k in (1, 10, 50)},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in packages},
     }
 
 
 @torch.no_grad()
-def _draw(shown: dict[str, tuple[Tokenizer, TextAlignment | None]], pairs: Pairs, store: TextStore, out: Path) -> None:
-    rows = list(pairs.held_out_rows)[:8]
-    images = to_float(pairs.images[rows])
+def _draw(shown: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Corpus, out: Path) -> None:
+    rows = list(corpus.held_out_rows)[:8]
+    images = to_float(corpus.images[rows])
     grid = {"image": images}
     for name, (tokenizer, _) in shown.items():
         tokenizer.eval()
@@ -200,14 +188,15 @@ def _draw(shown: dict[str, tuple[Tokenizer, TextAlignment | None]], pairs: Pairs
     reconstruction_grid(grid, out / "reconstructions.png")
 
     tokenizer, align = shown["tavq"]
-    rows, images = rows[:4], images[:4]
+    rows, images, granularity = rows[:4], images[:4], align.levels[0]
     fine = tokenizer.encode(images).levels[0].quantized
-    plan = align.match(fine, store.batch(rows)[align.levels[0]], 0).plan()
+    plan = align.match(fine, corpus.store.batch(rows)[granularity], 0).plan()
     words, maps = [], []
     for i, row in enumerate(rows):
-        mass = rearrange(plan[i, :, : len(store.units(row, align.levels[0]))], "(h w) m -> m h w", h=fine.shape[2])
+        units = corpus.store.units(row, granularity)
+        mass = rearrange(plan[i, :, : len(units)], "(h w) m -> m h w", h=fine.shape[2])
         contrast = (mass.flatten(1).std(1) / mass.flatten(1).mean(1)).argsort(descending=True)[:5].tolist()
-        words.append([store.units(row, align.levels[0])[j] for j in contrast])
+        words.append([units[j] for j in contrast])
         maps.append(mass[contrast])
     word_regions(images, words, maps, out / "words.png", title="where the transport plan sends a word (level 1)")
 

@@ -35,6 +35,16 @@ def save_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
+def in_hand(folder: Path, settings: dict) -> Path:
+    """The folder of a run in hand: as an interrupted one of the same settings left it, empty after one of others."""
+    asked = folder / "asked.json"
+    if _read(asked) != settings:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        save_json(asked, settings)
+    return folder
+
+
 def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settings: dict, metrics: dict) -> None:
     """Write a finished run; a former one of that name is replaced only once the new one is whole."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -72,9 +82,12 @@ def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> Non
 
 def load_metrics(folder: Path, settings: dict) -> dict[str, Any] | None:
     """The metrics of a run that was finished with the same settings; None where there is none."""
+    kept = _read(folder / "settings.json")
+    return _read(folder / "metrics.json") if kept == settings else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-    return metrics if kept == settings else None

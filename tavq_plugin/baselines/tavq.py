@@ -14,6 +14,7 @@ from tavq_plugin.baselines.method import Corpus, Method, Step, drawn_from
 from tavq_plugin.contract import GRANULARITIES, GradTo, TextBatch
 from tavq_plugin.settings import TransportSettings
 
+WEIGHT = 0.3  # λ at the start
 LEVEL_WEIGHT = (2.5, 2.5, 0.35)  # words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
 CONTRAST = 0.1  # beside transport: a little of it tells images apart, for fewer pixels than more transport would cost
 
@@ -43,7 +44,7 @@ class TAVQ(Method):
         corpus: Corpus,
         *,
         seed: int = 0,
-        weight: float = 0.3,
+        weight: float = WEIGHT,
         weight_end: float = 0.0,
         level_weight: Sequence[float] = LEVEL_WEIGHT,
         granularities: Sequence[str] = GRANULARITIES,

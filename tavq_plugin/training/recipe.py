@@ -38,7 +38,9 @@ class OptimizerRecipe:
     """Adam on the host and the added levels, and on the method's own parameters."""
 
     learning_rate: float = 1e-3  # the peak, after `warmup`
-    betas: tuple[float, float] = (0.9, 0.99)  # see `settings.Training.beta2`
+    # the second is a memory of squared gradients, of about 1 / (1 - beta) steps: what the alignment leaves there at the
+    # start must be gone by the end, or it shrinks the steps of the pixels
+    betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 20  # optimizer steps of linear rise
     schedule: str = "cosine"  # "cosine": then half a cosine down to 0; "constant"
     method_rate: float = 2.0  # learning rate of the method's own parameters, in units of learning_rate

@@ -5,11 +5,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from training.toy import corpus, recipe
+from training.toy import HOST, corpus, recipe
 
 import tavq_plugin as tavq
 from tavq_plugin.data.images import to_float
 from tavq_plugin.training import fit
+from tavq_plugin.training.build import build
 from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.host import build_host
 from tavq_plugin.training.sampler import Rows
@@ -45,6 +46,35 @@ def test_vqgan_trains_the_host_as_a_plain_loop_does_while_the_levels_learn(tmp_p
     assert fitted.history[-1]["level"] < fitted.history[0]["level"]
     with_levels = fit("noisy", settings, data, tmp_path / "other").tokenizer.host.state_dict()
     assert not all(torch.equal(with_levels[name], expected[name]) for name in expected)
+
+
+def apart(one, other):
+    """Of what two trainings gave the host and the added levels."""
+    ours, theirs = one.tokenizer.state_dict(), other.tokenizer.state_dict()
+    return sum((ours[name] - theirs[name]).abs().sum() for name in ours).item()
+
+
+def test_no_weight_leaves_the_tokenizer_alone_while_the_heads_learn(tmp_path):
+    through = {**HOST, "wrap": {"beside": False}}  # the levels' gradient reaches the host with every method
+    settings, data = recipe(host=through), corpus()
+    weightless, aligned = (recipe(host=through, options={"weight": weight}) for weight in (0.0, 0.3))
+    bare = fit("vqgan", settings, data, tmp_path / "bare")
+    without, aligned = (
+        fit("tavq", changed, data, tmp_path / name) for name, changed in (("without", weightless), ("aligned", aligned))
+    )
+    _, fresh = build(recipe(host=through, method="tavq"), data)
+    heads = zip(fresh.parameters(), without.method.parameters(), strict=True)
+    assert not any(torch.equal(before, after) for before, after in heads)
+    assert all(row["alignment"] > 0 for row in without.history)
+    assert apart(bare, without) < 1e-3 * apart(bare, aligned)  # by rounding at most, which follows the memory's place
+
+
+def test_training_is_determined_by_its_seed(tmp_path):
+    start = {"settle_share": 0.25, "revive_every": 2}
+    one, two, other = (
+        fit("tavq", recipe(start=start, seed=seed), corpus(), tmp_path / str(i)) for i, seed in enumerate((0, 0, 1))
+    )
+    assert apart(one, two) < 1e-3 * apart(one, other)
 
 
 def test_levels_beside_the_host_leave_it_no_gradient_and_get_their_own():
