@@ -38,11 +38,11 @@ RUNS = {"baseline": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # and
 
 
 def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
-    """What all runs share: the recipe `small`, with dead codes moved and one checkpoint, at half.
+    """What all runs share: the recipe `small`, with one checkpoint, at half.
 
     The host learns through the added levels in the baseline too, so that runs differ by their alignment alone.
     """
-    changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}", "start.revive_every=10"]
+    changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}"]
     changed += ["host.wrap.beside=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
     return read_recipe("small", [*changed, f"checkpoint_every={(steps + 1) // 2}", "tracker=none"])
 
