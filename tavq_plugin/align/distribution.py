@@ -128,6 +128,9 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
     number = (distinct - image * offset[1, 0] if b > 1 else distinct).unique(return_inverse=True)[1]
+    any_of = mean.new_empty(int(number.max()) + 1, c).index_copy(0, number, mean.detach())
+    if not _equal(mean.detach(), any_of[number]):
+        number = torch.arange(len(number), device=number.device)
     return Collapsed(mean, slot, masses.view(b, u), number)
 
 

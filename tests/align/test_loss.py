@@ -91,6 +91,18 @@ def test_codes_that_share_an_index_and_are_unequal_stay_apart():
     assert len(collapse_repeats(level.quantized, level.indices).distinct) < level.indices.numel()
 
 
+def test_images_that_share_an_index_of_unequal_codes_share_no_head():
+    """One place an image, so that nothing repeats within any."""
+    torch.manual_seed(0)
+    align, (codes, _) = TextAlignment(4, 5), made_codes()
+    one = torch.randn(3, 4, 1, 1, generator=draw(5))
+    same, own = (
+        tavq.Codes((*codes.levels[:2], replace(codes.levels[2], quantized=one, indices=indices.view(3, 1, 1))))
+        for indices in (torch.zeros(3, dtype=torch.long), torch.arange(3))
+    )
+    torch.testing.assert_close(align(same, made_texts()), align(own, made_texts()))
+
+
 @pytest.mark.parametrize("distribution", ["all", "gaussian", "gaussian-full", "moments", "moments-full", "subsample"])
 @pytest.mark.parametrize("projection", ["mlp", "linear"])
 def test_every_distribution_reaches_heads_and_encoder(distribution, projection):
