@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -80,8 +80,8 @@ class Attachment(nn.Module):
         self._handles = install(adapter.model, self.recorder)
 
     @property
-    def last(self) -> dict[str, Tensor]:
-        """Diagnostics of the latest call."""
+    def last(self) -> Mapping[str, Tensor]:
+        """Diagnostics of the latest call, each computed when it is read."""
         return self.alignment.last
 
     @property

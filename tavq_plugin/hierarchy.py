@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tavq_plugin.contract import Codes, GradTo, Level, Quantized
 
@@ -59,6 +60,24 @@ def pool(codes: Tensor, size: int) -> Tensor:
     torch.Size([1, 2, 2, 2])
     """
     return F.avg_pool2d(codes, size, ceil_mode=True, count_include_pad=False)
+
+
+class _BothWays(torch.autograd.Function):
+    """β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3), means over all numbers, which are computed once."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, vectors: Tensor, beta: float) -> Tensor:
+        apart = latent - vectors
+        ctx.save_for_backward(apart)
+        ctx.beta = beta
+        return apart.square().mean() * (1 + beta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (apart,) = ctx.saved_tensors
+        to_vectors = apart * (grad * (-2 / apart.numel()))
+        return to_vectors * -ctx.beta, to_vectors, None
 
 
 class Hierarchy(nn.Module):
@@ -139,9 +158,10 @@ class Hierarchy(nn.Module):
             table = self.own[index].weight if self.codebook == "own" else shared
             indices = nearest(latent, table)
             vectors = rearrange(F.embedding(indices, table.to(latent.dtype)), "b h w c -> b c h w")
-            loss = self.beta * F.mse_loss(latent, vectors.detach())
             if self.codebook == "own" or self.grad_to != "encoder":
-                loss = loss + F.mse_loss(vectors, latent.detach())
+                loss = _BothWays.apply(latent, vectors, self.beta)
+            else:
+                loss = self.beta * F.mse_loss(latent, vectors.detach())
             return Level(latent, with_gradient(latent, vectors, self.grad_to), indices, loss)
 
     def _final(self, z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Level:

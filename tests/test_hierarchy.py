@@ -55,3 +55,21 @@ def test_the_level_loss_is_the_vq_vae_loss():
         ((level.latent[0, :, i, j] - table[level.indices[0, i, j]]) ** 2).sum() for i in range(8) for j in range(8)
     ) / (4 * 64)
     torch.testing.assert_close(level.loss, 1.25 * distance)
+
+
+@pytest.mark.parametrize("grad_to", ["encoder", "both"])
+def test_each_side_gets_its_own_term_of_the_level_loss(grad_to):
+    torch.manual_seed(0)
+    hierarchy = Hierarchy([3], 4, beta=0.25, grad_to=grad_to)
+    table, feature = torch.randn(5, 4, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)
+    final = Quantized(torch.zeros(2, 4, 2, 2), torch.zeros(2, 2, 2, dtype=torch.long), torch.zeros(()))
+    level = hierarchy([feature], torch.zeros(2, 4, 2, 2), final, table).levels[0]
+    chosen = table[level.indices].movedim(-1, 1)
+    terms = [0.25 * (level.latent - chosen.detach()).square().mean()]
+    if grad_to == "both":
+        terms.append((level.latent.detach() - chosen).square().mean())
+    ours, plain = (
+        torch.autograd.grad(loss, (feature, table), allow_unused=True, retain_graph=True)
+        for loss in (level.loss, sum(terms))
+    )
+    torch.testing.assert_close(ours, plain)

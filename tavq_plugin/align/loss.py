@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tavq_plugin.align.contrast import level_contrasts, transport_contrast
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.shared import on_shared
+from tavq_plugin.align.told import Told, over_present
 from tavq_plugin.align.transport import Transport, solve
 from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
 from tavq_plugin.environment import refuse_out_of_step
@@ -84,7 +85,7 @@ class TextAlignment(nn.Module):
             self.cache = TextCache(encoder)
         self.distribution = nn.ModuleList(CodeDistribution(distribution, width, samples) for _ in levels)
         self.project = nn.ModuleList(_head(projection, width, hidden or text_dim, text_dim) for _ in levels)
-        self.last: dict[str, Tensor] = {}
+        self.last = Told()
 
     def embed(self, codes: Tensor, level: int) -> Tensor:
         """Codes as points of the text space, normalised; b c h w -> b n d."""
@@ -120,9 +121,7 @@ class TextAlignment(nn.Module):
         units = [batch[name].to(codes.final.quantized.device) for name in self.levels]
         for level, part, name in zip(codes.levels, units, self.levels, strict=True):
             self._check(level.quantized, part, name)
-        present = torch.stack([part.mask.any(1) for part in units])
-        self.last = {"units": torch.stack([part.mask.sum() for part in units])}
-        self.last["images_without_text"] = (~present).sum(1)
+        self.last = Told([part.mask for part in units])
         with torch.autocast(codes.final.quantized.device.type, enabled=False):
             measures = [self._measure(level, index) for index, level in enumerate(codes.levels)]
             value = self.losses(measures, units)
@@ -145,10 +144,7 @@ class TextAlignment(nn.Module):
             if self.transport.epsilon_mode == "absolute":
                 changed["epsilon"] = self.transport.epsilon / scale
         result = self._solve(measures, units, **changed)
-        with torch.no_grad():
-            told = {"transport_cost": scale * result.transport_cost + shift, "gain": scale * result.gain}
-            told |= {name: getattr(result, name) for name in ("plan_entropy", "marginal_error", "converged")}
-            self.last |= {name: over_images(value, units) for name, value in told.items()}
+        self.last.transported(result, scale, shift)
         return over_images(scale * result.value + shift, units)
 
     def apart(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
@@ -160,7 +156,7 @@ class TextAlignment(nn.Module):
             made = torch.stack(
                 [transport_contrast(*m, part, **options) for m, part in zip(measures, units, strict=True)]
             )
-        self.last["contrast"] = made.detach()
+        self.last.add("contrast", made)
         return made
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
@@ -211,8 +207,7 @@ class TextAlignment(nn.Module):
 
 def over_images(values: Tensor, units: Sequence[Units]) -> Tensor:
     """Mean over the images with text, 0 where no image has any; (l b), l × b m -> l."""
-    present = torch.stack([part.mask.any(1) for part in units])
-    return (values.view_as(present) * present).sum(1) / present.sum(1).clamp(min=1)
+    return over_present(values, torch.stack([part.mask.any(1) for part in units]))
 
 
 def _head(kind: str, width: int, hidden: int, text_dim: int) -> nn.Module:

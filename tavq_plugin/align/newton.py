@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tavq_plugin.align.graphed import replayed
 from tavq_plugin.align.semidual import TINY, Kernel, Look, Problem, best, kernel_at, look, marginal_error
 
 FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
@@ -26,6 +27,8 @@ SAMPLE_A_UNIT = 8
 AGAIN = 3.0  # blur at which the sample is tilted, in units of the target's
 NEAR = 0.03  # marginal error at which the tilted sample is left: its own sampling error is larger
 FIXED = (12, 10, 20)  # passes of a fixed schedule: the sample, the sample tilted, all codes (or all three on all)
+FIXED_ROUGHLY = (9, 4, 9)  # the same for Newton where the tolerance is `ROUGH` or more
+ROUGH = 1e-3
 LARGE = 2**14  # entries of a problem's cost from which one pass less is worth a copy of the others
 
 
@@ -38,8 +41,13 @@ def _newton_step(problem: Problem, kernel: Kernel, here: Look, blur: Tensor, dam
         torch.addcmul(damping[:, None], here.marginal * problem.inverse, 1 + damping[:, None])
     )
     factor, failed = torch.linalg.cholesky_ex(hessian)
-    right = (problem.b - here.marginal) * problem.scaling
-    step = torch.cholesky_solve(right[..., None], factor)[..., 0] * problem.scaling * blur[:, None]
+    right = ((problem.b - here.marginal) * problem.scaling)[..., None]
+    if factor.is_cuda:  # cholesky_solve is MAGMA's there for a batch: slow for these, and no part of a graph
+        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        step = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    else:
+        step = torch.cholesky_solve(right, factor)
+    step = step[..., 0] * problem.scaling * blur[:, None]
     return step.masked_fill_(failed[:, None] > 0, torch.nan)
 
 
@@ -168,18 +176,31 @@ def maximise(
     before it comes to the target, and all codes finish what that began: the maximum is the same.
 
     `adaptive` stops a problem within `tolerance` and goes on with the others (a finished one may get further passes
-    beside unfinished ones). Else the passes are `FIXED` in number and nothing is read back from the device.
+    beside unfinished ones). Else the passes are `FIXED` in number, about half as many for a `tolerance` of `ROUGH` or
+    more, and nothing is read back from the device; on a GPU they are replayed as one graph.
     """
+    if adaptive or start is not None:
+        return _maximum(problem, newton, adaptive, tolerance, max_passes, start)
+
+    def climb(problem: Problem) -> tuple[Tensor, Tensor]:
+        return _maximum(problem, newton, False, tolerance, max_passes, None)
+
+    return replayed(climb, problem, newton, tolerance, max_passes)
+
+
+def _maximum(
+    problem: Problem, newton: bool, adaptive: bool, tolerance: float, max_passes: int, start: Tensor | None
+) -> tuple[Tensor, Tensor]:
     n, m = problem.cost.shape[2], problem.cost.shape[1]
     stride = n // max(SAMPLE, SAMPLE_A_UNIT * m)
-    how = (newton, adaptive, max_passes)
+    how, fixed = (newton, adaptive, max_passes), FIXED_ROUGHLY if newton and tolerance >= ROUGH else FIXED
     if start is not None or not newton or stride <= 1:
-        return _climb(problem, *how, tolerance, sum(FIXED), start)
+        return _climb(problem, *how, tolerance, sum(fixed), start)
     sample, above = problem.every(stride), AGAIN * problem.epsilon
-    start, _ = _climb(sample._replace(epsilon=above), *how, max(tolerance, LOOSE), FIXED[0], None)
+    start, _ = _climb(sample._replace(epsilon=above), *how, max(tolerance, LOOSE), fixed[0], None)
     sample = sample.tilted(problem, start, above)
-    start, _ = _climb(sample, *how, max(tolerance, NEAR), FIXED[1], start, AGAIN)
-    return _climb(problem, *how, tolerance, FIXED[2], start)
+    start, _ = _climb(sample, *how, max(tolerance, NEAR), fixed[1], start, AGAIN)
+    return _climb(problem, *how, tolerance, fixed[2], start)
 
 
 def _climb(

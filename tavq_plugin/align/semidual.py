@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = 0.1  # share of a unit's mass that a tilt leaves it
@@ -50,6 +51,14 @@ class Problem(NamedTuple):
         pin = root[:, :, None] * root[:, None, :] + torch.diag_embed(1 - there)
         inverse = there / positive
         return cls(cost, a, b, there, epsilon, a.sqrt(), log_b, inverse, inverse.sqrt(), pin)
+
+    def padded(self, m: int, n: int) -> Problem:
+        """The same problem with units and codes added that have no mass; its cost becomes b m n."""
+        units, codes = m - self.b.shape[1], n - self.a.shape[1]
+        if not (units or codes):
+            return self
+        cost, a = F.pad(self.cost, (0, codes, 0, units)), F.pad(self.a, (0, codes))
+        return self.of(cost, a, F.pad(self.b, (0, units)), F.pad(self.there, (0, units)) > 0, self.epsilon)
 
     def every(self, stride: int) -> Problem:
         """The problem of each `stride`-th code, spread over the grid where codes lie in its order."""

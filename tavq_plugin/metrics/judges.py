@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class Judges:
 
     def __init__(self, folder: Path | None, images: Tensor, *, names: tuple[str, ...] = tuple(OF)) -> None:
         self.images = images  # n 3 h w uint8
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.absent: dict[str, str] = {}  # metric → why it is not computed
         self._nets: dict[str, Any] = {}
         for name, metrics in OF.items():
@@ -37,7 +40,7 @@ class Judges:
                 self.absent |= dict.fromkeys(metrics, f"{name} was left out of this protocol")
                 continue
             try:
-                self._nets[name] = self._build(name, folder)
+                self._nets[name] = self._build(name, folder).to(self.device)
             except (FileNotFoundError, ImportError) as error:
                 self.absent |= dict.fromkeys(metrics, str(error))
         self._reference = {name: self._look(net, images) for name, net in self._nets.items() if name != "lpips"}
@@ -56,7 +59,9 @@ class Judges:
         for name, net in self._nets.items():
             if name == "lpips":
                 pairs = zip(reconstruction.split(25), self.images.split(25), strict=True)
-                each["lpips"] = torch.cat([net(a.float() / 127.5 - 1, b.float() / 127.5 - 1) for a, b in pairs])
+                pairs = ([side.to(self.device).float() / 127.5 - 1 for side in pair] for pair in pairs)
+                with _in_full_float32():
+                    each["lpips"] = torch.cat([net(*pair).cpu() for pair in pairs])
                 continue
             seen, real = self._look(net, reconstruction), self._reference[name]
             distance, spread, *agreement = OF[name]
@@ -67,9 +72,22 @@ class Judges:
                 each[metric] = 100 * (real["classes"] == seen["classes"]).float()
         return values, each
 
-    @staticmethod
     @torch.no_grad()
-    def _look(net: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
-        if isinstance(net, Judge):
-            return net(images)._asdict()
-        return {"features": net(images)}
+    def _look(self, net: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
+        parts = []
+        with _in_full_float32():
+            for part in images.split(500):
+                seen = net(part.to(self.device))
+                parts.append(seen._asdict() if isinstance(net, Judge) else {"features": seen})
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+
+@contextmanager
+def _in_full_float32() -> Iterator[None]:
+    """Convolutions on a GPU in float32 throughout: a distance is the same wherever it is measured."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

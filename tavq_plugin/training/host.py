@@ -11,8 +11,8 @@ from tavq_plugin.target import instantiate
 from tavq_plugin.training.recipe import HostRecipe
 
 
-def small_vqgan(resolution: int) -> nn.Module:
-    """The demo's taming VQGAN: 512 codes of width 64; f8, and f4 below 64 px, so that 8 × 8 codes remain."""
+def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
+    """The demo's taming VQGAN: `n_embed` codes of width 64; f8, and f4 below 64 px, so that 8 × 8 codes remain."""
     from tavq_plugin.adapters.taming import VQGAN
 
     ch_mult = (1, 2, 2, 4) if resolution >= 64 else (1, 2, 4)
@@ -20,7 +20,7 @@ def small_vqgan(resolution: int) -> nn.Module:
         "double_z": False, "z_channels": 64, "resolution": resolution, "in_channels": 3, "out_ch": 3, "ch": 32,
         "ch_mult": ch_mult, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
-    return VQGAN(ddconfig, n_embed=512, embed_dim=64, legacy=False)
+    return VQGAN(ddconfig, n_embed=n_embed, embed_dim=64, legacy=False)
 
 
 def build_host(recipe: HostRecipe, resolution: int, *, allow: Sequence[str] = ()) -> nn.Module:

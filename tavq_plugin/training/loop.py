@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from tavq_plugin.training.sampler import Rows, shares
 from tavq_plugin.training.sharded import gathered, load_module, load_optimizer
 from tavq_plugin.training.step import TrainingStep
 
+ROOM = 2**30  # bytes of a GPU's memory that texts may take
+
 
 class Loop:
     """Everything that changes while a run trains; `number` optimizer steps are done."""
@@ -41,7 +44,8 @@ class Loop:
         perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
         if perceptual is not None:
             perceptual.to(accelerator.device)
-        self.module = TrainingStep(self.tokenizer, self.method, corpus, perceptual, recipe)
+        near = _texts_on(accelerator.device, corpus)
+        self.module = TrainingStep(self.tokenizer, self.method, near, perceptual, recipe)
         self.model = accelerator.prepare(self.module)
         if isinstance(self.model, FullyShardedDataParallel):
             raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
@@ -261,3 +265,11 @@ class Loop:
     def close(self) -> None:
         """Take the clock's hooks off."""
         self.clock.close()
+
+
+def _texts_on(device: torch.device, corpus: Corpus) -> Corpus:
+    """The corpus with its table of units on a GPU, where it takes little room: rows are then gathered there."""
+    table = corpus.store.table
+    if device.type == "cpu" or table.numel() * table.element_size() > ROOM:
+        return corpus
+    return replace(corpus, store=corpus.store.to(device))

@@ -109,6 +109,15 @@ def test_a_fixed_schedule_reads_nothing_back():
     assert adaptive.names
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("n", [700, 2048])
+def test_a_rough_fixed_schedule_reaches_its_tolerance(n, repeated):
+    for spread in (0.3, 0.5, 0.6):
+        x, y = (t.float() for t in clustered(4, n, 40, 96, spread=spread, repeated=repeated))
+        result = solve(x, y, schedule="fixed", tolerance=1e-2)
+        assert result.converged.all()
+
+
 def test_the_fixed_schedule_compiles_without_a_break():
     x, y = (t.float() for t in clustered(2, 600, 8, 16, spread=0.5, repeated=False))
     compiled = torch.compile(lambda x, y: solve(x, y, schedule="fixed").value, backend="eager", fullgraph=True)

@@ -1,0 +1,113 @@
+"""How much longer a training step with tavq takes than vqgan's: python benchmarks/overhead.py --corpus DATA --json OUT.
+
+The reference trainer's own loop, once for each method, on one corpus (the folder `data` of any `tavq compare`, images
+resized where a case asks for another size); steps of the two are timed in turns, so that whatever else the machine does
+meets both. Medians over rounds, ratios taken within a round, after a warm-up in which every shape is met. On a GPU a
+step is timed from an idle device to an idle device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from transport import machine, versions
+
+from tavq_plugin.baselines.method import Corpus
+from tavq_plugin.data.corpus import load_corpus
+from tavq_plugin.training.loop import Loop
+from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.recipe_file import read_recipe
+
+METHODS = ("vqgan", "tavq")
+CASES = {
+    "small 64 px": ("small", ["resolution=64"]),
+    "small 128 px": ("small", ["resolution=128"]),
+    "f16 128 px": ("celebahq", ["resolution=128", "batch_size=32"]),
+    "f16 128 px, bf16": ("celebahq", ["resolution=128", "batch_size=32", "precision=bf16"]),
+    "f16 256 px, bf16": ("celebahq", ["resolution=256", "batch_size=32", "precision=bf16"]),
+}
+PLAIN = ("perceptual.kind=none", "adversarial.weight=0", "start.settle_share=0", "start.revive_every=0", "tracker=none")
+
+
+def main() -> None:
+    """Measure, print and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, required=True, help="the folder data of a comparison")
+    parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    parser.add_argument("--cases", default="small 64 px", help=f"some of {'; '.join(CASES)}, with semicolons between")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=5, help="rounds before the first that counts")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    whole = load_corpus(arguments.corpus)
+    result: dict[str, Any] = {
+        "machine": machine(), "threads": 1, "versions": versions(), "corpus": whole.name, "protocol": __doc__,
+        "cases": {},
+    }  # fmt: skip
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    for name in arguments.cases.split(";"):
+        recipe_name, changes = CASES[name.strip()]
+        recipe = read_recipe(recipe_name, [*PLAIN, *changes])
+        found = measured(recipe, resized(whole, recipe.resolution), arguments.rounds, arguments.warmup)
+        result["cases"][name.strip()] = found
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        shown = ", ".join(f"{key} {found[key]:.4g}" for key in ("vqgan", "tavq", "ratio", "ratio_low", "ratio_high"))
+        print(f"{name.strip()}: {shown}", flush=True)
+
+
+def resized(corpus: Corpus, side: int, at_most: int = 512) -> Corpus:
+    """The corpus' first training images, at a size."""
+    images = corpus.images[: min(at_most, corpus.n_train)]
+    if images.shape[-1] != side:
+        images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+    store = corpus.store.subset(range(len(images)))
+    return replace(corpus, images=images, texts=corpus.texts[: len(images)], store=store, n_train=len(images))
+
+
+def measured(recipe: Recipe, corpus: Corpus, rounds: int, warmup: int) -> dict[str, Any]:
+    """Seconds a step of both, and their ratios."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    loops = {name: Loop(replace(recipe, method=name), corpus, accelerator) for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for number in range(warmup + rounds):
+        for name, loop in loops.items():
+            took = timed(loop)
+            if number >= warmup:
+                seconds[name].append(took)
+    ratios = sorted(b / a for a, b in zip(*(seconds[name] for name in METHODS), strict=True))
+    share = len(ratios) // 10
+    return {
+        **{name: statistics.median(times) for name, times in seconds.items()},
+        "ratio": statistics.median(ratios), "ratio_low": ratios[share], "ratio_high": ratios[-1 - share],
+        "ratio_of_medians": statistics.median(seconds["tavq"]) / statistics.median(seconds["vqgan"]),
+        "device": str(accelerator.device), "rounds": rounds, "batch_size": recipe.batch_size,
+        "resolution": recipe.resolution, "precision": recipe.precision,
+        "parameters": sum(p.numel() for p in loops["vqgan"].tokenizer.host.parameters()),
+        "spread": "the 10th and 90th of a hundred ratios",
+    }  # fmt: skip
+
+
+def timed(loop: Loop) -> float:
+    """One step of a run."""
+    on_gpu = loop.accelerator.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    clock = time.perf_counter if on_gpu else time.process_time
+    began = clock()
+    loop.step()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - began
+
+
+if __name__ == "__main__":
+    main()
