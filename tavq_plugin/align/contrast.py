@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,14 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.align.distribution import text_measure
+from tavq_plugin.align.clouds import Clouds, clouds_of, text_measure
 from tavq_plugin.align.transport import solve
 from tavq_plugin.contract import Units
-
-
-def pooled(points: Tensor, masses: Tensor) -> Tensor:
-    """The direction of the mean by masses; b n d, b n -> b d."""
-    return F.normalize(torch.einsum("b n d, b n -> b d", points, masses), dim=-1)
 
 
 def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature: float = 0.1) -> Tensor:
@@ -28,18 +22,15 @@ def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature:
     with fewer than two left the contrast is exactly 0. Of several processes that train, each contrasts its own images
     with the texts of all, and its texts with the images of all, so that their mean is that of the whole batch.
     """
-    return level_contrasts([(points, masses)], [units], temperature=temperature)[0]
+    codes = Clouds(points[None], masses[None])
+    return level_contrasts(codes, clouds_of([units], points.dtype), temperature=temperature)[0]
 
 
-def level_contrasts(
-    measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units], *, temperature: float = 0.1
-) -> Tensor:
-    """`batch_contrast` of each level, at once; l × (b n d, b n), l × b m d -> l."""
-    image = torch.stack([pooled(*measure) for measure in measures])
-    text = torch.stack([pooled(*text_measure(part, image.dtype)) for part in units])
-    present = torch.stack([part.mask.any(1) for part in units])
-    images, texts, everyone, first = _of_all(image, text, present)
-    return _symmetric(image @ texts.mT / temperature, text @ images.mT / temperature, present, everyone, first)
+def level_contrasts(codes: Clouds, text: Clouds, *, temperature: float = 0.1) -> Tensor:
+    """`batch_contrast` of each level, at once; l b n d, l b m d -> l."""
+    image, words, present = codes.pooled(), text.pooled(), text.there
+    images, texts, everyone, first = _of_all(image, words, present)
+    return _symmetric(image @ texts.mT / temperature, words @ images.mT / temperature, present, everyone, first)
 
 
 def transport_contrast(

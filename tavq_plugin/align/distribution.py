@@ -6,12 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from tavq_plugin.align.transport import Transport, solve
-from tavq_plugin.contract import Units
 
 KINDS = ("all", "gaussian", "gaussian-full", "moments", "moments-full", "subsample")
 
@@ -137,14 +135,6 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
 def _equal(codes: Tensor, merged: Tensor) -> bool:
     """Whether all codes are what they were merged to, but for rounding."""
     return bool((codes - merged).abs_().max() <= 1e-3 * codes.abs().max()) or bool(codes.isnan().any())
-
-
-def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Units as points of unit length and their masses, which sum to 1, or 0 without text; b m d -> b m d, b m."""
-    vectors = F.normalize(units.embeddings.to(dtype).masked_fill(~units.mask[..., None], 0.0), dim=-1)
-    masses = units.mask.to(dtype) if units.weights is None else units.weights.to(dtype).masked_fill(~units.mask, 0.0)
-    total = masses.sum(1, keepdim=True)
-    return vectors, masses / torch.where(total == 0, 1.0, total)
 
 
 def _cells(samples: int, h: int, w: int) -> tuple[int, int]:

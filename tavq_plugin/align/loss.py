@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tavq_plugin.align.clouds import Clouds, clouds_of, padded
 from tavq_plugin.align.contrast import level_contrasts, transport_contrast
 from tavq_plugin.align.distribution import CodeDistribution, collapse_repeats
 from tavq_plugin.align.shared import on_shared
-from tavq_plugin.align.told import Told, over_present
+from tavq_plugin.align.told import Told, over_images
 from tavq_plugin.align.transport import Transport, solve
-from tavq_plugin.contract import GRANULARITIES, Codes, Level, TextBatch, Units
+from tavq_plugin.contract import GRANULARITIES, Codes, TextBatch, Units
 from tavq_plugin.environment import refuse_out_of_step
 from tavq_plugin.settings import TransportSettings
 
@@ -121,41 +122,44 @@ class TextAlignment(nn.Module):
         units = [batch[name].to(codes.final.quantized.device) for name in self.levels]
         for level, part, name in zip(codes.levels, units, self.levels, strict=True):
             self._check(level.quantized, part, name)
-        self.last = Told([part.mask for part in units])
         with torch.autocast(codes.final.quantized.device.type, enabled=False):
-            measures = [self._measure(level, index) for index, level in enumerate(codes.levels)]
-            value = self.losses(measures, units)
+            seen = self._clouds(codes)
+            text = clouds_of(units, seen.points.dtype)
+            self.last = Told(text.masses)
+            value = self.losses(seen, text)
         return (value * value.new_tensor(self.level_weight)).sum()
 
-    def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l. What a control replaces."""
-        value = self.transported(measures, units)
-        return value + self.contrast * self.apart(measures, units) if self.contrast else value
+    def losses(self, codes: Clouds, text: Clouds) -> Tensor:
+        """Each level's loss over the images with text; l b n d, l b m d -> l. What a control replaces."""
+        value = self.transported(codes, text)
+        return value + self.contrast * self.apart(codes, text) if self.contrast else value
 
-    def transported(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's transport value over the images with text; l × (b n d, b n), l × b m d -> l.
+    def transported(self, codes: Clouds, text: Clouds) -> Tensor:
+        """Each level's transport value over the images with text; l b n d, l b m d -> l.
 
         All points are of unit length, so that |x − y|² = 2 − 2 x·y: the products alone are transported.
         """
         changed, scale, shift = {}, 1.0, 0.0
         if self.transport.cost == "sqeuclidean":
-            scale, shift = 2.0, 2.0 * torch.cat([part.mask.any(1) for part in units])
+            scale, shift = 2.0, 2.0 * text.there.flatten()
             changed = {"cost": "dot"}
             if self.transport.epsilon_mode == "absolute":
                 changed["epsilon"] = self.transport.epsilon / scale
-        result = self._solve(measures, units, **changed)
+        result = self._solve(codes, text, **changed)
         self.last.transported(result, scale, shift)
-        return over_images(scale * result.value + shift, units)
+        return over_images(scale * result.value + shift, text.there)
 
-    def apart(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's contrast over the batch; l × (b n d, b n), l × b m d -> l."""
+    def apart(self, codes: Clouds, text: Clouds) -> Tensor:
+        """Each level's contrast over the batch; l b n d, l b m d -> l."""
         if self.contrast_on == "pooled":
-            made = level_contrasts(measures, units, temperature=self.temperature)
+            made = level_contrasts(codes, text, temperature=self.temperature)
         else:
             options = {"temperature": self.temperature, **vars(self.transport)}
-            made = torch.stack(
-                [transport_contrast(*m, part, **options) for m, part in zip(measures, units, strict=True)]
-            )
+            made = []
+            for index in range(len(self.levels)):
+                units, weights = text.level(index)
+                made.append(transport_contrast(*codes.level(index), Units(units, weights > 0, weights), **options))
+            made = torch.stack(made)
         self.last.add("contrast", made)
         return made
 
@@ -164,33 +168,31 @@ class TextAlignment(nn.Module):
         self._check(quantized, units, self.levels[level])
         with torch.autocast(quantized.device.type, enabled=False):
             points = self.embed(quantized.float(), level)
-            return self._solve([(points, points.new_ones(points.shape[:2]))], [units])
+            masses = points.new_full(points.shape[:2], 1 / points.shape[1])
+            return self._solve(Clouds(points[None], masses[None]), clouds_of([units], points.dtype))
 
-    def _measure(self, level: Level, index: int) -> tuple[Tensor, Tensor]:
-        """A level's points in the text space and their masses; repeated codes are merged, which is exact."""
-        codes = level.quantized.float()
-        if self.distribution[index].kind == "all":
-            merged = collapse_repeats(codes, level.indices)
-            points = on_shared(self.project[index], merged.distinct, merged.group)
-            return merged.pad(F.normalize(points, dim=-1)), merged.masses
-        points = F.normalize(self.project[index](self.distribution[index](codes)), dim=-1)
-        return points, points.new_ones(points.shape[:2])
+    def _clouds(self, codes: Codes) -> Clouds:
+        """Every level's points in the text space; repeated codes are merged, which is exact."""
+        rows, slots, masses = [], [], []
+        for level, distribution, head in zip(codes.levels, self.distribution, self.project, strict=True):
+            quantized = level.quantized.float()
+            if distribution.kind == "all":
+                merged = collapse_repeats(quantized, level.indices)
+                rows.append(on_shared(head, merged.distinct, merged.group))
+                slots.append(merged.slot)
+                masses.append(merged.masses)
+            else:
+                points = distribution(quantized)
+                rows.append(head(points.flatten(0, 1)))
+                slots.append(torch.arange(len(rows[-1]), device=points.device))
+                masses.append(points.new_full(points.shape[:2], 1 / points.shape[1]))
+        return padded(F.normalize(torch.cat(rows), dim=-1), slots, masses)
 
-    def _solve(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units], **changed: Any) -> Transport:
-        """The levels' problems as one batch, padded to the largest; l × (b n d, b n), l × b m d -> over (l b)."""
-        n = max(points.shape[1] for points, _ in measures)
-        m = max(part.mask.shape[1] for part in units)
-        points = torch.cat([F.pad(part, (0, 0, 0, n - part.shape[1])) for part, _ in measures])
-        masses = torch.cat([F.pad(part, (0, n - part.shape[1])) for _, part in measures])
-        text = torch.cat([F.pad(part.embeddings, (0, 0, 0, m - part.mask.shape[1])) for part in units])
-        mask = torch.cat([F.pad(part.mask, (0, m - part.mask.shape[1])) for part in units])
-        text = F.normalize(text.to(points.dtype).masked_fill(~mask[..., None], 0.0), dim=-1)
-        weights = None
-        if any(part.weights is not None for part in units):
-            own = [part.mask.to(points) if part.weights is None else part.weights.to(points) for part in units]
-            weights = torch.cat([F.pad(part, (0, m - part.shape[1])) for part in own])
+    def _solve(self, codes: Clouds, text: Clouds, **changed: Any) -> Transport:
+        """The levels' problems as one batch; l b n d, l b m d -> over (l b)."""
+        x, a, y, b = (part.flatten(0, 1) for part in (*codes, *text))
         options = vars(self.transport) | changed
-        return solve(points, text, x_mask=masses > 0, x_weight=masses, y_mask=mask, y_weight=weights, **options)
+        return solve(x, y, x_mask=a > 0, x_weight=a, y_mask=b > 0, y_weight=b, **options)
 
     def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:
@@ -203,11 +205,6 @@ class TextAlignment(nn.Module):
                 f"{len(units.embeddings)} texts for {len(quantized)} images: give one text an image, "
                 'in the images\' order ("" where there is none)'
             )
-
-
-def over_images(values: Tensor, units: Sequence[Units]) -> Tensor:
-    """Mean over the images with text, 0 where no image has any; (l b), l × b m -> l."""
-    return over_present(values, torch.stack([part.mask.any(1) for part in units]))
 
 
 def _head(kind: str, width: int, hidden: int, text_dim: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -17,11 +17,11 @@ class Told(Mapping[str, Tensor]):
     """Figures by name, a number a level, without gradient; what they are made of is held until the next call.
 
     units and images_without_text are counts; contrast is the contrast over the batch, where there is one; the others
-    are means over the images with text of what `Transport` calls so. masks: of each level's units, l × b m.
+    are means over the images with text of what `Transport` calls so. masses: of each level's units, l b m.
     """
 
-    def __init__(self, masks: Sequence[Tensor] = ()) -> None:
-        self._masks = tuple(masks)
+    def __init__(self, masses: Tensor | None = None) -> None:
+        self._masses = masses
         self._made: dict[str, Tensor] = {}
         self._result: Transport | None = None
         self._scale, self._shift = 1.0, 0.0
@@ -38,7 +38,7 @@ class Told(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._made:
             if name not in self._names():
-                raise KeyError(f"no {name!r}: one of {', '.join(self)}" if self._masks else "no call yet: nothing told")
+                raise KeyError(f"no {name!r}: one of {', '.join(self) or 'none, as there was no call yet'}")
             with torch.no_grad():
                 self._made[name] = self._make(name)
         return self._made[name]
@@ -50,22 +50,22 @@ class Told(Mapping[str, Tensor]):
         return len(self._names())
 
     def _names(self) -> list[str]:
-        counted = ("units", "images_without_text") if self._masks else ()
+        counted = ("units", "images_without_text") if self._masses is not None else ()
         of_transport = OF_TRANSPORT if self._result is not None else ()
         return list(dict.fromkeys((*counted, *of_transport, *self._made)))
 
     def _make(self, name: str) -> Tensor:
         if name == "units":
-            return torch.stack([mask.sum() for mask in self._masks])
-        present = torch.stack([mask.any(1) for mask in self._masks])
+            return (self._masses > 0).sum((1, 2))
+        present = (self._masses > 0).any(2)
         if name == "images_without_text":
             return (~present).sum(1)
         value = getattr(self._result, name)
         if name in ("transport_cost", "gain"):
             value = self._scale * value + (self._shift if name == "transport_cost" else 0.0)
-        return over_present(value, present)
+        return over_images(value, present)
 
 
-def over_present(values: Tensor, present: Tensor) -> Tensor:
+def over_images(values: Tensor, present: Tensor) -> Tensor:
     """Mean over the images with text, 0 where no image has any; (l b), l b bool -> l."""
     return (values.view_as(present) * present).sum(1) / present.sum(1).clamp(min=1)

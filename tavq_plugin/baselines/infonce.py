@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
+from tavq_plugin.align.clouds import Clouds
 from tavq_plugin.align.loss import TextAlignment
 from tavq_plugin.baselines.tavq import TAVQ
-from tavq_plugin.contract import Units
 
 
 class ContrastOnly(TextAlignment):
     """TextAlignment by its contrast alone, at its weight beside the transport."""
 
-    def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l."""
-        return self.contrast * self.apart(measures, units)
+    def losses(self, codes: Clouds, text: Clouds) -> Tensor:
+        """Each level's loss over the images with text; l b n d, l b m d -> l."""
+        return self.contrast * self.apart(codes, text)
 
 
 class InfoNCE(TAVQ):

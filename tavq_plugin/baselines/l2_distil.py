@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from tavq_plugin.align.contrast import pooled
-from tavq_plugin.align.distribution import text_measure
-from tavq_plugin.align.loss import TextAlignment, over_images
+from tavq_plugin.align.clouds import Clouds
+from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.align.told import over_images
 from tavq_plugin.baselines.tavq import TAVQ
-from tavq_plugin.contract import Units
 
 
 class PooledDistance(TextAlignment):
     """TextAlignment by |pooled codes − pooled text|², both of unit length."""
 
-    def losses(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's loss over the images with text; l × (b n d, b n), l × b m d -> l."""
-        apart = []
-        for (points, masses), part in zip(measures, units, strict=True):
-            text = pooled(*text_measure(part, points.dtype))
-            apart.append((pooled(points, masses) - text).square().sum(1) * part.mask.any(1))
-        return over_images(torch.cat(apart), units)
+    def losses(self, codes: Clouds, text: Clouds) -> Tensor:
+        """Each level's loss over the images with text; l b n d, l b m d -> l."""
+        apart = (codes.pooled() - text.pooled()).square().sum(2)
+        return over_images(apart, text.there)
 
 
 class L2Distil(TAVQ):

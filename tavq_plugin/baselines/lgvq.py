@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from tavq_plugin.align.contrast import pooled
-from tavq_plugin.align.distribution import text_measure
+from tavq_plugin.align.clouds import pooled, text_measure
 from tavq_plugin.attach import Tokenizer
 from tavq_plugin.baselines.method import Corpus, Method, Step, drawn_from
 from tavq_plugin.hierarchy import with_gradient

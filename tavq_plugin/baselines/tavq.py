@@ -28,7 +28,8 @@ class TAVQ(Method):
     learns through the added levels; the gradient reaches the tokenizer times λ, which falls along half a cosine from
     `weight` to `weight_end`, while the heads learn in full to the end.
 
-    level_weight: of the levels, fine → coarse. granularities: what each level is aligned with. grad_to: where the
+    every: steps from one alignment to the next; each then reaches the tokenizer times `every` · λ (lazy regularisation,
+    Karras et al. 2020, appendix B). level_weight: of the levels, fine → coarse. granularities: what each level is aligned with. grad_to: where the
     alignment's gradient goes ("encoder", "codebook", "both"); None leaves it as the tokenizer was wrapped. contrast,
     contrast_on, temperature: a contrast over the batch beside the transport, see `TextAlignment`.
     Raises ValueError for settings that cannot be, and for a `grad_to` the host cannot have.
@@ -46,6 +47,7 @@ class TAVQ(Method):
         seed: int = 0,
         weight: float = WEIGHT,
         weight_end: float = 0.0,
+        every: int = 1,
         level_weight: Sequence[float] = LEVEL_WEIGHT,
         granularities: Sequence[str] = GRANULARITIES,
         grad_to: GradTo | None = None,
@@ -63,7 +65,9 @@ class TAVQ(Method):
         for name, value in (("weight", weight), ("weight_end", weight_end)):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
-        self.weight, self.weight_end = weight, weight_end
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.weight, self.weight_end, self.every = weight, weight_end, every
         if grad_to is not None:
             tokenizer.send_gradient(grad_to)
         settings: dict[str, Any] = dict(levels=granularities, level_weight=level_weight, projection=projection)
@@ -74,8 +78,10 @@ class TAVQ(Method):
             self.align = self.alignment(tokenizer, corpus.store.dim, **settings)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The alignment of all levels, b images and texts -> scalar."""
-        return {"alignment": self.align(softened(step.codes, self.weight_at(step)), self.texts(step))}
+        """The alignment of all levels, b images and texts -> scalar; nothing in steps between."""
+        if (step.number - step.first) % self.every:
+            return {}
+        return {"alignment": self.align(softened(step.codes, self.every * self.weight_at(step)), self.texts(step))}
 
     def weight_at(self, step: Step) -> float:
         """λ: half a cosine over the steps with codes; 0 throughout where `weight` is 0."""

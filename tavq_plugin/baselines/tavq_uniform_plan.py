@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from tavq_plugin.align.distribution import text_measure
-from tavq_plugin.align.loss import TextAlignment, over_images
+from tavq_plugin.align.clouds import Clouds
+from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.align.told import over_images
 from tavq_plugin.baselines.tavq import TAVQ
-from tavq_plugin.contract import Units
 
 
 def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = "sqeuclidean") -> Tensor:
@@ -30,13 +28,10 @@ def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = 
 class UniformPlan(TextAlignment):
     """TextAlignment whose codes go to every unit alike: ⟨a bᵀ, C⟩ in place of the least ⟨P, C⟩ + ε KL(P | a bᵀ)."""
 
-    def transported(self, measures: Sequence[tuple[Tensor, Tensor]], units: Sequence[Units]) -> Tensor:
-        """Each level's cost over the images with text; l × (b n d, b n), l × b m d -> l."""
-        costs = []
-        for (points, masses), part in zip(measures, units, strict=True):
-            masses = masses / masses.sum(1, keepdim=True)
-            costs.append(independent_cost(points, masses, *text_measure(part, points.dtype), cost=self.transport.cost))
-        return over_images(torch.cat(costs), units)
+    def transported(self, codes: Clouds, text: Clouds) -> Tensor:
+        """Each level's cost over the images with text; l b n d, l b m d -> l."""
+        flat = [part.flatten(0, 1) for part in (*codes, *text)]
+        return over_images(independent_cost(*flat, cost=self.transport.cost), text.there)
 
 
 class TAVQUniformPlan(TAVQ):

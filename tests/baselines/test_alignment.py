@@ -139,3 +139,16 @@ def test_what_cannot_be_is_refused():
             one(step_of(tokenizer))  # an unknown solver is found when it is called
     with pytest.raises(ValueError, match='grad_to="both" is impossible on this host'):
         made("tavq", "lucidrains-vq", grad_to="both")
+
+
+def test_alignment_every_other_step_weighs_twice_as_much():
+    tokenizer, always = made("tavq", weight=0.2)
+    sometimes = made("tavq", weight=0.2, every=2)[1]
+    grads = []
+    for one, number in ((always, 4), (sometimes, 4)):
+        step = step_of(tokenizer, number=number)
+        grads.append(torch.autograd.grad(one(step)["alignment"], step.codes.levels[0].latent)[0])
+    torch.testing.assert_close(grads[1], 2 * grads[0])
+    assert sometimes(step_of(tokenizer, number=3)) == {}
+    with pytest.raises(ValueError, match="every"):
+        made("tavq", every=0)

@@ -1,0 +1,74 @@
+"""Points of unit length and their masses, of every level and image, padded alike: what the losses work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tavq_plugin.contract import Units
+
+
+class Clouds(NamedTuple):
+    """One point cloud a level and image."""
+
+    points: Tensor  # l b n d, of unit length, 0 where padded
+    masses: Tensor  # l b n, of sum 1, or 0 where there is nothing; 0 where padded
+
+    @property
+    def there(self) -> Tensor:
+        """Which clouds have any points; l b bool."""
+        return self.masses.sum(2) > 0
+
+    def level(self, index: int) -> tuple[Tensor, Tensor]:
+        """Points and masses of one level, without the padding that only others need; b n d, b n."""
+        used = (self.masses[index] > 0).any(0).nonzero()
+        n = int(used[-1]) + 1 if len(used) else 1
+        return self.points[index, :, :n], self.masses[index, :, :n]
+
+    def pooled(self) -> Tensor:
+        """The direction of each cloud's mean; l b d."""
+        return pooled(self.points, self.masses)
+
+
+def pooled(points: Tensor, masses: Tensor) -> Tensor:
+    """The direction of the mean by masses; ... n d, ... n -> ... d."""
+    return F.normalize((masses[..., None, :] @ points)[..., 0, :], dim=-1)
+
+
+def padded(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) -> Clouds:
+    """Levels of different sizes as one batch.
+
+    rows: the points of all levels, one after another, p d; slots: of each level's, their places in its (b u); masses:
+    of each level, b u.
+    """
+    levels, b, n = len(masses), len(masses[0]), max(part.shape[1] for part in masses)
+    places = [
+        i * b * n + slot + slot // part.shape[1] * (n - part.shape[1])
+        for i, (slot, part) in enumerate(zip(slots, masses, strict=True))
+    ]
+    whole = rows.new_zeros(levels * b * n, rows.shape[1]).index_copy(0, torch.cat(places), rows)
+    return Clouds(whole.view(levels, b, n, -1), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses]))
+
+
+def clouds_of(units: Sequence[Units], dtype: torch.dtype) -> Clouds:
+    """Text units as clouds; l × b m d."""
+    m = max(part.mask.shape[1] for part in units)
+    vectors = torch.stack([F.pad(part.embeddings.to(dtype), (0, 0, 0, m - part.mask.shape[1])) for part in units])
+    mask = torch.stack([F.pad(part.mask, (0, m - part.mask.shape[1])) for part in units])
+    weights = None
+    if any(part.weights is not None for part in units):
+        own = [part.mask.to(dtype) if part.weights is None else part.weights.to(dtype) for part in units]
+        weights = torch.stack([F.pad(part, (0, m - part.shape[1])) for part in own])
+    return Clouds(*text_measure(Units(vectors, mask, weights), dtype))
+
+
+def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Units as points of unit length and their masses, which sum to 1, or 0 without text; … m d -> … m d, … m."""
+    vectors = F.normalize(units.embeddings.to(dtype).masked_fill(~units.mask[..., None], 0.0), dim=-1)
+    masses = units.mask.to(dtype) if units.weights is None else units.weights.to(dtype).masked_fill(~units.mask, 0.0)
+    total = masses.sum(-1, keepdim=True)
+    return vectors, masses / torch.where(total == 0, 1.0, total)
