@@ -29,9 +29,10 @@ class TAVQ(Method):
     `weight` to `weight_end`, while the heads learn in full to the end.
 
     every: steps from one alignment to the next; each then reaches the tokenizer times `every` · λ (lazy regularisation,
-    Karras et al. 2020, appendix B). level_weight: of the levels, fine → coarse. granularities: what each level is aligned with. grad_to: where the
-    alignment's gradient goes ("encoder", "codebook", "both"); None leaves it as the tokenizer was wrapped. contrast,
-    contrast_on, temperature: a contrast over the batch beside the transport, see `TextAlignment`.
+    Karras et al. 2020, appendix B). level_weight: of the levels, fine → coarse. granularities: what each level is
+    aligned with. grad_to: where the alignment's gradient goes ("encoder", "codebook", "both"); None leaves it as the
+    tokenizer was wrapped. contrast, contrast_on, temperature: a contrast over the batch beside the transport, see
+    `TextAlignment`.
     Raises ValueError for settings that cannot be, and for a `grad_to` the host cannot have.
     """
 
