@@ -114,7 +114,8 @@ def _one_run(
     encoded = _encoded(tokenizer, align, corpus)
     metrics = score(*encoded, targets, codebook_size=len(tokenizer.adapter.codebook()))
     metrics |= {"seconds_per_step": fitted.seconds_per_step, "plugin_share": fitted.plugin_share}
-    history = [{"level": 0.0, "alignment": 0.0, **row} for row in fitted.history]
+    learnt = set().union(*fitted.history)
+    history = [dict.fromkeys({"level", "alignment"} - learnt, 0.0) | row for row in fitted.history]
     save_run(folder, tokenizer, align, settings, metrics | {"history": history})
     shutil.rmtree(training)
     return tokenizer, align, metrics

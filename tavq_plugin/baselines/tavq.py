@@ -80,7 +80,7 @@ class TAVQ(Method):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The alignment of all levels, b images and texts -> scalar; nothing in steps between."""
-        if (step.number - step.first) % self.every:
+        if (step.number - step.first) % self.every != self.every - 1:
             return {}
         return {"alignment": self.align(softened(step.codes, self.every * self.weight_at(step)), self.texts(step))}
 

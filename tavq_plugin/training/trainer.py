@@ -24,6 +24,7 @@ from tavq_plugin.training.tree import load_tree, save_tree
 if TYPE_CHECKING:
     from tavq_plugin.training.loop import Loop
 
+BLOCK = 20  # rows, whose steps differ where a method does not work in each
 FREE = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
 Progress = Callable[[int, dict[str, float]], None]
 
@@ -33,8 +34,10 @@ class Fitted(NamedTuple):
 
     tokenizer: Tokenizer  # the averaged weights where the recipe averages
     method: Method
-    history: list[dict[str, float]]  # each term of the loss, usage, seconds and the plug-in's share, a row a step
-    seconds_per_step: float  # median, of the steps with codes
+    # a row each `log_every` steps: the terms of that step's loss, usage; mean seconds and the plug-in's share since the
+    # row before
+    history: list[dict[str, float]]
+    seconds_per_step: float  # of the steps with codes: the median of `BLOCK` rows' means
     plugin_share: float  # 0..1 of those steps' time, on a CPU; a GPU's kernels run behind the clock
 
 
@@ -107,11 +110,16 @@ def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progres
     accelerator.wait_for_everyone()
     if recipe.tracker != "none":
         accelerator.init_trackers("logs", config=_flat(recipe.to_dict()))
+    times: list[tuple[float, float]] = []  # of the steps since the last row
     try:
         while loop.number < recipe.steps:
             row = loop.step()
+            times.append((row["seconds"], row["plugin_share"] * row["seconds"]))
             logged = loop.number % recipe.log_every == 0 or loop.number == recipe.steps
             if logged:
+                seconds, plugin = map(sum, zip(*times, strict=True))
+                row |= {"seconds": seconds / len(times), "plugin_share": plugin / seconds}
+                times.clear()
                 history.append(row)
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
             if progress is not None:
@@ -211,7 +219,8 @@ def _speed(history: list[dict[str, float]], recipe: Recipe) -> dict[str, float]:
     rows = [row for row in history if row["step"] >= recipe.settled] or history
     seconds = torch.tensor([row["seconds"] for row in rows], dtype=torch.float64)
     plugin = torch.tensor([row["plugin_share"] for row in rows], dtype=torch.float64) * seconds
-    return {"seconds_per_step": seconds.median().item(), "plugin_share": (plugin.sum() / seconds.sum()).item()}
+    blocks = torch.stack([block.mean() for block in seconds.split(BLOCK) if len(block) == min(BLOCK, len(seconds))])
+    return {"seconds_per_step": blocks.median().item(), "plugin_share": (plugin.sum() / seconds.sum()).item()}
 
 
 def _versions() -> dict[str, str]:
