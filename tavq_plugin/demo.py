@@ -87,8 +87,9 @@ def _corpus(
 
 
 def _alignment(resolution: int) -> dict[str, Any]:
-    """The alignment's settings; below 64 px the host is light, so the heads are too."""
-    return {"level_weight": list(LEVEL_WEIGHT), "contrast": CONTRAST, "hidden": None if resolution >= 64 else 128}
+    """The alignment's settings; below 64 px the host is light: so are the heads, and every third step is aligned."""
+    light = {"hidden": 128, "every": 3} if resolution < 64 else {"hidden": None, "every": 1}
+    return {"level_weight": list(LEVEL_WEIGHT), "contrast": CONTRAST, **light}
 
 
 def _one_run(
