@@ -66,11 +66,10 @@ def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
 
 def test_runs_differ_by_their_texts_alone(done):
     out, _ = done
-    first = {
-        n: json.loads((out / n / "metrics.json").read_text())["history"][0] for n in ("baseline", "tavq", "shuffled")
-    }
-    assert first["baseline"]["pixel"] == first["tavq"]["pixel"] == first["shuffled"]["pixel"]
-    assert first["baseline"]["alignment"] == 0 and first["tavq"]["alignment"] != first["shuffled"]["alignment"]
+    runs = {n: json.loads((out / n / "metrics.json").read_text())["history"] for n in ("baseline", "tavq", "shuffled")}
+    assert len({history[0]["pixel"] for history in runs.values()}) == 1
+    aligned = {n: [row["alignment"] for row in history if "alignment" in row] for n, history in runs.items()}
+    assert not any(aligned["baseline"]) and aligned["tavq"][0] != aligned["shuffled"][0]
 
 
 def test_finished_runs_are_kept(done):
