@@ -13,8 +13,8 @@ from tavq_plugin.align.semidual import Problem
 
 Climb = Callable[[Problem], tuple[Tensor, Tensor]]
 
-LARGEST = 2**24  # entries of a batch's costs above which kernels outlast their launches
-UNITS, CODES = 16, 128  # to multiples of which problems are padded, so that few graphs serve all batches
+LARGEST = 2**23  # entries of a batch's costs above which kernels outlast their launches
+UNITS, CODES = 16, 256  # to multiples of which problems are padded, so that few graphs serve all batches
 KEPT = 16  # graphs, the least used go first
 
 _graphs: OrderedDict[tuple[Any, ...], _Graph | None] = OrderedDict()
@@ -49,9 +49,14 @@ def replayed(climb: Climb, problem: Problem, *settings: Any) -> tuple[Tensor, Te
     machine are computed as they are.
     """
     cost = problem.cost
-    aside = not cost.is_cuda or cost.numel() > LARGEST or torch.compiler.is_compiling()
-    if aside or torch.cuda.is_current_stream_capturing():
+    if not cost.is_cuda or cost.numel() > LARGEST or torch.compiler.is_compiling():
         return climb(problem)
+    with torch.cuda.device(cost.device):
+        return climb(problem) if torch.cuda.is_current_stream_capturing() else _replayed(climb, problem, settings)
+
+
+def _replayed(climb: Climb, problem: Problem, settings: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    cost = problem.cost
     m, n = (-(-size // step) * step for size, step in zip(cost.shape[1:], (UNITS, CODES), strict=True))
     key = (cost.device, cost.dtype, len(cost), m, n, *settings)
     padded = problem.padded(m, n)
