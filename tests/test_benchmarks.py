@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("problems", "rivals", "transport", "distributions", "hosts", "store", "prepare"):
+    for name in ("problems", "rivals", "transport", "distributions", "hosts", "store", "prepare", "overhead"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
@@ -118,3 +118,19 @@ def test_a_run_of_the_memory_benchmark(benchmark, tmp_path):
     prepare.texts(tmp_path / "c.jsonl", 30)
     prepare.child(tmp_path / "c.jsonl", tmp_path / "store", type("Pipe", (), {"send": sent.append}))
     assert (sent[0]["texts"], sent[0]["shards"]) == (30, 1) and sent[0]["peak_mb"] > 10
+
+
+def test_the_overhead_is_that_of_the_same_images(benchmark, monkeypatch, tmp_path):
+    from training.toy import corpus
+
+    overhead = benchmark("overhead")
+    monkeypatch.setattr(overhead, "load_corpus", lambda folder: corpus(n=8, n_train=6, side=16))
+    monkeypatch.setattr(overhead, "CASES", {"tiny": ("small", ["resolution=32", "batch_size=2"])})
+    arguments = ["--corpus", "toy", "--cases", "tiny", "--rounds", "2", "--warmup", "1"]
+    monkeypatch.setattr(sys, "argv", ["overhead.py", "--json", str(tmp_path / "o.json"), *arguments])
+    overhead.main()
+    found = json.loads((tmp_path / "o.json").read_text())["cases"]["tiny"]
+    assert 0 < found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
+    assert found["vqgan"] > 0 and found["rounds"] == 2 and found["resolution"] == 32
+    seen = overhead.resized(corpus(n=8, n_train=6, side=16), 32)
+    assert seen.images.shape == (6, 3, 32, 32) and seen.n_train == len(seen.store) == 6
