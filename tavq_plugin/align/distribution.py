@@ -112,28 +112,47 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     index are unequal (a residual quantizer's indices are its first stage's), none are merged.
     """
     b, c, h, w = codes.shape
-    offset = torch.arange(b, device=indices.device)[:, None] * (int(indices.max()) + 1)
-    distinct, group, count = (indices.flatten(1) + offset).unique(return_inverse=True, return_counts=True)
+    k = int(indices.max()) + 1
+    offset = torch.arange(b, device=indices.device)[:, None] * k
+    distinct, group, count = _distinct((indices.flatten(1) + offset).flatten(), b * k)
     flat = rearrange(codes, "b c h w -> (b h w) c")
     count = count.to(codes.dtype)
-    mean = codes.new_zeros(len(distinct), c).index_add(0, group.flatten(), flat) / count[:, None]
-    if not _equal(flat.detach(), mean.detach()[group.flatten()]):
+    mean = codes.new_zeros(len(distinct), c).index_add(0, group, flat) / count[:, None]
+    seen, merged = _signature(flat), _signature(mean)
+    if not _equal(seen, merged[group]):
         every = torch.arange(len(flat), device=flat.device)
         return Collapsed(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
-    image = distinct // offset[1, 0] if b > 1 else torch.zeros_like(distinct)
+    image = distinct // k
     held = torch.bincount(image, minlength=b)
     u = int(held.max())
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
-    number = (distinct - image * offset[1, 0] if b > 1 else distinct).unique(return_inverse=True)[1]
-    any_of = mean.new_empty(int(number.max()) + 1, c).index_copy(0, number, mean.detach())
-    if not _equal(mean.detach(), any_of[number]):
+    used, number, _ = _distinct(distinct - image * k, k)
+    any_of = merged.new_empty(len(used)).index_copy(0, number, merged)
+    if not _equal(merged, any_of[number]):
         number = torch.arange(len(number), device=number.device)
     return Collapsed(mean, slot, masses.view(b, u), number)
 
 
+def _distinct(values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which numbers below `size` occur, of each value its place among them, and how often each does; n -> p, n, p."""
+    if size > 16 * len(values):  # a table of all would be longer to read than the values to sort
+        return values.unique(return_inverse=True, return_counts=True)
+    counts = torch.bincount(values, minlength=size)
+    there = counts > 0
+    distinct = there.nonzero()[:, 0]
+    return distinct, (there.cumsum(0) - 1)[values], counts[distinct]
+
+
+@torch.no_grad()
+def _signature(codes: Tensor) -> Tensor:
+    """One number a code, the same for equal codes and hardly ever for others: a fixed projection; p c -> p."""
+    along = (torch.arange(1, codes.shape[1] + 1, device=codes.device, dtype=codes.dtype) * 0.7548776662).frac() - 0.5
+    return codes @ along
+
+
 def _equal(codes: Tensor, merged: Tensor) -> bool:
-    """Whether all codes are what they were merged to, but for rounding."""
+    """Whether all signatures are those of what the codes were merged to, but for rounding."""
     return bool((codes - merged).abs_().max() <= 1e-3 * codes.abs().max()) or bool(codes.isnan().any())
 
 
