@@ -16,16 +16,16 @@ class Clouds(NamedTuple):
     """One point cloud a level and image."""
 
     points: Tensor  # l b n d, of unit length, 0 where padded
-    masses: Tensor  # l b n, of sum 1, or 0 where there is nothing; 0 where padded
+    masses: Tensor  # l b n, of sum 1, or 0 where there is nothing; 0 where padded; NaN is something, and is kept
 
     @property
     def there(self) -> Tensor:
         """Which clouds have any points; l b bool."""
-        return self.masses.sum(2) > 0
+        return (self.masses != 0).any(2)
 
     def level(self, index: int) -> tuple[Tensor, Tensor]:
         """Points and masses of one level, without the padding that only others need; b n d, b n."""
-        used = (self.masses[index] > 0).any(0).nonzero()
+        used = (self.masses[index] != 0).any(0).nonzero()
         n = int(used[-1]) + 1 if len(used) else 1
         return self.points[index, :, :n], self.masses[index, :, :n]
 

@@ -158,7 +158,7 @@ class TextAlignment(nn.Module):
             made = []
             for index in range(len(self.levels)):
                 units, weights = text.level(index)
-                made.append(transport_contrast(*codes.level(index), Units(units, weights > 0, weights), **options))
+                made.append(transport_contrast(*codes.level(index), Units(units, weights != 0, weights), **options))
             made = torch.stack(made)
         self.last.add("contrast", made)
         return made
@@ -192,7 +192,7 @@ class TextAlignment(nn.Module):
         """The levels' problems as one batch; l b n d, l b m d -> over (l b)."""
         x, a, y, b = (part.flatten(0, 1) for part in (*codes, *text))
         options = vars(self.transport) | changed
-        return solve(x, y, x_mask=a > 0, x_weight=a, y_mask=b > 0, y_weight=b, **options)
+        return solve(x, y, x_mask=a != 0, x_weight=a, y_mask=b != 0, y_weight=b, **options)
 
     def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:

@@ -56,8 +56,8 @@ class Told(Mapping[str, Tensor]):
 
     def _make(self, name: str) -> Tensor:
         if name == "units":
-            return (self._masses > 0).sum((1, 2))
-        present = (self._masses > 0).any(2)
+            return (self._masses != 0).sum((1, 2))
+        present = (self._masses != 0).any(2)
         if name == "images_without_text":
             return (~present).sum(1)
         value = getattr(self._result, name)

@@ -144,3 +144,19 @@ def test_bad_settings_are_refused():
 def test_bad_transport_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TransportSettings(**bad)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.1])
+def test_weights_of_units_that_cannot_be_do_not_pass(contrast):
+    torch.manual_seed(0)
+    align, (codes, _), texts = TextAlignment(4, 5, contrast=contrast), made_codes(), made_texts()
+
+    def weighted(value):
+        weights = texts["word"].mask.float()
+        weights[0, 0] = value
+        return align(codes, {**texts, "word": replace(texts["word"], weights=weights)})
+
+    assert weighted(2.0).isfinite()
+    assert weighted(float("nan")).isnan()
+    with pytest.raises(ValueError, match="negative"):
+        weighted(-0.5)
