@@ -1,1 +1,1 @@
-"""One host codebase a file; reached only through `tavq_plugin.registry`."""
+"""One host codebase a file; reached only through `tavq_plugin.hosts.registry`."""

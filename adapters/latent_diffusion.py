@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.host import Host
+from tavq_plugin.hosts.base import Host
 
 
 class Interface(Host):

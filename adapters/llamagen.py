@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.contract import Quantized
+from tavq_plugin.types import Quantized
 
 
 class LlamaGenReading:

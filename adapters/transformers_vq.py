@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tavq_plugin.contract import Quantized
-from tavq_plugin.hierarchy import with_gradient
-from tavq_plugin.host import Embedded, Host
+from tavq_plugin.types import Quantized
+from tavq_plugin.hosts.hierarchy import with_gradient
+from tavq_plugin.hosts.base import Embedded, Host
 
 
 class VQReading(Embedded):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.contract import Quantized
+from tavq_plugin.types import Quantized
 
 
 def _as_map(tokens: Tensor, channels_first: bool) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor
 from transport import cosine, exact, machine, versions
 from transport_tables import markdown_table
 
-from tavq_plugin.align import CodeDistribution, Transport, coarse, solve
+from tavq_plugin.losses import CodeDistribution, coarse
+from tavq_plugin.ot import Transport, solve
 
 SIDE, UNITS, BATCH = 64, 64, 8
 Model = Callable[[Tensor, Tensor, Tensor], Transport]

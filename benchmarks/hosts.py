@@ -31,9 +31,9 @@ from transport import machine
 from transport_tables import markdown_table
 
 import tavq_plugin as tavq
-from tavq_plugin.contract import Quantized
-from tavq_plugin.hierarchy import Hierarchy
-from tavq_plugin.tap import tapped
+from tavq_plugin.types import Quantized
+from tavq_plugin.hosts.hierarchy import Hierarchy
+from tavq_plugin.hosts.hooks import tapped
 
 TESTS = Path(__file__).parents[1] / "tests"
 HEAD = ("host", "taps", "levels", "tests", "result")
@@ -63,8 +63,7 @@ class Outcomes:
 def conformance(only: str | None) -> list[dict[str, Any]]:
     """A row a host."""
     sys.path.insert(0, str(TESTS))
-    import checkouts
-    import tiny_hosts
+    from helpers import checkouts, tiny_hosts
 
     cases = dict.fromkeys(tiny_hosts.HOSTS, tiny_hosts.build) | dict.fromkeys(checkouts.CHECKOUTS, checkouts.build)
     outcomes = Outcomes()

@@ -16,7 +16,7 @@ import ot
 import torch
 from torch import Tensor
 
-from tavq_plugin.align import solve
+from tavq_plugin.ot import solve
 
 # codes, texts, projection and blur -> values b to differentiate, and a reader of the transport costs (or None)
 Method = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Callable[[], Tensor] | None]]

@@ -21,7 +21,7 @@ from tavq_plugin.adapters.taming import VQGAN
 from torch import nn
 from transport import machine, versions
 
-from tavq_plugin.align import solve
+from tavq_plugin.ot import solve
 
 F16 = {
     "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import ShardedStore, TextStore
 from tavq_plugin.text.manifest import Manifest, shard_path
 from tavq_plugin.text.ragged import Ragged

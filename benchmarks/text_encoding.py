@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import TextStore, offline_encoder, split
 
 ROUNDS = 5

@@ -31,7 +31,7 @@ from rivals import METHODS, ONCE, Method, fitting, ours, pot_emd2
 from torch import Tensor
 from transport_tables import markdown, tables
 
-from tavq_plugin.align import solve
+from tavq_plugin.ot import solve
 
 LEVELS = {"word": (4096, 64), "phrase": (1024, 32), "sentence": (256, 12)}
 BATCH = 8

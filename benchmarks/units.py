@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import Splitter
 
 FILES = {"long": "long_descriptions.txt", "short": "descriptions.txt"}

@@ -6,8 +6,8 @@ import torch
 
 import tavq_plugin as tavq
 from tavq_plugin.data.images import to_float
-from tavq_plugin.data.scenes import scenes
-from tavq_plugin.training.host import small_vqgan
+from tavq_plugin.data.synthetic_scenes import scenes
+from tavq_plugin.training.build_host import small_vqgan
 
 
 def main(steps: int = 20) -> list[float]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import tavq_plugin as tavq
 from tavq_plugin.data.images import to_float
-from tavq_plugin.data.scenes import scenes
+from tavq_plugin.data.synthetic_scenes import scenes
 
 with enable_legacy_imports():
     from taming.models.vqgan import VQModel

@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.align.loss import TextAlignment
-from tavq_plugin.contract import Adapter, Codes, GradTo, Quantized, TextBatch
-from tavq_plugin.environment import at_rest, bare, is_sharded, own_randomness, refuse_out_of_step, whole
-from tavq_plugin.hierarchy import Hierarchy
-from tavq_plugin.host import Host
-from tavq_plugin.registry import adapter_for
-from tavq_plugin.tap import Recorder, Seen, install, refuse_blind, tapped
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.types import Adapter, Codes, GradTo, Quantized, TextBatch
+from tavq_plugin.distributed import at_rest, bare, is_sharded, own_randomness, refuse_out_of_step, whole
+from tavq_plugin.hosts.hierarchy import Hierarchy
+from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.registry import adapter_for
+from tavq_plugin.hosts.hooks import Recorder, Seen, install, refuse_blind, tapped
 
 
 class Tokenizer(nn.Module):
@@ -223,7 +223,7 @@ def attach(
     if host in _attached:
         raise ValueError("this host has an attachment already: tavq.detach(host) first")
     if text_dim is None and encoder is None and store is None:
-        from tavq_plugin.text.embed import offline_encoder
+        from tavq_plugin.text.encoder import offline_encoder
 
         encoder = offline_encoder()
     tokenizer = wrap(host, **wrapping)

@@ -8,3 +8,5 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import torch
 
 torch.set_num_threads(1)
+
+pytest_plugins = ["helpers.text_fixtures"]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conformance import IMAGES, texts
+from helpers.conformance import IMAGES, texts
 from torch import nn
 
 import tavq_plugin as tavq
-from tavq_plugin.contract import Quantized
+from tavq_plugin.types import Quantized
 
 
 class Quantizer(nn.Module):

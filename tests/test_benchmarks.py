@@ -121,7 +121,7 @@ def test_a_run_of_the_memory_benchmark(benchmark, tmp_path):
 
 
 def test_the_overhead_is_that_of_the_same_images(benchmark, monkeypatch, tmp_path):
-    from training.toy import corpus
+    from helpers.toy_corpus import corpus
 
     overhead = benchmark("overhead")
     monkeypatch.setattr(overhead, "load_corpus", lambda folder: corpus(n=8, n_train=6, side=16))

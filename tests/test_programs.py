@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from tavq_plugin.convert import read_checkpoint
+from tavq_plugin.io.convert_checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -54,7 +54,7 @@ def python(code: str, cwd: Path, *args: str, **environment: str) -> str:
 
 def draw_images(folder: Path, size: int, n: int = 4) -> Path:
     """Drawn scenes in two classes, with their texts in metadata.jsonl as `datasets` reads them."""
-    from tavq_plugin.data.scenes import scenes
+    from tavq_plugin.data.synthetic_scenes import scenes
 
     images, texts, _ = scenes(n, seed=0, resolution=size)
     lines = []

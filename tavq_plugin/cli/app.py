@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tavq_plugin.console import progress_of_runs
-from tavq_plugin.console import told as _told
-from tavq_plugin.text import commands as text
+from tavq_plugin.cli.console import progress_of_runs
+from tavq_plugin.cli.console import told as _told
+from tavq_plugin.cli import text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
@@ -45,8 +45,8 @@ def demo(
     ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
-    from tavq_plugin.baselines.tavq import WEIGHT
-    from tavq_plugin.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
+    from tavq_plugin.methods.tavq import WEIGHT
+    from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
 
     console = Console()
     with _told(console, f"Finished runs are in {out}"):
@@ -82,7 +82,7 @@ def train(
 
     The same command goes on where it was stopped, to what it would have been, and keeps a run that is finished.
     """
-    from tavq_plugin.training.command import run_train
+    from tavq_plugin.cli.train import run_train
 
     console = Console()
     with _told(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
@@ -119,9 +119,9 @@ def compare(
 
     The same command goes on where it was stopped. Exit code 1: finished, but a run broke (its loss was not finite).
     """
-    from tavq_plugin.compare import compare as run
-    from tavq_plugin.plan import plan_of
-    from tavq_plugin.report.tables import markdown
+    from tavq_plugin.evaluation.compare import compare as run
+    from tavq_plugin.evaluation.plan import plan_of
+    from tavq_plugin.evaluation.report.tables import markdown
 
     console = Console()
     with _told(console, f"Finished runs are in {out}"):
@@ -147,7 +147,7 @@ def convert_checkpoint(
     force: Annotated[bool, typer.Option(help="Overwrite what is there.")] = False,
 ) -> None:
     """Read an old checkpoint without running what is in it; write safetensors and a JSON of its configuration."""
-    from tavq_plugin.convert import convert_checkpoint as convert
+    from tavq_plugin.io.convert_checkpoint import convert_checkpoint as convert
 
     console = Console()
     with _told(console, "Nothing was written"):
@@ -173,8 +173,8 @@ def doctor(
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
-    from tavq_plugin.doctor import examine, lines
-    from tavq_plugin.target import load
+    from tavq_plugin.cli.doctor import examine, lines
+    from tavq_plugin.hosts.instantiate import load
 
     console = Console(highlight=False)
     with _told(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.attach import Tokenizer, wrap
-from tavq_plugin.contract import GRANULARITIES, Codes, Units
-from tavq_plugin.tap import find
+from tavq_plugin.types import GRANULARITIES, Codes, Units
+from tavq_plugin.hosts.hooks import find
 
 TEXT_DIM = 16  # of the random units of the dry run
 
@@ -177,8 +177,8 @@ def _some(names: list[str]) -> str:
 
 
 def _texts(report: Report, captions: str | Path) -> None:
-    from tavq_plugin.data.pack import Pack
-    from tavq_plugin.text.units import split
+    from tavq_plugin.data.folders import Pack
+    from tavq_plugin.text.splitter import split
 
     try:
         pack = Pack.read(captions)

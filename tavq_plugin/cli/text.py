@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tavq_plugin.console import told
+from tavq_plugin.cli.console import told
 
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
@@ -53,8 +53,8 @@ def caption(
 
     Exit code 3: finished, but some images got no text; they are in rejected.jsonl beside OUT.
     """
-    from tavq_plugin.text import caption as captioning
-    from tavq_plugin.text.captioners import captioner_of
+    from tavq_plugin.preprocessing import caption as captioning
+    from tavq_plugin.preprocessing.choose_captioner import captioner_of
 
     console = Console()
     options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
@@ -124,8 +124,8 @@ def prepare(
     Exit code 3: finished, but some records were left out; they are in OUT/rejected.jsonl.
     """
     from tavq_plugin.text import Splitter
-    from tavq_plugin.text import prepare as preparing
-    from tavq_plugin.text.captioners import captions_of
+    from tavq_plugin.preprocessing import prepare_store as preparing
+    from tavq_plugin.preprocessing.choose_captioner import captions_of
 
     console = Console()
     with told(console, f"Finished shards are in {out}"):

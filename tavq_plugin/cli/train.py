@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tavq_plugin.data.corpus import corpus_in
-from tavq_plugin.runs import writable
-from tavq_plugin.training.recipe_file import read_recipe
+from tavq_plugin.training.run_folder import writable
+from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.training.trainer import Fitted, fit
 
 SCENES = 2000  # that train

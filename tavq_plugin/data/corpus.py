@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tavq_plugin.baselines.method import Corpus
+from tavq_plugin.methods.base import Corpus
 from tavq_plugin.data.images import load_images
-from tavq_plugin.data.leaks import Leaks, find_leaks
-from tavq_plugin.data.pack import Pack
-from tavq_plugin.data.scenes import scenes
-from tavq_plugin.runs import save_json
+from tavq_plugin.data.leakage import Leaks, find_leaks
+from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.synthetic_scenes import scenes
+from tavq_plugin.training.run_folder import save_json
 from tavq_plugin.text.store import TextStore
 
 LEAST = 2  # images on either side
@@ -59,7 +59,7 @@ def load_corpus(folder: Path) -> Corpus:
 
 
 def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
-    from tavq_plugin.text.embed import offline_encoder
+    from tavq_plugin.text.encoder import offline_encoder
 
     encoder = offline_encoder()
     resolution, n_train, n_eval = asked["resolution"], asked["n_train_at_most"], asked["n_eval_at_most"]

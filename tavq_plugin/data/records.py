@@ -58,7 +58,7 @@ def read_records(place: str | Path, reject: Reject = refuse) -> Iterator[Record]
     """
     place = Path(place)
     if place.is_dir():
-        from tavq_plugin.data.layouts import layout_of
+        from tavq_plugin.data.published import layout_of
 
         if (place / "captions.jsonl").is_file():
             return from_table(place / "captions.jsonl", reject)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
-from tavq_plugin.data.scene_text import describe, questions
+from tavq_plugin.data.synthetic_text import describe, questions
 
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (240, 210, 40),

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from tavq_plugin.measure import Measured, Texts
-from tavq_plugin.metrics.bootstrap import paired_bootstrap
-from tavq_plugin.metrics.cards import HEADLINE, card_of
-from tavq_plugin.metrics.stability import code_word_stability, word_image_stability, word_table
-from tavq_plugin.metrics.words import histograms
+from tavq_plugin.evaluation.evaluate import Measured, Texts
+from tavq_plugin.evaluation.metrics.bootstrap import paired_bootstrap
+from tavq_plugin.evaluation.metrics.cards import HEADLINE, card_of
+from tavq_plugin.evaluation.metrics.stability import code_word_stability, word_image_stability, word_table
+from tavq_plugin.evaluation.metrics.words import histograms
 
 AGAINST = ("vqgan", "tavq")  # whom differences are tested against, where they take part
 Runs = Mapping[str, Mapping[int, Measured]]  # method → seed → figures

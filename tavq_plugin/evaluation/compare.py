@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from tavq_plugin.data.corpus import corpus_in, load_corpus
-from tavq_plugin.measure import AT, Measured, Measuring, Texts, measure
-from tavq_plugin.measured import load_measured, save_measured
-from tavq_plugin.metrics.cards import card_of
-from tavq_plugin.metrics.judges import Judges
-from tavq_plugin.metrics.weights import files_of, refuse_other_weights
-from tavq_plugin.plan import Job, Plan
-from tavq_plugin.runs import save_json, writable
-from tavq_plugin.summary import summarise
+from tavq_plugin.evaluation.evaluate import AT, Measured, Measuring, Texts, measure
+from tavq_plugin.evaluation.results import load_measured, save_measured
+from tavq_plugin.evaluation.metrics.cards import card_of
+from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.networks.weights import files_of, refuse_other_weights
+from tavq_plugin.evaluation.plan import Job, Plan
+from tavq_plugin.training.run_folder import save_json, writable
+from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.training import fit
 
 Tell = Callable[[str], None]
@@ -48,7 +48,7 @@ def compare(
     Raises ValueError where `out` holds a comparison by another recipe or on other data, FloatingPointError where
     every run broke, and OSError, with the mend, where the disk is full.
     """
-    from tavq_plugin.report.write import write_report
+    from tavq_plugin.evaluation.report.write import write_report
 
     writable(Path(plan.out))
     with _full_disk_told(plan.out):

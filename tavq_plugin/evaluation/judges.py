@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tavq_plugin.metrics.frechet import Inception, frechet, kernel
-from tavq_plugin.metrics.frozen import Judge, mobilenet, squeezenet
-from tavq_plugin.metrics.perceptual import Lpips
+from tavq_plugin.evaluation.metrics.frechet import Inception, frechet, kernel
+from tavq_plugin.networks.frozen import Judge, mobilenet, squeezenet
+from tavq_plugin.networks.lpips import Lpips
 
 FROZEN = {"mobilenet": mobilenet, "squeezenet": squeezenet}
 OF = {

@@ -9,12 +9,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.baselines import METHODS, method_class
-from tavq_plugin.measure import Measuring
-from tavq_plugin.metrics.weights import files_of
-from tavq_plugin.runs import save_json
+from tavq_plugin.methods import METHODS, method_class
+from tavq_plugin.evaluation.evaluate import Measuring
+from tavq_plugin.networks.weights import files_of
+from tavq_plugin.training.run_folder import save_json
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.recipe_file import read_recipe, recipe_of
+from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")

@@ -9,14 +9,14 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from tavq_plugin.align.loss import TextAlignment
+from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.contract import GRANULARITIES, TextBatch
+from tavq_plugin.types import GRANULARITIES, TextBatch
 from tavq_plugin.data.images import to_float
-from tavq_plugin.metrics.alignment import fit_ridge, mean_average_precision, recall
-from tavq_plugin.metrics.codebook import codebook_use
-from tavq_plugin.metrics.image import psnr
-from tavq_plugin.metrics.words import frequent_words, presence
+from tavq_plugin.evaluation.probes import fit_ridge, mean_average_precision, recall
+from tavq_plugin.evaluation.metrics.codebook import codebook_use
+from tavq_plugin.evaluation.metrics.image import psnr
+from tavq_plugin.evaluation.metrics.words import frequent_words, presence
 from tavq_plugin.text.store import TextStore
 
 

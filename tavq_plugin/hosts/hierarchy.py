@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tavq_plugin.contract import Codes, GradTo, Level, Quantized
+from tavq_plugin.types import Codes, GradTo, Level, Quantized
 
 
 def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tavq_plugin.contract import Adapter, Reading
+from tavq_plugin.types import Adapter, Reading
 
 _HERE = "tavq_plugin.adapters"
 _TAMING = "tavq_plugin.adapters.taming"
@@ -15,7 +15,7 @@ _DIFFUSERS = "tavq_plugin.adapters.diffusers_vq"
 _LUCIDRAINS = "tavq_plugin.adapters.vector_quantize"
 _TRANSFORMERS = "tavq_plugin.adapters.transformers_vq"
 
-# hosts whose forward, decode or probe differs from `tavq_plugin.host.Host`'s
+# hosts whose forward, decode or probe differs from `tavq_plugin.hosts.base.Host`'s
 HOSTS = {
     "taming.models.vqgan.VQModel": f"{_TAMING}:TamingVQGAN",
     "tavq_plugin.adapters.taming.VQGAN": f"{_TAMING}:TamingVQGAN",

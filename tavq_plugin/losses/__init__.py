@@ -1,16 +1,6 @@
-"""Alignment of codes with text: the transport solver, the measures it takes, and the loss."""
+"""Losses that align codes with text: `TextAlignment`, and the measures of codes that it transports from."""
 
-from tavq_plugin.align.distribution import CodeDistribution, GaussianCodes, coarse, collapse_repeats, stratified
-from tavq_plugin.align.loss import TextAlignment
-from tavq_plugin.align.transport import Transport, solve
+from tavq_plugin.losses.code_distribution import CodeDistribution, GaussianCodes, coarse, collapse_repeats, stratified
+from tavq_plugin.losses.text_alignment import TextAlignment
 
-__all__ = [
-    "CodeDistribution",
-    "GaussianCodes",
-    "TextAlignment",
-    "Transport",
-    "coarse",
-    "collapse_repeats",
-    "solve",
-    "stratified",
-]
+__all__ = ["CodeDistribution", "GaussianCodes", "TextAlignment", "coarse", "collapse_repeats", "stratified"]

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.align.transport import Transport, solve
+from tavq_plugin.ot.solve import Transport, solve
 
 KINDS = ("all", "gaussian", "gaussian-full", "moments", "moments-full", "subsample")
 

@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.align.clouds import Clouds, clouds_of, text_measure
-from tavq_plugin.align.transport import solve
-from tavq_plugin.contract import Units
+from tavq_plugin.losses.point_clouds import Clouds, clouds_of, text_measure
+from tavq_plugin.ot.solve import solve
+from tavq_plugin.types import Units
 
 
 def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature: float = 0.1) -> Tensor:

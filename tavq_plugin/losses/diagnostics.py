@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tavq_plugin.align.transport import Transport
+from tavq_plugin.ot.solve import Transport
 
 OF_TRANSPORT = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from tavq_plugin.contract import Codes
+from tavq_plugin.types import Codes
 
 
 def softened(codes: Codes, weight: float) -> Codes:

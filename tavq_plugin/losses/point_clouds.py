@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.contract import Units
+from tavq_plugin.types import Units
 
 
 class Clouds(NamedTuple):

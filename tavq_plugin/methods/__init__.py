@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tavq_plugin.baselines.method import Method
+    from tavq_plugin.methods.base import Method
 
-_HERE = "tavq_plugin.baselines"
+_HERE = "tavq_plugin.methods"
 METHODS = {
     "vqvae": f"{_HERE}.vqvae:VQVAE",
     "vqgan": f"{_HERE}.vqgan:VQGAN",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.contract import Codes, TextBatch
+from tavq_plugin.types import Codes, TextBatch
 from tavq_plugin.text.store import TextStore
 
 

@@ -9,9 +9,9 @@ from einops import rearrange
 from torch import Tensor
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus, Method, Step
-from tavq_plugin.baselines.table import learnt_table
-from tavq_plugin.environment import whole
+from tavq_plugin.methods.base import Corpus, Method, Step
+from tavq_plugin.methods.codebook_table import learnt_table
+from tavq_plugin.distributed import whole
 
 METRICS = ("l2", "cos")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.align.clouds import Clouds
-from tavq_plugin.align.loss import TextAlignment
-from tavq_plugin.baselines.tavq import TAVQ
+from tavq_plugin.losses.point_clouds import Clouds
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.methods.tavq import TAVQ
 
 
 class ContrastOnly(TextAlignment):

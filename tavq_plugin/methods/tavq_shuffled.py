@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus, Step, texts_of
-from tavq_plugin.baselines.tavq import TAVQ
-from tavq_plugin.contract import TextBatch
+from tavq_plugin.methods.base import Corpus, Step, texts_of
+from tavq_plugin.methods.tavq import TAVQ
+from tavq_plugin.types import TextBatch
 
 
 def one_cycle(rows: Sequence[int], seed: int) -> dict[int, int]:

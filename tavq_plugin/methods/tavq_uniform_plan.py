@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tavq_plugin.align.clouds import Clouds
-from tavq_plugin.align.loss import TextAlignment
-from tavq_plugin.align.told import over_images
-from tavq_plugin.baselines.tavq import TAVQ
+from tavq_plugin.losses.point_clouds import Clouds
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.losses.diagnostics import over_images
+from tavq_plugin.methods.tavq import TAVQ
 
 
 def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = "sqeuclidean") -> Tensor:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus, Method, drawn_from
-from tavq_plugin.baselines.table import learnt_table
-from tavq_plugin.baselines.word_graph import WordGraph, word_graph
+from tavq_plugin.methods.base import Corpus, Method, drawn_from
+from tavq_plugin.methods.codebook_table import learnt_table
+from tavq_plugin.methods.word_graph import WordGraph, word_graph
 from tavq_plugin.text.ragged import gather
 
 

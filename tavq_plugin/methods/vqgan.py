@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tavq_plugin.baselines.method import Method
+from tavq_plugin.methods.base import Method
 
 
 class VQGAN(Method):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tavq_plugin.text.units import Splitter
+from tavq_plugin.text.splitter import Splitter
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.metrics.weights import MOBILENET, SQUEEZENET
+from tavq_plugin.networks.weights import MOBILENET, SQUEEZENET
 
 
 class Seen(NamedTuple):

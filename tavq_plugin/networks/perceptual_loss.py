@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.tap import tapped
-from tavq_plugin.target import instantiate
+from tavq_plugin.hosts.hooks import tapped
+from tavq_plugin.hosts.instantiate import instantiate
 from tavq_plugin.training.recipe import PerceptualRecipe
 
 FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}

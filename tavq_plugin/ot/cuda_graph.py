@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tavq_plugin.align.semidual import Problem
+from tavq_plugin.ot.semidual import Problem
 
 Climb = Callable[[Problem], tuple[Tensor, Tensor]]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tavq_plugin.align.graphed import replayed
-from tavq_plugin.align.semidual import TINY, Kernel, Look, Problem, best, kernel_at, look, marginal_error
+from tavq_plugin.ot.cuda_graph import replayed
+from tavq_plugin.ot.semidual import TINY, Kernel, Look, Problem, best, kernel_at, look, marginal_error
 
 FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
 FACTOR = 3.0  # by which the blur falls from level to level

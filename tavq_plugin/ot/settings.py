@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TransportSettings:
-    """How codes and text are matched; the arguments of `tavq_plugin.align.solve`."""
+    """How codes and text are matched; the arguments of `tavq_plugin.losses.solve`."""
 
     solver: str = "newton"  # "newton" | "sinkhorn" | "emd"
     cost: str = "sqeuclidean"  # "sqeuclidean" | "dot"

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tavq_plugin.align.envelope import How, Value
+from tavq_plugin.ot.value import How, Value
 
 COSTS = ("sqeuclidean", "dot")
 SOLVERS = ("newton", "sinkhorn", "emd")

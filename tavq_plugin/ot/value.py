@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tavq_plugin.align.exact import emd
-from tavq_plugin.align.newton import maximise
-from tavq_plugin.align.semidual import Problem, conditional
+from tavq_plugin.ot.emd import emd
+from tavq_plugin.ot.newton import maximise
+from tavq_plugin.ot.semidual import Problem, conditional
 
 
 class How(NamedTuple):

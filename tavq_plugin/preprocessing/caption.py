@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tavq_plugin.data.records import Record, Rejection, read_records
-from tavq_plugin.text.asking import FIELDS, Asking, Captioned, Captioner, written
-from tavq_plugin.text.shards import hashed, whole_or_not
+from tavq_plugin.preprocessing.caption_batches import FIELDS, Asking, Captioned, Captioner, written
+from tavq_plugin.text.shard_file import hashed, whole_or_not
 
 PROMPT = "Analyze the image in a comprehensive and detailed manner."
 CONTEXT = "People describe the image thus: {captions}\n"  # before the prompt, with `with_captions`

@@ -13,9 +13,9 @@ from PIL import Image
 
 from tavq_plugin.data.images import open_image
 from tavq_plugin.data.records import Record, Reject, Rejection
-from tavq_plugin.text.quality import flaw
-from tavq_plugin.text.server import ServerFailure
-from tavq_plugin.text.shards import hashed
+from tavq_plugin.preprocessing.caption_quality import flaw
+from tavq_plugin.preprocessing.server_captioner import ServerFailure
+from tavq_plugin.text.shard_file import hashed
 
 FIELDS = ("id", "text", "model", "revision", "prompt", "flag")
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tavq_plugin.text.asking import Captioner
-from tavq_plugin.text.captioned import Captions
-from tavq_plugin.text.server import ServerCaptioner
-from tavq_plugin.text.vlm import LocalCaptioner, commit_of
+from tavq_plugin.preprocessing.caption_batches import Captioner
+from tavq_plugin.preprocessing.shard_captions import Captions
+from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
+from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, commit_of
 
 _HERE, _THERE = ("dtype", "device"), ("concurrency", "timeout", "retries")
 

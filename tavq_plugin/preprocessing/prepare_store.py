@@ -16,14 +16,15 @@ from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tavq_plugin.data.records import Record, read_records
-from tavq_plugin.text import captioned, shards
-from tavq_plugin.text.caption import REJECTED, report
-from tavq_plugin.text.captioned import Captions
-from tavq_plugin.text.embed import TextEncoder, offline_encoder
+from tavq_plugin.preprocessing import shard_captions as captioned
+from tavq_plugin.text import shard_file as shards
+from tavq_plugin.preprocessing.caption import REJECTED, report
+from tavq_plugin.preprocessing.shard_captions import Captions
+from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.text.survey import look
-from tavq_plugin.text.units import Splitter
+from tavq_plugin.preprocessing.scan_records import look
+from tavq_plugin.text.splitter import Splitter
 
 LOCKS = ".locks"
 
@@ -219,7 +220,7 @@ def _here(encoder: TextEncoder, make: Callable) -> Callable[..., Iterator[tuple[
 
 
 def _with_ray(address: str, workers: int, load_encoder: Callable[[], TextEncoder], make: Callable) -> Callable:
-    from tavq_plugin.text.ray_workers import work_on_ray
+    from tavq_plugin.preprocessing.ray_backend import work_on_ray
 
     return work_on_ray(address, workers, load_encoder, make)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tavq_plugin.text.embed import TextEncoder
+from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.manifest import shard_path
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from tavq_plugin.data.images import read_image
 from tavq_plugin.data.records import Rejection, read_records
-from tavq_plugin.text.caption import REJECTED, line_of, report
-from tavq_plugin.text.captioned import Captions
-from tavq_plugin.text.shards import hashed
+from tavq_plugin.preprocessing.caption import REJECTED, line_of, report
+from tavq_plugin.preprocessing.shard_captions import Captions
+from tavq_plugin.text.shard_file import hashed
 
 
 @dataclass(frozen=True)

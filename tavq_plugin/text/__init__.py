@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Splitter": "units",
-    "TextUnits": "units",
-    "Unit": "units",
-    "split": "units",
-    "frequent": "units",
-    "TextEncoder": "embed",
-    "offline_encoder": "embed",
+    "Splitter": "splitter",
+    "TextUnits": "splitter",
+    "Unit": "splitter",
+    "split": "splitter",
+    "frequent": "splitter",
+    "TextEncoder": "encoder",
+    "offline_encoder": "encoder",
     "TextStore": "store",
-    "ShardedStore": "sharded",
+    "ShardedStore": "sharded_store",
     "TextCache": "cache",
 }
 __all__ = sorted(_HOME)

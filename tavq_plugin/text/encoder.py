@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tavq_plugin.text import pretrained
-from tavq_plugin.text.sentence_layout import Layout
+from tavq_plugin.text.sentence_transformers_folder import Layout
 
 Pooling = Literal["mean", "cls", "last", "pooler", "features"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # all-MiniLM-L6-v2, safetensors

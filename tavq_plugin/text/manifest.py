@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tavq_plugin.text import shards
-from tavq_plugin.text.shards import FORMAT
+from tavq_plugin.text import shard_file as shards
+from tavq_plugin.text.shard_file import FORMAT
 
 NAME = "manifest.json"
 WHITENING = "whitening.safetensors"  # of a whitened store: the numbers that made its units

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tavq_plugin.text.sentence_layout import Layout, layout_of
+from tavq_plugin.text.sentence_transformers_folder import Layout, layout_of
 
 # Trained on texts padded to one length, whose last position is the text's vector.
 FIXED_LENGTH = frozenset(["siglip", "siglip_text_model", "siglip2", "siglip2_text_model"])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tavq_plugin.contract import Units
+from tavq_plugin.types import Units
 
 
 @dataclass(frozen=True)

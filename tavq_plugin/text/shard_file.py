@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text.ragged import Ragged
 
 FORMAT = 1  # of the files; a reader refuses what it does not know

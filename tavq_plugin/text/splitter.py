@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 
-from tavq_plugin.contract import GRANULARITIES
-from tavq_plugin.text import chunk, spacy_tags
+from tavq_plugin.types import GRANULARITIES
+from tavq_plugin.text import phrase_chunker as chunk, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
 
 VERSION = 1  # of the splitting rules: part of a store's fingerprint

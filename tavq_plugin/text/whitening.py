@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tavq_plugin.text import shards
+from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.manifest import NAME, WHITENING, Manifest, finished, shard_path, shard_paths
 from tavq_plugin.text.store import TextStore
 

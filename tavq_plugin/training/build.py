@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from tavq_plugin.attach import Tokenizer, wrap
-from tavq_plugin.baselines import METHODS, method_class
-from tavq_plugin.baselines.method import Corpus, Method
-from tavq_plugin.environment import own_randomness
-from tavq_plugin.training.host import build_host, refuse_resolution
+from tavq_plugin.methods import METHODS, method_class
+from tavq_plugin.methods.base import Corpus, Method
+from tavq_plugin.distributed import own_randomness
+from tavq_plugin.training.build_host import build_host, refuse_resolution
 from tavq_plugin.training.recipe import Recipe
 
 

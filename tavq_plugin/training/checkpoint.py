@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tavq_plugin.training.tree import load_tree, save_tree
+from tavq_plugin.io.state_tree import load_tree, save_tree
 
 
 class Checkpoints:

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tavq_plugin.contract import Adapter, Level
+from tavq_plugin.types import Adapter, Level
 from tavq_plugin.data.images import to_float
-from tavq_plugin.tap import tapped
+from tavq_plugin.hosts.hooks import tapped
 
 
 def latents_of(adapter: Adapter, images: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from torch.nn.utils import parametrize
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus
-from tavq_plugin.contract import Codes, Level
-from tavq_plugin.environment import whole
-from tavq_plugin.revival import Revival
+from tavq_plugin.methods.base import Corpus
+from tavq_plugin.types import Codes, Level
+from tavq_plugin.distributed import whole
+from tavq_plugin.training.codebook_restarts import Revival
 from tavq_plugin.training.recipe import Recipe
 
 

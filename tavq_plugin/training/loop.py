@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from tavq_plugin.baselines.method import Corpus
-from tavq_plugin.clock import Clock
+from tavq_plugin.methods.base import Corpus
+from tavq_plugin.training.timer import Clock
 from tavq_plugin.data.images import to_float
-from tavq_plugin.environment import is_sharded, keep_in_step, own_randomness, whole
+from tavq_plugin.distributed import is_sharded, keep_in_step, own_randomness, whole
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
-from tavq_plugin.training.averaging import Average
+from tavq_plugin.training.ema import Average
 from tavq_plugin.training.build import build
-from tavq_plugin.training.codebook import KeptCodebook
-from tavq_plugin.training.perceptual import build_perceptual
+from tavq_plugin.training.codebook_updates import KeptCodebook
+from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.sampler import Rows, shares
-from tavq_plugin.training.sharded import gathered, load_module, load_optimizer
+from tavq_plugin.training.sharded_state import gathered, load_module, load_optimizer
 from tavq_plugin.training.step import TrainingStep
 
 ROOM = 2**30  # bytes of a GPU's memory that texts may take

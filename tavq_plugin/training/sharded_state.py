@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.environment import whole
+from tavq_plugin.distributed import whole
 
 if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus, Method, Step, texts_of
-from tavq_plugin.clock import Clock
-from tavq_plugin.contract import TextBatch, Units
-from tavq_plugin.revival import latents_of
-from tavq_plugin.tap import find
-from tavq_plugin.training.host import picture
+from tavq_plugin.methods.base import Corpus, Method, Step, texts_of
+from tavq_plugin.training.timer import Clock
+from tavq_plugin.types import TextBatch, Units
+from tavq_plugin.training.codebook_restarts import latents_of
+from tavq_plugin.hosts.hooks import find
+from tavq_plugin.training.build_host import picture
 from tavq_plugin.training.recipe import Recipe
 
 

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 
 from tavq_plugin.attach import Tokenizer
-from tavq_plugin.baselines.method import Corpus, Method
-from tavq_plugin.runs import load_run, save_json, save_weights, writable
+from tavq_plugin.methods.base import Corpus, Method
+from tavq_plugin.training.run_folder import load_run, save_json, save_weights, writable
 from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.recipe_file import recipe_of
-from tavq_plugin.training.tree import load_tree, save_tree
+from tavq_plugin.training.recipe_yaml import recipe_of
+from tavq_plugin.io.state_tree import load_tree, save_tree
 
 if TYPE_CHECKING:
     from tavq_plugin.training.loop import Loop

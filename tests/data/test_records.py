@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tavq_plugin.data.pairs import HubPairs, Pairs, TarPairs
+from tavq_plugin.data.torch_datasets import HubPairs, Pairs, TarPairs
 from tavq_plugin.data.records import read_records
 
 

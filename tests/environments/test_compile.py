@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from environments.plain import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss, parse
+from helpers.plain_training import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss, parse
 
 import tavq_plugin as tavq
 

@@ -4,12 +4,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conformance import texts
-from tiny_hosts import DDCONFIG, tiny
+from helpers.conformance import texts
+from helpers.tiny_hosts import DDCONFIG, tiny
 from torch import nn
 
 import tavq_plugin as tavq
-from tavq_plugin.convert import convert_checkpoint
+from tavq_plugin.io.convert_checkpoint import convert_checkpoint
 
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("taming")

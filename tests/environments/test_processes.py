@@ -3,8 +3,8 @@
 import pytest
 import torch
 from environments import cases, methods
-from environments.plain import in_one_process, rank_batch
-from ranks import TwoRanks
+from helpers.plain_training import in_one_process, rank_batch
+from helpers.ranks import TwoRanks
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,6 @@ def test_accelerate_prepares_the_attachment(ranks):
 
 
 def test_counts_of_codes_add_up_over_processes(ranks):
-    from tavq_plugin.metrics.codebook import over_processes
+    from tavq_plugin.evaluation.metrics.codebook import over_processes
 
     assert [counts.tolist() for counts in ranks.both(over_processes, torch.tensor([1, 0, 2]))] == [[2, 0, 4]] * 2

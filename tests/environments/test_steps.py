@@ -5,15 +5,15 @@ import pickle
 
 import pytest
 import torch
-from conformance import texts
+from helpers.conformance import texts
 from einops import rearrange
-from environments.plain import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss
+from helpers.plain_training import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import tavq_plugin as tavq
-from tavq_plugin.align import loss as loss_module
-from tavq_plugin.hierarchy import nearest
+from tavq_plugin.losses import text_alignment as loss_module
+from tavq_plugin.hosts.hierarchy import nearest
 
 STALE = "no forward of the host was recorded"
 

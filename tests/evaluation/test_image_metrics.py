@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tavq_plugin.metrics.bootstrap import paired_bootstrap
-from tavq_plugin.metrics.codebook import code_counts, over_processes, use_of
-from tavq_plugin.metrics.frechet import Inception, frechet, kernel
-from tavq_plugin.metrics.image import ssim
-from tavq_plugin.metrics.perceptual import Lpips
-from tavq_plugin.metrics.weights import MOBILENET, Weights
+from tavq_plugin.evaluation.metrics.bootstrap import paired_bootstrap
+from tavq_plugin.evaluation.metrics.codebook import code_counts, over_processes, use_of
+from tavq_plugin.evaluation.metrics.frechet import Inception, frechet, kernel
+from tavq_plugin.evaluation.metrics.image import ssim
+from tavq_plugin.networks.lpips import Lpips
+from tavq_plugin.networks.weights import MOBILENET, Weights
 
 
 def random(*shape, seed=0):
@@ -86,7 +86,7 @@ def test_a_weights_file_with_code_in_it_is_not_run(tmp_path):
 
 def test_mobilenet_is_the_plain_loop_over_its_folded_convolutions():
     pytest.importorskip("torchvision")
-    from tavq_plugin.metrics.frozen import mobilenet_of
+    from tavq_plugin.networks.frozen import mobilenet_of
 
     plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
     layers, width = [(3, 32, 3, 2, 1, True, "")], 32  # in, out, kernel, stride, groups, relu6, residual

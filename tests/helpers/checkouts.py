@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tiny_hosts import DDCONFIG, Case
+from helpers.tiny_hosts import DDCONFIG, Case
 from torch import Tensor, nn
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import nn
 
 import tavq_plugin as tavq
-from tavq_plugin.contract import GRANULARITIES, Units
+from tavq_plugin.types import GRANULARITIES, Units
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
 

@@ -6,8 +6,8 @@ import contextlib
 
 import torch
 import torch.distributed as dist
-from conformance import texts
-from environments.plain import DESCRIPTION, IMAGES, Plain, attached, own_loss, rank_batch, state
+from helpers.conformance import texts
+from helpers.plain_training import DESCRIPTION, IMAGES, Plain, attached, own_loss, rank_batch, state
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from environments.plain import DESCRIPTION, Plain, own_loss, rank_batch, state
+from helpers.plain_training import DESCRIPTION, Plain, own_loss, rank_batch, state
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import tavq_plugin as tavq
-from tavq_plugin.baselines import method_class
-from tavq_plugin.baselines.method import Corpus, Step
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.methods import method_class
+from tavq_plugin.methods.base import Corpus, Step
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text.ragged import Ragged
 from tavq_plugin.text.store import TextStore
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conformance import IMAGES, texts
+from helpers.conformance import IMAGES, texts
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tavq_plugin as tavq
-from tavq_plugin.contract import Quantized
+from tavq_plugin.types import Quantized
 
 
 class Codebook(nn.Module):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from text.tiny import save_tiny_bert
-from tiny_hosts import tiny
+from helpers.tiny_encoders import save_tiny_bert
+from helpers.tiny_hosts import tiny
 
 import tavq_plugin as tavq
-from tavq_plugin.baselines import method_class
-from tavq_plugin.baselines.method import Corpus, Method, Step, texts_of
-from tavq_plugin.contract import TextBatch, Units
+from tavq_plugin.methods import method_class
+from tavq_plugin.methods.base import Corpus, Method, Step, texts_of
+from tavq_plugin.types import TextBatch, Units
 from tavq_plugin.data.images import to_float
 from tavq_plugin.text import TextEncoder, TextStore
 

@@ -1,14 +1,14 @@
 """One tiny encoder, some pictures and a server that fails on purpose, for the tests of this folder."""
 
-import importlib.util
 import json
 import threading
 import time
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
+from helpers import annotated_texts, tiny_encoders
+from helpers.tiny_vlm import save_tiny_vlm
 from PIL import Image
 
 from tavq_plugin.text import TextEncoder
@@ -16,30 +16,23 @@ from tavq_plugin.text import TextEncoder
 GOOD = "A small red boat lies on the sand beside two wooden houses under a grey sky."
 
 
-def _sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def annotated():
     """Hand-annotated descriptions."""
-    return _sibling("annotated")
+    return annotated_texts
 
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory):
     """A saved BERT with 24 positions and width 32."""
-    return _sibling("tiny").save_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+    return tiny_encoders.save_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory):
     """A function: family → folder of a tiny text model."""
-    module, folder = _sibling("tiny"), tmp_path_factory.mktemp("towers")
-    return cache(lambda name: module.save_tiny(name, folder / name))
+    folder = tmp_path_factory.mktemp("towers")
+    return cache(lambda name: tiny_encoders.save_tiny(name, folder / name))
 
 
 @pytest.fixture
@@ -51,8 +44,8 @@ def encoder(bert_folder):
 @pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory):
     """A function: kind → folder of a tiny vision-language model."""
-    module, folder = _sibling("tiny_vlm"), tmp_path_factory.mktemp("vlm")
-    return cache(lambda kind: module.save_tiny_vlm(kind, folder / kind))
+    folder = tmp_path_factory.mktemp("vlm")
+    return cache(lambda kind: save_tiny_vlm(kind, folder / kind))
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_hosts import DDCONFIG
+from helpers.tiny_hosts import DDCONFIG
 from torch import nn
 
-from tavq_plugin.baselines import METHODS
-from tavq_plugin.baselines.method import Corpus, Method
+from tavq_plugin.methods import METHODS
+from tavq_plugin.methods.base import Corpus, Method
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import Fitted, Recipe, fit
-from tavq_plugin.training.recipe_file import recipe_of
+from tavq_plugin.training.recipe_yaml import recipe_of
 
 TINY = {**DDCONFIG, "resolution": 16, "ch_mult": [1, 1, 1], "attn_resolutions": []}
 HOST = {
@@ -68,7 +68,7 @@ class Noisy(Method):
 @contextmanager
 def registered() -> Iterator[None]:
     """`Noisy` among the methods, for the length of a block."""
-    METHODS["noisy"] = "training.toy:Noisy"
+    METHODS["noisy"] = "helpers.toy_corpus:Noisy"
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ class Averaged(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from tiny_hosts import Autoencoder
+        from helpers.tiny_hosts import Autoencoder
         from vector_quantize_pytorch import VectorQuantize
 
         self.inner = Autoencoder(VectorQuantize(dim=8, codebook_size=32), tokens=True)

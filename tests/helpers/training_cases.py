@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.toy import corpus, recipe, registered, stopped, weights
+from helpers.toy_corpus import corpus, recipe, registered, stopped, weights
 
 from tavq_plugin.training import fit
 

@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from checkouts import CHECKOUTS, build
-from conformance import *  # noqa: F403
+from helpers.checkouts import CHECKOUTS, build
+from helpers.conformance import *  # noqa: F403
 
 if not os.environ.get("TAVQ_HOSTS"):
     pytest.skip("TAVQ_HOSTS names no folder of checkouts (owner+name each)", allow_module_level=True)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conformance import texts
-from tiny_hosts import Autoencoder, Case
+from helpers.conformance import texts
+from helpers.tiny_hosts import Autoencoder, Case
 from torch import nn
 
 import tavq_plugin as tavq
-from tavq_plugin.contract import Quantized
+from tavq_plugin.types import Quantized
 
 
 class Quantizer(nn.Module):
@@ -60,7 +60,7 @@ def test_a_subclass_of_a_known_quantizer_is_known():
 def test_a_known_host_may_hold_another_known_quantizer():
     package = pytest.importorskip("vector_quantize_pytorch")
     pytest.importorskip("taming")
-    from tiny_hosts import taming
+    from helpers.tiny_hosts import taming
 
     case = taming("vq")
     case.model.quantize = package.SimVQ(8, 16, channel_first=True)

@@ -1,8 +1,8 @@
 """The conformance suite on every host that a package brings, tiny and with random weights."""
 
 import pytest
-from conformance import *  # noqa: F403
-from tiny_hosts import HOSTS, build
+from helpers.conformance import *  # noqa: F403
+from helpers.tiny_hosts import HOSTS, build
 
 
 @pytest.fixture(params=sorted(HOSTS))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_hosts import DDCONFIG, taming_lightning, tiny
+from helpers.tiny_hosts import DDCONFIG, taming_lightning, tiny
 
 import tavq_plugin as tavq
 

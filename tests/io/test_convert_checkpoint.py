@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_hosts import tiny
+from helpers.tiny_hosts import tiny
 from typer.testing import CliRunner
 
-from tavq_plugin.cli import app
-from tavq_plugin.convert import convert_checkpoint, read_checkpoint
+from tavq_plugin.cli.app import app
+from tavq_plugin.io.convert_checkpoint import convert_checkpoint, read_checkpoint
 
 
 def weights():

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from generators import clustered, draw
+from helpers.generators import clustered, draw
 
-from tavq_plugin.align import CodeDistribution, GaussianCodes, coarse, solve, stratified
+from tavq_plugin.losses import CodeDistribution, GaussianCodes, coarse, stratified
+from tavq_plugin.ot import solve
 
 
 def test_all_is_every_code_in_raster_order():

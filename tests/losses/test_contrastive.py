@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from generators import draw
+from helpers.generators import draw
 
-from tavq_plugin.align import solve
-from tavq_plugin.align.contrast import batch_contrast, transport_contrast
-from tavq_plugin.contract import Units
+from tavq_plugin.ot import solve
+from tavq_plugin.losses.contrastive import batch_contrast, transport_contrast
+from tavq_plugin.types import Units
 
 OPTIONS = dict(epsilon=0.3, tolerance=1e-9, max_passes=200)
 KINDS = {"pooled": batch_contrast, "transport": lambda *args, **kw: transport_contrast(*args, **kw, **OPTIONS)}

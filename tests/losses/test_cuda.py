@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from generators import clustered
+from helpers.generators import clustered
 
-from tavq_plugin.align import TextAlignment, graphed, solve
-from tavq_plugin.align.semidual import Problem
-from tavq_plugin.contract import Codes, Level, Units
-from tavq_plugin.settings import TransportSettings
+from tavq_plugin.losses import TextAlignment
+from tavq_plugin.ot import cuda_graph as graphed, solve
+from tavq_plugin.ot.semidual import Problem
+from tavq_plugin.types import Codes, Level, Units
+from tavq_plugin.ot.settings import TransportSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from generators import draw
+from helpers.generators import draw
 
 import tavq_plugin as tavq
-from tavq_plugin.align import TextAlignment, collapse_repeats, solve
-from tavq_plugin.contract import GRANULARITIES
-from tavq_plugin.settings import TransportSettings
+from tavq_plugin.losses import TextAlignment, collapse_repeats
+from tavq_plugin.ot import solve
+from tavq_plugin.types import GRANULARITIES
+from tavq_plugin.ot.settings import TransportSettings
 
 
 def made_codes(b=3, c=4, k=6):

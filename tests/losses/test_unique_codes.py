@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from generators import draw
+from helpers.generators import draw
 from torch import nn
 
-from tavq_plugin.align.shared import on_shared
+from tavq_plugin.losses.unique_codes import on_shared
 
 
 @pytest.mark.parametrize("head", [[nn.Linear(3, 4)], [nn.Linear(3, 5, bias=False), nn.GELU(), nn.Linear(5, 4)]])

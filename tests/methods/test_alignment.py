@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from baselines.small import corpus, made, step_of
+from helpers.small_methods import corpus, made, step_of
 
-from tavq_plugin.align import TextAlignment
-from tavq_plugin.align.contrast import batch_contrast
-from tavq_plugin.baselines.tavq import CONTRAST, LEVEL_WEIGHT
-from tavq_plugin.baselines.tavq_uniform_plan import independent_cost
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.losses import TextAlignment
+from tavq_plugin.losses.contrastive import batch_contrast
+from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHT
+from tavq_plugin.methods.tavq_uniform_plan import independent_cost
+from tavq_plugin.types import GRANULARITIES
 
 FAMILY = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from baselines.small import made, step_of
+from helpers.small_methods import made, step_of
 
-from tavq_plugin.baselines.cvq import anchors, code_contrast
+from tavq_plugin.methods.cvq import anchors, code_contrast
 
 
 def drawn(k=3, n=40, c=4):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from baselines.small import corpus, made, step_of
+from helpers.small_methods import corpus, made, step_of
 
-from tavq_plugin.baselines.lgvq import global_contrast, masked, positions, relation, training_words
+from tavq_plugin.methods.lgvq import global_contrast, masked, positions, relation, training_words
 
 
 def drawn(*shape, seed=0):

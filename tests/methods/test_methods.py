@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from baselines.small import HOSTS, corpus, made, silent, step_of, widened
-from tiny_hosts import tiny
+from helpers.small_methods import HOSTS, corpus, made, silent, step_of, widened
+from helpers.tiny_hosts import tiny
 
-from tavq_plugin.baselines import METHODS, method_class
-from tavq_plugin.baselines.method import texts_of
+from tavq_plugin.methods import METHODS, method_class
+from tavq_plugin.methods.base import texts_of
 
 READ_TEXT = ("lgvq", "tavq", "tavq-uniform-plan", "l2-distil", "infonce")  # of the step
 

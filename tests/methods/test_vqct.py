@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from baselines.small import corpus, made, step_of
-from tiny_hosts import DDCONFIG
+from helpers.small_methods import corpus, made, step_of
+from helpers.tiny_hosts import DDCONFIG
 
 import tavq_plugin as tavq
-from tavq_plugin.baselines.vqct import VQCT, Transfer
-from tavq_plugin.baselines.word_graph import WordGraph, word_graph
+from tavq_plugin.methods.vqct import VQCT, Transfer
+from tavq_plugin.methods.word_graph import WordGraph, word_graph
 from tavq_plugin.text import Splitter
 
 TEXTS = ["A red car and a red dog.", "The blue dog sees a red car.", None, "Red is not a car."]

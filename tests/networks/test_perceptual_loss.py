@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tavq_plugin.training.perceptual import FeatureDistance, build_perceptual
+from tavq_plugin.networks.perceptual_loss import FeatureDistance, build_perceptual
 from tavq_plugin.training.recipe import PerceptualRecipe
 
 SQUEEZENET = Path(__file__).parents[3] / "shared" / "weights" / "squeezenet1_0_imagenet.pth"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from generators import clustered, gaussian
+from helpers.generators import clustered, gaussian
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tavq_plugin.align import solve
+from tavq_plugin.ot import solve
 
 
 @pytest.mark.parametrize("solver", ["newton", "sinkhorn", "emd"])

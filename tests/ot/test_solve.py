@@ -3,11 +3,11 @@
 import ot
 import pytest
 import torch
-from generators import clustered, draw, gaussian
+from helpers.generators import clustered, draw, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tavq_plugin.align import solve
+from tavq_plugin.ot import solve
 
 CLOUDS = {
     "gaussian": gaussian(3, 60, 9, 5),

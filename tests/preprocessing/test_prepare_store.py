@@ -18,12 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.data.records import read_records
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
-from tavq_plugin.text import prepare as module
+from tavq_plugin.preprocessing import prepare_store as module
 from tavq_plugin.text.manifest import shard_path, verify
-from tavq_plugin.text.prepare import prepare, process_shard
+from tavq_plugin.preprocessing.prepare_store import prepare, process_shard
 
 COLOURS, THINGS = ("red", "blue", "long"), ("car", "dog", "cat", "house", "boat")
 
@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, load, monkeypatch):
         raise OSError(28, "No space left on device")
 
     file = captions(tmp_path / "d")
-    monkeypatch.setattr("tavq_plugin.text.shards.os.fsync", full)
+    monkeypatch.setattr("tavq_plugin.text.shard_file.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         run(file, tmp_path / "s", load)
     monkeypatch.undo()

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from tavq_plugin.text import ShardedStore, TextEncoder
-from tavq_plugin.text.caption import caption
-from tavq_plugin.text.captioned import FOLDER, Captions
+from tavq_plugin.preprocessing.caption import caption
+from tavq_plugin.preprocessing.shard_captions import FOLDER, Captions
 from tavq_plugin.text.manifest import verify
-from tavq_plugin.text.prepare import prepare
-from tavq_plugin.text.server import ServerCaptioner
+from tavq_plugin.preprocessing.prepare_store import prepare
+from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 
 COLOURS = ("red", "blue", "green", "white", "black", "grey", "pink")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tavq_plugin.contract import GRANULARITIES
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import TextCache, TextStore
 
 TEXTS = ["A red car. The dog sleeps.", "", None, "Two men in a blue boat."]

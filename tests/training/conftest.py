@@ -1,7 +1,7 @@
 """The trainer's tests know one method more."""
 
 import pytest
-from training.toy import registered
+from helpers.toy_corpus import registered
 
 
 @pytest.fixture(scope="module", autouse=True)

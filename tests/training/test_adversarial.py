@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from training.toy import corpus, recipe
+from helpers.toy_corpus import corpus, recipe
 
 from tavq_plugin.training import fit
 from tavq_plugin.training.adversarial import Adversary, PatchGAN, adaptive_weight, hinge

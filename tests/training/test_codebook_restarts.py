@@ -3,7 +3,7 @@
 import torch
 
 import tavq_plugin as tavq
-from tavq_plugin.revival import Revival
+from tavq_plugin.training.codebook_restarts import Revival
 
 
 def level(indices, latent):

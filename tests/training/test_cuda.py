@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from training.toy import corpus, recipe, stopped, weights
+from helpers.toy_corpus import corpus, recipe, stopped, weights
 
 import tavq_plugin as tavq
-from tavq_plugin.baselines import METHODS
+from tavq_plugin.methods import METHODS
 from tavq_plugin.data.images import to_float
 from tavq_plugin.training import fit
-from tavq_plugin.training.host import build_host
+from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.recipe import HostRecipe
 
 pytest.importorskip("taming")

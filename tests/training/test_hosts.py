@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training.toy import corpus, recipe
+from helpers.toy_corpus import corpus, recipe
 
 from tavq_plugin.training import fit
 from tavq_plugin.training.checkpoint import Checkpoints
@@ -15,7 +15,7 @@ DIFFUSERS = {
         "num_vq_embeddings": 32,
     },
 }  # fmt: skip
-AVERAGED = {"target": "training.toy.Averaged", "wrap": {"codebook": "own", "codebook_size": 16, "grad_to": "encoder"}}
+AVERAGED = {"target": "helpers.toy_corpus.Averaged", "wrap": {"codebook": "own", "codebook_size": 16, "grad_to": "encoder"}}
 
 
 def test_a_host_of_diffusers(tmp_path):
@@ -48,7 +48,7 @@ def test_a_codebook_in_buffers_is_kept_and_resumed(tmp_path):
 
 def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
-    from training.toy import Averaged
+    from helpers.toy_corpus import Averaged
 
     def simvq():
         from vector_quantize_pytorch import SimVQ
@@ -57,11 +57,11 @@ def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
         host.inner.vq, host.inner.tokens = SimVQ(dim=8, codebook_size=32, channel_first=True), False
         return host
 
-    import training.toy
+    import helpers.toy_corpus
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.toy, "Averaged", simvq)
-        settings = recipe(host={"target": "training.toy.Averaged"}, start={"settle_share": 0.5})
+        patch.setattr(helpers.toy_corpus, "Averaged", simvq)
+        settings = recipe(host={"target": "helpers.toy_corpus.Averaged"}, start={"settle_share": 0.5})
         with pytest.raises(ValueError, match=r"not a table that can be written: give start\.settle_share=0"):
             fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"])
 

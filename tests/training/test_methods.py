@@ -3,11 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.toy import HOST, corpus, recipe, stopped
+from helpers.toy_corpus import HOST, corpus, recipe, stopped
 
-from tavq_plugin.baselines import METHODS
+from tavq_plugin.methods import METHODS
 from tavq_plugin.training import fit
-from tavq_plugin.training.host import build_host
+from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.recipe import HostRecipe
 
 pytest.importorskip("taming")

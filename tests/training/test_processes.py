@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from ranks import TwoRanks
+from helpers.ranks import TwoRanks
 from training import cases
-from training.toy import corpus, recipe
+from helpers.toy_corpus import corpus, recipe
 
 from tavq_plugin.training import fit
 

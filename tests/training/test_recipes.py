@@ -3,11 +3,11 @@
 import pytest
 import torch
 import yaml
-from training.toy import corpus
+from helpers.toy_corpus import corpus
 
 from tavq_plugin.training import Recipe, fit
-from tavq_plugin.training.host import build_host
-from tavq_plugin.training.recipe_file import read_recipe, recipe_of, shipped
+from tavq_plugin.training.build_host import build_host
+from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of, shipped
 
 TINY = (
     "steps=1", "batch_size=2", "perceptual.kind=none", "adversarial.width=4", "adversarial.layers=1",

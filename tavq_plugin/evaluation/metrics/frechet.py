@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.metrics.weights import INCEPTION
+from tavq_plugin.networks.weights import INCEPTION
 
 SUBSETS = 20  # of the kernel distance
 

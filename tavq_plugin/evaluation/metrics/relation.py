@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.contract import Units
-from tavq_plugin.metrics.alignment import Ridge
+from tavq_plugin.types import Units
+from tavq_plugin.evaluation.probes import Ridge
 
 
 def similarity_error(codes: Tensor, units: Units, probe: Ridge) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tavq_plugin.metrics.alignment import PENALTY, fit_ridge
+from tavq_plugin.evaluation.probes import PENALTY, fit_ridge
 from tavq_plugin.text.store import TextStore
 
 PAIRS = 20_000  # of image and masked word, at most, that fit the masked-word probe

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tavq_plugin.data.images import to_float
-from tavq_plugin.report.pictures import _pyplot, reconstruction_grid
+from tavq_plugin.evaluation.report.pictures import _pyplot, reconstruction_grid
 
 SMOOTHED = 0.9  # of a curve's running mean
 

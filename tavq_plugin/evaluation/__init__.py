@@ -1,0 +1,1 @@
+"""What trained tokenizers are worth: metrics, probes, comparisons and their report."""

@@ -1,0 +1,1 @@
+"""Images to captions to a text store, shard by shard and resumably."""
