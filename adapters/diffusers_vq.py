@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.types import Quantized
 
 
 class DiffusersReading(Embedded):

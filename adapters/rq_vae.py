@@ -10,8 +10,8 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.base import Host
+from tavq_plugin.types import Quantized
 
 
 class RQReading:

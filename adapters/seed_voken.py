@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.base import Embedded
+from tavq_plugin.types import Quantized
 
 
 class LFQReading:

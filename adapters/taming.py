@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.types import Quantized
 
 
 class TamingReading(Embedded):

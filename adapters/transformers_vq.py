@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tavq_plugin.types import Quantized
-from tavq_plugin.hosts.hierarchy import with_gradient
 from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.hosts.quantization import with_gradient
+from tavq_plugin.types import Quantized
 
 
 class VQReading(Embedded):

@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.base import Host
+from tavq_plugin.types import Quantized
 
 
 class VARReading:

@@ -11,8 +11,8 @@ from math import isqrt
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.base import Host
+from tavq_plugin.types import Quantized
 
 
 def _as_map(tokens: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ from transport import machine
 from transport_tables import markdown_table
 
 import tavq_plugin as tavq
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.hierarchy import Hierarchy
 from tavq_plugin.hosts.hooks import tapped
+from tavq_plugin.types import Quantized
 
 TESTS = Path(__file__).parents[1] / "tests"
 HEAD = ("host", "taps", "levels", "tests", "result")

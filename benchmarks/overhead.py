@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from transport import machine, versions
 
-from tavq_plugin.methods.base import Corpus
-from tavq_plugin.data.corpus import load_corpus
+from tavq_plugin.data.corpus import Corpus, load_corpus
 from tavq_plugin.training.loop import Loop
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe

@@ -19,8 +19,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.preprocessing.prepare_store import prepare
+from tavq_plugin.text.encoder import TextEncoder
 
 SIZES = (10_000, 100_000)
 SHARD = 1024

@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import ShardedStore, TextStore
 from tavq_plugin.text.manifest import Manifest, shard_path
 from tavq_plugin.text.ragged import Ragged
+from tavq_plugin.types import GRANULARITIES
 
 DIM, BATCH, SHARD = 384, 64, 4096
 UNITS = {"word": (55.6, 14.4), "phrase": (39.5, 2.4), "sentence": (6.8, 1.0)}  # an image; uses of a distinct one

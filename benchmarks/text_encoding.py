@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import transformers
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import TextStore, offline_encoder, split
+from tavq_plugin.types import GRANULARITIES
 
 ROUNDS = 5
 SAMPLE = 512  # strings a granularity, for the paired comparison

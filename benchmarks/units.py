@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import Splitter
+from tavq_plugin.types import GRANULARITIES
 
 FILES = {"long": "long_descriptions.txt", "short": "descriptions.txt"}
 TARGETS = {"word": 0.97, "phrase": 0.90, "sentence": 0.95}  # least F1

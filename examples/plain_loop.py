@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import tavq_plugin as tavq
-from tavq_plugin.data.images import to_float
 from tavq_plugin.data.synthetic_scenes import scenes
+from tavq_plugin.pixels import to_float
 from tavq_plugin.training.build_host import small_vqgan
 
 

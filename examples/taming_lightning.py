@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import tavq_plugin as tavq
-from tavq_plugin.data.images import to_float
 from tavq_plugin.data.synthetic_scenes import scenes
+from tavq_plugin.pixels import to_float
 
 with enable_legacy_imports():
     from taming.models.vqgan import VQModel

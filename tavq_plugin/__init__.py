@@ -1,7 +1,8 @@
 """tavq-plugin: a codebook that speaks language, for any existing VQ image tokenizer (TA-VQ, arXiv 2503.01261)."""
 
+from tavq_plugin.attach import Attachment, attach, detach
+from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.attach import Attachment, Tokenizer, attach, detach, wrap
 from tavq_plugin.types import Codes, Level, Quantized, Units
 
 __all__ = [

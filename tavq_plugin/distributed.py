@@ -1,9 +1,9 @@
-"""What training code puts around a host or its run: DDP, FSDP2, torch.compile, and a dry run that leaves no trace."""
+"""What training code puts around a module: DDP, FSDP2, torch.compile; and sharded tensors, gathered and dealt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 if dist.is_available():
     from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor, Partial
+    from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 
 def bare(host: nn.Module) -> nn.Module:
@@ -71,33 +71,34 @@ def refuse_out_of_step(module: nn.Module, name: str) -> None:
         )
 
 
-@contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """New parameters are drawn without moving the random streams that the host's training reads."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+def gathered(tree: Any) -> Any:
+    """The same dicts and lists with every sharded tensor whole; all processes call it, in step."""
+    if isinstance(tree, Tensor):
+        return whole(tree.detach())
+    if isinstance(tree, Mapping):
+        return {key: gathered(value) for key, value in tree.items()}
+    return [gathered(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
-@contextmanager
-def at_rest(host: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient, own randomness; training flags, buffers and shards are put back, also on error."""
-    flags = [(module, module.training) for module in host.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in host.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        with torch.no_grad(), own_randomness(next(host.parameters()).device):
-            host.eval()
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer.copy_(before)  # some hosts put a new tensor in its place
-        for module in host.modules():
-            if is_sharded(module):
-                module.reshard()
+def dealt(value: Any, like: Tensor) -> Any:
+    """A whole tensor of a sharded one's shape as its shards; anything else as it is."""
+    sharded = dist.is_available() and isinstance(like, DTensor)
+    if not sharded or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def load_module(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """A whole state dict into a module, strictly; its sharded parameters take their shards."""
+    live = module.state_dict()
+    module.load_state_dict({name: dealt(value, live.get(name)) for name, value in state.items()}, strict=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """A whole optimizer's state into one on sharded parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = {
+        index: {name: dealt(value, parameters[index]) for name, value in part.items()}
+        for index, part in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": parts})

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tavq_plugin.cli import text
 from tavq_plugin.cli.console import progress_of_runs
 from tavq_plugin.cli.console import told as _told
-from tavq_plugin.cli import text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
@@ -45,8 +45,8 @@ def demo(
     ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
-    from tavq_plugin.methods.tavq import WEIGHT
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
+    from tavq_plugin.methods.tavq import WEIGHT
 
     console = Console()
     with _told(console, f"Finished runs are in {out}"):

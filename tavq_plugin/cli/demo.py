@@ -15,22 +15,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method
-from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHT
-from tavq_plugin.data.images import load_images, to_float
+from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.images import load_images
 from tavq_plugin.data.synthetic_scenes import scenes
-from tavq_plugin.evaluation.text_targets import Encoded, TextTargets, encode, score, text_targets
 from tavq_plugin.evaluation.probes import PENALTY
 from tavq_plugin.evaluation.report.pictures import reconstruction_grid, word_regions
-from tavq_plugin.training.run_folder import in_hand, load_metrics, load_run, save_json, save_run, writable
+from tavq_plugin.evaluation.text_targets import Encoded, TextTargets, encode, score, text_targets
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.methods.base import Method
+from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHT
+from tavq_plugin.pixels import to_float
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import Fitted, Recipe, fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.recipe_yaml import read_recipe
+from tavq_plugin.training.run_folder import in_hand, load_metrics, load_run, save_run
 
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # that train

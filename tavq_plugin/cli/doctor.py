@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.attach import Tokenizer, wrap
-from tavq_plugin.types import GRANULARITIES, Codes, Units
 from tavq_plugin.hosts.hooks import find
+from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.types import GRANULARITIES, Codes, Units
 
 TEXT_DIM = 16  # of the random units of the dry run
 

@@ -123,9 +123,9 @@ def prepare(
 
     Exit code 3: finished, but some records were left out; they are in OUT/rejected.jsonl.
     """
-    from tavq_plugin.text import Splitter
     from tavq_plugin.preprocessing import prepare_store as preparing
     from tavq_plugin.preprocessing.choose_captioner import captions_of
+    from tavq_plugin.text import Splitter
 
     console = Console()
     with told(console, f"Finished shards are in {out}"):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tavq_plugin.data.corpus import corpus_in
-from tavq_plugin.training.run_folder import writable
+from tavq_plugin.io.atomic import writable
 from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.training.trainer import Fitted, fit
 

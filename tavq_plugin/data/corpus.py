@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from tavq_plugin.methods.base import Corpus
+from tavq_plugin.data.folders import Pack
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.leakage import Leaks, find_leaks
-from tavq_plugin.data.folders import Pack
 from tavq_plugin.data.synthetic_scenes import scenes
-from tavq_plugin.training.run_folder import save_json
+from tavq_plugin.io.atomic import save_json
 from tavq_plugin.text.store import TextStore
 
 LEAST = 2  # images on either side
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Images and texts a run learns from and is measured on; rows 0..n_train-1 train, the rest is held out."""
+
+    name: str
+    images: Tensor  # n 3 r r uint8
+    texts: Sequence[str]  # n, as they were written
+    store: TextStore  # n rows, centred on the training rows
+    n_train: int
+
+    @property
+    def train_rows(self) -> range:
+        """Rows that train."""
+        return range(self.n_train)
+
+    @property
+    def held_out_rows(self) -> range:
+        """Rows that are held out."""
+        return range(self.n_train, len(self.images))
 
 
 def corpus_in(

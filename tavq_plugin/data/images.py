@@ -57,12 +57,3 @@ def load_images(paths: Sequence[str | Path], resolution: int, *, progress: bool 
     for i, path in enumerate(track(paths, "reading images", disable=not progress)):
         images[i] = read_image(path, resolution)
     return images
-
-
-def to_float(images: Tensor) -> Tensor:
-    """8 bit to [-1, 1]; any shape.
-
-    >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
-    tensor([-1.,  1.])
-    """
-    return images.float() / 127.5 - 1

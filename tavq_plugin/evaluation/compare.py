@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from tavq_plugin.data.corpus import corpus_in, load_corpus
-from tavq_plugin.evaluation.evaluate import AT, Measured, Measuring, Texts, measure
-from tavq_plugin.evaluation.results import load_measured, save_measured
-from tavq_plugin.evaluation.metrics.cards import card_of
-from tavq_plugin.evaluation.judges import Judges
-from tavq_plugin.networks.weights import files_of, refuse_other_weights
-from tavq_plugin.evaluation.plan import Job, Plan
-from tavq_plugin.training.run_folder import save_json, writable
 from tavq_plugin.evaluation.aggregate import summarise
+from tavq_plugin.evaluation.evaluate import AT, Measured, Measuring, Texts, measure
+from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.evaluation.metrics.cards import card_of
+from tavq_plugin.evaluation.plan import Job, Plan
+from tavq_plugin.evaluation.results import load_measured, save_measured
+from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.networks.weights import files_of, refuse_other_weights
 from tavq_plugin.training import fit
 
 Tell = Callable[[str], None]

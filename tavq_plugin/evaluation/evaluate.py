@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus
-from tavq_plugin.types import GRANULARITIES, Units
-from tavq_plugin.data.images import to_float
-from tavq_plugin.evaluation.probes import fit_ridge, found, found_by, precision_shares
-from tavq_plugin.evaluation.metrics.codebook import codebook_use
-from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim, to_uint8
+from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.evaluation.metrics.codebook import codebook_use
+from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim
 from tavq_plugin.evaluation.metrics.purity import code_word_purity
 from tavq_plugin.evaluation.metrics.relation import similarity_error
+from tavq_plugin.evaluation.metrics.retrieval import found, found_by, precision_shares
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import frequent_words, histograms, masked_words, presence
+from tavq_plugin.evaluation.probes import fit_ridge
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.pixels import to_float, to_uint8
+from tavq_plugin.types import GRANULARITIES, Units
 
 AT = (1, 5, 10, 50)
 SHOWN = 8  # held-out images whose reconstructions are kept for the grid

@@ -9,10 +9,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.evaluation.evaluate import Measuring
+from tavq_plugin.io.atomic import save_json
+from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.networks.weights import files_of
-from tavq_plugin.training.run_folder import save_json
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
 from tavq_plugin.training.trainer import FREE

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from tavq_plugin.evaluation.evaluate import Measured
-from tavq_plugin.training.run_folder import save_json
+from tavq_plugin.io.atomic import save_json
 
 
 def save_measured(folder: Path, measured: Measured, settings: dict[str, Any]) -> None:

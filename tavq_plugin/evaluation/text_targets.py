@@ -9,15 +9,16 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.types import GRANULARITIES, TextBatch
-from tavq_plugin.data.images import to_float
-from tavq_plugin.evaluation.probes import fit_ridge, mean_average_precision, recall
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import psnr
+from tavq_plugin.evaluation.metrics.retrieval import mean_average_precision, recall
 from tavq_plugin.evaluation.metrics.words import frequent_words, presence
+from tavq_plugin.evaluation.probes import fit_ridge
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.pixels import to_float
 from tavq_plugin.text.store import TextStore
+from tavq_plugin.types import GRANULARITIES, TextBatch
 
 
 class Encoded(NamedTuple):

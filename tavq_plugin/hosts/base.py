@@ -10,10 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tavq_plugin.types import Quantized, Reading
 from tavq_plugin.hosts.find_taps import find_taps
-from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, reading_for
 from tavq_plugin.hosts.hooks import find
+from tavq_plugin.hosts.protocols import Reading
+from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, reading_for
+from tavq_plugin.types import Quantized
 
 LAYOUTS = ("b c h w", "b h w c", "b n c", "n b c", "b c n")
 

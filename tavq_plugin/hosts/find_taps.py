@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.types import Quantized
 from tavq_plugin.hosts.hooks import find
+from tavq_plugin.types import Quantized
 
 
 class Candidate(NamedTuple):

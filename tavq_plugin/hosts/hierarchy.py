@@ -3,81 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from tavq_plugin.hosts.quantization import QuantizationLoss, nearest, pool, with_gradient
 from tavq_plugin.types import Codes, GradTo, Level, Quantized
-
-
-def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Index of the nearest code at each place; b c h w, k c -> b h w.
-
-    Runs without gradient in the latent's own precision (float32 at least), `chunk` distances at a time: by default
-    as many as stay in a CPU's cache, or fill a GPU.
-
-    >>> nearest(torch.tensor([0.1, 0.9]).view(1, 1, 1, 2), torch.tensor([[0.0], [1.0]]))
-    tensor([[[0, 1]]])
-    """
-    b, _, h, _ = latent.shape
-    with torch.no_grad(), torch.autocast(latent.device.type, enabled=False):
-        flat = rearrange(latent, "b c h w -> (b h w) c")
-        if flat.dtype in (torch.float16, torch.bfloat16):
-            flat = flat.float()
-        codebook = codebook.to(flat.dtype)
-        offset = (codebook**2).sum(1)
-        rows = max(1, (chunk or (2**18 if flat.is_cpu else 2**24)) // len(codebook))
-        found = [_least(torch.addmm(offset, part, codebook.T, alpha=-2)) for part in flat.split(rows)]
-        return rearrange(torch.cat(found), "(b h w) -> b h w", b=b, h=h)
-
-
-def _least(distances: Tensor) -> Tensor:
-    """Where each row is least; n k -> n. On a CPU by numpy, whose argmin is many times faster than torch's."""
-    if distances.is_cpu and not torch.compiler.is_compiling():
-        return torch.from_numpy(distances.numpy().argmin(1))
-    return distances.argmin(1)
-
-
-def with_gradient(latent: Tensor, vectors: Tensor, grad_to: GradTo) -> Tensor:
-    """The value of `vectors`, exactly, with gradient to the latent, to the codebook, or to both.
-
-    "encoder" is the straight-through estimator; it cuts the codebook off (b c h w, b c h w -> b c h w).
-    """
-    if grad_to == "codebook":
-        return vectors
-    straight = latent - latent.detach()  # exactly 0, gradient 1
-    return (vectors.detach() if grad_to == "encoder" else vectors) + straight
-
-
-def pool(codes: Tensor, size: int) -> Tensor:
-    """Average over size × size windows, smaller ones at the far edge where they do not fit; b c (h s) (w s) -> b c h w.
-
-    >>> pool(torch.ones(1, 2, 4, 4), size=2).shape
-    torch.Size([1, 2, 2, 2])
-    """
-    return F.avg_pool2d(codes, size, ceil_mode=True, count_include_pad=False)
-
-
-class _BothWays(torch.autograd.Function):
-    """β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3), means over all numbers, which are computed once."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, vectors: Tensor, beta: float) -> Tensor:
-        apart = latent - vectors
-        ctx.save_for_backward(apart)
-        ctx.beta = beta
-        return apart.square().mean() * (1 + beta)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (apart,) = ctx.saved_tensors
-        to_vectors = apart * (grad * (-2 / apart.numel()))
-        return to_vectors * -ctx.beta, to_vectors, None
 
 
 class Hierarchy(nn.Module):
@@ -159,7 +93,7 @@ class Hierarchy(nn.Module):
             indices = nearest(latent, table)
             vectors = rearrange(F.embedding(indices, table.to(latent.dtype)), "b h w c -> b c h w")
             if self.codebook == "own" or self.grad_to != "encoder":
-                loss = _BothWays.apply(latent, vectors, self.beta)
+                loss = QuantizationLoss.apply(latent, vectors, self.beta)
             else:
                 loss = self.beta * F.mse_loss(latent, vectors.detach())
             return Level(latent, with_gradient(latent, vectors, self.grad_to), indices, loss)

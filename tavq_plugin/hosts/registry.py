@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tavq_plugin.types import Adapter, Reading
+from tavq_plugin.hosts.protocols import Adapter, Reading
 
 _HERE = "tavq_plugin.adapters"
 _TAMING = "tavq_plugin.adapters.taming"

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tavq_plugin.io.atomic import save_json
 from tavq_plugin.io.legacy_pickle import allowed, plain
-from tavq_plugin.training.run_folder import save_json
 
 NOT_WEIGHTS = ("optim", "lr_sched", "callbacks", "scaler")  # beginnings of entries that hold a run's state
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,30 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.attach import Tokenizer
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.types import Codes, TextBatch
-from tavq_plugin.text.store import TextStore
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Images and texts a run learns from and is measured on; rows 0..n_train-1 train, the rest is held out."""
-
-    name: str
-    images: Tensor  # n 3 r r uint8
-    texts: Sequence[str]  # n, as they were written
-    store: TextStore  # n rows, centred on the training rows
-    n_train: int
-
-    @property
-    def train_rows(self) -> range:
-        """Rows that train."""
-        return range(self.n_train)
-
-    @property
-    def held_out_rows(self) -> range:
-        """Rows that are held out."""
-        return range(self.n_train, len(self.images))
 
 
 @dataclass(frozen=True)

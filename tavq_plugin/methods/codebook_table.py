@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.attach import Tokenizer
+from tavq_plugin.hosts.tokenizer import Tokenizer
 
 
 def learnt_table(tokenizer: Tokenizer, method: str) -> tuple[nn.Module, str, Tensor]:

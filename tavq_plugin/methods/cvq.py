@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method, Step
-from tavq_plugin.methods.codebook_table import learnt_table
+from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.distributed import whole
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods.base import Method, Step
+from tavq_plugin.methods.codebook_table import learnt_table
 
 METRICS = ("l2", "cos")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tavq_plugin.losses.diagnostics import over_images
 from tavq_plugin.losses.point_clouds import Clouds
 from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.losses.diagnostics import over_images
 from tavq_plugin.methods.tavq import TAVQ
 
 

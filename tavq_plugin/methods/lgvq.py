@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.quantization import with_gradient
+from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.losses.point_clouds import pooled, text_measure
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method, Step, drawn_from
-from tavq_plugin.hosts.hierarchy import with_gradient
+from tavq_plugin.methods.base import Method, Step, drawn_from
 from tavq_plugin.text.ragged import gather
 
 

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.losses.gradient_scale import half_cosine, softened
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method, Step, drawn_from
+from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.methods.base import Method, Step, drawn_from
+from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES, GradTo, TextBatch
-from tavq_plugin.ot.settings import TransportSettings
 
 WEIGHT = 0.2  # λ at the start; at .3 the pixels lose half as much again, for 3 % of word mAP (docs/findings.md)
 LEVEL_WEIGHT = (2.5, 2.5, 0.35)  # words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Step, texts_of
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods.base import Step, texts_of
 from tavq_plugin.methods.tavq import TAVQ
 from tavq_plugin.types import TextBatch
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method, drawn_from
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods.base import Method, drawn_from
 from tavq_plugin.methods.codebook_table import learnt_table
 from tavq_plugin.methods.word_graph import WordGraph, word_graph
 from tavq_plugin.text.ragged import gather

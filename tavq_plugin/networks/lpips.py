@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.evaluation.metrics.image import to_uint8
 from tavq_plugin.networks.weights import VGG16
+from tavq_plugin.pixels import to_uint8
 
 
 class Lpips(nn.Module):

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from tavq_plugin.preprocessing.caption_batches import Captioner
-from tavq_plugin.preprocessing.shard_captions import Captions
-from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, commit_of
+from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
+from tavq_plugin.preprocessing.shard_captions import Captions
 
 _HERE, _THERE = ("dtype", "device"), ("concurrency", "timeout", "retries")
 

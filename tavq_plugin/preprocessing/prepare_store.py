@@ -17,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tavq_plugin.data.records import Record, read_records
 from tavq_plugin.preprocessing import shard_captions as captioned
-from tavq_plugin.text import shard_file as shards
 from tavq_plugin.preprocessing.caption import REJECTED, report
+from tavq_plugin.preprocessing.scan_records import look
 from tavq_plugin.preprocessing.shard_captions import Captions
+from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
-from tavq_plugin.text.store import TextStore
-from tavq_plugin.preprocessing.scan_records import look
 from tavq_plugin.text.splitter import Splitter
+from tavq_plugin.text.store import TextStore
 
 LOCKS = ".locks"
 

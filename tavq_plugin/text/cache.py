@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tavq_plugin.types import GRANULARITIES, Units
 from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.ragged import Ragged, gather
 from tavq_plugin.text.splitter import Splitter
+from tavq_plugin.types import GRANULARITIES, Units
 
 
 class TextCache:

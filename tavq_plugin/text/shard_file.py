@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text.ragged import Ragged
+from tavq_plugin.types import GRANULARITIES
 
 FORMAT = 1  # of the files; a reader refuses what it does not know
 _META = "tavq"  # one key only: safetensors orders several at random, and shards are compared byte for byte

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tavq_plugin.types import GRANULARITIES, Units
 from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.manifest import Manifest, shard_path
 from tavq_plugin.text.ragged import Ragged, centre, records
 from tavq_plugin.text.shard_file import Shard
 from tavq_plugin.text.store import Rows, TextStore
+from tavq_plugin.types import GRANULARITIES, Units
 
 CENTRED_AT_ONCE = 16  # texts, whose rows then still lie in the processor's cache
 Texts = list[tuple[int, int, int]]  # of each text its shard, where its list begins there, and its length

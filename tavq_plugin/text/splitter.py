@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 
-from tavq_plugin.types import GRANULARITIES
-from tavq_plugin.text import phrase_chunker as chunk, spacy_tags
+from tavq_plugin.text import phrase_chunker as chunk
+from tavq_plugin.text import spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
+from tavq_plugin.types import GRANULARITIES
 
 VERSION = 1  # of the splitting rules: part of a store's fingerprint
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tavq_plugin.types import GRANULARITIES, Units
 from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.ragged import Ragged, gather
 from tavq_plugin.text.shard_file import Shard
 from tavq_plugin.text.splitter import Splitter, TextUnits
+from tavq_plugin.types import GRANULARITIES, Units
 
 Rows = Sequence[int] | Sequence[str] | Tensor
 

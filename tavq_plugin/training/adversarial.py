@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tavq_plugin.distributed import load_module, load_optimizer
 from tavq_plugin.training.recipe import AdversarialRecipe
-from tavq_plugin.training.sharded_state import load_module, load_optimizer
 
 SLOPE = 0.2
 LARGEST = 1e4  # of the adaptive weight

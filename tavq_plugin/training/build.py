@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tavq_plugin.attach import Tokenizer, wrap
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.methods import METHODS, method_class
-from tavq_plugin.methods.base import Corpus, Method
-from tavq_plugin.distributed import own_randomness
+from tavq_plugin.methods.base import Method
+from tavq_plugin.side_effects import own_randomness
 from tavq_plugin.training.build_host import build_host, refuse_resolution
 from tavq_plugin.training.recipe import Recipe
 

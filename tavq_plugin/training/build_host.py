@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import at_rest
 from tavq_plugin.hosts.instantiate import instantiate
+from tavq_plugin.side_effects import at_rest
 from tavq_plugin.training.recipe import HostRecipe
 
 

@@ -1,14 +1,21 @@
-"""A codebook kept on the latents: started on them, and hardly used codes moved onto those of the present batch."""
+"""The host's codebook in a run: it starts on latents, and hardly used codes move onto those of the batch."""
 
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor
+from torch.nn.utils import parametrize
 
-from tavq_plugin.types import Adapter, Level
-from tavq_plugin.data.images import to_float
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.distributed import whole
 from tavq_plugin.hosts.hooks import tapped
+from tavq_plugin.hosts.protocols import Adapter
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.pixels import to_float
+from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.types import Codes, Level
 
 
 def latents_of(adapter: Adapter, images: Tensor) -> Tensor:
@@ -67,3 +74,58 @@ class Revival:
         """Go on from what `state_dict` gave."""
         self.uses.copy_(state["uses"])
         self._draw.set_state(state["draw"])
+
+
+class KeptCodebook:
+    """A `Revival` of the host's level, in step on all processes; its state is the revival's."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, revival: Revival) -> None:
+        self.start_settings, self.steps = recipe.start, recipe.steps
+        self.adapter, self.accelerator, self.revival = tokenizer.adapter, accelerator, revival
+        self.state_dict, self.load_state_dict = revival.state_dict, revival.load_state_dict
+
+    @classmethod
+    def of(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> KeptCodebook | None:
+        """None where the recipe asks for nothing, or the method computes the codebook.
+
+        Raises ValueError where the host's codebook cannot be written.
+        """
+        start = recipe.start
+        if not (start.settle_share or start.revive_every):
+            return None
+        table = tokenizer.adapter.codebook()
+        if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
+            return None
+        if table is None or not table.is_leaf or whole(table) is not table:
+            raise ValueError(
+                "this host's codebook is not a table that can be written: give start.settle_share=0 and "
+                "start.revive_every=0"
+            )
+        return cls(recipe, tokenizer, accelerator, Revival(len(table), recipe.seed, below=start.revive_below))
+
+    @torch.no_grad()
+    def start(self, corpus: Corpus) -> None:
+        """Put the codes on latents of the training images."""
+        codebook = self.adapter.codebook()
+        self.revival.start(codebook, self.adapter, corpus.images[: corpus.n_train])
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast(codebook.data, 0)
+
+    def see(self, codes: Codes) -> None:
+        """Count what the host's level chose in a pass."""
+        if self.start_settings.revive_every:
+            self.revival.see(self._everywhere(codes))
+
+    def after_update(self, number: int, codes: Codes) -> None:
+        """When it is time, move the codes that were hardly chosen onto latents of the latest pass."""
+        every = self.start_settings.revive_every
+        if every and number < self.start_settings.revive_share * self.steps and number % every == every - 1:
+            self.revival.move(self.adapter.codebook(), self._everywhere(codes))
+
+    def _everywhere(self, codes: Codes) -> Level:
+        """The host's level of all processes' images, in the batch's order."""
+        final = codes.final
+        if self.accelerator.num_processes == 1:
+            return final
+        latent, indices = self.accelerator.gather((final.latent.detach(), final.indices))
+        return Level(latent, latent, indices, final.loss)

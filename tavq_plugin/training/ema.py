@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tavq_plugin.training.sharded_state import load_module
+from tavq_plugin.distributed import load_module
 
 
 class Average:

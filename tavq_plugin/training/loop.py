@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from tavq_plugin.methods.base import Corpus
-from tavq_plugin.training.timer import Clock
-from tavq_plugin.data.images import to_float
-from tavq_plugin.distributed import is_sharded, keep_in_step, own_randomness, whole
-from tavq_plugin.training.adversarial import Adversary, PatchGAN
-from tavq_plugin.training.ema import Average
-from tavq_plugin.training.build import build
-from tavq_plugin.training.codebook_updates import KeptCodebook
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.distributed import gathered, is_sharded, keep_in_step, load_module, load_optimizer, whole
 from tavq_plugin.networks.perceptual_loss import build_perceptual
+from tavq_plugin.pixels import to_float
+from tavq_plugin.side_effects import own_randomness
+from tavq_plugin.training.adversarial import Adversary, PatchGAN
+from tavq_plugin.training.build import build
+from tavq_plugin.training.codebook_restarts import KeptCodebook
+from tavq_plugin.training.ema import Average
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.sampler import Rows, shares
-from tavq_plugin.training.sharded_state import gathered, load_module, load_optimizer
 from tavq_plugin.training.step import TrainingStep
+from tavq_plugin.training.timer import Clock
 
 ROOM = 2**30  # bytes of a GPU's memory that texts may take
 

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method, Step, texts_of
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.hooks import find
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods.base import Method, Step, texts_of
+from tavq_plugin.training.build_host import picture
+from tavq_plugin.training.codebook_restarts import latents_of
+from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.timer import Clock
 from tavq_plugin.types import TextBatch, Units
-from tavq_plugin.training.codebook_restarts import latents_of
-from tavq_plugin.hosts.hooks import find
-from tavq_plugin.training.build_host import picture
-from tavq_plugin.training.recipe import Recipe
 
 
 class TrainingStep(nn.Module):

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from tavq_plugin.attach import Tokenizer
-from tavq_plugin.methods.base import Corpus, Method
-from tavq_plugin.training.run_folder import load_run, save_json, save_weights, writable
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.io.state_tree import load_tree, save_tree
+from tavq_plugin.methods.base import Method
 from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import recipe_of
-from tavq_plugin.io.state_tree import load_tree, save_tree
+from tavq_plugin.training.run_folder import load_run, save_weights
 
 if TYPE_CHECKING:
     from tavq_plugin.training.loop import Loop

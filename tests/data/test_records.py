@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tavq_plugin.data.torch_datasets import HubPairs, Pairs, TarPairs
 from tavq_plugin.data.records import read_records
+from tavq_plugin.data.torch_datasets import HubPairs, Pairs, TarPairs
 
 
 def image(path, colour="red", size=(12, 10)):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tavq_plugin.data.synthetic_text import NUMBERS, relation
 from tavq_plugin.data.synthetic_scenes import COLOURS, render, scenes
+from tavq_plugin.data.synthetic_text import NUMBERS, relation
 
 MADE = [render(0, i, 64) for i in range(60)]
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from environments import cases, methods
+from helpers import environment_cases as cases
+from helpers import environment_methods as methods
 from helpers.plain_training import in_one_process, rank_batch
 from helpers.ranks import TwoRanks
 

@@ -5,15 +5,15 @@ import pickle
 
 import pytest
 import torch
-from helpers.conformance import texts
 from einops import rearrange
+from helpers.conformance import texts
 from helpers.plain_training import DESCRIPTION, IMAGES, Plain, attached, gradients, one_step, own_loss
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import tavq_plugin as tavq
+from tavq_plugin.hosts.quantization import nearest
 from tavq_plugin.losses import text_alignment as loss_module
-from tavq_plugin.hosts.hierarchy import nearest
 
 STALE = "no forward of the host was recorded"
 

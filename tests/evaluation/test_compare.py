@@ -11,19 +11,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tavq_plugin.attach import wrap
-from tavq_plugin.methods.base import Corpus
 from tavq_plugin.cli.app import app
-from tavq_plugin.data.corpus import corpus_in
+from tavq_plugin.data.corpus import Corpus, corpus_in
 from tavq_plugin.data.leakage import dhash, find_leaks
 from tavq_plugin.data.synthetic_scenes import scenes, write_pack
+from tavq_plugin.evaluation.aggregate import best, summarise
 from tavq_plugin.evaluation.evaluate import Measured, Measuring, Texts, measure
-from tavq_plugin.evaluation.metrics.cards import HEADLINE, card_of
 from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.evaluation.metrics.cards import HEADLINE, card_of
 from tavq_plugin.evaluation.plan import divided, plan_of
 from tavq_plugin.evaluation.report.tables import lines_of, markdown
 from tavq_plugin.evaluation.report.write import page
-from tavq_plugin.evaluation.aggregate import best, summarise
+from tavq_plugin.hosts.tokenizer import wrap
 from tavq_plugin.text.encoder import offline_encoder
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.training.build_host import small_vqgan

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from tavq_plugin.evaluation.probes import fit_ridge, mean_average_precision, recall
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import psnr
+from tavq_plugin.evaluation.metrics.retrieval import mean_average_precision, recall
+from tavq_plugin.evaluation.probes import fit_ridge
 
 
 def test_a_uniform_codebook_has_perplexity_k():

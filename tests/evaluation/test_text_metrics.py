@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tavq_plugin.types import Units
-from tavq_plugin.evaluation.probes import Ridge, fit_ridge, found, found_by, mean_average_precision, precision_shares
 from tavq_plugin.evaluation.metrics.purity import code_word_purity, mutual_information
 from tavq_plugin.evaluation.metrics.relation import similarity_error
+from tavq_plugin.evaluation.metrics.retrieval import found, found_by, mean_average_precision, precision_shares
 from tavq_plugin.evaluation.metrics.stability import code_word_stability, word_image_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import histograms, masked_words, presence
+from tavq_plugin.evaluation.probes import Ridge, fit_ridge
 from tavq_plugin.text.ragged import Ragged
 from tavq_plugin.text.store import TextStore
+from tavq_plugin.types import Units
 
 
 def random(*shape, seed=0):

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import tavq_plugin as tavq
+from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.methods import method_class
-from tavq_plugin.methods.base import Corpus, Step
-from tavq_plugin.types import GRANULARITIES
+from tavq_plugin.methods.base import Step
 from tavq_plugin.text.ragged import Ragged
 from tavq_plugin.text.store import TextStore
+from tavq_plugin.types import GRANULARITIES
 
 WORDS = ("red", "blue", "car", "dog")
 TEXTS = ["a red car", "a blue dog", "a red dog", "a blue car"]

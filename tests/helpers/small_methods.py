@@ -12,11 +12,12 @@ from helpers.tiny_encoders import save_tiny_bert
 from helpers.tiny_hosts import tiny
 
 import tavq_plugin as tavq
+from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.methods import method_class
-from tavq_plugin.methods.base import Corpus, Method, Step, texts_of
-from tavq_plugin.types import TextBatch, Units
-from tavq_plugin.data.images import to_float
+from tavq_plugin.methods.base import Method, Step, texts_of
+from tavq_plugin.pixels import to_float
 from tavq_plugin.text import TextEncoder, TextStore
+from tavq_plugin.types import TextBatch, Units
 
 TEXTS = [
     "A red car runs. The blue dog sleeps in a house.",

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from helpers.tiny_hosts import DDCONFIG
 from torch import nn
 
+from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.methods import METHODS
-from tavq_plugin.methods.base import Corpus, Method
+from tavq_plugin.methods.base import Method
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import Fitted, Recipe, fit
 from tavq_plugin.training.recipe_yaml import recipe_of

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tavq_plugin.hosts.hierarchy import Hierarchy
+from tavq_plugin.hosts.quantization import nearest, with_gradient
 from tavq_plugin.types import Quantized
-from tavq_plugin.hosts.hierarchy import Hierarchy, nearest, with_gradient
 
 
 def test_nearest_equals_cdist_whatever_the_chunk():

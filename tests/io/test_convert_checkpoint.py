@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from helpers.tiny_hosts import tiny
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from helpers.generators import draw
 
-from tavq_plugin.ot import solve
 from tavq_plugin.losses.contrastive import batch_contrast, transport_contrast
+from tavq_plugin.ot import solve
 from tavq_plugin.types import Units
 
 OPTIONS = dict(epsilon=0.3, tolerance=1e-9, max_passes=200)

@@ -5,10 +5,11 @@ import torch
 from helpers.generators import clustered
 
 from tavq_plugin.losses import TextAlignment
-from tavq_plugin.ot import cuda_graph as graphed, solve
+from tavq_plugin.ot import cuda_graph as graphed
+from tavq_plugin.ot import solve
 from tavq_plugin.ot.semidual import Problem
+from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import Codes, Level, Units
-from tavq_plugin.ot.settings import TransportSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

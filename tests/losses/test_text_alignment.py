@@ -10,8 +10,8 @@ from helpers.generators import draw
 import tavq_plugin as tavq
 from tavq_plugin.losses import TextAlignment, collapse_repeats
 from tavq_plugin.ot import solve
+from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES
-from tavq_plugin.ot.settings import TransportSettings
 
 
 def made_codes(b=3, c=4, k=6):

@@ -9,8 +9,8 @@ from PIL import Image
 from tavq_plugin.data.records import read_records
 from tavq_plugin.preprocessing.caption import caption
 from tavq_plugin.preprocessing.caption_quality import flaw
-from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 from tavq_plugin.preprocessing.local_captioner import LocalCaptioner
+from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 
 GOOD = "A small red boat lies on the sand beside two wooden houses under a grey sky."
 REFUSAL = "I'm sorry, but I can't help with that image."

@@ -18,12 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.data.records import read_records
-from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
 from tavq_plugin.preprocessing import prepare_store as module
-from tavq_plugin.text.manifest import shard_path, verify
 from tavq_plugin.preprocessing.prepare_store import prepare, process_shard
+from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
+from tavq_plugin.text.manifest import shard_path, verify
+from tavq_plugin.types import GRANULARITIES
 
 COLOURS, THINGS = ("red", "blue", "long"), ("car", "dog", "cat", "house", "boat")
 

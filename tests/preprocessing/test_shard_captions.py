@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tavq_plugin.text import ShardedStore, TextEncoder
 from tavq_plugin.preprocessing.caption import caption
-from tavq_plugin.preprocessing.shard_captions import FOLDER, Captions
-from tavq_plugin.text.manifest import verify
 from tavq_plugin.preprocessing.prepare_store import prepare
 from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
+from tavq_plugin.preprocessing.shard_captions import FOLDER, Captions
+from tavq_plugin.text import ShardedStore, TextEncoder
+from tavq_plugin.text.manifest import verify
 
 COLOURS = ("red", "blue", "green", "white", "black", "grey", "pink")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import TextCache, TextStore
+from tavq_plugin.types import GRANULARITIES
 
 TEXTS = ["A red car. The dog sleeps.", "", None, "Two men in a blue boat."]
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
-from tavq_plugin.text import TextEncoder, encoder as embed, offline_encoder
+from tavq_plugin.text import TextEncoder, offline_encoder
+from tavq_plugin.text import encoder as embed
 
 STRINGS = ["a red car", "the dog sleeps", "a", "two men in a blue boat . the sky", "a red car"]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.text import ShardedStore, TextStore
 from tavq_plugin.text.manifest import Manifest, append, merge, shard_path, verify
 from tavq_plugin.text.shard_file import Strings
+from tavq_plugin.types import GRANULARITIES
 
 TEXTS = ["A red car. The dog sleeps on a red boat.", "", "Two men in a blue boat.", None, "The sky. A house. A dog."]
 IDS = ["a.png", "b.png", "ç.png", "d.png", "e.png"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tavq_plugin.types import GRANULARITIES, Units
 from tavq_plugin.text import TextStore, split
+from tavq_plugin.types import GRANULARITIES, Units
 
 TEXTS = ["A red car. The dog sleeps on a red boat.", "", "Two men in a blue boat.", None, "The sky. A house. A dog."]
 IDS = ["a.png", "b.png", "c.png", "d.png", "e.png"]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 from helpers.toy_corpus import corpus, recipe
+from torch import nn
 
 from tavq_plugin.training import fit
 from tavq_plugin.training.adversarial import Adversary, PatchGAN, adaptive_weight, hinge

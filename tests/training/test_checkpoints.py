@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers.toy_corpus import corpus, recipe, stopped
 
+from tavq_plugin.io.state_tree import load_tree, save_tree
 from tavq_plugin.training import checkpoint, fit
 from tavq_plugin.training.checkpoint import Checkpoints
-from tavq_plugin.io.state_tree import load_tree, save_tree
 
 TREE = {
     "number": 3, "rate": 0.1, "betas": [0.5, 0.9], "none": None, "on": True, "name": "a/b",

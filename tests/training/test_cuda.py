@@ -6,7 +6,7 @@ from helpers.toy_corpus import corpus, recipe, stopped, weights
 
 import tavq_plugin as tavq
 from tavq_plugin.methods import METHODS
-from tavq_plugin.data.images import to_float
+from tavq_plugin.pixels import to_float
 from tavq_plugin.training import fit
 from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.recipe import HostRecipe

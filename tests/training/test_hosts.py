@@ -15,7 +15,10 @@ DIFFUSERS = {
         "num_vq_embeddings": 32,
     },
 }  # fmt: skip
-AVERAGED = {"target": "helpers.toy_corpus.Averaged", "wrap": {"codebook": "own", "codebook_size": 16, "grad_to": "encoder"}}
+AVERAGED = {
+    "target": "helpers.toy_corpus.Averaged",
+    "wrap": {"codebook": "own", "codebook_size": 16, "grad_to": "encoder"},
+}
 
 
 def test_a_host_of_diffusers(tmp_path):
@@ -67,7 +70,7 @@ def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
 
 
 def test_the_tokenizer_is_compiled_by_the_backend_asked_for(tmp_path, monkeypatch):
-    from tavq_plugin.attach import Tokenizer
+    from tavq_plugin.hosts.tokenizer import Tokenizer
 
     asked = []
     monkeypatch.setattr(Tokenizer, "compile", lambda self, **options: asked.append(options))

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from helpers.toy_corpus import HOST, corpus, recipe
 
 import tavq_plugin as tavq
-from tavq_plugin.data.images import to_float
+from tavq_plugin.pixels import to_float
 from tavq_plugin.training import fit
 from tavq_plugin.training.build import build
-from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.build_host import build_host
+from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.sampler import Rows
 
 pytest.importorskip("taming")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from helpers.toy_corpus import HOST, corpus, recipe, stopped
+from safetensors.torch import load_file
 
 from tavq_plugin.methods import METHODS
 from tavq_plugin.training import fit

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers import training_cases as cases
 from helpers.ranks import TwoRanks
-from training import cases
 from helpers.toy_corpus import corpus, recipe
 
 from tavq_plugin.training import fit

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from helpers.toy_corpus import HOST, corpus, recipe, stopped, weights
+from safetensors.torch import load_file
 
 from tavq_plugin.training import fit
-from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.build_host import build_host
+from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.recipe import HostRecipe
 
 pytest.importorskip("taming")

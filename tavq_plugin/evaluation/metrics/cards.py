@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.probes import PENALTY
 from tavq_plugin.evaluation.metrics.frechet import SUBSETS
 from tavq_plugin.evaluation.metrics.purity import PERMUTATIONS
+from tavq_plugin.evaluation.probes import PENALTY
 
 
 @dataclass(frozen=True)

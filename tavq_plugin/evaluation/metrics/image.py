@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tavq_plugin.pixels import to_uint8
+
 WINDOW = 11  # of SSIM, Gaussian, σ 1.5
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a file would keep them: clamped, then rounded; b c h w -> b c h w uint8."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.types import Units
 from tavq_plugin.evaluation.probes import Ridge
+from tavq_plugin.types import Units
 
 
 def similarity_error(codes: Tensor, units: Units, probe: Ridge) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tavq_plugin.evaluation.probes import Ridge
 from tavq_plugin.losses.code_distribution import collapse_repeats
 from tavq_plugin.ot.solve import solve
 from tavq_plugin.types import Units
-from tavq_plugin.evaluation.probes import Ridge
 
 
 def transport_scores(quantized: Tensor, indices: Tensor, units: Units, probe: Ridge) -> Tensor:

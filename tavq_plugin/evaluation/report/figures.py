@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tavq_plugin.data.images import to_float
 from tavq_plugin.evaluation.report.pictures import _pyplot, reconstruction_grid
+from tavq_plugin.pixels import to_float
 
 SMOOTHED = 0.9  # of a curve's running mean
 

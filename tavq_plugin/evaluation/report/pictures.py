@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tavq_plugin.evaluation.metrics.image import to_uint8
+from tavq_plugin.pixels import to_uint8
 
 
 def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:

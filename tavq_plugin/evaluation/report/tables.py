@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
 from tavq_plugin.evaluation.aggregate import best
+from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
 
 SURE = 0.05  # p of a difference that is marked
 MARKS = {"vqgan": ("▲", "▼"), "tavq": ("△", "▽")}

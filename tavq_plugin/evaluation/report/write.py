@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.evaluation.aggregate import told_by_codes
 from tavq_plugin.evaluation.evaluate import Measured, Texts
 from tavq_plugin.evaluation.metrics.cards import HEADLINE
 from tavq_plugin.evaluation.metrics.codebook import code_counts
 from tavq_plugin.evaluation.report import figures
 from tavq_plugin.evaluation.report.tables import LEGEND, every_metric, lines_of, markdown
-from tavq_plugin.evaluation.aggregate import told_by_codes
 
 PICTURES = {
     "reconstructions.png": "Held-out images, and what each method makes of them (first seed)",

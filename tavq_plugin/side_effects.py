@@ -1,0 +1,43 @@
+"""Blocks that leave no trace: random streams, training flags and buffers are as they were before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from tavq_plugin.distributed import is_sharded
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """New parameters are drawn without moving the random streams that the host's training reads."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def at_rest(host: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradient, own randomness; training flags, buffers and shards are put back, also on error."""
+    flags = [(module, module.training) for module in host.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in host.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with torch.no_grad(), own_randomness(next(host.parameters()).device):
+            host.eval()
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer.copy_(before)  # some hosts put a new tensor in its place
+        for module in host.modules():
+            if is_sharded(module):
+                module.reshard()
