@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from tavq_plugin.distributed import is_sharded
+if dist.is_available():
+    from torch.distributed.fsdp import FSDPModule
 
 
 @contextmanager
@@ -39,5 +41,5 @@ def at_rest(host: nn.Module) -> Iterator[None]:
             for module, name, buffer, before in buffers:
                 module._buffers[name] = buffer.copy_(before)  # some hosts put a new tensor in its place
         for module in host.modules():
-            if is_sharded(module):
+            if dist.is_available() and isinstance(module, FSDPModule):
                 module.reshard()

@@ -69,7 +69,7 @@ def test_the_distributions_table(benchmark, monkeypatch, tmp_path):
 def test_the_hosts_table(benchmark, monkeypatch, tmp_path):
     """Rows of a host that passes, one that fails and one that is absent; the suite itself runs in tests/hosts."""
     pytest.importorskip("vector_quantize_pytorch")
-    checkouts, tiny_hosts = benchmark("checkouts"), benchmark("tiny_hosts")
+    checkouts, tiny_hosts = benchmark("helpers.checkouts"), benchmark("helpers.tiny_hosts")
     hosts = benchmark("hosts")
 
     def suite(arguments, plugins):

@@ -14,7 +14,7 @@ from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    folder = Path(str(files("tavq_plugin") / "recipes"))
+    folder = Path(str(files("tavq_plugin.training") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -14,7 +14,7 @@ from tavq_plugin.hosts.instantiate import load
 
 SETUP = """
 import torch, tavq_plugin as tavq
-from tiny_hosts import tiny
+from helpers.tiny_hosts import tiny
 
 def good():
     host = tiny("taming-vq")

@@ -20,7 +20,7 @@ pytest.importorskip("accelerate")
 @pytest.fixture
 def toy(monkeypatch):
     """Images and texts that need no reading and no encoder."""
-    from tavq_plugin.cli.app import train as command
+    from tavq_plugin.cli import train as command
 
     def given(folder, data, resolution, **numbers):
         return corpus(side=resolution), {}

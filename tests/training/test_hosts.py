@@ -31,17 +31,17 @@ def test_a_host_of_diffusers(tmp_path):
 def test_a_codebook_in_buffers_is_kept_and_resumed(tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
     settings = recipe(host=AVERAGED, checkpoint_every=2, ema=0.5)
-    whole = fit("vqgan", settings, corpus(), tmp_path / "whole", allow=["training"])
+    whole = fit("vqgan", settings, corpus(), tmp_path / "whole", allow=["helpers"])
 
     def stop(done, row):
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"], progress=stop)
+        fit("vqgan", settings, corpus(), tmp_path / "run", allow=["helpers"], progress=stop)
     state, _ = Checkpoints(tmp_path / "run" / "checkpoints").latest()
     moved = state["model"]["tokenizer.host.inner.vq._codebook.embed"]
-    resumed = fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"])
+    resumed = fit("vqgan", settings, corpus(), tmp_path / "run", allow=["helpers"])
     ours, theirs = resumed.tokenizer.state_dict(), whole.tokenizer.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not torch.equal(ours["host.inner.vq._codebook.embed"], moved)
@@ -66,7 +66,7 @@ def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
         patch.setattr(helpers.toy_corpus, "Averaged", simvq)
         settings = recipe(host={"target": "helpers.toy_corpus.Averaged"}, start={"settle_share": 0.5})
         with pytest.raises(ValueError, match=r"not a table that can be written: give start\.settle_share=0"):
-            fit("vqgan", settings, corpus(), tmp_path / "run", allow=["training"])
+            fit("vqgan", settings, corpus(), tmp_path / "run", allow=["helpers"])
 
 
 def test_the_tokenizer_is_compiled_by_the_backend_asked_for(tmp_path, monkeypatch):

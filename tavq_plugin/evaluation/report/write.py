@@ -54,7 +54,7 @@ def page(content: Mapping[str, Any], told: Mapping[str, list[dict[str, Any]]], p
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
-    loader = PackageLoader("tavq_plugin", "report")
+    loader = PackageLoader("tavq_plugin.evaluation", "report")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     uris = [
         (title, "data:image/png;base64," + base64.b64encode(pictures[name]).decode())

@@ -1,0 +1,263 @@
+"""Old module paths and public names: they work for one release, and warn with the new name."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_ROOT = __name__.rpartition(".")[0]
+
+# old module → new module, both below tavq_plugin
+MODULES: dict[str, str] = {
+    "align": "losses",
+    "align.clouds": "losses.point_clouds",
+    "align.contrast": "losses.contrastive",
+    "align.distribution": "losses.code_distribution",
+    "align.envelope": "ot.value",
+    "align.exact": "ot.emd",
+    "align.graphed": "ot.cuda_graph",
+    "align.loss": "losses.text_alignment",
+    "align.newton": "ot.newton",
+    "align.semidual": "ot.semidual",
+    "align.shared": "losses.unique_codes",
+    "align.softened": "losses.gradient_scale",
+    "align.told": "losses.diagnostics",
+    "align.transport": "ot.solve",
+    "baselines": "methods",
+    "baselines.cvq": "methods.cvq",
+    "baselines.infonce": "methods.infonce",
+    "baselines.l2_distil": "methods.l2_distil",
+    "baselines.lgvq": "methods.lgvq",
+    "baselines.method": "methods.base",
+    "baselines.table": "methods.codebook_table",
+    "baselines.tavq": "methods.tavq",
+    "baselines.tavq_shuffled": "methods.tavq_shuffled",
+    "baselines.tavq_uniform_plan": "methods.tavq_uniform_plan",
+    "baselines.vqct": "methods.vqct",
+    "baselines.vqgan": "methods.vqgan",
+    "baselines.vqvae": "methods.vqvae",
+    "baselines.word_graph": "methods.word_graph",
+    "clock": "training.timer",
+    "compare": "evaluation.compare",
+    "console": "cli.console",
+    "contract": "types",
+    "convert": "io.convert_checkpoint",
+    "data.layouts": "data.published",
+    "data.leaks": "data.leakage",
+    "data.pack": "data.folders",
+    "data.pairs": "data.torch_datasets",
+    "data.scene_text": "data.synthetic_text",
+    "data.scenes": "data.synthetic_scenes",
+    "demo": "cli.demo",
+    "doctor": "cli.doctor",
+    "dry_run": "hosts.find_taps",
+    "environment": "distributed",
+    "evaluate": "evaluation.text_targets",
+    "foreign": "io.legacy_pickle",
+    "hierarchy": "hosts.hierarchy",
+    "host": "hosts.base",
+    "measure": "evaluation.evaluate",
+    "measured": "evaluation.results",
+    "metrics": "evaluation.metrics",
+    "metrics.alignment": "evaluation.probes",
+    "metrics.bootstrap": "evaluation.metrics.bootstrap",
+    "metrics.cards": "evaluation.metrics.cards",
+    "metrics.codebook": "evaluation.metrics.codebook",
+    "metrics.frechet": "evaluation.metrics.frechet",
+    "metrics.frozen": "networks.frozen",
+    "metrics.image": "evaluation.metrics.image",
+    "metrics.judges": "evaluation.judges",
+    "metrics.perceptual": "networks.lpips",
+    "metrics.purity": "evaluation.metrics.purity",
+    "metrics.relation": "evaluation.metrics.relation",
+    "metrics.stability": "evaluation.metrics.stability",
+    "metrics.transporting": "evaluation.metrics.transport_retrieval",
+    "metrics.weights": "networks.weights",
+    "metrics.words": "evaluation.metrics.words",
+    "plan": "evaluation.plan",
+    "registry": "hosts.registry",
+    "report": "evaluation.report",
+    "report.figures": "evaluation.report.figures",
+    "report.pictures": "evaluation.report.pictures",
+    "report.tables": "evaluation.report.tables",
+    "report.write": "evaluation.report.write",
+    "revival": "training.codebook_restarts",
+    "runs": "training.run_folder",
+    "settings": "ot.solve",
+    "summary": "evaluation.aggregate",
+    "tap": "hosts.hooks",
+    "target": "hosts.instantiate",
+    "text.asking": "preprocessing.caption_batches",
+    "text.caption": "preprocessing.caption",
+    "text.captioned": "preprocessing.shard_captions",
+    "text.captioners": "preprocessing.choose_captioner",
+    "text.chunk": "text.phrase_chunker",
+    "text.commands": "cli.text",
+    "text.embed": "text.encoder",
+    "text.prepare": "preprocessing.prepare_store",
+    "text.quality": "preprocessing.caption_quality",
+    "text.ray_workers": "preprocessing.ray_backend",
+    "text.sentence_layout": "text.sentence_transformers_folder",
+    "text.server": "preprocessing.server_captioner",
+    "text.sharded": "text.sharded_store",
+    "text.shards": "text.shard_file",
+    "text.survey": "preprocessing.scan_records",
+    "text.units": "text.splitter",
+    "text.vlm": "preprocessing.local_captioner",
+    "training.averaging": "training.ema",
+    "training.codebook": "training.codebook_restarts",
+    "training.command": "cli.train",
+    "training.host": "training.build_host",
+    "training.perceptual": "networks.perceptual_loss",
+    "training.recipe_file": "training.recipe_yaml",
+    "training.sharded": "distributed",
+    "training.tree": "io.state_tree",
+}
+
+# "old module:old name" → "new module:new name", for names that went elsewhere than their module, or were renamed
+NAMES: dict[str, str] = {
+    "align.clouds:Clouds": "losses.point_clouds:PointClouds",
+    "align.clouds:clouds_of": "losses.point_clouds:point_clouds_of",
+    "align.clouds:padded": "losses.point_clouds:pad_levels",
+    "align.distribution:collapse_repeats": "losses.unique_codes:merge_repeated_codes",
+    "align.shared:Collapsed": "losses.unique_codes:UniqueCodes",
+    "align.shared:collapse_repeats": "losses.unique_codes:merge_repeated_codes",
+    "align.shared:on_shared": "losses.unique_codes:apply_once_per_code",
+    "align.softened:softened": "losses.gradient_scale:scale_gradient",
+    "align.told:Told": "losses.diagnostics:Diagnostics",
+    "align.told:over_images": "losses.diagnostics:mean_over_images",
+    "align:CodeDistribution": "losses:CodeDistribution",
+    "align:GaussianCodes": "losses:GaussianCodes",
+    "align:TextAlignment": "losses:TextAlignment",
+    "align:Transport": "ot.solve:Transport",
+    "align:coarse": "losses:coarse",
+    "align:collapse_repeats": "losses.unique_codes:merge_repeated_codes",
+    "align:solve": "ot.solve:solve",
+    "align:stratified": "losses:stratified",
+    "baselines.method:Corpus": "data.corpus:Corpus",
+    "clock:Clock": "training.timer:StepTimer",
+    "console:progress_of_runs": "cli.console:runs_progress",
+    "console:told": "cli.console:report_errors",
+    "contract:Adapter": "hosts.protocols:Adapter",
+    "contract:Reading": "hosts.protocols:QuantizerAdapter",
+    "data.images:to_float": "pixels:to_float",
+    "data.layouts:layout_of": "data.published:published_reader",
+    "data.records:from_folder": "data.folders:from_folder",
+    "data.records:from_table": "data.tables:from_table",
+    "data.records:read_records": "data.read:read_records",
+    "data.records:record": "data.tables:record",
+    "environment:at_rest": "side_effects:eval_without_trace",
+    "environment:bare": "distributed:unwrap",
+    "environment:keep_in_step": "distributed:mark_synchronized",
+    "environment:own_randomness": "side_effects:isolated_random_state",
+    "environment:refuse_out_of_step": "distributed:require_synchronized",
+    "environment:whole": "distributed:gather_sharded",
+    "foreign:Record": "io.legacy_pickle:PickledObject",
+    "hierarchy:nearest": "hosts.quantization:nearest",
+    "hierarchy:pool": "hosts.quantization:pool",
+    "hierarchy:with_gradient": "hosts.quantization:with_gradient",
+    "host:Embedded": "hosts.base:EmbeddingQuantizer",
+    "host:Given": "hosts.base:CustomQuantizer",
+    "host:Host": "hosts.base:HostAdapter",
+    "metrics.alignment:found": "evaluation.metrics.retrieval:found",
+    "metrics.alignment:found_by": "evaluation.metrics.retrieval:found_by",
+    "metrics.alignment:mean_average_precision": "evaluation.metrics.retrieval:mean_average_precision",
+    "metrics.alignment:precision_shares": "evaluation.metrics.retrieval:precision_shares",
+    "metrics.alignment:recall": "evaluation.metrics.retrieval:recall",
+    "metrics.image:to_uint8": "pixels:to_uint8",
+    "registry:reading_for": "hosts.registry:quantizer_adapter_for",
+    "revival:KeptCodebook": "training.codebook_restarts:HostCodebookRestarts",
+    "revival:Revival": "training.codebook_restarts:CodebookRestarts",
+    "runs:save_json": "io.atomic:save_json",
+    "runs:writable": "io.atomic:writable",
+    "settings:TransportSettings": "ot.solve:TransportSettings",
+    "tap:Seen": "hosts.hooks:Capture",
+    "tap:find": "hosts.hooks:find_module",
+    "tap:install": "hosts.hooks:install_hooks",
+    "tap:refuse_blind": "hosts.hooks:require_gradient",
+    "target:load": "hosts.instantiate:load_setup",
+    "text.sentence_layout:Layout": "text.sentence_transformers_folder:EncoderFolder",
+    "text.sentence_layout:layout_of": "text.sentence_transformers_folder:read_encoder_folder",
+    "training.averaging:Average": "training.ema:WeightAverage",
+    "training.codebook:KeptCodebook": "training.codebook_restarts:HostCodebookRestarts",
+    "training.codebook:Revival": "training.codebook_restarts:CodebookRestarts",
+    "training.sharded:bare": "distributed:unwrap",
+    "training.sharded:dealt": "distributed:shard_like",
+    "training.sharded:gathered": "distributed:gather_state",
+    "training.sharded:keep_in_step": "distributed:mark_synchronized",
+    "training.sharded:load_module": "distributed:load_module",
+    "training.sharded:load_optimizer": "distributed:load_optimizer",
+    "training.sharded:refuse_out_of_step": "distributed:require_synchronized",
+    "training.sharded:whole": "distributed:gather_sharded",
+}
+
+
+def new_place(module: str, name: str) -> tuple[str, str] | None:
+    """The new module and name of what was called `name` in `module`; None where it was not moved.
+
+    >>> new_place("align", "solve")
+    ('ot.solve', 'solve')
+    """
+    if f"{module}:{name}" in NAMES:
+        target, _, new_name = NAMES[f"{module}:{name}"].partition(":")
+        return target, new_name
+    return (MODULES[module], name) if module in MODULES else None
+
+
+def resolve(path: str) -> str:
+    """A dotted path as it is called today; paths that were not moved come back as they are.
+
+    >>> resolve("tavq_plugin.align.transport.solve")
+    'tavq_plugin.ot.solve.solve'
+    >>> resolve("torch.nn.Linear")
+    'torch.nn.Linear'
+    """
+    module, _, name = path.rpartition(".")
+    place = new_place(module.removeprefix(f"{_ROOT}."), name) if module.startswith(f"{_ROOT}.") else None
+    return path if place is None else f"{_ROOT}.{place[0]}.{place[1]}"
+
+
+def old_names(module: str) -> Callable[[str], Any]:
+    """A module's `__getattr__` that finds its moved names, with a DeprecationWarning that names the new place."""
+    old = module.removeprefix(f"{_ROOT}.")
+
+    def find(name: str) -> Any:
+        place = None if name.startswith("__") else new_place(old, name)
+        if place is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        target, new_name = f"{_ROOT}.{place[0]}", place[1]
+        warnings.warn(
+            f"{module}.{name} is now {target}.{new_name}; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(import_module(target), new_name)
+
+    return find
+
+
+class _OldModules(MetaPathFinder, Loader):
+    """Finds the old module paths, after every other finder has failed; what it makes holds no code."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        old = name.removeprefix(f"{_ROOT}.")
+        known = old != name and any(key == old or key.startswith(f"{old}.") for key in MODULES)
+        return ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__getattr__ = old_names(module.__name__)  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Let `import` find the old paths; called once, when tavq_plugin is imported."""
+    if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(_OldModules())
