@@ -17,6 +17,7 @@ from tavq_plugin.attach import Tokenizer
 from tavq_plugin.baselines.method import Corpus, Method
 from tavq_plugin.runs import load_run, save_json, save_weights, writable
 from tavq_plugin.training.checkpoint import Checkpoints
+from tavq_plugin.training.host import refuse_targets
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import recipe_of
 from tavq_plugin.training.tree import load_tree, save_tree
@@ -72,6 +73,7 @@ def fit(
 
     recipe = recipe_of({**recipe.to_dict(), "method": method})
     refuse_corpus(corpus, recipe)
+    refuse_targets(recipe, allow=allow)
     folder = writable(Path(folder))
     settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
     refuse_other_run(folder, settings)
