@@ -35,11 +35,8 @@ BUILDERS = frozenset({
     "ldm.lr_scheduler.LambdaLinearScheduler",
 })  # fmt: skip
 NAMING = ("target", "_target_", "class_path")  # keys by which taming and ldm, Hydra and Lightning name what is built
-SAFE = {
-    "trust_remote_code": False,
-    "allow_pickle": False,
-    "weights_only": True,
-}  # by key, the one value that runs nothing
+# settings by which code in a file or a model may run, each with the one value by which it does not
+SAFE = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True}
 
 _allow: ContextVar[tuple[str, ...]] = ContextVar("allow", default=())  # of the object that is being built
 
@@ -65,13 +62,13 @@ def load(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.op
 
 
 def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] = (), where: str = "target") -> Any:
-    """Call the class package.module.Class with params, once `refuse` has passed both.
+    """Call the class package.module.Class with params, once `builder_of` has passed both.
 
     Inside, `torch.load` reads tensors alone, so that a checkpoint named in params runs nothing. Nested targets may name
-    the packages in `allow` too. Raises ValueError as `refuse` does, and for a checkpoint that holds more than tensors.
+    the packages in `allow` too. Raises ValueError as `builder_of` does, and for a checkpoint that holds more than tensors.
     """
     allow = (*allow, *_allow.get())
-    build = refuse(target, params, allow=allow, where=where)
+    build = builder_of(target, params, allow=allow, where=where)
     token = _allow.set(allow)
     try:
         with _importable(target), _weights_only():
@@ -85,7 +82,7 @@ def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] 
         _allow.reset(token)
 
 
-def refuse(
+def builder_of(
     target: str, params: Mapping[str, Any], *, allow: Sequence[str] = (), where: str = "target"
 ) -> Callable[..., Any]:
     """The class, or the one of `BUILDERS`, that target names; nothing is built.
@@ -98,10 +95,11 @@ def refuse(
     known, below = (*PACKAGES, *allow), "".join(where.rpartition(".")[:2]) + "params"
     if not isinstance(params, Mapping):
         raise ValueError(f"{below} is {params!r}: give names and values")
-    named = {where: target, **dict(_named(params, below, set()))}
-    for place, name in named.items():  # all names are read before anything is imported
+    named = [(where, target), *_named(params, below, set())]
+    for place, name in named:  # all names are read before anything is imported
         _refuse_name(name, place, known)
-    return {place: _resolved(name, place, known) for place, name in named.items()}[where]
+    found, *_ = [_resolved(name, place, known) for place, name in named]
+    return found
 
 
 def _named(value: Any, where: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

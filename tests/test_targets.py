@@ -185,6 +185,13 @@ def test_parameters_are_names_and_values_and_may_hold_themselves():
         instantiate("torch.nn.Identity", {"a": round_["again"]})
 
 
+def test_a_target_is_not_hidden_behind_another_of_the_same_place():
+    system, identity = {"target": "os.system"}, {"target": "torch.nn.Identity"}
+    for params in ({"a": {"b": system}, "a.b": identity}, {"a": [system], "a[0]": identity}):
+        with pytest.raises(ValueError, match=r"'os\.system' is outside"):
+            instantiate("torch.nn.Identity", params)
+
+
 @pytest.mark.parametrize("content", ["a: [", "[1]", "model: 3", "model: {}", "target: 3", "target: {a: b}"])
 def test_a_file_that_names_no_class_is_refused(tmp_path, content):
     (tmp_path / "c.yaml").write_text(content)

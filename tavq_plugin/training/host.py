@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from tavq_plugin.environment import at_rest
-from tavq_plugin.target import instantiate, refuse
+from tavq_plugin.target import builder_of, instantiate
 from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
@@ -26,10 +26,10 @@ def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
 def refuse_targets(recipe: Recipe, *, allow: Sequence[str] = ()) -> None:
     """ValueError, with the mend, where a recipe names what a file may not have built; nothing is built."""
     if recipe.host.target != "small":
-        refuse(recipe.host.target, recipe.host.params, allow=allow, where="host.target")
+        builder_of(recipe.host.target, recipe.host.params, allow=allow, where="host.target")
     perceptual = recipe.perceptual
     if perceptual.kind == "frozen" and perceptual.weight and perceptual.network:
-        refuse(perceptual.network, {}, allow=allow, where="perceptual.network")
+        builder_of(perceptual.network, {}, allow=allow, where="perceptual.network")
 
 
 def build_host(recipe: HostRecipe, resolution: int, *, allow: Sequence[str] = ()) -> nn.Module:
