@@ -65,7 +65,7 @@ def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] 
     """Call the class package.module.Class with params, once `builder_of` has passed both.
 
     Inside, `torch.load` reads tensors alone, so that a checkpoint named in params runs nothing. Nested targets may name
-    the packages in `allow` too. Raises ValueError as `builder_of` does, and for a checkpoint that holds more than tensors.
+    the packages in `allow` too. Raises as `builder_of` does; ValueError for a checkpoint that holds more than tensors.
     """
     allow = (*allow, *_allow.get())
     build = builder_of(target, params, allow=allow, where=where)
