@@ -213,7 +213,7 @@ def new_place(module: str, name: str) -> tuple[str, str] | None:
 def resolve(path: str) -> str:
     """A dotted path as it is called today; paths that were not moved come back as they are.
 
-    >>> resolve("tavq_plugin.align.transport.solve")
+    >>> resolve("tavq_plugin.ot.solve.solve")
     'tavq_plugin.ot.solve.solve'
     >>> resolve("torch.nn.Linear")
     'torch.nn.Linear'

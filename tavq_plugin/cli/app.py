@@ -114,6 +114,7 @@ def compare(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs side by side, a process of one thread each.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps and images: all methods in half an hour.")] = False,
+    allow: Annotated[list[str] | None, typer.Option(help="A further package that a recipe's target may name.")] = None,
 ) -> None:
     """Train every method on the same data by one recipe, measure all alike; a table, a page, and what is behind them.
 
@@ -128,6 +129,7 @@ def compare(
         plan = plan_of(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
             overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
+            allow=allow or (),
         )  # fmt: skip
         with progress_of_runs(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tavq_plugin.data.corpus import corpus_in
 from tavq_plugin.io.atomic import writable
+from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.training.trainer import Fitted, fit
 
@@ -34,6 +35,7 @@ def run_train(
     from accelerate import PartialState
 
     settings = read_recipe(recipe, overrides)
+    refuse_targets(settings, allow=allow)
     state = PartialState(cpu=not torch.cuda.is_available())  # as `fit` has it
     console.quiet = not state.is_main_process
     writable(out)

@@ -27,6 +27,7 @@ from tavq_plugin.evaluation.results import load_measured, save_measured
 from tavq_plugin.io.atomic import save_json, writable
 from tavq_plugin.networks.weights import files_of, refuse_other_weights
 from tavq_plugin.training import fit
+from tavq_plugin.training.build_host import refuse_targets
 
 Tell = Callable[[str], None]
 Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
@@ -45,11 +46,12 @@ def compare(
     Finished runs are kept, interrupted ones go on from their last checkpoint. A run whose loss breaks is named under
     "failed" and the others go on. With `workers` above 1, runs go side by side, a process of one thread each.
 
-    Raises ValueError where `out` holds a comparison by another recipe or on other data, FloatingPointError where
-    every run broke, and OSError, with the mend, where the disk is full.
+    Raises ValueError where the recipe names what may not be built and where `out` holds a comparison by another recipe
+    or on other data, FloatingPointError where every run broke, and OSError, with the mend, where the disk is full.
     """
     from tavq_plugin.evaluation.report.write import write_report
 
+    refuse_targets(plan.recipe, allow=plan.allow)
     writable(Path(plan.out))
     with _full_disk_told(plan.out):
         plan.refuse_changed()
@@ -91,8 +93,9 @@ def run_job(job: Job, report: Report) -> Measured:
     steps = job.recipe.steps
     texts = texts_in(job.plan.out, job.plan.measuring)
     fitted = fit(
-        job.method, job.recipe, texts.corpus, job.folder, progress=lambda done, row: report(job.name, done, steps)
-    )
+        job.method, job.recipe, texts.corpus, job.folder, progress=lambda done, row: report(job.name, done, steps),
+        allow=job.plan.allow,
+    )  # fmt: skip
     measured = measure(fitted.tokenizer, texts, judges_of(job.plan.out, job.plan.measuring, job.plan.weights))
     measured.values["seconds_per_step"] = fitted.seconds_per_step
     measured.values["plugin_share"] = fitted.plugin_share

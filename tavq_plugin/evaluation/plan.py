@@ -41,6 +41,7 @@ class Plan:
     weights: Path | None = None  # folder of the judging networks
     measuring: Measuring = field(default_factory=Measuring)
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options by method
+    allow: tuple[str, ...] = ()  # further packages that the recipe's targets may name
 
     def __post_init__(self) -> None:
         for name in (*self.methods, *self.own):
@@ -135,6 +136,7 @@ def plan_of(
     n_eval: int | None = None,
     weights: Path | None = None,
     quick: bool = False,
+    allow: Sequence[str] = (),
 ) -> Plan:
     """A plan from what a command line gives; later ones win: recipe, quick, resolution and steps, overrides.
 
@@ -161,6 +163,7 @@ def plan_of(
         weights=weights,
         measuring=QUICK_MEASURING if quick else Measuring(),
         own=own,
+        allow=tuple(allow),
     )
 
 

@@ -79,7 +79,7 @@ class FeatureDistance(nn.Module):
                 "perceptual.layers, module paths in it, as [features.3, features.7, features.12]"
             )
         state = checked_weights(recipe, "its state dict")
-        network = instantiate(recipe.network, {}, allow=("torchvision", *allow))
+        network = instantiate(recipe.network, {}, allow=allow, where="perceptual.network")
         network.load_state_dict(state, strict=True)
         return cls(network, tuple(recipe.layers))
 

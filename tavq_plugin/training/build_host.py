@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.instantiate import instantiate
+from tavq_plugin.hosts.instantiate import builder_of, instantiate
 from tavq_plugin.side_effects import at_rest
-from tavq_plugin.training.recipe import HostRecipe
+from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
 def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
@@ -23,13 +23,20 @@ def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
     return VQGAN(ddconfig, n_embed=n_embed, embed_dim=64, legacy=False)
 
 
+def refuse_targets(recipe: Recipe, *, allow: Sequence[str] = ()) -> None:
+    """ValueError, with the mend, where a recipe names what a file may not have built; nothing is built."""
+    if recipe.host.target != "small":
+        builder_of(recipe.host.target, recipe.host.params, allow=allow, where="host.target")
+    perceptual = recipe.perceptual
+    if perceptual.kind == "frozen" and perceptual.weight and perceptual.network:
+        builder_of(perceptual.network, {}, allow=allow, where="perceptual.network")
+
+
 def build_host(recipe: HostRecipe, resolution: int, *, allow: Sequence[str] = ()) -> nn.Module:
     """A fresh host from its target and params; "small" takes the resolution itself."""
     if recipe.target == "small":
         return small_vqgan(**{"resolution": resolution, **recipe.params})
-    if "." not in recipe.target:
-        raise ValueError(f"host.target is {recipe.target!r}: give small, or a class as package.module.Class")
-    host = instantiate(recipe.target, recipe.params, allow=allow)
+    host = instantiate(recipe.target, recipe.params, allow=allow, where="host.target")
     if not isinstance(host, nn.Module):
         raise ValueError(f"host.target {recipe.target} gave a {type(host).__name__}, and a host is a torch.nn.Module")
     return host

@@ -28,9 +28,13 @@ def _one_of(settings: Any, name: str, known: Sequence[str]) -> None:
 class HostRecipe:
     """The tokenizer that is trained; `host: small` is short for its target."""
 
-    target: str = "small"  # the demo's VQGAN, or a class, package.module.Class, of an allowed package
+    target: str = "small"  # the demo's VQGAN, or package.module.Class: a torch.nn.Module class of an allowed package
     params: dict[str, Any] = field(default_factory=dict)  # its arguments
     wrap: dict[str, Any] = field(default_factory=dict)  # of `tavq_plugin.wrap`: taps, quantizer, codebook, grad_to …
+
+    def __post_init__(self) -> None:
+        if self.target != "small" and "." not in self.target:
+            raise ValueError(f"target must be small, or a class as package.module.Class, got {self.target!r}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class PerceptualRecipe:
     weight: float = 1.0
     path: str = ""  # weights file: of torchvision's network for lpips, of `network` for frozen
     sha256: str = ""  # of that file, or its first 8 or more digits; empty: not checked
-    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: its class or builder, package.module.name
+    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `target.BUILDERS`
     layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
 
     def __post_init__(self) -> None:

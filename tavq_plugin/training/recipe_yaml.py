@@ -72,7 +72,7 @@ def _with(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[s
 
 def _made(kind: type, content: Any, where: str) -> Any:
     if kind is HostRecipe and isinstance(content, str):
-        return HostRecipe(content)
+        content = {"target": content}
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {content!r}: give names and values")
     types = get_type_hints(kind)

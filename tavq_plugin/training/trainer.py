@@ -18,6 +18,7 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import save_json, writable
 from tavq_plugin.io.state_tree import load_tree, save_tree
 from tavq_plugin.methods.base import Method
+from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import recipe_of
@@ -74,6 +75,7 @@ def fit(
 
     recipe = recipe_of({**recipe.to_dict(), "method": method})
     refuse_corpus(corpus, recipe)
+    refuse_targets(recipe, allow=allow)
     folder = writable(Path(folder))
     settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
     refuse_other_run(folder, settings)

@@ -126,6 +126,20 @@ def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
     assert divided(["tavq.options.weight=0.5", "steps=3"]) == (["steps=3"], {"tavq": {"weight": 0.5}})
 
 
+def test_a_host_of_ones_own_is_compared_where_its_package_is_allowed(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch")
+    host = ("--set", "host={target: helpers.toy_corpus.Averaged, wrap: {codebook: own, codebook_size: 16}}")
+    one = (*host, "--methods", "vqgan", "--seeds", "0", "--steps", 1)
+    refused = run("--out", tmp_path / "out", *one)
+    assert refused.exit_code == 2 and "host.target 'helpers.toy_corpus.Averaged' is outside" in " ".join(
+        refused.output.split()
+    )
+    assert not (tmp_path / "out").exists()
+    result = run("--out", tmp_path / "out", *one, "--allow", "training")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "vqgan" / "seed0" / "measured.json").exists()
+
+
 def test_a_broken_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     import tavq_plugin.evaluation.compare as comparing
 

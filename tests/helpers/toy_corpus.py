@@ -135,3 +135,13 @@ class Averaged(nn.Module):
 
     def forward(self, images):
         return self.inner(images)
+
+
+class Tableless(Averaged):
+    """The same with a codebook that is computed, not a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import SimVQ
+
+        self.inner.vq, self.inner.tokens = SimVQ(dim=8, codebook_size=32, channel_first=True), False

@@ -56,6 +56,8 @@ def test_a_shipped_recipe_builds_and_takes_a_step(name, tmp_path):
         ({"start": {"revive_every": -1}}, "start.revive_every must be 0 or more, got -1"),
         ({"start": {"revive_share": -0.1}}, "start.revive_share must be 0 or more, got -0.1"),
         ({"optimizer": {"method_rate": 0.0}}, "optimizer.method_rate must be above 0, got 0.0"),
+        ({"host": "smal"}, "host.target must be small, or a class as package.module.Class, got 'smal'"),
+        ({"host": {"target": ""}}, "host.target must be small"),
         ({"ema": 1.0}, "ema must be 0 or more and below 1"),
         ({"perceptual": {"sha256": "ab"}}, "8 digits or more"),
         ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers"),
