@@ -147,7 +147,7 @@ def test_what_is_no_class_of_an_allowed_package_is_refused_at_every_depth(target
 
 def test_a_package_that_is_allowed_gives_classes_alone(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
-        "import subprocess\nfrom subprocess import Popen\nfrom tiny_hosts import Autoencoder\nfrom torch import nn\n"
+        "import subprocess\nfrom subprocess import Popen\nfrom helpers.tiny_hosts import Autoencoder\nfrom torch import nn\n"
         "class Host(nn.Module):\n    pass\ndef host():\n    return Host()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
