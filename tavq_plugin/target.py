@@ -26,7 +26,7 @@ def load(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.op
     if target.endswith((".yaml", ".yml")):
         import yaml
 
-        config = yaml.safe_load(Path(target).read_text(encoding="utf-8"))
+        config = yaml.safe_load(Path(target).read_text(encoding="utf-8-sig"))
         config = config.get("model", config)
         if "target" not in config:
             raise ValueError(f"{target} has no target: give one, the host's class as package.module.Class, and params")

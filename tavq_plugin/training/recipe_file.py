@@ -32,7 +32,7 @@ def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
         if not path.is_file():
             raise FileNotFoundError(f"no recipe {source}: give a YAML file, or one of {', '.join(shipped())}")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         if not isinstance(content, Mapping):
