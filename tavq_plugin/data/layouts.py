@@ -61,9 +61,7 @@ def celeba_hq(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
         if path.stem.split("_")[0].isdigit():
             masks[int(path.stem.split("_")[0])].append(path)
     found = [
-        path
-        for path in images.iterdir()
-        if path.suffix.lower() in IMAGE_ENDINGS and not hidden(PurePath(path.name))
+        path for path in images.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and not hidden(PurePath(path.name))
     ]
     for path in sorted(found, key=lambda path: (len(path.stem), path.stem)):
         lines = lines_of(texts / f"{path.stem}.txt", reject)
