@@ -17,6 +17,7 @@ from tavq_plugin.data.leaks import Leaks, find_leaks
 from tavq_plugin.data.pack import Pack
 from tavq_plugin.data.scenes import scenes
 from tavq_plugin.runs import save_json
+from tavq_plugin.storable import storable
 from tavq_plugin.text.store import TextStore
 
 LEAST = 2  # images on either side
@@ -93,7 +94,7 @@ def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.json").unlink(missing_ok=True)
-    save_file({"images": images[torch.tensor(kept)].contiguous()}, folder / "images.safetensors")
+    save_file(storable({"images": images[torch.tensor(kept)]}), folder / "images.safetensors")
     store.save(folder / "store.safetensors")
     save_json(folder / "corpus.json", about)  # last: its presence says that the rest is whole
     return about

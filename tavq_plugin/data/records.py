@@ -5,12 +5,13 @@ Every reader takes `reject`: with it a broken record is handed over and left out
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -40,14 +41,17 @@ class Rejection(NamedTuple):
     line: int | None  # or row, or member; None where the file is the record
     reason: str
 
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}, line {self.line}"
+        return f"{place}: {self.reason}"
+
 
 Reject = Callable[[Rejection], None]
 
 
 def refuse(rejection: Rejection) -> None:
     """What is done without a `reject` of one's own."""
-    place = rejection.file if rejection.line is None else f"{rejection.file}, line {rejection.line}"
-    raise ValueError(f"{place}: {rejection.reason}")
+    raise ValueError(str(rejection))
 
 
 def read_records(place: str | Path, reject: Reject = refuse) -> Iterator[Record]:
@@ -117,16 +121,18 @@ def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Rec
 
 
 def from_folder(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
-    """Images anywhere below a folder, each with the lines of its same-named .txt as captions."""
-    root = folder.resolve()
-    for path in _walk(folder):
+    """Images anywhere below a folder, each with the lines of its same-named .txt as captions.
+
+    Linked files and folders are read as if they lay there; names that begin with a dot, and __MACOSX, are left aside.
+    """
+    for path in _walk(folder, reject):
         if path.suffix.lower() not in IMAGE_ENDINGS:
             continue
         if any("\ud800" <= character <= "\udfff" for character in str(path)):
             reject(Rejection(str(path), None, "its file name is not UTF-8; rename it"))
             continue
-        if not path.resolve().is_relative_to(root):
-            reject(Rejection(str(path), None, "is a link out of the folder; only files inside are read"))
+        if not path.is_file():
+            reject(Rejection(str(path), None, "a link that leads to nothing; mend or delete it"))
             continue
         text = lines_of(path.with_suffix(".txt"), reject)
         if text is not None:
@@ -136,26 +142,39 @@ def from_folder(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
 def lines_of(file: Path, reject: Reject = refuse) -> list[str] | None:
     """The lines of a text file, none where it is missing; None where it is rejected."""
     try:
-        return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
     except UnicodeDecodeError as error:
         reject(Rejection(str(file), None, f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"))
         return None
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The image's path; ValueError where it leads out of the folder or to nothing."""
-    root = folder.resolve()
+    """The image's path; ValueError where the name leads out of the folder or to nothing.
+
+    The name is what is not trusted: `..` is taken off it before any link is followed. Links are the folder's owner's
+    own (images/ on another disk, a subset made of links), and are followed.
+    """
+    roots = {Path(os.path.abspath(folder)), folder.resolve()}
     for base in (folder / "images", folder):
+        path = Path(os.path.abspath(base / name))
+        if not any(path.is_relative_to(root) for root in roots):
+            raise ValueError(f"image {name!r} leads out of {folder}; only files inside are read")
         try:
-            path = (base / name).resolve()
             there = path.is_file()
         except (ValueError, OSError) as error:  # a null byte, a name too long
             raise ValueError(f"image {name[:80]!r} is no file name ({error})") from error
-        if not path.is_relative_to(root):
-            raise ValueError(f"image {name!r} leads out of {folder}; only files inside are read")
         if there:
             return path
     raise ValueError(f"no file {name!r} in {folder / 'images'} or {folder}; add it or delete the line")
+
+
+def hidden(name: PurePath) -> bool:
+    """Whether a relative name is no user's file: .DS_Store, ._0.png, __MACOSX/0.png, .git/…
+
+    >>> [hidden(PurePath(name)) for name in ("a/._0.png", "__MACOSX/0.png", "./a/0.png", "a/../0.png")]
+    [True, True, False, False]
+    """
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in name.parts)
 
 
 def joined(captions: list[str]) -> str:
@@ -180,7 +199,7 @@ def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
                     number += 1
                     yield number, row
     elif file.suffix == ".csv":
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             reader = csv.DictReader(lines)
             while True:
                 try:
@@ -194,10 +213,10 @@ def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
     else:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
+                if not line.removeprefix(codecs.BOM_UTF8).strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    row = json.loads(line.decode("utf-8-sig"))  # a mark may open any line: files are joined by cat
                     if not isinstance(row, dict):
                         raise ValueError("no object")
                 except UnicodeDecodeError as error:
@@ -208,10 +227,17 @@ def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, row
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, by name; holds the names of one folder at a time."""
+def _walk(folder: Path, reject: Reject, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Files below a folder, and links that lead to nothing, by name; holds the names of one folder at a time."""
+    above |= {os.path.realpath(folder)}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        elif entry.is_file():
-            yield Path(entry.path)
+        if hidden(PurePath(entry.name)):
+            continue
+        linked = entry.is_symlink()
+        if not (os.path.isdir(entry.path) if linked else entry.is_dir()):
+            if linked or entry.is_file():
+                yield Path(entry.path)
+        elif linked and os.path.realpath(entry.path) in above:
+            reject(Rejection(entry.path, None, "a link to a folder above it, which would go round in a circle"))
+        else:
+            yield from _walk(Path(entry.path), reject, above)

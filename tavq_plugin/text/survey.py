@@ -15,6 +15,8 @@ from tavq_plugin.text.caption import REJECTED, line_of, report
 from tavq_plugin.text.captioned import Captions
 from tavq_plugin.text.shards import hashed
 
+SHOWN = 3  # reasons in an error that no record can be read
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -30,9 +32,12 @@ def look(data: Path, out: Path, *, check_images: bool = False, captions: Caption
     """Read all records once: count them, find repeated ids, write `rejected.jsonl`; keeps 8 bytes a record."""
     hashes, captioners, broken = bytearray(), set(), {}
     lines: list[bytes] = []
+    first_rejections: list[Rejection] = []
 
     def reject(rejection: Rejection) -> None:
         lines.append(line_of(rejection))
+        if len(first_rejections) < SHOWN:
+            first_rejections.append(rejection)
 
     number = -1
     for number, record in enumerate(read_records(data, reject)):
@@ -53,7 +58,11 @@ def look(data: Path, out: Path, *, check_images: bool = False, captions: Caption
                 reject(Rejection(str(data), record.line or number + 1, f"id {record.id!r} stands earlier; first kept"))
     left_out = frozenset(repeated | broken.keys())
     if len(ids) == len(left_out):
-        raise ValueError(f"no record of {data} can be read ({len(lines)} rejected): see the kinds of input in --help")
+        reasons = "; ".join(map(str, first_rejections)) + ("; …" if len(lines) > SHOWN else "")
+        raise ValueError(
+            f"no record of {data} can be read, {len(lines)} rejected"
+            + (f": {reasons}" if reasons else ": it is empty; see the kinds of input in --help")
+        )
     report(out / REJECTED, b"".join(lines))
     if captions is not None:
         captioners = {json.dumps([captions.model, captions.revision, captions.prompt])}

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from tavq_plugin.attach import Tokenizer
 from tavq_plugin.baselines.method import Corpus, Method
 from tavq_plugin.runs import load_run, save_json, save_weights, writable
+from tavq_plugin.storable import refuse_unstorable
 from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.host import refuse_targets
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import recipe_of
-from tavq_plugin.training.tree import load_tree, save_tree
+from tavq_plugin.training.tree import load_tree, refuse_unsavable, save_tree
 
 if TYPE_CHECKING:
     from tavq_plugin.training.loop import Loop
@@ -61,8 +62,8 @@ def fit(
     Written: settings.json, recipe.yaml, host.safetensors (the host's state dict, strictly), tavq.safetensors,
     method.safetensors, history.json last; checkpoints/ and logs/ on the way.
 
-    Raises ValueError for what cannot be trained and where the folder holds a run of other settings;
-    FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
+    Raises ValueError, before the first step, for what cannot be trained or saved and where the folder holds a run of
+    other settings; FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
     """
     try:
         from accelerate import Accelerator
@@ -100,6 +101,8 @@ def fit(
 def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progress | None) -> dict[str, Any]:
     """From the last checkpoint, or the start, to the end; -> what history.json holds."""
     recipe, accelerator = loop.recipe, loop.accelerator
+    refuse_unstorable(loop.tokenizer.host.state_dict(), "the host's state dict")  # now, not after the last step
+    refuse_unsavable(loop.module.state_dict())
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep)
     history: list[dict[str, float]] = []
     if accelerator.is_main_process:
