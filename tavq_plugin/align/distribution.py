@@ -109,7 +109,8 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
 
     Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
     point's, as if it had been transported on its own. u is the most distinct codes an image has. Where codes of one
-    index are unequal (a residual quantizer's indices are its first stage's), none are merged.
+    index are unequal (a residual quantizer's indices are its first stage's), none are merged. A code that is not finite
+    is equal to none: its image's point is not finite, and no other image has that point's number.
     """
     b, c, h, w = codes.shape
     k = int(indices.max()) + 1
@@ -118,18 +119,19 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     flat = rearrange(codes, "b c h w -> (b h w) c")
     count = count.to(codes.dtype)
     mean = codes.new_zeros(len(distinct), c).index_add(0, group, flat) / count[:, None]
-    seen, merged = _signature(flat), _signature(mean)
-    if not _equal(seen, merged[group]):
+    seen, merged, image = _signature(flat), _signature(mean), distinct // k
+    largest = seen.abs().masked_fill(~seen.isfinite(), 0.0).view(b, -1).amax(1)
+    if not _equal(seen, merged[group], largest.repeat_interleave(h * w)):
         every = torch.arange(len(flat), device=flat.device)
         return Collapsed(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
-    image = distinct // k
     held = torch.bincount(image, minlength=b)
     u = int(held.max())
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
-    used, number, _ = _distinct(distinct - image * k, k)
+    own = k + torch.arange(len(distinct), device=image.device)  # numbers that no two points share
+    used, number, _ = _distinct(torch.where(merged.isfinite(), distinct - image * k, own), k + len(distinct))
     any_of = merged.new_empty(len(used)).index_copy(0, number, merged)
-    if not _equal(merged, any_of[number]):
+    if not _equal(merged, any_of[number], largest[image]):
         number = torch.arange(len(number), device=number.device)
     return Collapsed(mean, slot, masses.view(b, u), number)
 
@@ -151,9 +153,10 @@ def _signature(codes: Tensor) -> Tensor:
     return codes @ along
 
 
-def _equal(codes: Tensor, merged: Tensor) -> bool:
-    """Whether all signatures are those of what the codes were merged to, but for rounding."""
-    return bool((codes - merged).abs_().max() <= 1e-3 * codes.abs().max()) or bool(codes.isnan().any())
+def _equal(codes: Tensor, others: Tensor, largest: Tensor) -> bool:
+    """Whether all signatures are the others, but for rounding of their image's largest; passes over the not finite."""
+    off = (codes - others).abs_()
+    return bool(((off <= 1e-3 * largest) | ~off.isfinite()).all())
 
 
 def _cells(samples: int, h: int, w: int) -> tuple[int, int]:
