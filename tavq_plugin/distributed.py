@@ -95,10 +95,20 @@ def load_module(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """A whole optimizer's state into one on sharded parameters."""
+    """A whole optimizer's state into one on parameters that may be sharded or channels_last.
+
+    A fused optimizer walks through parameter and state in the order of their memory, so both must lie alike.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {
-        index: {name: dealt(value, parameters[index]) for name, value in part.items()}
+        index: {name: _laid_out(dealt(value, parameters[index]), parameters[index]) for name, value in part.items()}
         for index, part in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": parts})
+
+
+def _laid_out(value: Any, like: Tensor) -> Any:
+    """A tensor of a parameter's shape in that parameter's memory format; anything else as it is."""
+    if not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

@@ -99,7 +99,9 @@ def compare(
         Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
     ] = None,
     methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
-    seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0",
+    seeds: Annotated[
+        str | None, typer.Option(help="Numbers with commas between. Default: the recipe's seed, 0 if it has none.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="A YAML file, or the name of one that ships.")] = "small",
     resolution: Annotated[int | None, typer.Option(min=16, help="Pixels a side. Default: the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: the recipe's.")] = None,

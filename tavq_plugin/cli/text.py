@@ -140,7 +140,7 @@ def prepare(
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
             concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
-        left_out = stop.read_text(encoding="utf-8").splitlines() if stop else ()
+        left_out = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
         splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(left_out))
         if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
             console.print(f"{language}: no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tavq_plugin.data.corpus import corpus_in
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.training.build_host import refuse_targets
-from tavq_plugin.training.recipe_yaml import read_recipe
+from tavq_plugin.training.recipe_yaml import read_recipe, refuse_given_twice
 from tavq_plugin.training.trainer import Fitted, fit
 
 SCENES = 2000  # that train
@@ -34,6 +34,7 @@ def run_train(
     """Read, train and say what came of it; under a launcher the first process reads, and alone speaks."""
     from accelerate import PartialState
 
+    refuse_given_twice(overrides, method=method)
     settings = read_recipe(recipe, overrides)
     refuse_targets(settings, allow=allow)
     state = PartialState(cpu=not torch.cuda.is_available())  # as `fit` has it

@@ -18,6 +18,7 @@ from tavq_plugin.data.images import load_images
 from tavq_plugin.data.leakage import Leaks, find_leaks
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.io.atomic import save_json
+from tavq_plugin.io.storable import storable
 from tavq_plugin.text.store import TextStore
 
 LEAST = 2  # images on either side
@@ -115,7 +116,7 @@ def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.json").unlink(missing_ok=True)
-    save_file({"images": images[torch.tensor(kept)].contiguous()}, folder / "images.safetensors")
+    save_file(storable({"images": images[torch.tensor(kept)]}), folder / "images.safetensors")
     store.save(folder / "store.safetensors")
     save_json(folder / "corpus.json", about)  # last: its presence says that the rest is whole
     return about

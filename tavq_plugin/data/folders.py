@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from tavq_plugin.data.records import IMAGE_ENDINGS, Record, from_folder, from_table
+from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, hidden, joined, lines_of, refuse
+from tavq_plugin.data.tables import from_table
 
 HELD_OUT = ("val", "valid", "validation", "test")
 SHARE_HELD_OUT = 0.15
@@ -76,3 +79,38 @@ def _no_image_twice(records: tuple[Record, ...], table: Path) -> None:
         if record.id in seen:
             raise ValueError(f"{table}: image {record.id!r} stands in two lines; keep one of them")
         seen.add(record.id)
+
+
+def from_folder(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
+    """Images anywhere below a folder, each with the lines of its same-named .txt as captions.
+
+    Linked files and folders are read as if they lay there; names that begin with a dot, and __MACOSX, are left aside.
+    """
+    for path in _walk(folder, reject):
+        if path.suffix.lower() not in IMAGE_ENDINGS:
+            continue
+        if any("\ud800" <= character <= "\udfff" for character in str(path)):
+            reject(Rejection(str(path), None, "its file name is not UTF-8; rename it"))
+            continue
+        if not path.is_file():
+            reject(Rejection(str(path), None, "a link that leads to nothing; mend or delete it"))
+            continue
+        text = lines_of(path.with_suffix(".txt"), reject)
+        if text is not None:
+            yield Record(id=path.relative_to(folder).as_posix(), image=path, text=joined(text))
+
+
+def _walk(folder: Path, reject: Reject, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Files below a folder, and links that lead to nothing, by name; holds the names of one folder at a time."""
+    above |= {os.path.realpath(folder)}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if hidden(PurePath(entry.name)):
+            continue
+        linked = entry.is_symlink()
+        if not (os.path.isdir(entry.path) if linked else entry.is_dir()):
+            if linked or entry.is_file():
+                yield Path(entry.path)
+        elif linked and os.path.realpath(entry.path) in above:
+            reject(Rejection(entry.path, None, "a link to a folder above it, which would go round in a circle"))
+        else:
+            yield from _walk(Path(entry.path), reject, above)

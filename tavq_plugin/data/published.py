@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, inside, joined, lines_of, refuse
+from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, hidden, inside, joined, lines_of, refuse
+from tavq_plugin.data.tars import from_tars
 
 Layout = Callable[[Path, Reject], Iterator[Record]]
 _CUB_TEXTS = ("text_c10", "text", "captions")
@@ -29,7 +30,7 @@ def layout_of(folder: Path) -> Layout | None:
         return coco
     if (folder / _CELEBA_IMAGES[0]).is_dir() or (folder / _CELEBA_TEXTS[0]).is_dir():
         return celeba_hq
-    if next(folder.glob("*.tar"), None):
+    if _archives(folder):
         return tars
     return None
 
@@ -40,12 +41,12 @@ def cub(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
     boxes = {number: rest for number, *rest in _columns(folder / "bounding_boxes.txt", reject)}
     texts = _first_folder(folder, _CUB_TEXTS, "captions of CUB")
     for number, name, *_ in _columns(folder / "images.txt", reject):
-        lines = lines_of(texts / Path(name).with_suffix(".txt"), reject)
         try:
             path = inside(folder, name)
         except ValueError as error:
             reject(Rejection(str(folder / "images.txt"), int(number), str(error)))
             continue
+        lines = lines_of(texts / Path(name).with_suffix(".txt"), reject)
         if lines is not None:
             phrase = name.split("/")[0].partition(".")[2].replace("_", " ").lower() or "bird"
             box = ({"phrase": phrase, "xywh": [float(x) for x in boxes[number]]},) if number in boxes else ()
@@ -60,7 +61,9 @@ def celeba_hq(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
     for path in sorted((folder / _MASKS).glob("*/*.png")):
         if path.stem.split("_")[0].isdigit():
             masks[int(path.stem.split("_")[0])].append(path)
-    found = [path for path in images.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
+    found = [
+        path for path in images.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and not hidden(PurePath(path.name))
+    ]
     for path in sorted(found, key=lambda path: (len(path.stem), path.stem)):
         lines = lines_of(texts / f"{path.stem}.txt", reject)
         if lines is not None:
@@ -90,9 +93,11 @@ def coco(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
 
 def tars(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
     """All archives of a folder, by name."""
-    from tavq_plugin.data.tars import from_tars
+    return from_tars(_archives(folder), reject)
 
-    return from_tars(sorted(folder.glob("*.tar")), reject)
+
+def _archives(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.tar") if not hidden(PurePath(path.name)))
 
 
 def _coco_boxes(file: Path) -> dict[int, list[dict[str, Any]]]:
@@ -107,7 +112,7 @@ def _coco_boxes(file: Path) -> dict[int, list[dict[str, Any]]]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); fetch it again") from error
 

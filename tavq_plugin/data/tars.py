@@ -7,13 +7,16 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, joined, refuse
+from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, hidden, joined, refuse
 
 _TEXTS = (".txt", ".json")
 
 
 def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record]:
-    """Records of archives, in their order; links, devices and names that lead out are rejected by member."""
+    """Records of archives, in their order; links, devices and names that lead out are rejected by member.
+
+    What an operating system leaves in an archive (.DS_Store, ._0.png, __MACOSX/) is no record.
+    """
     for file in files:
         key, parts = "", {}
         try:
@@ -22,9 +25,11 @@ def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record
                     name = PurePosixPath(member.name)
                     if member.isdir():
                         continue
-                    if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                        kind = "no plain file" if not member.isfile() else "a name that leads out"
-                        reject(Rejection(str(file), number, f"member {member.name!r}: {kind}; only files are read"))
+                    leads_out = name.is_absolute() or ".." in name.parts
+                    if hidden(name) and not leads_out:
+                        continue
+                    if kind := _flaw(member, name, leads_out=leads_out):
+                        reject(Rejection(str(file), number, f"member {member.name!r}: {kind}"))
                         continue
                     stem, _, ending = name.name.partition(".")
                     ending, stem = f".{ending.lower()}", str(name.with_name(stem))
@@ -41,13 +46,26 @@ def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record
             yield from _record(key, parts, file, reject)
 
 
+def _flaw(member: tarfile.TarInfo, name: PurePosixPath, *, leads_out: bool) -> str | None:
+    """Why a member cannot be part of a record, and the mend."""
+    if not member.isfile():
+        return "no plain file; only files are read"
+    if leads_out:
+        return "a name that leads out; only files inside are read"
+    if not name.name:
+        return "no usable name; give it one, as 0.png"
+    if any("\ud800" <= character <= "\udfff" for character in member.name):
+        return "a name that is not UTF-8; rename it"
+    return None
+
+
 def _record(key: str, parts: dict[str, bytes], file: Path, reject: Reject) -> Iterator[Record]:
     image = next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
     if not parts:
         return
     try:
-        row = json.loads(parts[".json"].decode()) if ".json" in parts else {}
-        lines = parts.get(".txt", b"").decode().splitlines()
+        row = json.loads(parts[".json"].decode("utf-8-sig")) if ".json" in parts else {}
+        lines = parts.get(".txt", b"").decode("utf-8-sig").splitlines()
         text = row.get("long_text") or row.get("text") or row.get("caption") or ""
         if not isinstance(text, str):
             raise ValueError("its text is no string")

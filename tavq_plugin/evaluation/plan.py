@@ -14,12 +14,13 @@ from tavq_plugin.io.atomic import save_json
 from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.networks.weights import files_of
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
+from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of, refuse_given_twice, stated
 from tavq_plugin.training.trainer import FREE
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
 """What --quick changes in the recipe: few steps, what lets so few come to codes that are used, and a discriminator for
 their last third."""
+DECIDED = {"seed": "--seeds", "method": "--methods"}  # settings of a run, and the options that decide them here
 QUICK_TRAIN, QUICK_EVAL = 1000, 300  # images
 QUICK_MEASURING = Measuring(transported=60, judges=("inception", "lpips", "mobilenet"))
 
@@ -127,7 +128,7 @@ def plan_of(
     out: Path,
     data: Path | None = None,
     methods: str = "all",
-    seeds: str = "0",
+    seeds: str | None = None,
     recipe: str = "small",
     resolution: int | None = None,
     steps: int | None = None,
@@ -140,16 +141,24 @@ def plan_of(
 ) -> Plan:
     """A plan from what a command line gives; later ones win: recipe, quick, resolution and steps, overrides.
 
-    Without a word on them, no tracker is used, and checkpoints are five a run.
+    Where neither the recipe nor an override names a tracker, none is used. A run has five checkpoints, or as many as
+    the recipe asks for where that is more; an override has the last word. `seeds` None: the recipe's.
+
+    Raises ValueError, with the mend, for an override of what a comparison decides by an option of its own.
     """
     shared, own = divided(overrides)
-    given = ["tracker=none", *(QUICK if quick else ())]
+    refuse_decided(shared)
+    refuse_given_twice(shared, resolution=resolution, steps=steps)
+    said = stated(recipe)
+    given = [*(() if "tracker" in said else ("tracker=none",)), *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
     whole = read_recipe(recipe, [*given, *shared])
     if not any(override.startswith("checkpoint_every=") for override in shared):
-        whole = replace(whole, checkpoint_every=max(1, whole.steps // 5))
+        fifth = max(1, whole.steps // 5)
+        asked = whole.checkpoint_every if "checkpoint_every" in said else 0
+        whole = replace(whole, checkpoint_every=min(asked or fifth, fifth))
     try:
-        numbers = tuple(int(seed) for seed in seeds.split(","))
+        numbers = (whole.seed,) if seeds is None else tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
         raise ValueError(f"--seeds {seeds}: give whole numbers with commas between, as 0,1,2") from None
     return Plan(
@@ -165,6 +174,19 @@ def plan_of(
         own=own,
         allow=tuple(allow),
     )
+
+
+def refuse_decided(overrides: Sequence[str]) -> None:
+    """ValueError for a setting of a recipe that a comparison sets itself in each run: seed and method.
+
+    >>> refuse_decided(["seed=3"])
+    Traceback (most recent call last):
+    ValueError: --set seed=3: a comparison takes it as --seeds 3
+    """
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name in DECIDED:
+            raise ValueError(f"--set {override}: a comparison takes it as {DECIDED[name]} {value}".rstrip())
 
 
 def divided(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

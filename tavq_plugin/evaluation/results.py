@@ -10,15 +10,16 @@ from safetensors.torch import load_file, save_file
 
 from tavq_plugin.evaluation.evaluate import Measured
 from tavq_plugin.io.atomic import save_json
+from tavq_plugin.io.storable import storable
 
 
 def save_measured(folder: Path, measured: Measured, settings: dict[str, Any]) -> None:
     """Write a run's figures and what they were measured on."""
     (folder / "measured.json").unlink(missing_ok=True)
     parts = {"each": measured.each, "kept": measured.kept}
-    tensors = {f"{part}/{name}": value.contiguous() for part, table in parts.items() for name, value in table.items()}
+    tensors = {f"{part}/{name}": value for part, table in parts.items() for name, value in table.items()}
     partial = folder / "measured.safetensors.partial"
-    save_file(tensors, partial)
+    save_file(storable(tensors), partial)
     partial.replace(folder / "measured.safetensors")
     content = {"settings": settings, "values": measured.values, "absent": measured.absent}
     save_json(folder / "measured.json", content)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tavq_plugin.io.atomic import save_json
 from tavq_plugin.io.legacy_pickle import allowed, plain
+from tavq_plugin.io.storable import storable
 
 NOT_WEIGHTS = ("optim", "lr_sched", "callbacks", "scaler")  # beginnings of entries that hold a run's state
 
@@ -85,8 +86,7 @@ def convert_checkpoint(
         partial = {name: path.with_name(f"{path.name}.partial") for name, path in named.items()}
         for name, path in partial.items():
             undone.callback(path.unlink, missing_ok=True)
-            # safetensors takes no shared or strided memory, as tied or sliced weights have
-            save_file({key: value.detach().contiguous().clone() for key, value in found[name].items()}, path)
+            save_file(storable(found[name]), path)
         for name, path in partial.items():
             os.replace(path, named[name])
     save_json(

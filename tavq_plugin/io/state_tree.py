@@ -11,14 +11,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tavq_plugin.io.storable import refuse_unstorable, storable
+
 _TENSOR, _ITEMS = "@tensor", "@items"
 
 
 def save_tree(path: Path, tree: Any) -> None:
     """Write a tree of dicts, lists, tensors, numbers, strings and None; TypeError names the place of anything else."""
     tensors: dict[str, Tensor] = {}
-    shape = _packed(tree, "", tensors, set())
-    save_file(tensors, path, metadata={"tree": json.dumps(shape)})
+    shape = _packed(tree, "", tensors)
+    save_file(storable(tensors), path, metadata={"tree": json.dumps(shape)})
+
+
+def refuse_unsavable(tree: Any) -> None:
+    """TypeError or ValueError, as `save_tree` would raise, naming the place; nothing is copied or written."""
+    tensors: dict[str, Tensor] = {}
+    _packed(tree, "", tensors)
+    refuse_unstorable(tensors)
 
 
 def load_tree(path: Path) -> Any:
@@ -28,21 +37,18 @@ def load_tree(path: Path) -> Any:
         return _unpacked(shape, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
-def _packed(node: Any, where: str, tensors: dict[str, Tensor], seen: set[int]) -> Any:
+def _packed(node: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
         name = where or "value"
         while name in tensors:  # keys may hold a slash themselves
             name += "+"
-        tensor = node.detach().cpu().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if memory in seen else tensor  # safetensors takes no shared memory
-        seen.add(memory)
+        tensors[name] = node
         return {_TENSOR: name}
     if isinstance(node, Mapping):
-        packed = [[key, _packed(value, f"{where}/{key}", tensors, seen)] for key, value in node.items()]
+        packed = [[key, _packed(value, f"{where}/{key}", tensors)] for key, value in node.items()]
         return dict(packed) if all(isinstance(key, str) for key in node) else {_ITEMS: packed}
     if isinstance(node, list | tuple):
-        return [_packed(value, f"{where}/{i}", tensors, seen) for i, value in enumerate(node)]
+        return [_packed(value, f"{where}/{i}", tensors) for i, value in enumerate(node)]
     if node is None or isinstance(node, bool | int | float | str):
         return node
     raise TypeError(

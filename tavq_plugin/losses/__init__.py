@@ -1,6 +1,7 @@
 """Losses that align codes with text: `TextAlignment`, and the measures of codes that it transports from."""
 
-from tavq_plugin.losses.code_distribution import CodeDistribution, GaussianCodes, coarse, collapse_repeats, stratified
+from tavq_plugin.losses.code_distribution import CodeDistribution, GaussianCodes, coarse, stratified
 from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.losses.unique_codes import collapse_repeats
 
 __all__ = ["CodeDistribution", "GaussianCodes", "TextAlignment", "coarse", "collapse_repeats", "stratified"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -88,72 +88,6 @@ def stratified(codes: Tensor, samples: int, generator: torch.Generator | None = 
     y = top + (draw[..., 0] * (bottom - top)).long()
     x = left + (draw[..., 1] * (right - left)).long()
     return flat.take_along_dim((y * w + x)[..., None], 1)
-
-
-class Collapsed(NamedTuple):
-    """The distinct codes of the images, one after another, and their places in a padded batch."""
-
-    distinct: Tensor  # p c
-    slot: Tensor  # p, of each in (b u)
-    masses: Tensor  # b u, the share of the image's places with that code, 0 where padded
-    group: Tensor  # p, of each its number among the codes of the whole batch, which images share
-
-    def pad(self, points: Tensor) -> Tensor:
-        """What was made of the distinct codes, 0 where padded; p d -> b u d."""
-        b, u = self.masses.shape
-        return points.new_zeros(b * u, points.shape[1]).index_copy(0, self.slot, points).view(b, u, -1)
-
-
-def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
-    """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> Collapsed.
-
-    Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
-    point's, as if it had been transported on its own. u is the most distinct codes an image has. Where codes of one
-    index are unequal (a residual quantizer's indices are its first stage's), none are merged.
-    """
-    b, c, h, w = codes.shape
-    k = int(indices.max()) + 1
-    offset = torch.arange(b, device=indices.device)[:, None] * k
-    distinct, group, count = _distinct((indices.flatten(1) + offset).flatten(), b * k)
-    flat = rearrange(codes, "b c h w -> (b h w) c")
-    count = count.to(codes.dtype)
-    mean = codes.new_zeros(len(distinct), c).index_add(0, group, flat) / count[:, None]
-    seen, merged = _signature(flat), _signature(mean)
-    if not _equal(seen, merged[group]):
-        every = torch.arange(len(flat), device=flat.device)
-        return Collapsed(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
-    image = distinct // k
-    held = torch.bincount(image, minlength=b)
-    u = int(held.max())
-    slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
-    masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
-    used, number, _ = _distinct(distinct - image * k, k)
-    any_of = merged.new_empty(len(used)).index_copy(0, number, merged)
-    if not _equal(merged, any_of[number]):
-        number = torch.arange(len(number), device=number.device)
-    return Collapsed(mean, slot, masses.view(b, u), number)
-
-
-def _distinct(values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which numbers below `size` occur, of each value its place among them, and how often each does; n -> p, n, p."""
-    if size > 16 * len(values):  # a table of all would be longer to read than the values to sort
-        return values.unique(return_inverse=True, return_counts=True)
-    counts = torch.bincount(values, minlength=size)
-    there = counts > 0
-    distinct = there.nonzero()[:, 0]
-    return distinct, (there.cumsum(0) - 1)[values], counts[distinct]
-
-
-@torch.no_grad()
-def _signature(codes: Tensor) -> Tensor:
-    """One number a code, the same for equal codes and hardly ever for others: a fixed projection; p c -> p."""
-    along = (torch.arange(1, codes.shape[1] + 1, device=codes.device, dtype=codes.dtype) * 0.7548776662).frac() - 0.5
-    return codes @ along
-
-
-def _equal(codes: Tensor, merged: Tensor) -> bool:
-    """Whether all signatures are those of what the codes were merged to, but for rounding."""
-    return bool((codes - merged).abs_().max() <= 1e-3 * codes.abs().max()) or bool(codes.isnan().any())
 
 
 def _cells(samples: int, h: int, w: int) -> tuple[int, int]:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tavq_plugin.losses.point_clouds import Clouds, clouds_of, text_measure
 from tavq_plugin.ot.solve import solve
@@ -20,7 +22,8 @@ def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature:
     Points are averaged by their masses, units by their weights, both normalised; the logits are their cosines over
     `temperature` (InfoNCE both ways, as in CLIP). Images without text take no part, neither as queries nor as keys;
     with fewer than two left the contrast is exactly 0. Of several processes that train, each contrasts its own images
-    with the texts of all, and its texts with the images of all, so that their mean is that of the whole batch.
+    with the texts of all, and its texts with the images of all, weighted by its share of the images with text, so that
+    the mean over the processes is the contrast of the whole batch, and so is its gradient.
     """
     codes = Clouds(points[None], masses[None])
     return level_contrasts(codes, clouds_of([units], points.dtype), temperature=temperature)[0]
@@ -30,7 +33,10 @@ def level_contrasts(codes: Clouds, text: Clouds, *, temperature: float = 0.1) ->
     """`batch_contrast` of each level, at once; l b n d, l b m d -> l."""
     image, words, present = codes.pooled(), text.pooled(), text.there
     images, texts, everyone, first = _of_all(image, words, present)
-    return _symmetric(image @ texts.mT / temperature, words @ images.mT / temperature, present, everyone, first)
+    value = _symmetric(image @ texts.mT / temperature, words @ images.mT / temperature, present, everyone, first)
+    if _processes() == 1:
+        return value
+    return value * (_processes() * present.sum(1)) / everyone.sum(1).clamp(min=1)
 
 
 def transport_contrast(
@@ -72,19 +78,44 @@ def _symmetric(of_images: Tensor, of_texts: Tensor, present: Tensor, everyone: T
     return (each * there).sum((0, 2)) / there.sum(1).clamp(min=1) / 2
 
 
+def _processes() -> int:
+    """How many processes train together; 1 without gradient, where each looks at its own images alone."""
+    training = torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if training else 1
+
+
+class _Gathered(torch.autograd.Function):
+    """Every process's tensor, in the ranks' order; its gradient is the sum over the processes; ... -> r ....
+
+    In place of `torch.distributed.nn.functional.all_gather`: its backward gives a wrong gradient over gloo where an
+    incoming one is not contiguous (torch 2.14), and it is deprecated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        own = own.contiguous()
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)  # collectives write to their argument
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
 def _of_all(image: Tensor, text: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """Keys of all processes in the ranks' order, with gradient, padded alike, and where one's own begin; l b d, l b."""
-    training = torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
-    if not training or dist.get_world_size() == 1:
+    if _processes() == 1:
         return image, text, present, 0
-    from torch.distributed.nn.functional import all_gather
-
     b = present.shape[1]
     longest = torch.tensor([b], device=present.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     pad = int(longest) - b
-    there = F.pad(present.to(image), (0, pad))
-    seen = [torch.empty_like(there) for _ in range(dist.get_world_size())]
-    dist.all_gather(seen, there)
-    images, texts = (torch.cat(all_gather(F.pad(part, (0, 0, 0, pad)).contiguous()), 1) for part in (image, text))
-    return images, texts, torch.cat(seen, 1) > 0, dist.get_rank() * int(longest)
+    images, texts = (
+        rearrange(_Gathered.apply(F.pad(part, (0, 0, 0, pad))), "r l b d -> l (r b) d") for part in (image, text)
+    )
+    there = rearrange(_Gathered.apply(F.pad(present.to(image), (0, pad))), "r l b -> l (r b)")
+    return images, texts, there > 0, dist.get_rank() * int(longest)

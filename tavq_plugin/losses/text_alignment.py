@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.distributed import refuse_out_of_step
-from tavq_plugin.losses.code_distribution import CodeDistribution, collapse_repeats
+from tavq_plugin.losses.code_distribution import CodeDistribution
 from tavq_plugin.losses.contrastive import level_contrasts, transport_contrast
 from tavq_plugin.losses.diagnostics import Told, over_images
 from tavq_plugin.losses.point_clouds import Clouds, clouds_of, padded
-from tavq_plugin.losses.unique_codes import on_shared
+from tavq_plugin.losses.unique_codes import collapse_repeats, on_shared
 from tavq_plugin.ot.solve import Transport, TransportSettings, solve
 from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, Units
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.ot.cuda_graph import replayed
-from tavq_plugin.ot.semidual import TINY, Kernel, Look, Problem, best, kernel_at, look, marginal_error
+from tavq_plugin.ot.semidual import FAINT_TWICE, TINY, Kernel, Look, Problem, best, kernel_at, look, marginal_error
 
 FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
 FACTOR = 3.0  # by which the blur falls from level to level
@@ -35,6 +36,7 @@ LARGE = 2**14  # entries of a problem's cost from which one pass less is worth a
 def _newton_step(problem: Problem, kernel: Kernel, here: Look, blur: Tensor, damping: Tensor, room: Tensor) -> Tensor:
     """The damped Newton step in coordinates scaled by √b, NaN where Cholesky failed; b m."""
     half = torch.mul(kernel.weight, (problem.root_a / here.total)[:, None], out=room)
+    half = F.threshold_(half, FAINT_TWICE[half.dtype], 0.0)
     scaled = here.growth * problem.scaling
     hessian = torch.addcmul(problem.pin, half @ half.mT, scaled[:, :, None] * scaled[:, None, :], value=-1)
     hessian.diagonal(dim1=1, dim2=2).add_(

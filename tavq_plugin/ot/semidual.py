@@ -22,6 +22,10 @@ from torch import Tensor
 
 LEAST = 0.1  # share of a unit's mass that a tilt leaves it
 TINY = 1e-30
+# below these a plan's entries are cut to 0: what they are multiplied by then makes no subnormal numbers, which an Intel
+# processor is many times slower with. The kernel keeps its tails, by which a unit that is yet to be reached grows.
+FAINT = {torch.float32: 1e-25, torch.float64: 1e-150}  # against points and masses
+FAINT_TWICE = {torch.float32: 1e-18, torch.float64: 1e-150}  # against each other
 
 
 class Problem(NamedTuple):
@@ -95,10 +99,11 @@ def kernel_at(
 
 
 def conditional(problem: Problem, potentials: Tensor, blur: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax of each code over the units, and the log-sum-exp; b m -> b m n, b n."""
+    """Softmax of each code over the units, 0 where `FAINT`, and the log-sum-exp; b m -> b m n, b n."""
     weight, top, _ = kernel_at(problem, potentials, blur)
     total = problem.there[:, None] @ weight
-    return weight.mul_(problem.there[..., None]).div_(total), total[:, 0].log() + top
+    plan = weight.mul_(problem.there[..., None]).div_(total)
+    return F.threshold_(plan, FAINT[plan.dtype], 0.0), total[:, 0].log() + top
 
 
 class Look(NamedTuple):

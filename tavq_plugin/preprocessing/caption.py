@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tavq_plugin.data.records import Record, Rejection, read_records
+from tavq_plugin.data.read import read_records
+from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.preprocessing.caption_batches import FIELDS, Asking, Captioned, Captioner, written
 from tavq_plugin.text.shard_file import hashed, whole_or_not
 

@@ -15,7 +15,8 @@ import torch
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tavq_plugin.data.records import Record, read_records
+from tavq_plugin.data.read import read_records
+from tavq_plugin.data.records import Record
 from tavq_plugin.preprocessing import shard_captions as captioned
 from tavq_plugin.preprocessing.caption import REJECTED, report
 from tavq_plugin.preprocessing.scan_records import look

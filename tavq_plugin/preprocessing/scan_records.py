@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from tavq_plugin.data.images import read_image
-from tavq_plugin.data.records import Rejection, read_records
+from tavq_plugin.data.read import read_records
+from tavq_plugin.data.records import Rejection
 from tavq_plugin.preprocessing.caption import REJECTED, line_of, report
 from tavq_plugin.preprocessing.shard_captions import Captions
 from tavq_plugin.text.shard_file import hashed
+
+SHOWN = 3  # reasons in an error that no record can be read
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,12 @@ def look(data: Path, out: Path, *, check_images: bool = False, captions: Caption
     """Read all records once: count them, find repeated ids, write `rejected.jsonl`; keeps 8 bytes a record."""
     hashes, captioners, broken = bytearray(), set(), {}
     lines: list[bytes] = []
+    first_rejections: list[Rejection] = []
 
     def reject(rejection: Rejection) -> None:
         lines.append(line_of(rejection))
+        if len(first_rejections) < SHOWN:
+            first_rejections.append(rejection)
 
     number = -1
     for number, record in enumerate(read_records(data, reject)):
@@ -53,7 +59,11 @@ def look(data: Path, out: Path, *, check_images: bool = False, captions: Caption
                 reject(Rejection(str(data), record.line or number + 1, f"id {record.id!r} stands earlier; first kept"))
     left_out = frozenset(repeated | broken.keys())
     if len(ids) == len(left_out):
-        raise ValueError(f"no record of {data} can be read ({len(lines)} rejected): see the kinds of input in --help")
+        reasons = "; ".join(map(str, first_rejections)) + ("; …" if len(lines) > SHOWN else "")
+        raise ValueError(
+            f"no record of {data} can be read, {len(lines)} rejected"
+            + (f": {reasons}" if reasons else ": it is empty; see the kinds of input in --help")
+        )
     report(out / REJECTED, b"".join(lines))
     if captions is not None:
         captioners = {json.dumps([captions.model, captions.revision, captions.prompt])}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.data.records import Record, Rejection, from_table
+from tavq_plugin.data.records import Record, Rejection
+from tavq_plugin.data.tables import from_table
 from tavq_plugin.preprocessing.caption import line_of, prompted
 from tavq_plugin.preprocessing.caption_batches import Asking, Captioner, written
 from tavq_plugin.text.shard_file import hashed, whole_or_not

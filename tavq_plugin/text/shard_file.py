@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tavq_plugin.io.storable import storable
 from tavq_plugin.text.ragged import Ragged
 from tavq_plugin.types import GRANULARITIES
 
@@ -103,7 +104,7 @@ def write(path: str | os.PathLike[str], shard: Shard) -> None:
         tensors[f"{name}.ids"] = ragged.ids.cpu().to(torch.uint32)
         tensors[f"{name}.offsets"] = ragged.offsets.cpu().to(torch.uint32)
         tensors[f"{name}.mean"] = shard.means[name].cpu()
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = storable(tensors)
     meta = {**shard.about, "format": FORMAT, "fingerprint": shard.fingerprint, "content": _digest(tensors)}
     whole_or_not(path, save(tensors, {_META: json.dumps(meta, sort_keys=True)}))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tavq_plugin.io.storable import storable
 from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.manifest import NAME, WHITENING, Manifest, finished, shard_path, shard_paths
 from tavq_plugin.text.store import TextStore
@@ -69,7 +70,7 @@ class Whitening:
         """Beside the store's shards, whole or not at all."""
         from safetensors.torch import save
 
-        shards.whole_or_not(folder / WHITENING, save({"mean": self.mean, "matrix": self.matrix.contiguous()}))
+        shards.whole_or_not(folder / WHITENING, save(storable({"mean": self.mean, "matrix": self.matrix})))
 
     @classmethod
     def load(cls, folder: str | Path) -> Whitening:

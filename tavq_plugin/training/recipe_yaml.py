@@ -26,23 +26,45 @@ def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     """
     import yaml
 
-    content: dict[str, Any] = {}
-    if source is not None:
-        path = shipped().get(str(source), Path(source))
-        if not path.is_file():
-            raise FileNotFoundError(f"no recipe {source}: give a YAML file, or one of {', '.join(shipped())}")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{path} holds a {type(content).__name__}: a recipe is names and values")
+    content = {} if source is None else stated(source)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r}: give name=value, as optimizer.learning_rate=1e-4")
         content = _with(content, name.split("."), yaml.safe_load(value))
     return recipe_of(content)
+
+
+def stated(source: str | Path) -> Mapping[str, Any]:
+    """What a YAML file or a shipped recipe says itself, without defaults; raises as `read_recipe`."""
+    import yaml
+
+    path = shipped().get(str(source), Path(source))
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {source}: give a YAML file, or one of {', '.join(shipped())}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}: a recipe is names and values")
+    return content
+
+
+def refuse_given_twice(overrides: Sequence[str], **options: Any) -> None:
+    """ValueError where an override sets what an option of the command line sets too; None: the option is not given.
+
+    >>> refuse_given_twice(["steps=3"], steps=None, resolution=32)
+    >>> refuse_given_twice(["steps=3"], steps=2)
+    Traceback (most recent call last):
+    ValueError: steps is given twice, by --steps 2 and --set steps=3: give one of them
+    """
+    for override in overrides:
+        name = override.partition("=")[0]
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name} is given twice, by --{name} {options[name]} and --set {override}: give one of them"
+            )
 
 
 def recipe_of(content: Mapping[str, Any]) -> Recipe:

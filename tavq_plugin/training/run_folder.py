@@ -13,6 +13,7 @@ from torch import nn
 
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import save_json
+from tavq_plugin.io.storable import storable
 
 
 def in_hand(folder: Path, settings: dict) -> Path:
@@ -44,10 +45,10 @@ def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) ->
     The first is the host's state dict alone and loads strictly into a fresh host; the second holds the plug-in's
     `hierarchy.*` and `align.*`.
     """
-    save_file(tokenizer.host.state_dict(), folder / "host.safetensors")
+    save_file(storable(tokenizer.host.state_dict()), folder / "host.safetensors")
     parts = {"hierarchy": tokenizer.hierarchy, **({"align": align} if align is not None else {})}
     plugin = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
-    save_file(plugin, folder / "tavq.safetensors")
+    save_file(storable(plugin), folder / "tavq.safetensors")
 
 
 def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:

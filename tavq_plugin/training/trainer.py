@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import save_json, writable
-from tavq_plugin.io.state_tree import load_tree, save_tree
+from tavq_plugin.io.state_tree import load_tree, refuse_unsavable, save_tree
+from tavq_plugin.io.storable import refuse_unstorable
 from tavq_plugin.methods.base import Method
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.checkpoint import Checkpoints
@@ -63,8 +64,8 @@ def fit(
     Written: settings.json, recipe.yaml, host.safetensors (the host's state dict, strictly), tavq.safetensors,
     method.safetensors, history.json last; checkpoints/ and logs/ on the way.
 
-    Raises ValueError for what cannot be trained and where the folder holds a run of other settings;
-    FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
+    Raises ValueError, before the first step, for what cannot be trained or saved and where the folder holds a run of
+    other settings; FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
     """
     try:
         from accelerate import Accelerator
@@ -102,6 +103,8 @@ def fit(
 def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progress | None) -> dict[str, Any]:
     """From the last checkpoint, or the start, to the end; -> what history.json holds."""
     recipe, accelerator = loop.recipe, loop.accelerator
+    refuse_unstorable(loop.tokenizer.host.state_dict(), "the host's state dict")  # now, not after the last step
+    refuse_unsavable(loop.module.state_dict())
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep)
     history: list[dict[str, float]] = []
     if accelerator.is_main_process:

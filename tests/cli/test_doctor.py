@@ -98,7 +98,8 @@ def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
 
 def test_a_yaml_config_is_built(tmp_path):
     pytest.importorskip("yaml")
-    (tmp_path / "c.yaml").write_text("model:\n  target: torch.nn.Linear\n  params: {in_features: 1, out_features: 2}\n")
+    text = "model:\n  target: torch.nn.Linear\n  params: {in_features: 1, out_features: 2}\n"
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8-sig")
     host, optimizer, align = load(str(tmp_path / "c.yaml"))
     assert isinstance(host, torch.nn.Linear) and optimizer is None and align is None
     report = examine(host)

@@ -145,3 +145,11 @@ def test_stores_merge_and_append_by_command(tavq, tmp_path, bert_folder):
     assert ShardedStore.open(tmp_path / "cw").fingerprint == ShardedStore.open(tmp_path / "w").fingerprint
     result = tavq("store", "append", tmp_path / "w", b)
     assert result.exit_code == 2 and "do not mix" in " ".join(result.output.split())
+
+
+def test_a_byte_order_mark_is_no_part_of_a_stop_list(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "A red car and a blue dog."})
+    (tmp_path / "stop.txt").write_text("car\ndog\n", encoding="utf-8-sig")
+    command = ("--data", file, "--out", tmp_path / "s", "--encoder", bert_folder, "--stop", tmp_path / "stop.txt")
+    assert tavq("prepare", *command).exit_code == 0
+    assert not {"car", "dog"} & set(ShardedStore.open(tmp_path / "s").units("a", "word"))

@@ -86,6 +86,10 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, toy, tmp_path, mon
     ("arguments", "words"),
     [
         (["--set", "stps=3"], "stps is no setting of a recipe: did you mean steps?"),
+        (
+            ["--method", "tavq", "--set", "method=vqgan"],
+            "method is given twice, by --method tavq and --set method=vqgan",
+        ),
         (["--method", "none"], "no method 'none': one of"),
         (["--set", "resolution=18"], "gives 16 px back for images of 18 px: give resolution=16"),
         (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),

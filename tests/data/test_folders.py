@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.folders import Pack, from_folder
 from tavq_plugin.data.synthetic_scenes import write_pack
 
 
@@ -66,12 +66,48 @@ def test_a_broken_line_is_named(tmp_path, row, message):
         Pack.read(pack(tmp_path / "p", {"image": "a.png"}, row))
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
+def test_a_linked_images_folder_is_read(tmp_path):
+    image(tmp_path / "scratch" / "a.png")
+    made = pack(tmp_path / "p", {"image": "sub/a.png", "long_text": "A dog."}, {"image": "b/b.png"})
+    os.symlink(tmp_path / "scratch", made / "images")
+    (tmp_path / "scratch" / "sub").mkdir()
+    os.symlink(tmp_path / "scratch" / "a.png", made / "images" / "sub" / "a.png")
+    image(tmp_path / "scratch" / "b" / "b.png")
+    os.symlink(made, tmp_path / "link")
+    for folder in (made, tmp_path / "link"):
+        assert [(record.id, record.text) for record in Pack.read(folder).records] == [
+            ("sub/a.png", "A dog."),
+            ("b/b.png", ""),
+        ]
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "there/../../secret.png", "sub/../../../secret.png", "{root}/secret.png"]
+)
+def test_a_name_does_not_leave_the_folder_through_a_link_either(tmp_path, name):
     image(tmp_path / "secret.png")
+    image(tmp_path / "scratch" / "sub" / "a.png")
+    made = pack(tmp_path / "p", {"image": name.format(root=tmp_path)})
+    os.symlink(tmp_path / "scratch", made / "images")
+    os.symlink(tmp_path / "scratch", made / "there")
+    with pytest.raises(ValueError, match="line 1: image .* leads out of"):
+        Pack.read(made)
+
+
+def test_linked_folders_and_files_of_images_are_read_and_a_circle_is_named(tmp_path):
+    image(tmp_path / "scratch" / "a.png")
+    (tmp_path / "scratch" / "a.txt").write_text("a dog")
+    image(tmp_path / "b.png")
     (tmp_path / "p").mkdir()
-    os.symlink(tmp_path / "secret.png", tmp_path / "p" / "a.png")
-    with pytest.raises(ValueError, match="link out of"):
-        Pack.read(tmp_path / "p")
+    os.symlink(tmp_path / "scratch", tmp_path / "p" / "images")
+    os.symlink(tmp_path / "b.png", tmp_path / "p" / "b.png")
+    assert [(r.id, r.text) for r in Pack.read(tmp_path / "p").records] == [("b.png", ""), ("images/a.png", "A dog.")]
+    os.symlink(tmp_path / "p", tmp_path / "scratch" / "again")
+    os.symlink(tmp_path / "gone.png", tmp_path / "p" / "gone.png")
+    rejected = []
+    assert [r.id for r in from_folder(tmp_path / "p", rejected.append)] == ["b.png", "images/a.png"]
+    assert ["leads to nothing" in r.reason for r in rejected] == [True, False]
+    assert "a link to a folder above it" in rejected[1].reason and rejected[1].file.endswith("images/again")
 
 
 def test_nothing_to_read_says_what_to_give(tmp_path):

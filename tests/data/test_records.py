@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from tavq_plugin.data.read import read_records
 from torch.utils.data import DataLoader
 
-from tavq_plugin.data.records import read_records
 from tavq_plugin.data.torch_datasets import HubPairs, Pairs, TarPairs
 
 
@@ -182,3 +182,78 @@ def test_pairs_streamed_from_archives_are_shared_among_workers(tmp_path):
     assert sorted(name for _, name in loader) == ["0a", "0b", "1a", "1b", "2a", "2b"]
     with pytest.raises(ValueError, match="no archives"):
         TarPairs([], 8)
+
+
+def test_dot_files_of_an_archive_are_no_records_and_a_nameless_member_is_rejected(tmp_path):
+    members = [
+        (".DS_Store", b"x"),
+        ("./._0.png", b"x"),
+        ("./0.png", encoded()),
+        ("./0.txt", b"a dog"),
+        ("__MACOSX/0.png", b"x"),
+        (".git/1.png", encoded()),
+        (".", encoded()),
+        ("caf\udce9.png", encoded()),
+        ("2.png", encoded()),
+    ]
+    (tmp_path / "._a.tar").write_bytes(b"x")
+    archive(tmp_path / "a.tar", members)
+    for place in (tmp_path, tmp_path / "a.tar"):
+        rejected = []
+        assert [(r.id, r.text) for r in read_records(place, rejected.append)] == [("0", "A dog."), ("2", "")]
+        assert [(r.line, r.reason.split(": ")[1].split(";")[0]) for r in rejected] == [
+            (7, "no usable name"),
+            (8, "a name that is not UTF-8"),
+        ]
+
+
+def test_dot_files_of_a_folder_are_no_records(tmp_path):
+    for name in ("0.png", "._0.png", "__MACOSX/0.png", ".thumbnails/0.png"):
+        image(tmp_path / name)
+    assert [r.id for r in read_records(tmp_path)] == ["0.png"]
+    for name in ("CelebA-HQ-img/1.jpg", "CelebA-HQ-img/._1.jpg"):
+        image(tmp_path / "c" / name)
+    write(tmp_path / "c" / "celeba-caption" / "1.txt", "a face")
+    assert [r.id for r in read_records(tmp_path / "c")] == ["1.jpg"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    mark = "\ufeff"
+    image(tmp_path / "p" / "a.png")
+    rows = {"a.jsonl": '{"image": "a.png", "text": "A dog."}\n', "a.csv": "image,text\na.png,A dog.\n"}
+    for name, text in rows.items():
+        write(tmp_path / "p" / name, mark + text)
+        assert [(r.id, r.text) for r in read_records(tmp_path / "p" / name)] == [("a.png", "A dog.")]
+    write(tmp_path / "p" / "b.jsonl", f"{mark}\n{mark}{rows['a.jsonl']}")
+    assert [(r.id, r.line) for r in read_records(tmp_path / "p" / "b.jsonl")] == [("a.png", 2)]
+    write(tmp_path / "p" / "a.txt", mark + "a dog")
+    assert [r.text for r in read_records(tmp_path / "p")] == ["A dog."]
+    members = [
+        ("a.png", encoded()),
+        ("a.txt", (mark + "a dog").encode()),
+        ("b.json", f'{mark}{{"text": "B."}}'.encode()),
+    ]
+    assert [r.text for r in read_records(archive(tmp_path / "a.tar", members))] == ["A dog.", "B."]
+
+
+def test_a_byte_order_mark_in_published_layouts(cub, tmp_path):
+    for name in ("images.txt", "train_test_split.txt", "bounding_boxes.txt"):
+        write(cub / name, "\ufeff" + (cub / name).read_text())
+    first = next(read_records(cub, lambda _: None))
+    assert (first.id, first.split, len(first.boxes)) == ("001.Black_footed_Albatross/a_1.jpg", "train", 1)
+    image(tmp_path / "coco" / "val" / "1.jpg")
+    content = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+    write(tmp_path / "coco/annotations/captions_val.json", "\ufeff" + json.dumps(content))
+    assert [r.text for r in read_records(tmp_path / "coco")] == ["A dog."]
+
+
+def test_published_layouts_may_be_linked_folders(cub, tmp_path):
+    moved = tmp_path / "scratch"
+    (cub / "images").rename(moved)
+    os.symlink(moved, cub / "images")
+    assert len(list(read_records(cub, lambda _: None))) == 2
+    image(tmp_path / "elsewhere" / "1.jpg")
+    content = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+    write(tmp_path / "coco/annotations/captions_val.json", json.dumps(content))
+    os.symlink(tmp_path / "elsewhere", tmp_path / "coco" / "val")
+    assert [r.text for r in read_records(tmp_path / "coco")] == ["A dog."]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import environment_cases as cases
+from helpers import environment_contrasts as contrasts
 from helpers import environment_methods as methods
 from helpers.plain_training import in_one_process, rank_batch
 from helpers.ranks import TwoRanks
@@ -63,6 +64,20 @@ def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
     one, other = ranks.both(cases.attached_under_fsdp, parts)
     assert_equal(one, other, **EXACT)
     assert_equal(one, in_one_process(), **CLOSE)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("counts", [(3, 3), (4, 2), (2, 5)])
+@pytest.mark.parametrize("silent", [(), (1, 4), (0, 1, 2)], ids=["all told", "two silent", "three silent"])
+def test_the_contrast_over_two_ranks_has_one_processs_gradient(ranks, levels, counts, silent):
+    """The mean of the ranks' losses is the whole batch's, and so is its gradient."""
+    losses, *gradients = zip(*ranks.both(contrasts.of_one_rank, levels, counts, silent), strict=True)
+    loss, *expected = contrasts.loss_and_gradients(*contrasts.whole_batch(levels, sum(counts), silent))
+    exactly = dict(rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(sum(losses) / 2, loss, **exactly)
+    for parts, whole in zip(gradients, expected, strict=True):
+        assert whole.norm() > 0.1
+        torch.testing.assert_close(torch.cat(parts, 1) / 2, whole, **exactly)
 
 
 METHODS = {"cvq": {}, "lgvq": {"width": 16, "heads": 2}, "vqct": {"threshold": 0}, "tavq": {"contrast": 0.1}}

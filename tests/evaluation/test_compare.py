@@ -115,6 +115,10 @@ def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
         (("--train", 20), "n_train_at_most=24, and this asks for 20"),
         (("--set", "tavq.steps=4"), "only options.NAME=VALUE may differ between methods"),
         (("--set", "options.weight=1"), "METHOD.options.NAME=VALUE"),
+        (("--set", "seed=3"), "--set seed=3: a comparison takes it as --seeds 3"),
+        (("--set", "method=tavq"), "--set method=tavq: a comparison takes it as --methods tavq"),
+        (("--set", "steps=2"), "steps is given twice, by --steps 2 and --set steps=2: give one"),
+        (("--set", "resolution=32"), "resolution is given twice, by --resolution 16 and --set resolution=32"),
         (("--set", "tavq.options.wieght=1"), "tavq has no option 'wieght'"),
         (("--methods", "vqgam"), "no method 'vqgam'"),
         (("--seeds", "0,x"), "give whole numbers"),
@@ -282,3 +286,27 @@ def test_quick_is_few_steps_for_all_methods(tmp_path):
     plan = plan_of(out=tmp_path, quick=True, overrides=["steps=7"])
     assert len(plan.methods) == 10 and plan.recipe.steps == 7 and plan.n_train == 1000
     assert plan.recipe.checkpoint_every == 1 and plan.recipe.tracker == "none" and plan.seeds == (0,)
+
+
+def test_what_a_recipe_file_says_takes_effect(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("steps: 50\nseed: 3\ntracker: tensorboard\ncheckpoint_every: 4\n")
+    plan = plan_of(out=tmp_path, recipe=str(file))
+    assert plan.seeds == (3,) and {job.recipe.seed for job in plan.jobs} == {3}
+    assert (plan.recipe.tracker, plan.recipe.checkpoint_every) == ("tensorboard", 4)
+    told = plan_of(out=tmp_path, recipe=str(file), seeds="1,2", overrides=["tracker=none", "checkpoint_every=25"])
+    assert (told.seeds, told.recipe.tracker, told.recipe.checkpoint_every) == ((1, 2), "none", 25)
+    assert plan_of(out=tmp_path).seeds == (0,) and plan_of(out=tmp_path).recipe.checkpoint_every == 100
+
+
+@pytest.mark.parametrize(
+    "setting", ["resolution=32", "steps=7", "batch_size=4", "optimizer.warmup=3", "keep=2", "ema=0.9"]
+)
+def test_every_setting_of_the_command_line_reaches_each_run(tmp_path, setting):
+    name, value = setting.split("=")
+    *path, last = name.split(".")
+    for job in plan_of(out=tmp_path, methods="vqgan,tavq", overrides=[setting]).jobs:
+        place = job.recipe.to_dict()
+        for part in path:
+            place = place[part]
+        assert place[last] == float(value)

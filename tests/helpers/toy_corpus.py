@@ -100,7 +100,7 @@ def recipe(**changes: Any) -> Recipe:
     return recipe_of({**SMALL, **changes})
 
 
-def stopped(method: str, recipe: Recipe, folder: Path, *, after: int) -> None:
+def stopped(method: str, recipe: Recipe, folder: Path, *, after: int, **settings: Any) -> None:
     """Train and be interrupted after some steps."""
 
     def stop(done: int, row: dict[str, float]) -> None:
@@ -108,7 +108,7 @@ def stopped(method: str, recipe: Recipe, folder: Path, *, after: int) -> None:
             raise KeyboardInterrupt
 
     try:
-        fit(method, recipe, corpus(), folder, progress=stop)
+        fit(method, recipe, corpus(), folder, progress=stop, **settings)
     except KeyboardInterrupt:
         return
     raise AssertionError(f"{recipe.steps} steps ended before {after}")

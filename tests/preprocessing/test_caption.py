@@ -5,8 +5,8 @@ import json
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from tavq_plugin.data.read import read_records
 
-from tavq_plugin.data.records import read_records
 from tavq_plugin.preprocessing.caption import caption
 from tavq_plugin.preprocessing.caption_quality import flaw
 from tavq_plugin.preprocessing.local_captioner import LocalCaptioner

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tavq_plugin.data.read import read_records
 
-from tavq_plugin.data.records import read_records
 from tavq_plugin.preprocessing import prepare_store as module
 from tavq_plugin.preprocessing.prepare_store import prepare, process_shard
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
@@ -250,8 +250,12 @@ def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_fo
         run(file, tmp_path / "s", partial(TextEncoder.from_pretrained, bert_folder, pooling="cls"))
     with pytest.raises(ValueError, match="more than the 1 shards"):
         run(captions(tmp_path / "d", 4), tmp_path / "s", load)
-    with pytest.raises(ValueError, match="no record of"):
-        run(captions(tmp_path / "d", 0, [b"{"]), tmp_path / "t", load)
+    with pytest.raises(
+        ValueError, match=r"no record of .*, 5 rejected: .*captions.jsonl, line 1: not JSON .*line 3.*; …$"
+    ):
+        run(captions(tmp_path / "d", 0, [b"{"] * 5), tmp_path / "t", load)
+    with pytest.raises(ValueError, match="0 rejected: it is empty"):
+        run(captions(tmp_path / "d", 0), tmp_path / "t", load)
     with pytest.raises(ValueError, match="part 3 of 3"):
         run(file, tmp_path / "t", load, part=(3, 3))
 

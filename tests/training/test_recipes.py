@@ -82,6 +82,11 @@ def test_overrides_reach_in_and_keep_the_rest(tmp_path):
         read_recipe(None, ["optimizer=3", "optimizer.warmup=1"])
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text("steps: 7\n", encoding="utf-8-sig")
+    assert read_recipe(tmp_path / "mine.yaml").steps == 7
+
+
 def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no recipe nowhere: give a YAML file, or one of celebahq"):
         read_recipe("nowhere")

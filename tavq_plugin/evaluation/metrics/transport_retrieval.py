@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.evaluation.probes import Ridge
-from tavq_plugin.losses.code_distribution import collapse_repeats
+from tavq_plugin.losses.unique_codes import collapse_repeats
 from tavq_plugin.ot.solve import solve
 from tavq_plugin.types import Units
 

@@ -1,0 +1,33 @@
+"""Images with text from any place that is known: a folder, a table, or archives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tavq_plugin.data.folders import from_folder
+from tavq_plugin.data.published import layout_of
+from tavq_plugin.data.records import Record, Reject, refuse
+from tavq_plugin.data.tables import TABLE_ENDINGS, from_table
+from tavq_plugin.data.tars import from_tars
+
+
+def read_records(place: str | Path, reject: Reject = refuse) -> Iterator[Record]:
+    """The records of a folder (captions.jsonl, a known layout, or images with same-named .txt), a .jsonl, .csv or
+    .parquet file, a .tar or a folder of .tar; in an order that depends on their names alone.
+
+    Repeated ids are the caller's to see: memory does not grow with the number of records.
+    """
+    place = Path(place)
+    if place.is_dir():
+        if (place / "captions.jsonl").is_file():
+            return from_table(place / "captions.jsonl", reject)
+        known = layout_of(place)
+        return known(place, reject) if known else from_folder(place, reject)
+    if not place.is_file():
+        raise FileNotFoundError(f"no file or folder {place}: give images with text, or a file of captions")
+    if place.suffix == ".tar":
+        return from_tars([place], reject)
+    if place.suffix not in TABLE_ENDINGS:
+        raise ValueError(f"{place}: cannot read {place.suffix!r} files; give one of {', '.join(TABLE_ENDINGS)}, .tar")
+    return from_table(place, reject)

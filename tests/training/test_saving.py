@@ -1,0 +1,132 @@
+"""Hosts that hold a module twice, or lie channels_last, are saved, resumed and loaded; what cannot be is told early."""
+
+import pytest
+import torch
+from helpers.tiny_hosts import Autoencoder
+from helpers.toy_corpus import corpus, recipe, stopped, weights
+from safetensors.torch import load_file
+from torch import nn
+
+from tavq_plugin.io.storable import refuse_unstorable, storable
+from tavq_plugin.training import fit
+from tavq_plugin.training.build import build
+from tavq_plugin.training.build_host import build_host
+from tavq_plugin.training.recipe import HostRecipe
+from tavq_plugin.training.run_folder import load_run, save_weights
+
+pytest.importorskip("accelerate")
+vq = pytest.importorskip("vector_quantize_pytorch")
+
+
+class Odd(nn.Module):
+    """An autoencoder whose decoder is held twice, whose weights may be channels_last, and whose state may be odd."""
+
+    def __init__(self, *, twice: bool = False, channels_last: bool = False, extra: str = "", complex: bool = False):
+        super().__init__()
+        self.inner = Autoencoder(vq.VectorQuantize(dim=8, codebook_size=32, ema_update=False, learnable_codebook=True))
+        self.inner.vq.accept_image_fmap = True
+        if twice:
+            self.again = self.inner.up
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        if complex:
+            self.register_buffer("phases", torch.zeros(2, dtype=torch.complex128))
+        self.extra = extra
+
+    def decode(self, z_q):
+        return self.inner.decode(z_q)
+
+    def forward(self, images):
+        return self.inner(images)
+
+
+class WithExtra(Odd):
+    """One whose state dict holds a string."""
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+ODD = [{"twice": True}, {"channels_last": True}]
+
+
+def odd(target="Odd", **params):
+    return {
+        "target": f"training.test_saving.{target}",
+        "params": params,
+        "wrap": {"taps": ["inner.first", "inner.second"]},
+    }
+
+
+@pytest.mark.parametrize("params", ODD, ids=lambda params: next(iter(params)))
+def test_a_run_is_saved_resumed_and_loaded(params, tmp_path):
+    asked = recipe(host=odd(**params), steps=6, checkpoint_every=2, ema=0.5, optimizer={"learning_rate": 0.01})
+    allow = {"allow": ["training"]}
+    whole = fit("vqgan", asked, corpus(), tmp_path / "whole", **allow)
+    stopped("vqgan", asked, tmp_path / "run", after=5, **allow)
+    resumed = fit("vqgan", asked, corpus(), tmp_path / "run", **allow)
+    ours, theirs = weights(resumed), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [row["pixel"] for row in resumed.history] == [row["pixel"] for row in whole.history]
+    loaded = weights(fit("vqgan", asked, corpus(), tmp_path / "run", **allow))
+    assert all(torch.equal(loaded[name], theirs[name]) for name in theirs)
+    fresh = build_host(HostRecipe(**odd(**params)), 16, allow=["helpers"])
+    fresh.load_state_dict(load_file(tmp_path / "run" / "host.safetensors"), strict=True)
+
+
+@pytest.mark.parametrize("params", ODD, ids=lambda params: next(iter(params)))
+def test_the_weights_alone_are_saved_and_loaded(params, tmp_path):
+    asked = recipe(host=odd(**params))
+    ours, _ = build(asked, corpus(), allow=["helpers"])
+    theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), allow=["helpers"])
+    save_weights(tmp_path, ours, None)
+    load_run(tmp_path, theirs, None)
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        (odd("WithExtra", extra="x"), "the host's state dict holds a str at '_extra_state'"),
+        (odd(complex=True), "holds a tensor of torch.complex128 at 'phases'"),
+    ],
+    ids=["extra state", "type"],
+)
+def test_what_cannot_be_saved_is_told_before_the_first_step(host, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        fit(
+            "vqgan",
+            recipe(host=host),
+            corpus(),
+            tmp_path,
+            progress=lambda *row: pytest.fail("trained"),
+            allow=["helpers"],
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_storable_tensors_are_equal_contiguous_and_apart():
+    weight = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    rows = torch.randn(6, 2)
+    state = {"a": weight, "b": weight, "c": rows[:3], "d": rows[2:], "e": rows.T, "f": torch.empty(0)}
+    ready = storable(state)
+    assert list(ready) == list(state) and all(torch.equal(ready[name], state[name]) for name in state)
+    assert all(value.is_contiguous() and not value.requires_grad for value in ready.values())
+    assert len({value.untyped_storage().data_ptr() for value in ready.values() if value.numel()}) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "a NoneType at 'x'"),
+        (torch.empty(2, device="meta"), "on the meta device"),
+        (torch.eye(2).to_sparse(), "a sparse tensor"),
+    ],
+    ids=["none", "meta", "sparse"],
+)
+def test_what_cannot_be_stored_is_named(value, words):
+    with pytest.raises(ValueError, match=words):
+        refuse_unstorable({"w": torch.ones(1), "x": value})
