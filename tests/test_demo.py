@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tavq_plugin.cli import app
 from tavq_plugin.clock import Clock
 from tavq_plugin.data.scenes import write_pack
+from tavq_plugin.ownership import MARKER, claim
 from tavq_plugin.runs import in_hand
 
 pytest.importorskip("taming")
@@ -49,7 +50,7 @@ def test_everything_is_written(done):
         assert 0 < metrics["plugin_share"] < 1 and metrics["seconds_per_step"] > 0
         assert 0 < metrics["usage"] <= 100 and metrics["psnr"] > 5
         files = {path.name for path in (out / name).iterdir()}
-        assert files == {"settings.json", "host.safetensors", "tavq.safetensors", "metrics.json"}
+        assert files == {"settings.json", "host.safetensors", "tavq.safetensors", "metrics.json", MARKER}
     for picture in ("reconstructions.png", "words.png"):
         assert (out / picture).stat().st_size > 1000
     assert "PSNR" in printed and "baseline" in printed
@@ -111,9 +112,10 @@ def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_
 
 def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
     in_hand(tmp_path / "hand", {"seed": 0})
-    (tmp_path / "hand" / "checkpoint").touch()
-    assert (in_hand(tmp_path / "hand", {"seed": 0}) / "checkpoint").exists()
-    assert not (in_hand(tmp_path / "hand", {"seed": 1}) / "checkpoint").exists()
+    claim(tmp_path / "hand", ["history.json"], "tavq train")
+    (tmp_path / "hand" / "history.json").touch()
+    assert (in_hand(tmp_path / "hand", {"seed": 0}) / "history.json").exists()
+    assert not (in_hand(tmp_path / "hand", {"seed": 1}) / "history.json").exists()
 
 
 def test_a_folder_of_images_is_taken(tmp_path):

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tavq_plugin.data.records import Record, read_records
 from tavq_plugin.text import captioned, shards
-from tavq_plugin.text.caption import REJECTED, report
+from tavq_plugin.text.caption import REJECTED, refuse_other_report, report
 from tavq_plugin.text.captioned import Captions
 from tavq_plugin.text.embed import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
@@ -67,13 +67,15 @@ def prepare(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1 text, got {shard_size}")
     data, out, splitter = Path(data), Path(out), splitter or Splitter()
-    survey = look(data, out, check_images=check_images, captions=captions)
+    refuse_other_report(out / REJECTED)
+    survey = look(data, check_images=check_images, captions=captions)
     count = -(-survey.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
         raise ValueError(f"{out} holds more than the {count} shards of {data}: it is another store; give a new folder")
     encoder = load_encoder()
     fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, survey.captioners]))
     manifest = Manifest(fingerprint).begin(out)
+    report(out / REJECTED, survey.rejected)  # only now: a refused run leaves another store's report as it is
     own = range(index, count, of)
     digests: dict[int, str] = {}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tavq_plugin.atomic import save_tensors
 from tavq_plugin.text import shards
 from tavq_plugin.text.manifest import NAME, WHITENING, Manifest, finished, shard_path, shard_paths
 from tavq_plugin.text.store import TextStore
@@ -67,9 +68,7 @@ class Whitening:
 
     def save(self, folder: Path) -> None:
         """Beside the store's shards, whole or not at all."""
-        from safetensors.torch import save
-
-        shards.whole_or_not(folder / WHITENING, save({"mean": self.mean, "matrix": self.matrix.contiguous()}))
+        save_tensors({"mean": self.mean, "matrix": self.matrix.contiguous()}, folder / WHITENING)
 
     @classmethod
     def load(cls, folder: str | Path) -> Whitening:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from tavq_plugin.atomic import save_tensors
 
 _TENSOR, _ITEMS = "@tensor", "@items"
 
@@ -18,7 +19,7 @@ def save_tree(path: Path, tree: Any) -> None:
     """Write a tree of dicts, lists, tensors, numbers, strings and None; TypeError names the place of anything else."""
     tensors: dict[str, Tensor] = {}
     shape = _packed(tree, "", tensors, set())
-    save_file(tensors, path, metadata={"tree": json.dumps(shape)})
+    save_tensors(tensors, path, metadata={"tree": json.dumps(shape)})
 
 
 def load_tree(path: Path) -> Any:

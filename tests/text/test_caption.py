@@ -156,7 +156,7 @@ def test_broken_images_are_rejected_and_the_rest_goes_on(pictures, tmp_path, mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
     done = caption(pictures, tmp_path / "c.jsonl", Fake(GOOD), progress=False)
     assert (done.written, done.rejected) == (8, 4)
-    reasons = {row["reason"].split(":")[0]: row["reason"] for row in rows(tmp_path / "rejected.jsonl")}
+    reasons = {row["reason"].split(":")[0]: row["reason"] for row in rows(tmp_path / "c.rejected.jsonl")}
     assert set(reasons) == {"half.jpg", "none.png", "one.png", "bomb.png"}
     assert "too small" in reasons["one.png"] and "more pixels" in reasons["bomb.png"]
 
@@ -181,11 +181,11 @@ def test_one_image_that_the_server_never_answers_is_rejected(server, pictures, t
     server.script[:] = [GOOD, 500, 500, 500, GOOD]
     done = caption(pictures, tmp_path / "c.jsonl", asking(server, concurrency=1), batch=5, progress=False)
     assert (done.written, done.rejected) == (4, 1)
-    (row,) = rows(tmp_path / "rejected.jsonl")
+    (row,) = rows(tmp_path / "c.rejected.jsonl")
     assert "1.png" in row["reason"] and "HTTP 500" in row["reason"]
     done = caption(pictures, tmp_path / "c.jsonl", asking(server), batch=5, progress=False)
     assert (done.written, done.there, done.rejected) == (1, 4, 0)
-    assert not (tmp_path / "rejected.jsonl").exists()
+    assert not (tmp_path / "c.rejected.jsonl").exists()
 
 
 def test_a_bad_request_is_not_repeated(server, pictures, tmp_path):
