@@ -227,3 +227,25 @@ def test_two_runs_do_not_write_one_file(pictures, tmp_path):
             return super().__call__(images, prompts, attempt)
 
     assert caption(pictures, out, Second(GOOD), progress=False).written == 5
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_outputs_of_one_folder_keep_each_their_own_list_of_rejected_images(pictures, tmp_path, ending):
+    (pictures / "none.png").write_bytes(b"")
+    assert caption(pictures, tmp_path / "a.jsonl", Fake(GOOD), progress=False).rejected == 1
+    (pictures / "none.png").unlink()
+    assert caption(pictures, tmp_path / f"b.{ending}", Fake(GOOD), progress=False).rejected == 0
+    assert "none.png" in rows(tmp_path / "a.rejected.jsonl")[0]["reason"]
+    assert caption(pictures, tmp_path / "a.parquet", Fake(GOOD), progress=False).rejected == 0
+    assert (tmp_path / "a.rejected.jsonl").exists()
+
+
+def test_a_file_of_another_kind_in_the_lists_place_stays(pictures, tmp_path):
+    (pictures / "none.png").write_bytes(b"")
+    (tmp_path / "a.rejected.jsonl").write_text('{"thesis": 1}')
+    fake = Fake(GOOD)
+    with pytest.raises(FileExistsError, match=r"a\.rejected\.jsonl is in the way .* another --out, or move it"):
+        caption(pictures, tmp_path / "a.jsonl", fake, progress=False)
+    assert (tmp_path / "a.rejected.jsonl").read_text() == '{"thesis": 1}' and not fake.calls
+    with pytest.raises(ValueError, match="another name"):
+        caption(pictures, tmp_path / "b.rejected.jsonl", fake, progress=False)
