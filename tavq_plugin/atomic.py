@@ -52,7 +52,7 @@ def intended(name: str) -> str | None:
     >>> intended(".a.txt.0123456789ab.tmp"), intended("a.txt")
     ('a.txt', None)
     """
-    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{12}\.tmp", name)
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{12,32}\.tmp", name)
     return found and found[1]
 
 

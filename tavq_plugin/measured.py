@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tavq_plugin.atomic import save_json, save_tensors
 from tavq_plugin.measure import Measured
-from tavq_plugin.ownership import claim, refuse_taken
+from tavq_plugin.ownership import claim, claims, refuse_taken
 
 MAKER = "tavq compare"
 FILES = ("measured.safetensors", "measured.json")
@@ -34,6 +34,8 @@ def refuse_unlike_figures(folder: Path) -> None:
 
 def _former(folder: Path) -> tuple[str, ...]:
     """The figures of a run that was made before there were markers; its settings.json tells such a run."""
+    if claims(folder):
+        return ()
     try:
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -62,13 +62,16 @@ def caption(
     if out.name.endswith(".rejected.jsonl"):
         raise ValueError(f"{out} is the name of a list of rejected records: give --out another name")
     refuse_other_report(report_beside(out))
+    lock = Path(f"{lines_of(out)}.lock")
+    if lock.exists() and lock.stat().st_size:  # a lock of ours is empty
+        raise FileExistsError(f"{lock} is in the way and is no lock of ours: give another --out, or move it")
     about = {"model": captioner.name, "revision": captioner.revision, "prompt": prompted(prompt, with_captions)}
-    lines = out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.unfinished.jsonl")
+    lines = lines_of(out)
     lines.parent.mkdir(parents=True, exist_ok=True)
     rejections: list[Rejection] = []
     asking = Asking(captioner, about, str(data), rejections.append)
     try:
-        with FileLock(f"{lines}.lock", timeout=0):
+        with FileLock(lock, timeout=0):
             if out != lines and out.exists() and not lines.exists():
                 _from_parquet(out, lines)
             _into(lines, asking, Path(data), batch, progress)
@@ -78,9 +81,14 @@ def caption(
                 lines.unlink()
     except Timeout:
         raise BlockingIOError(f"another run is writing {lines}: wait for it, or give another --out") from None
-    Path(f"{lines}.lock").unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
     asking.done.rejected = len(rejections)
     return asking.done
+
+
+def lines_of(out: Path) -> Path:
+    """The file that texts are written to one by one: `out` itself, or one beside it where that is Parquet."""
+    return out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.unfinished.jsonl")
 
 
 def report_beside(out: Path) -> Path:

@@ -51,7 +51,8 @@ def caption(
 ) -> None:
     """Write a long text for every image, with a model here or on a server; go on where a former run stopped.
 
-    Exit code 3: finished, but some images got no text; they are in OUT.rejected.jsonl, named for OUT without .jsonl.
+    Exit code 3: finished, but some images got no text; they are in OUT.rejected.jsonl, so for captions.jsonl
+    in captions.rejected.jsonl.
     """
     from tavq_plugin.text import caption as captioning
     from tavq_plugin.text.captioners import captioner_of

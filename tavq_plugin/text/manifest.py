@@ -48,10 +48,19 @@ class Manifest:
         save_text(Path(folder) / NAME, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
 
     def begin(self, folder: str | Path) -> Manifest:
-        """Found or refresh a store; ValueError where the folder holds units of another encoder or splitter."""
+        """Found or refresh a store.
+
+        ValueError where the folder holds units of another encoder or splitter, FileExistsError where it holds files
+        of a shard's name and no manifest.
+        """
         try:
             found = Manifest.read(folder)
         except FileNotFoundError:
+            if there := shard_paths(folder):
+                raise FileExistsError(
+                    f"{there[0]} is in the way: {folder} has no {NAME}, so it is no store of ours; give another --out, "
+                    "or move it"
+                ) from None
             self.write(folder)
             return self
         self.same(found.fingerprint, folder)

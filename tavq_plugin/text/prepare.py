@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tavq_plugin.atomic import intended
 from tavq_plugin.data.records import Record, read_records
 from tavq_plugin.text import captioned, shards
 from tavq_plugin.text.caption import REJECTED, refuse_other_report, report
@@ -141,7 +142,8 @@ def process_shard(
             if whole(out, name, fingerprint):
                 return False
             for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a killed process: the lock says nobody writes it
-                left.unlink()
+                if intended(left.name) == out.name:
+                    left.unlink()
             store = TextStore.build(
                 [record.text for record in records],
                 encoder,

@@ -99,7 +99,7 @@ def whiten(store: str | Path, out: str | Path, *, like: str | Path | None = None
     paths = finished(store, source)
     if "|whitened-" in source.fingerprint:
         raise ValueError(f"{store} is whitened already: give the store it was made of")
-    if (out / NAME).exists() or shard_paths(out):
+    if (out / NAME).exists() or (out / WHITENING).exists() or shard_paths(out):
         raise FileExistsError(f"{out} holds a store already: give a new folder")
     if like is None:
         whitening = Whitening.fit((_table_and_uses(path) for path in paths), shrink)

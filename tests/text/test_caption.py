@@ -249,3 +249,12 @@ def test_a_file_of_another_kind_in_the_lists_place_stays(pictures, tmp_path):
     assert (tmp_path / "a.rejected.jsonl").read_text() == '{"thesis": 1}' and not fake.calls
     with pytest.raises(ValueError, match="another name"):
         caption(pictures, tmp_path / "b.rejected.jsonl", fake, progress=False)
+
+
+def test_a_file_that_is_no_file_of_captions_is_refused_and_stays(pictures, tmp_path):
+    for name, content in (("a.jsonl", '{"thesis": 1}'), ("a.jsonl", '{"thesis": 1}\n'), ("a.jsonl.lock", "mine")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises((ValueError, FileExistsError), match="another --out|delete the line"):
+            caption(pictures, tmp_path / "a.jsonl", Fake(GOOD), progress=False)
+        assert (tmp_path / name).read_text() == content
+        (tmp_path / name).unlink()

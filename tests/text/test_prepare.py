@@ -187,7 +187,7 @@ def test_a_claimed_shard_is_left_and_a_dead_writers_file_goes(tmp_path, load):
         thread.start()
         thread.join()
     assert claimed == [None] and not out.exists()
-    left = out.with_name(f".{out.name}.0123.tmp")
+    left = out.with_name(f".{out.name}.0123456789ab.tmp")
     left.write_bytes(b"half")
     assert make() is True and not left.exists()
     assert make() is False
@@ -241,6 +241,14 @@ def test_a_refused_run_leaves_the_stores_list_of_rejected_records(tmp_path, load
     with pytest.raises(FileExistsError, match=r"rejected\.jsonl is in the way"):
         run(file, tmp_path / "t", load)
     assert (tmp_path / "t" / "rejected.jsonl").read_text() == "mine"
+
+
+def test_shards_that_are_not_ours_stay(tmp_path, load):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "shard-00000.safetensors").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"shard-00000\.safetensors is in the way"):
+        run(captions(tmp_path / "d"), tmp_path / "s", load)
+    assert [path.read_text() for path in (tmp_path / "s").iterdir()] == ["mine"]
 
 
 def test_broken_images_can_be_left_out_too(tmp_path, load):
