@@ -89,7 +89,7 @@ def sync(path: Path) -> None:
     """Make a file, or the names in a folder, outlast a power cut; folders only where the system can (not Windows)."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what it may write
     try:
         os.fsync(handle)
     finally:

@@ -110,8 +110,8 @@ def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progres
     history: list[dict[str, float]] = []
     if accelerator.is_main_process:
         claim(folder, NAMES, MAKER, former=_former(folder))
-        save_json(folder / "settings.json", settings)
         _save_recipe(folder / "recipe.yaml", recipe)
+        save_json(folder / "settings.json", settings)
     kept = checkpoints.latest()
     if kept is not None:
         state, history = kept

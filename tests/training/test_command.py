@@ -96,6 +96,17 @@ def test_bad_input_is_refused_in_a_sentence(recipe, toy, tmp_path, arguments, wo
     assert code == 2 and words in said, said
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "checkpoints/thesis.txt", "data/images.safetensors"])
+def test_what_somebody_else_made_is_refused_before_anything_is_read(recipe, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("years: 4")
+    code, said = run(recipe, "--out", tmp_path / "out")
+    assert code == 2 and f"{path}".removesuffix("/thesis.txt") + " is in the way" in said, said
+    assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [path]
+    assert path.read_text() == "years: 4"
+
+
 def test_the_core_imports_without_the_trainers_packages():
     blocked = (
         "import sys\nfor name in ('accelerate', 'tensorboard', 'yaml', 'torchmetrics'): sys.modules[name] = None\n"
