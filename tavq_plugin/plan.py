@@ -9,10 +9,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.atomic import save_json
 from tavq_plugin.baselines import METHODS, method_class
 from tavq_plugin.measure import Measuring
 from tavq_plugin.metrics.weights import files_of
-from tavq_plugin.runs import save_json
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_file import read_recipe, recipe_of, refuse_given_twice, stated
 from tavq_plugin.training.trainer import FREE

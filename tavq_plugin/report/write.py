@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.atomic import save_text
 from tavq_plugin.measure import Measured, Texts
 from tavq_plugin.metrics.cards import HEADLINE
 from tavq_plugin.metrics.codebook import code_counts
@@ -43,8 +44,8 @@ def write_report(
         out / "usage.png",
     )
     told = {name: told_by_codes(measured, texts) for name, measured in first.items()}
-    _save(out / "compare.md", markdown(content))
-    _save(out / "compare.html", page(content, told, {name: (out / name).read_bytes() for name in PICTURES}))
+    save_text(out / "compare.md", markdown(content))
+    save_text(out / "compare.html", page(content, told, {name: (out / name).read_bytes() for name in PICTURES}))
     return [out / name for name in ("compare.md", "compare.html", *PICTURES)]
 
 
@@ -71,9 +72,3 @@ def page(content: Mapping[str, Any], told: Mapping[str, list[dict[str, Any]]], p
         pictures=uris,
         as_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
-
-
-def _save(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.atomic import save_bytes
 from tavq_plugin.data.records import Record, Rejection, from_table
 from tavq_plugin.text.asking import Asking, Captioner, written
 from tavq_plugin.text.caption import line_of, prompted
-from tavq_plugin.text.shards import hashed, whole_or_not
+from tavq_plugin.text.shards import hashed
 
 FOLDER = "captions"
 
@@ -74,7 +75,7 @@ class Captions:
                 for batch in batches:
                     if opened := list(asking.opened(r for r in batch if _name(r) not in there)):
                         asking.write(opened, lines)
-        whole_or_not(report, b"".join(map(line_of, rejections)))  # empty where every image has its text
+        save_bytes(report, b"".join(map(line_of, rejections)))  # empty where every image has its text
         return _texts(records, file)
 
 
