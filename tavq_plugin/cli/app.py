@@ -44,7 +44,10 @@ def demo(
         typer.Option(min=0.0, help="λ of the alignment at the start; it falls to 0. Default: .3, on drawn scenes .03."),
     ] = None,
 ) -> None:
-    """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table."""
+    """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table.
+
+    Runs of other settings are replaced; what this command did not make is refused by name and stays.
+    """
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
     from tavq_plugin.methods.tavq import WEIGHT
 
@@ -81,6 +84,7 @@ def train(
     """Train one tokenizer by one method; with `accelerate launch -m tavq_plugin train …` on several GPUs.
 
     The same command goes on where it was stopped, to what it would have been, and keeps a run that is finished.
+    A file in the folder that this command did not make is refused by name and stays.
     """
     from tavq_plugin.cli.train import run_train
 

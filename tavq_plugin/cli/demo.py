@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from tavq_plugin.evaluation.report.pictures import reconstruction_grid, word_reg
 from tavq_plugin.evaluation.text_targets import Encoded, TextTargets, encode, score, text_targets
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.io.ownership import claim
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.base import Method
 from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHT
@@ -33,11 +34,25 @@ from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import Fitted, Recipe, fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.recipe_yaml import read_recipe
-from tavq_plugin.training.run_folder import in_hand, load_metrics, load_run, save_run
+from tavq_plugin.training.run_folder import (
+    MAKER,
+    clear_hand,
+    former_hand,
+    former_run,
+    in_hand,
+    load_metrics,
+    load_run,
+    refuse_unlike_hand,
+    refuse_unlike_run,
+    save_run,
+)
 
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # that train
 RUNS = {"baseline": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # and the method of each
+FILES = ("demo.json", "reconstructions.png", "words.png")
+NAMES = (*FILES, ".training/", *(f"{name}/" for name in RUNS), *(f".{name}.partial/" for name in RUNS))
+"""What the demo writes into its folder, and replaces there."""
 
 
 def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
@@ -55,6 +70,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train, evaluate and draw; what was finished with the same settings is kept. Returns what `demo.json` holds."""
     writable(out)
+    claim(out, NAMES, MAKER, former=_former(out))
     encoder = offline_encoder()
     corpus = _corpus(data, recipe.resolution, encoder, n_train=n_train, n_eval=n_eval, console=console)
     targets = text_targets(corpus.store, corpus.train_rows, corpus.held_out_rows)
@@ -62,6 +78,7 @@ def run_demo(
     protocol = _protocol(corpus, recipe, options, encoder)
     content: dict[str, Any] = {"protocol": protocol, "runs": {}}
     shown: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
+    _refuse_unlike_runs(out, protocol)
     for name, method in RUNS.items():
         own = replace(recipe, method=method, options={} if name == "baseline" else options)
         tokenizer, align, metrics = _one_run(name, own, corpus, targets, protocol, out, console)
@@ -70,6 +87,27 @@ def run_demo(
         save_json(out / "demo.json", content)
     _draw(shown, corpus, out)
     return content
+
+
+def _former(out: Path) -> list[str]:
+    """What a demo left in its folder before there were markers."""
+    try:
+        content = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    files = FILES if isinstance(content, dict) and {"protocol", "runs"} <= content.keys() else ()
+    runs = [f"{name}/" for name in RUNS if former_run(out / name)]
+    partial = [f".{name}.partial/" for name in RUNS if former_run(out / f".{name}.partial")]
+    return [*files, *runs, *partial, *([".training/"] if former_hand(out / ".training") else [])]
+
+
+def _refuse_unlike_runs(out: Path, protocol: dict[str, Any]) -> None:
+    """FileExistsError, before anything is trained, where a folder to be replaced holds something that is not ours."""
+    refuse_unlike_hand(out / ".training")
+    for name in RUNS:
+        refuse_unlike_run(out / f".{name}.partial")
+        if load_metrics(out / name, {"run": name, **protocol}) is None:
+            refuse_unlike_run(out / name)
 
 
 def _corpus(
@@ -121,7 +159,7 @@ def _one_run(
     learnt = set().union(*fitted.history)
     history = [dict.fromkeys({"level", "alignment"} - learnt, 0.0) | row for row in fitted.history]
     save_run(folder, tokenizer, align, settings, metrics | {"history": history})
-    shutil.rmtree(training)
+    clear_hand(training)
     return tokenizer, align, metrics
 
 

@@ -51,7 +51,8 @@ def caption(
 ) -> None:
     """Write a long text for every image, with a model here or on a server; go on where a former run stopped.
 
-    Exit code 3: finished, but some images got no text; they are in rejected.jsonl beside OUT.
+    Exit code 3: finished, but some images got no text; they are in OUT.rejected.jsonl, so for captions.jsonl
+    in captions.rejected.jsonl.
     """
     from tavq_plugin.preprocessing import caption as captioning
     from tavq_plugin.preprocessing.choose_captioner import captioner_of
@@ -68,7 +69,7 @@ def caption(
         f"{out}: {done.written:,} texts written now, {done.there:,} before; {done.retried:,} asked for twice, "
         f"{done.flagged:,} of them flagged"
     )
-    _left_out(console, done.rejected, out.with_name("rejected.jsonl"))
+    _left_out(console, done.rejected, captioning.report_beside(out))
 
 
 def prepare(

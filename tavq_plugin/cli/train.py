@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tavq_plugin.data.corpus import corpus_in
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.training.build_host import refuse_targets
-from tavq_plugin.training.recipe_yaml import read_recipe, refuse_given_twice
-from tavq_plugin.training.trainer import Fitted, fit
+from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of, refuse_given_twice
+from tavq_plugin.training.trainer import Fitted, fit, refuse_unlike_run
 
 SCENES = 2000  # that train
 ALL = 10**9
@@ -40,12 +40,13 @@ def run_train(
     state = PartialState(cpu=not torch.cuda.is_available())  # as `fit` has it
     console.quiet = not state.is_main_process
     writable(out)
+    name = method or settings.method
+    refuse_unlike_run(out, recipe_of({**settings.to_dict(), "method": name}))
     with state.main_process_first():
         corpus, _ = corpus_in(
             out / "data", data, settings.resolution, n_train=n_train or (SCENES if data is None else ALL),
             n_eval=n_eval, tell=console.print,
         )  # fmt: skip
-    name = method or settings.method
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(name, total=settings.steps, loss="")

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tavq_plugin.data.folders import Pack
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.leakage import Leaks, find_leaks
 from tavq_plugin.data.synthetic_scenes import scenes
-from tavq_plugin.io.atomic import save_json
-from tavq_plugin.io.storable import storable
+from tavq_plugin.io.atomic import save_json, save_tensors
+from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.text.store import TextStore
 
 LEAST = 2  # images on either side
+MAKER = "the corpus of a run"
+NAMES = ("corpus.json", "images.safetensors", "store.safetensors")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def corpus_in(
     """A folder's corpus and what a protocol says of it; made there unless it is there, asked for in the same words.
 
     `data` None draws scenes. Held-out images that training has as well are left out and counted. Raises ValueError
-    where either side has fewer than two images, and where the folder holds a corpus that was asked for otherwise.
+    where either side has fewer than two images, and where the folder holds a corpus that was asked for otherwise;
+    FileExistsError where something that we did not make is in the way.
     """
     asked = {"data": "scenes" if data is None else str(data), "resolution": resolution}
     asked |= {"n_train_at_most": n_train, "n_eval_at_most": n_eval}
@@ -60,7 +63,10 @@ def corpus_in(
         pack = Pack.read(data)
         asked["records"] = _digest(pack)
     about = _read(folder / "corpus.json")
-    if about is None:
+    ours = isinstance(about, dict) and {"asked", "protocol", "texts"} <= about.keys()
+    refuse_taken(folder, NAMES, MAKER, former=NAMES if ours else ())
+    if not ours:
+        claim(folder, NAMES, MAKER)
         about = _make(folder, pack, asked, tell)
     for name, value in asked.items():
         if about["asked"].get(name) != value:
@@ -114,9 +120,8 @@ def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable
             "encoder": store.fingerprint,
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.json").unlink(missing_ok=True)
-    save_file(storable({"images": images[torch.tensor(kept)]}), folder / "images.safetensors")
+    save_tensors({"images": images[torch.tensor(kept)]}, folder / "images.safetensors")
     store.save(folder / "store.safetensors")
     save_json(folder / "corpus.json", about)  # last: its presence says that the rest is whole
     return about
@@ -143,5 +148,5 @@ def _digest(pack: Pack) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None

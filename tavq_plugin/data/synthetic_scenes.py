@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -128,9 +129,17 @@ def write_pack(folder: str | Path, n: int, *, seed: int = 0, resolution: int = 3
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: give a new folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}.partial")
     (partial / "images").mkdir(parents=True)
+    try:
+        _write_scenes(partial, n, seed, resolution, held_out)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # made above, under a name of its own
+        raise
+
+
+def _write_scenes(partial: Path, n: int, seed: int, resolution: int, held_out: float) -> None:
     with (partial / "captions.jsonl").open("w", encoding="utf-8") as table:
         for i in range(n):
             scene, name = render(seed, i, resolution), f"scene_{i:06}.png"
@@ -141,7 +150,6 @@ def write_pack(folder: str | Path, n: int, *, seed: int = 0, resolution: int = 3
                 "split": split, "source": "scenes",
             }  # fmt: skip
             table.write(json.dumps(row) + "\n")
-    os.replace(partial, folder)
 
 
 def _layout(draw: random.Random) -> tuple[Thing, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
@@ -23,12 +24,16 @@ from tavq_plugin.evaluation.evaluate import AT, Measured, Measuring, Texts, meas
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.plan import Job, Plan
-from tavq_plugin.evaluation.results import load_measured, save_measured
+from tavq_plugin.evaluation.results import load_measured, refuse_unlike_figures, save_measured
 from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import files_of, refuse_other_weights
 from tavq_plugin.training import fit
 from tavq_plugin.training.build_host import refuse_targets
+from tavq_plugin.training.trainer import refuse_unlike_run
 
+MAKER = "tavq compare"
+FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
 Tell = Callable[[str], None]
 Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
 
@@ -54,6 +59,8 @@ def compare(
     refuse_targets(plan.recipe, allow=plan.allow)
     writable(Path(plan.out))
     with _full_disk_told(plan.out):
+        refuse_unlike_comparison(plan)
+        claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
         _, about = corpus_in(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
@@ -83,6 +90,23 @@ def compare(
         save_json(plan.out / "compare.json", content)
         write_report(content, {name: seeds for name, seeds in runs.items() if seeds}, texts, plan.out)
     return content
+
+
+def refuse_unlike_comparison(plan: Plan) -> None:
+    """FileExistsError, before anything is trained, where a file that would be overwritten is not ours."""
+    refuse_taken(plan.out, FILES, MAKER, former=former_comparison(plan.out))
+    for job in plan.jobs:
+        refuse_unlike_run(job.folder, job.recipe)
+        refuse_unlike_figures(job.folder)
+
+
+def former_comparison(out: Path) -> tuple[str, ...]:
+    """What a comparison left in its folder before there were markers; none where it holds none."""
+    try:
+        shared = json.loads((out / "shared.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return FILES if isinstance(shared, dict) and {"host", "optimizer", "steps"} <= shared.keys() else ()
 
 
 def run_job(job: Job, report: Report) -> Measured:

@@ -6,23 +6,41 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tavq_plugin.evaluation.evaluate import Measured
-from tavq_plugin.io.atomic import save_json
-from tavq_plugin.io.storable import storable
+from tavq_plugin.io.atomic import save_json, save_tensors
+from tavq_plugin.io.ownership import claim, claims, refuse_taken
+
+MAKER = "tavq compare"
+FILES = ("measured.safetensors", "measured.json")
 
 
 def save_measured(folder: Path, measured: Measured, settings: dict[str, Any]) -> None:
     """Write a run's figures and what they were measured on."""
+    claim(folder, FILES, MAKER, former=_former(folder))
     (folder / "measured.json").unlink(missing_ok=True)
     parts = {"each": measured.each, "kept": measured.kept}
     tensors = {f"{part}/{name}": value for part, table in parts.items() for name, value in table.items()}
-    partial = folder / "measured.safetensors.partial"
-    save_file(storable(tensors), partial)
-    partial.replace(folder / "measured.safetensors")
+    save_tensors(tensors, folder / "measured.safetensors")
     content = {"settings": settings, "values": measured.values, "absent": measured.absent}
     save_json(folder / "measured.json", content)
+
+
+def refuse_unlike_figures(folder: Path) -> None:
+    """FileExistsError where a file of figures in a run's folder is not ours."""
+    refuse_taken(folder, FILES, MAKER, former=_former(folder))
+
+
+def _former(folder: Path) -> tuple[str, ...]:
+    """The figures of a run that was made before there were markers; its settings.json tells such a run."""
+    if claims(folder):
+        return ()
+    try:
+        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return FILES if isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys() else ()
 
 
 def load_measured(folder: Path, settings: dict[str, Any]) -> Measured | None:

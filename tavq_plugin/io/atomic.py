@@ -1,29 +1,109 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there: written under a fresh name beside the target, synced, then renamed.
+
+The fresh name is opened exclusively, so no link is followed, and every file gets the mode of the process's umask.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from torch import Tensor
+
+from tavq_plugin.io.storable import storable
+
+
+@contextmanager
+def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A fresh file to write, which takes the target's name when the block ends; nothing stays where the block fails.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole_file(folder / "a.txt") as partial:
+    ...     _ = partial.write_text("whole")
+    >>> [path.name for path in folder.iterdir()]
+    ['a.txt']
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid4().hex[:12]}.tmp")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        try:
+            mode = os.fstat(handle).st_mode & 0o777
+        finally:
+            os.close(handle)
+        yield partial
+        os.chmod(partial, mode)  # safetensors puts a file of its own, of mode 0600, in this one's place
+        sync(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(target.parent)
+
+
+def intended(name: str) -> str | None:
+    """The name that a half-written file was to take; None for any other name.
+
+    >>> intended(".a.txt.0123456789ab.tmp"), intended("a.txt")
+    ('a.txt', None)
+    """
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{12,32}\.tmp", name)
+    return found and found[1]
+
+
+def save_bytes(target: str | os.PathLike[str], content: bytes) -> None:
+    """Write bytes; the file is whole or not there."""
+    with whole_file(target) as partial:
+        partial.write_bytes(content)
+
+
+def save_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write text as UTF-8; the file is whole or not there."""
+    save_bytes(target, text.encode())
+
+
+def save_json(target: str | os.PathLike[str], content: Any) -> None:
+    """Write indented JSON; the file is whole or not there."""
+    save_text(target, json.dumps(content, indent=2) + "\n")
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name as safetensors, each made `storable`; the file is whole or not there."""
+    from safetensors.torch import save_file
+
+    with whole_file(target) as partial:
+        save_file(storable(tensors), partial, metadata=None if metadata is None else dict(metadata))
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, outlast a power cut; folders only where the system can (not Windows)."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what it may write
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def writable(folder: Path) -> Path:
     """The folder, made; PermissionError with the mend where nothing can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".trial"
-        trial.touch()
-        trial.unlink(missing_ok=True)  # another process may have been faster
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise PermissionError(
             f"cannot write in {folder} ({error.strerror}): give --out a folder that you can write"
         ) from error
     return folder
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, then rename: a file is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

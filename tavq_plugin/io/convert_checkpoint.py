@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tavq_plugin.io.atomic import save_json
+from tavq_plugin.io.atomic import save_json, whole_file
 from tavq_plugin.io.legacy_pickle import allowed, plain
 from tavq_plugin.io.storable import storable
 
@@ -82,13 +81,9 @@ def convert_checkpoint(
         raise FileExistsError(f"{', '.join(there)} would be overwritten: give --out another name, or --force")
     left_out: list[str] = []
     rest = plain(content, left_out, without=list(found.values()))
-    with ExitStack() as undone:
-        partial = {name: path.with_name(f"{path.name}.partial") for name, path in named.items()}
-        for name, path in partial.items():
-            undone.callback(path.unlink, missing_ok=True)
-            save_file(storable(found[name]), path)
-        for name, path in partial.items():
-            os.replace(path, named[name])
+    with ExitStack() as whole:
+        for name, path in named.items():  # they take their names together, once all are written
+            save_file(storable(found[name]), whole.enter_context(whole_file(path)))
     save_json(
         description,
         {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tavq_plugin.io.storable import refuse_unstorable, storable
+from tavq_plugin.io.atomic import save_tensors
+from tavq_plugin.io.storable import refuse_unstorable
 
 _TENSOR, _ITEMS = "@tensor", "@items"
 
@@ -20,7 +20,7 @@ def save_tree(path: Path, tree: Any) -> None:
     """Write a tree of dicts, lists, tensors, numbers, strings and None; TypeError names the place of anything else."""
     tensors: dict[str, Tensor] = {}
     shape = _packed(tree, "", tensors)
-    save_file(storable(tensors), path, metadata={"tree": json.dumps(shape)})
+    save_tensors(tensors, path, metadata={"tree": json.dumps(shape)})
 
 
 def refuse_unsavable(tree: Any) -> None:

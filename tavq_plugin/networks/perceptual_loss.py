@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,9 +13,28 @@ from torch import Tensor, nn
 
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.instantiate import instantiate
-from tavq_plugin.training.recipe import PerceptualRecipe
 
 FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
+
+
+@dataclass(frozen=True)
+class PerceptualRecipe:
+    """The distance of features that stands beside L1."""
+
+    kind: str = "none"  # "none" | "lpips" | "frozen": feature maps of any frozen network
+    weight: float = 1.0
+    path: str = ""  # weights file: of torchvision's network for lpips, of `network` for frozen
+    sha256: str = ""  # of that file, or its first 8 or more digits; empty: not checked
+    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `target.BUILDERS`
+    layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "lpips", "frozen"):
+            raise ValueError(f"kind must be one of none, lpips, frozen, got {self.kind!r}")
+        if not self.weight >= 0:
+            raise ValueError(f"weight must be 0 or more, got {self.weight}")
+        if 0 < len(self.sha256) < 8:
+            raise ValueError(f"sha256 must have 8 digits or more, got {self.sha256!r}")
 
 
 def build_perceptual(recipe: PerceptualRecipe, *, allow: Sequence[str] = ()) -> nn.Module | None:

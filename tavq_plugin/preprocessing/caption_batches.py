@@ -114,6 +114,7 @@ def written(lines: Path, about: Mapping[str, str | None]) -> dict[int, int]:
         whole = 0
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
+                _refuse_unlike_caption(line, f"{lines}, line {number}")
                 break
             try:
                 row = json.loads(line)
@@ -129,3 +130,10 @@ def written(lines: Path, about: Mapping[str, str | None]) -> dict[int, int]:
             whole += len(line)
         file.truncate(whole)
     return there
+
+
+def _refuse_unlike_caption(cut: bytes, place: str) -> None:
+    """ValueError where a last line without an end is no beginning of a line that we write, which would go."""
+    begin = b'{"id": "'
+    if not (cut.startswith(begin) or begin.startswith(cut)):
+        raise ValueError(f"{place}: no caption, and the line has no end; mend or delete it, or give another --out")

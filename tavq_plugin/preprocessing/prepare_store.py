@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Record
+from tavq_plugin.io.atomic import intended
 from tavq_plugin.preprocessing import shard_captions as captioned
-from tavq_plugin.preprocessing.caption import REJECTED, report
+from tavq_plugin.preprocessing.caption import REJECTED, refuse_other_report, report
 from tavq_plugin.preprocessing.scan_records import look
 from tavq_plugin.preprocessing.shard_captions import Captions
 from tavq_plugin.text import shard_file as shards
@@ -69,13 +70,15 @@ def prepare(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1 text, got {shard_size}")
     data, out, splitter = Path(data), Path(out), splitter or Splitter()
-    survey = look(data, out, check_images=check_images, captions=captions)
+    refuse_other_report(out / REJECTED)
+    survey = look(data, check_images=check_images, captions=captions)
     count = -(-survey.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
         raise ValueError(f"{out} holds more than the {count} shards of {data}: it is another store; give a new folder")
     encoder = load_encoder()
     fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, survey.captioners]))
     manifest = Manifest(fingerprint).begin(out)
+    report(out / REJECTED, survey.rejected)  # only now: a refused run leaves another store's report as it is
     own = range(index, count, of)
     digests: dict[int, str] = {}
 
@@ -141,7 +144,8 @@ def process_shard(
             if whole(out, name, fingerprint):
                 return False
             for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a killed process: the lock says nobody writes it
-                left.unlink()
+                if intended(left.name) == out.name:
+                    left.unlink()
             store = TextStore.build(
                 [record.text for record in records],
                 encoder,

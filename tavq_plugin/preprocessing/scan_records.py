@@ -12,7 +12,7 @@ import numpy as np
 from tavq_plugin.data.images import read_image
 from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Rejection
-from tavq_plugin.preprocessing.caption import REJECTED, line_of, report
+from tavq_plugin.preprocessing.caption import line_of
 from tavq_plugin.preprocessing.shard_captions import Captions
 from tavq_plugin.text.shard_file import hashed
 
@@ -29,8 +29,8 @@ class Survey:
     captioners: str  # hash of the models, revisions and prompts of its texts; "" where none is named
 
 
-def look(data: Path, out: Path, *, check_images: bool = False, captions: Captions | None = None) -> Survey:
-    """Read all records once: count them, find repeated ids, write `rejected.jsonl`; keeps 8 bytes a record."""
+def look(data: Path, *, check_images: bool = False, captions: Captions | None = None) -> Survey:
+    """Read all records once: count them, find repeated ids and what else is left out; keeps 8 bytes a record."""
     hashes, captioners, broken = bytearray(), set(), {}
     lines: list[bytes] = []
     first_rejections: list[Rejection] = []
@@ -64,7 +64,6 @@ def look(data: Path, out: Path, *, check_images: bool = False, captions: Caption
             f"no record of {data} can be read, {len(lines)} rejected"
             + (f": {reasons}" if reasons else ": it is empty; see the kinds of input in --help")
         )
-    report(out / REJECTED, b"".join(lines))
     if captions is not None:
         captioners = {json.dumps([captions.model, captions.revision, captions.prompt])}
     captioners.discard(None)

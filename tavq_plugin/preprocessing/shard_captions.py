@@ -13,9 +13,10 @@ from typing import Any
 
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.tables import from_table
+from tavq_plugin.io.atomic import save_bytes
 from tavq_plugin.preprocessing.caption import line_of, prompted
 from tavq_plugin.preprocessing.caption_batches import Asking, Captioner, written
-from tavq_plugin.text.shard_file import hashed, whole_or_not
+from tavq_plugin.text.shard_file import hashed
 
 FOLDER = "captions"
 
@@ -75,7 +76,7 @@ class Captions:
                 for batch in batches:
                     if opened := list(asking.opened(r for r in batch if _name(r) not in there)):
                         asking.write(opened, lines)
-        whole_or_not(report, b"".join(map(line_of, rejections)))  # empty where every image has its text
+        save_bytes(report, b"".join(map(line_of, rejections)))  # empty where every image has its text
         return _texts(records, file)
 
 

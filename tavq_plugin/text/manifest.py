@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tavq_plugin.io.atomic import save_text, whole_file
 from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.shard_file import FORMAT
 
@@ -45,13 +45,22 @@ class Manifest:
 
     def write(self, folder: str | Path) -> None:
         """Whole or not at all."""
-        shards.whole_or_not(Path(folder) / NAME, (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
+        save_text(Path(folder) / NAME, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
 
     def begin(self, folder: str | Path) -> Manifest:
-        """Found or refresh a store; ValueError where the folder holds units of another encoder or splitter."""
+        """Found or refresh a store.
+
+        ValueError where the folder holds units of another encoder or splitter, FileExistsError where it holds files
+        of a shard's name and no manifest.
+        """
         try:
             found = Manifest.read(folder)
         except FileNotFoundError:
+            if there := shard_paths(folder):
+                raise FileExistsError(
+                    f"{there[0]} is in the way: {folder} has no {NAME}, so it is no store of ours; give another --out, "
+                    "or move it"
+                ) from None
             self.write(folder)
             return self
         self.same(found.fingerprint, folder)
@@ -167,9 +176,5 @@ def _no_id_twice(paths: Iterable[Path]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        shutil.copyfile(source, unfinished)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(target) as partial:
+        shutil.copyfile(source, partial)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tavq_plugin.io.atomic import save_bytes
 from tavq_plugin.io.storable import storable
 from tavq_plugin.text.ragged import Ragged
 from tavq_plugin.types import GRANULARITIES
@@ -106,23 +105,7 @@ def write(path: str | os.PathLike[str], shard: Shard) -> None:
         tensors[f"{name}.mean"] = shard.means[name].cpu()
     tensors = storable(tensors)
     meta = {**shard.about, "format": FORMAT, "fingerprint": shard.fingerprint, "content": _digest(tensors)}
-    whole_or_not(path, save(tensors, {_META: json.dumps(meta, sort_keys=True)}))
-
-
-def whole_or_not(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name, fsync, rename; nothing stays behind where that fails."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    save_bytes(path, save(tensors, {_META: json.dumps(meta, sort_keys=True)}))
 
 
 def read(path: str | os.PathLike[str]) -> Shard:
@@ -185,13 +168,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tavq_plugin.io.storable import storable
+from tavq_plugin.io.atomic import save_tensors
 from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.manifest import NAME, WHITENING, Manifest, finished, shard_path, shard_paths
 from tavq_plugin.text.store import TextStore
@@ -68,9 +68,7 @@ class Whitening:
 
     def save(self, folder: Path) -> None:
         """Beside the store's shards, whole or not at all."""
-        from safetensors.torch import save
-
-        shards.whole_or_not(folder / WHITENING, save(storable({"mean": self.mean, "matrix": self.matrix})))
+        save_tensors({"mean": self.mean, "matrix": self.matrix}, folder / WHITENING)
 
     @classmethod
     def load(cls, folder: str | Path) -> Whitening:
@@ -101,7 +99,7 @@ def whiten(store: str | Path, out: str | Path, *, like: str | Path | None = None
     paths = finished(store, source)
     if "|whitened-" in source.fingerprint:
         raise ValueError(f"{store} is whitened already: give the store it was made of")
-    if (out / NAME).exists() or shard_paths(out):
+    if (out / NAME).exists() or (out / WHITENING).exists() or shard_paths(out):
         raise FileExistsError(f"{out} holds a store already: give a new folder")
     if like is None:
         whitening = Whitening.fit((_table_and_uses(path) for path in paths), shrink)

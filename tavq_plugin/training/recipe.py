@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tavq_plugin.networks.perceptual_loss import PerceptualRecipe
+
 
 def _above_zero(settings: Any, *names: str) -> None:
     for name in names:
@@ -55,24 +57,6 @@ class OptimizerRecipe:
         _one_of(self, "schedule", ("cosine", "constant"))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers, 0 or more and below 1, got {self.betas}")
-
-
-@dataclass(frozen=True)
-class PerceptualRecipe:
-    """The distance of features that stands beside L1."""
-
-    kind: str = "none"  # "none" | "lpips" | "frozen": feature maps of any frozen network
-    weight: float = 1.0
-    path: str = ""  # weights file: of torchvision's network for lpips, of `network` for frozen
-    sha256: str = ""  # of that file, or its first 8 or more digits; empty: not checked
-    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `target.BUILDERS`
-    layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
-
-    def __post_init__(self) -> None:
-        _one_of(self, "kind", ("none", "lpips", "frozen"))
-        _zero_or_more(self, "weight")
-        if 0 < len(self.sha256) < 8:
-            raise ValueError(f"sha256 must have 8 digits or more, got {self.sha256!r}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,21 +15,26 @@ from safetensors import SafetensorError
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.io.atomic import save_json, save_text, writable
+from tavq_plugin.io.ownership import SAFETENSORS_TEMPORARY, claim, fresh_folder, refuse_strangers, refuse_taken, remove
 from tavq_plugin.io.state_tree import load_tree, refuse_unsavable, save_tree
 from tavq_plugin.io.storable import refuse_unstorable
 from tavq_plugin.methods.base import Method
 from tavq_plugin.training.build_host import refuse_targets
-from tavq_plugin.training.checkpoint import Checkpoints
+from tavq_plugin.training.checkpoint import MAKER, Checkpoints
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import recipe_of
-from tavq_plugin.training.run_folder import load_run, save_weights
+from tavq_plugin.training.run_folder import TRAINED_FILES, load_run, save_weights
 
 if TYPE_CHECKING:
     from tavq_plugin.training.loop import Loop
 
 BLOCK = 20  # rows, whose steps differ where a method does not work in each
 FREE = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
+NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
+"""What a run writes into its folder, and replaces there."""
+PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
+RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 Progress = Callable[[int, dict[str, float]], None]
 
 
@@ -65,7 +70,8 @@ def fit(
     method.safetensors, history.json last; checkpoints/ and logs/ on the way.
 
     Raises ValueError, before the first step, for what cannot be trained or saved and where the folder holds a run of
-    other settings; FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
+    other settings; FileExistsError, before training, where something that we did not make is in the way;
+    FloatingPointError where a loss is not finite, naming the term; OSError where the disk is full.
     """
     try:
         from accelerate import Accelerator
@@ -78,6 +84,7 @@ def fit(
     refuse_corpus(corpus, recipe)
     refuse_targets(recipe, allow=allow)
     folder = writable(Path(folder))
+    refuse_unlike_run(folder, recipe)
     settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
     refuse_other_run(folder, settings)
     accelerator = Accelerator(
@@ -108,8 +115,9 @@ def _train(loop: Loop, settings: dict[str, Any], folder: Path, progress: Progres
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep)
     history: list[dict[str, float]] = []
     if accelerator.is_main_process:
+        claim(folder, NAMES, MAKER, former=_former(folder))
+        _save_recipe(folder / "recipe.yaml", recipe)
         save_json(folder / "settings.json", settings)
-        _save_yaml(folder / "recipe.yaml", recipe.to_dict())
     kept = checkpoints.latest()
     if kept is not None:
         state, history = kept
@@ -179,6 +187,40 @@ def fingerprint(corpus: Corpus) -> dict[str, Any]:
     return {"name": corpus.name, **numbers, "sha256": digest.hexdigest()}
 
 
+def refuse_unlike_run(folder: Path, recipe: Recipe) -> None:
+    """FileExistsError, naming it, where something that a run would overwrite or remove in its folder is not ours."""
+    refuse_taken(folder, NAMES, MAKER, former=[*_former(folder), "recipe.yaml"])
+    Checkpoints(folder / "checkpoints").refuse_taken()
+    refuse_strangers(folder / ".final.partial", former=PARTIAL_FILES)
+    path = folder / "recipe.yaml"
+    if os.path.lexists(path) and not _is_recipe_of_ours(path, recipe):
+        raise FileExistsError(
+            f"{path} is in the way and was not made by {MAKER}: give another --out, or move it; a recipe of your own "
+            f"is read from anywhere with --recipe"
+        )
+
+
+def _former(folder: Path) -> tuple[str, ...]:
+    """What a run left in its folder before there were markers; checkpoints and recipe.yaml are looked at apart."""
+    kept = _read_or_none(folder / "settings.json")
+    run = isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys()
+    return (*(TRAINED_FILES if run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
+
+
+def _is_recipe_of_ours(path: Path, recipe: Recipe) -> bool:
+    """Whether a recipe.yaml says that we wrote it, or holds what its run's settings.json or this run holds."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    kept = _read_or_none(path.with_name("settings.json"))
+    former = {name: value for name, value in kept.items() if name != "corpus"} if isinstance(kept, dict) else None
+    return text.startswith(RECIPE_HEAD) or content in (former, json.loads(json.dumps(recipe.to_dict())))
+
+
 def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
     """ValueError where the folder holds a run whose settings are not these; what is learned must be the same."""
     kept = _read(folder / "settings.json")
@@ -199,12 +241,11 @@ def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
 def _save_finished(loop: Loop, done: dict[str, Any], folder: Path) -> None:
     """Each file whole or not there, history.json last: its presence says that the run is finished."""
     partial = folder / ".final.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        fresh_folder(partial, TRAINED_FILES, MAKER, former=PARTIAL_FILES)
         save_weights(partial, loop.tokenizer, None)
         save_tree(partial / "method.safetensors", loop.method.state_dict())
-        for path in sorted(partial.iterdir()):
+        for path in sorted(partial.glob("*.safetensors")):
             path.replace(folder / path.name)
         save_json(folder / "history.json", done)
     except (OSError, SafetensorError) as error:
@@ -213,7 +254,7 @@ def _save_finished(loop: Loop, done: dict[str, Any], folder: Path) -> None:
             "again, it goes on from the last checkpoint"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
 
 
 def _load_finished(loop: Loop, folder: Path) -> None:
@@ -254,12 +295,21 @@ def _flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     return found
 
 
-def _save_yaml(path: Path, content: dict[str, Any]) -> None:
+def _save_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the recipe under a line that says so; a file that holds it already stays, with its comments."""
     import yaml
 
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    partial.replace(path)
+    content = recipe.to_dict()
+    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) == json.loads(json.dumps(content)):
+        return
+    save_text(path, RECIPE_HEAD + yaml.safe_dump(content, sort_keys=False))
+
+
+def _read_or_none(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.data.synthetic_scenes import write_pack
+from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training.run_folder import in_hand
 from tavq_plugin.training.timer import Clock
 
@@ -49,7 +50,7 @@ def test_everything_is_written(done):
         assert 0 < metrics["plugin_share"] < 1 and metrics["seconds_per_step"] > 0
         assert 0 < metrics["usage"] <= 100 and metrics["psnr"] > 5
         files = {path.name for path in (out / name).iterdir()}
-        assert files == {"settings.json", "host.safetensors", "tavq.safetensors", "metrics.json"}
+        assert files == {"settings.json", "host.safetensors", "tavq.safetensors", "metrics.json", MARKER}
     for picture in ("reconstructions.png", "words.png"):
         assert (out / picture).stat().st_size > 1000
     assert "PSNR" in printed and "baseline" in printed
@@ -111,9 +112,10 @@ def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_
 
 def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
     in_hand(tmp_path / "hand", {"seed": 0})
-    (tmp_path / "hand" / "checkpoint").touch()
-    assert (in_hand(tmp_path / "hand", {"seed": 0}) / "checkpoint").exists()
-    assert not (in_hand(tmp_path / "hand", {"seed": 1}) / "checkpoint").exists()
+    claim(tmp_path / "hand", ["history.json"], "tavq train")
+    (tmp_path / "hand" / "history.json").touch()
+    assert (in_hand(tmp_path / "hand", {"seed": 0}) / "history.json").exists()
+    assert not (in_hand(tmp_path / "hand", {"seed": 1}) / "history.json").exists()
 
 
 def test_a_folder_of_images_is_taken(tmp_path):
@@ -164,3 +166,48 @@ def test_the_clock_charges_the_plug_in_with_its_part():
     clock.close()
     assert 0.2 < clock.share < 0.5  # 0.06 of 0.18 seconds
     assert not plug._forward_hooks and not plug._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "name", ["baseline/thesis.txt", "tavq/thesis.txt", "shuffled/thesis.txt", ".training/thesis.txt", "demo.json",
+             "words.png", "tavq/settings.json"],
+)  # fmt: skip
+def test_what_somebody_else_made_is_refused_by_name_and_stays(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"years": 4}')
+    result = run("--out", tmp_path)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and f"{tmp_path / name.split('/')[0]} is in the way" in said, result.output
+    assert "give another --out, or move it" in said
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+    assert path.read_text() == '{"years": 4}'
+
+
+def test_a_file_that_is_put_into_a_run_keeps_it_from_being_replaced(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "out")
+    (out / "tavq" / "thesis.txt").write_text("years")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = run("--out", out, "--seed", 1)
+    assert result.exit_code == 2 and "thesis.txt is in the way" in " ".join(result.output.split()), result.output
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert run("--out", out).output.count("kept from") == 3  # nothing is replaced, so nothing is in the way
+
+
+def test_a_demo_of_before_markers_is_kept_and_replaced(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "out")
+    for marker in out.rglob(MARKER):
+        marker.unlink()
+    (out / ".training" / "checkpoints" / "step-000000002").mkdir(parents=True)  # of a stopped run of other settings
+    for name in (
+        "asked.json",
+        "checkpoints/step-000000002/history.json",
+        "checkpoints/step-000000002/state.safetensors",
+    ):
+        (out / ".training" / name).write_text('{"run": "tavq", "seed": 7, "steps": 3}')
+    assert run("--out", out).output.count("kept from") == 3
+    for marker in out.rglob(MARKER):
+        marker.unlink()
+    result = run("--out", out, "--seed", 1)
+    assert result.exit_code == 0 and "kept from" not in result.output, result.output
+    assert json.loads((out / "tavq" / "settings.json").read_text())["seed"] == 1 and not (out / ".training").exists()

@@ -78,7 +78,7 @@ def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
     result = tavq("caption", "--data", tmp_path, "--out", out, "--model", model, *options)
     assert result.exit_code == 3, result.output
     assert "2 texts written now" in " ".join(result.output.split())
-    assert "c.png" in (out.parent / "rejected.jsonl").read_text()
+    assert "c.png" in out.with_name(f"{out.stem}.rejected.jsonl").read_text()
     result = tavq("prepare", "--data", out, "--out", tmp_path / "s", "--encoder", bert_folder)
     assert result.exit_code == 0, result.output
     store = ShardedStore.open(tmp_path / "s")

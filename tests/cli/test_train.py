@@ -77,7 +77,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, toy, tmp_path, mon
         patch.setattr(Loop, "step", stopping)
         code, said = run(*command)
     assert code == 130 and f"Checkpoints, if it came to one, are in {tmp_path}/out/checkpoints; the same" in said, said
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000000002"]
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*")] == ["step-000000002"]
     code, said = run(*command)
     assert code == 0 and not (tmp_path / "out" / "checkpoints").exists(), said
 
@@ -98,6 +98,17 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, toy, tmp_path, mon
 def test_bad_input_is_refused_in_a_sentence(recipe, toy, tmp_path, arguments, words):
     code, said = run(recipe, "--out", tmp_path / "out", *arguments)
     assert code == 2 and words in said, said
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "checkpoints/thesis.txt", "data/images.safetensors"])
+def test_what_somebody_else_made_is_refused_before_anything_is_read(recipe, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("years: 4")
+    code, said = run(recipe, "--out", tmp_path / "out")
+    assert code == 2 and f"{path}".removesuffix("/thesis.txt") + " is in the way" in said, said
+    assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [path]
+    assert path.read_text() == "years: 4"
 
 
 def test_the_core_imports_without_the_trainers_packages():

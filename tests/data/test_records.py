@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from tavq_plugin.data.read import read_records
 from torch.utils.data import DataLoader
 
+from tavq_plugin.data.read import read_records
 from tavq_plugin.data.torch_datasets import HubPairs, Pairs, TarPairs
 
 

@@ -23,6 +23,7 @@ from tavq_plugin.evaluation.plan import divided, plan_of
 from tavq_plugin.evaluation.report.tables import lines_of, markdown
 from tavq_plugin.evaluation.report.write import page
 from tavq_plugin.hosts.tokenizer import wrap
+from tavq_plugin.io.ownership import MARKER
 from tavq_plugin.text.encoder import offline_encoder
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.training.build_host import small_vqgan
@@ -142,6 +143,33 @@ def test_a_host_of_ones_own_is_compared_where_its_package_is_allowed(tmp_path):
     result = run("--out", tmp_path / "out", *one, "--allow", "training")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "vqgan" / "seed0" / "measured.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["compare.json", "compare.html", "usage.png", "shared.json", "data/images.safetensors", "data/corpus.json",
+             "tavq/seed1/recipe.yaml", "tavq/seed0/measured.json", "vqgan/seed0/checkpoints/thesis.txt"],
+)  # fmt: skip
+def test_what_somebody_else_made_is_refused_by_name_before_anything_is_trained(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"years": 4}')
+    result = run("--out", tmp_path)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and f"{path}".removesuffix("/thesis.txt") + " is in the way" in said, result.output
+    assert path.read_text() == '{"years": 4}' and not list(tmp_path.glob("*/*/settings.json"))
+
+
+def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "out")
+    for marker in out.rglob(MARKER):
+        marker.unlink()
+    before = (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns
+    result = run("--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns == before
+    (out / "tavq" / "seed1" / "measured.json").unlink()  # as where a kill came before it
+    (out / MARKER).unlink()
+    assert run("--out", out).exit_code == 0 and (out / "tavq" / "seed1" / "measured.json").exists()
 
 
 def test_a_broken_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):

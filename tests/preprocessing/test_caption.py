@@ -5,8 +5,8 @@ import json
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from tavq_plugin.data.read import read_records
 
+from tavq_plugin.data.read import read_records
 from tavq_plugin.preprocessing.caption import caption
 from tavq_plugin.preprocessing.caption_quality import flaw
 from tavq_plugin.preprocessing.local_captioner import LocalCaptioner
@@ -156,7 +156,7 @@ def test_broken_images_are_rejected_and_the_rest_goes_on(pictures, tmp_path, mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
     done = caption(pictures, tmp_path / "c.jsonl", Fake(GOOD), progress=False)
     assert (done.written, done.rejected) == (8, 4)
-    reasons = {row["reason"].split(":")[0]: row["reason"] for row in rows(tmp_path / "rejected.jsonl")}
+    reasons = {row["reason"].split(":")[0]: row["reason"] for row in rows(tmp_path / "c.rejected.jsonl")}
     assert set(reasons) == {"half.jpg", "none.png", "one.png", "bomb.png"}
     assert "too small" in reasons["one.png"] and "more pixels" in reasons["bomb.png"]
 
@@ -181,11 +181,11 @@ def test_one_image_that_the_server_never_answers_is_rejected(server, pictures, t
     server.script[:] = [GOOD, 500, 500, 500, GOOD]
     done = caption(pictures, tmp_path / "c.jsonl", asking(server, concurrency=1), batch=5, progress=False)
     assert (done.written, done.rejected) == (4, 1)
-    (row,) = rows(tmp_path / "rejected.jsonl")
+    (row,) = rows(tmp_path / "c.rejected.jsonl")
     assert "1.png" in row["reason"] and "HTTP 500" in row["reason"]
     done = caption(pictures, tmp_path / "c.jsonl", asking(server), batch=5, progress=False)
     assert (done.written, done.there, done.rejected) == (1, 4, 0)
-    assert not (tmp_path / "rejected.jsonl").exists()
+    assert not (tmp_path / "c.rejected.jsonl").exists()
 
 
 def test_a_bad_request_is_not_repeated(server, pictures, tmp_path):
@@ -227,3 +227,34 @@ def test_two_runs_do_not_write_one_file(pictures, tmp_path):
             return super().__call__(images, prompts, attempt)
 
     assert caption(pictures, out, Second(GOOD), progress=False).written == 5
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_outputs_of_one_folder_keep_each_their_own_list_of_rejected_images(pictures, tmp_path, ending):
+    (pictures / "none.png").write_bytes(b"")
+    assert caption(pictures, tmp_path / "a.jsonl", Fake(GOOD), progress=False).rejected == 1
+    (pictures / "none.png").unlink()
+    assert caption(pictures, tmp_path / f"b.{ending}", Fake(GOOD), progress=False).rejected == 0
+    assert "none.png" in rows(tmp_path / "a.rejected.jsonl")[0]["reason"]
+    assert caption(pictures, tmp_path / "a.parquet", Fake(GOOD), progress=False).rejected == 0
+    assert (tmp_path / "a.rejected.jsonl").exists()
+
+
+def test_a_file_of_another_kind_in_the_lists_place_stays(pictures, tmp_path):
+    (pictures / "none.png").write_bytes(b"")
+    (tmp_path / "a.rejected.jsonl").write_text('{"thesis": 1}')
+    fake = Fake(GOOD)
+    with pytest.raises(FileExistsError, match=r"a\.rejected\.jsonl is in the way .* another --out, or move it"):
+        caption(pictures, tmp_path / "a.jsonl", fake, progress=False)
+    assert (tmp_path / "a.rejected.jsonl").read_text() == '{"thesis": 1}' and not fake.calls
+    with pytest.raises(ValueError, match="another name"):
+        caption(pictures, tmp_path / "b.rejected.jsonl", fake, progress=False)
+
+
+def test_a_file_that_is_no_file_of_captions_is_refused_and_stays(pictures, tmp_path):
+    for name, content in (("a.jsonl", '{"thesis": 1}'), ("a.jsonl", '{"thesis": 1}\n'), ("a.jsonl.lock", "mine")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises((ValueError, FileExistsError), match="another --out|delete the line"):
+            caption(pictures, tmp_path / "a.jsonl", Fake(GOOD), progress=False)
+        assert (tmp_path / name).read_text() == content
+        (tmp_path / name).unlink()

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tavq_plugin.data.read import read_records
 
+from tavq_plugin.data.read import read_records
 from tavq_plugin.preprocessing import prepare_store as module
 from tavq_plugin.preprocessing.prepare_store import prepare, process_shard
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
 from tavq_plugin.text.manifest import shard_path, verify
+from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.types import GRANULARITIES
 
 COLOURS, THINGS = ("red", "blue", "long"), ("car", "dog", "cat", "house", "boat")
@@ -186,7 +187,7 @@ def test_a_claimed_shard_is_left_and_a_dead_writers_file_goes(tmp_path, load):
         thread.start()
         thread.join()
     assert claimed == [None] and not out.exists()
-    left = out.with_name(f".{out.name}.0123.tmp")
+    left = out.with_name(f".{out.name}.0123456789ab.tmp")
     left.write_bytes(b"half")
     assert make() is True and not left.exists()
     assert make() is False
@@ -225,6 +226,29 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, load):
     captions(tmp_path / "d", 3, [{"id": f"{i}.jpg", "text": "A dog."} for i in range(5)])
     assert run(file, tmp_path / "s", load).rejected == 0
     assert not (tmp_path / "s" / "rejected.jsonl").exists()
+
+
+def test_a_refused_run_leaves_the_stores_list_of_rejected_records(tmp_path, load):
+    file = captions(tmp_path / "d", 3, [b"broken"])
+    assert run(file, tmp_path / "s", load).rejected == 1
+    before = (tmp_path / "s" / "rejected.jsonl").read_bytes()
+    other = captions(tmp_path / "e", 40, [b"broken", b"too"])
+    with pytest.raises(ValueError, match="give another folder or the same settings"):
+        run(other, tmp_path / "s", load, splitter=Splitter(stop=frozenset(["red"])))
+    assert (tmp_path / "s" / "rejected.jsonl").read_bytes() == before
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "rejected.jsonl").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"rejected\.jsonl is in the way"):
+        run(file, tmp_path / "t", load)
+    assert (tmp_path / "t" / "rejected.jsonl").read_text() == "mine"
+
+
+def test_shards_that_are_not_ours_stay(tmp_path, load):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "shard-00000.safetensors").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"shard-00000\.safetensors is in the way"):
+        run(captions(tmp_path / "d"), tmp_path / "s", load)
+    assert [path.read_text() for path in (tmp_path / "s").iterdir()] == ["mine"]
 
 
 def test_broken_images_can_be_left_out_too(tmp_path, load):

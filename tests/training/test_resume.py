@@ -7,6 +7,7 @@ import torch
 from helpers.toy_corpus import HOST, corpus, recipe, stopped, weights
 from safetensors.torch import load_file
 
+from tavq_plugin.io.ownership import MARKER
 from tavq_plugin.training import fit
 from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.checkpoint import Checkpoints
@@ -71,7 +72,8 @@ def test_the_folder_holds_the_run_and_the_host_loads_strictly(uninterrupted):
     _, folder = uninterrupted
     files = {path.name for path in (folder / "run").iterdir()}
     assert files == {
-        "settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors", "history.json"
+        "settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors", "history.json",
+        MARKER,
     }  # fmt: skip
     fresh = build_host(HostRecipe(**HOST), 16)
     assert not fresh.load_state_dict(load_file(folder / "run" / "host.safetensors"), strict=True).missing_keys

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tavq_plugin.evaluation.report.pictures import _pyplot, reconstruction_grid
+from tavq_plugin.evaluation.report.pictures import _pyplot, _save, reconstruction_grid
 from tavq_plugin.pixels import to_float
 
 SMOOTHED = 0.9  # of a curve's running mean
@@ -33,8 +33,7 @@ def curves(histories: Mapping[str, list[list[dict[str, float]]]], path: Path) ->
         axis.set(xlabel="optimizer step", title=titles[term])
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=7, frameon=False, ncols=2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def usage(counts: Mapping[str, Tensor], path: Path) -> None:
@@ -55,8 +54,7 @@ def usage(counts: Mapping[str, Tensor], path: Path) -> None:
         axis.tick_params(labelsize=7)
     figure.supxlabel("codes, most used first", fontsize=8)
     figure.supylabel("share of places, %", fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def reconstructions(images: Tensor, shown: Mapping[str, Tensor], path: Path) -> None:

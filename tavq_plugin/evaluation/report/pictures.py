@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from tavq_plugin.io.atomic import whole_file
 from tavq_plugin.pixels import to_uint8
 
 
@@ -25,8 +26,7 @@ def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def word_regions(
@@ -54,8 +54,14 @@ def word_regions(
             axis.set_title(name, fontsize=9)
     figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    """Write a figure as PNG and close it."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+    _pyplot().close(figure)
 
 
 def _pyplot():

@@ -14,6 +14,7 @@ from tavq_plugin.evaluation.metrics.cards import HEADLINE
 from tavq_plugin.evaluation.metrics.codebook import code_counts
 from tavq_plugin.evaluation.report import figures
 from tavq_plugin.evaluation.report.tables import LEGEND, every_metric, lines_of, markdown
+from tavq_plugin.io.atomic import save_text
 
 PICTURES = {
     "reconstructions.png": "Held-out images, and what each method makes of them (first seed)",
@@ -43,8 +44,8 @@ def write_report(
         out / "usage.png",
     )
     told = {name: told_by_codes(measured, texts) for name, measured in first.items()}
-    _save(out / "compare.md", markdown(content))
-    _save(out / "compare.html", page(content, told, {name: (out / name).read_bytes() for name in PICTURES}))
+    save_text(out / "compare.md", markdown(content))
+    save_text(out / "compare.html", page(content, told, {name: (out / name).read_bytes() for name in PICTURES}))
     return [out / name for name in ("compare.md", "compare.html", *PICTURES)]
 
 
@@ -71,9 +72,3 @@ def page(content: Mapping[str, Any], told: Mapping[str, list[dict[str, Any]]], p
         pictures=uris,
         as_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
-
-
-def _save(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
