@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class CVQReading(Embedded):
+class CVQQuantizer(EmbeddingQuantizer):
     """VectorQuantiser: (z_q, loss, (perplexity, _, indices)), indices flat."""
 
     @staticmethod
@@ -27,7 +27,7 @@ class CVQReading(Embedded):
         return self.from_flat(vectors, indices, loss)
 
 
-class CVQ(Host):
+class CVQ(HostAdapter):
     """CVQ-VAE's Model."""
 
     @staticmethod

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class DiffusersReading(Embedded):
+class DiffusersQuantizer(EmbeddingQuantizer):
     """VectorQuantizer: (z_q, loss, (_, _, indices)), indices flat."""
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
@@ -22,7 +22,7 @@ class DiffusersReading(Embedded):
         return self.from_flat(vectors, indices, loss)
 
 
-class DiffusersVQ(Host):
+class DiffusersVQ(HostAdapter):
     """diffusers VQModel; its quantizer may be any known one."""
 
     def find_quantizer(self) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Embedded
+from tavq_plugin.hosts.base import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 
-class CodebookReading(Embedded):
+class CodebookQuantizer(EmbeddingQuantizer):
     """Codebook: (z_q, indices, loss), indices flat."""
 
     @staticmethod

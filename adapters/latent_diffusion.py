@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.base import HostAdapter
 
 
-class Interface(Host):
+class Interface(HostAdapter):
     """VQModelInterface: decode(h, force_not_quantize)."""
 
     def encode(self, images: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tavq_plugin.types import Quantized
 
 
-class LlamaGenReading:
+class LlamaGenQuantizer:
     """VectorQuantizer: (z_q, losses, (_, _, indices)), indices flat."""
 
     straight_through = True

@@ -10,11 +10,11 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class QuantizeReading:
+class RosinalityQuantizer:
     """Quantize: (z_q b h w c, loss, indices b h w)."""
 
     straight_through = True
@@ -38,7 +38,7 @@ class QuantizeReading:
         return self.module.embed.T
 
 
-class VQVAE2(Host):
+class VQVAE2(HostAdapter):
     """VQVAE with its coarse quantizer as the last level."""
 
     @staticmethod

@@ -10,11 +10,11 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class RQReading:
+class RQQuantizer:
     """RQBottleneck: (z_q b h w c, loss, codes b h w d)."""
 
     straight_through = True
@@ -38,7 +38,7 @@ class RQReading:
         return self.module.codebooks[0].weight[:-1]
 
 
-class RQVAE(Host):
+class RQVAE(HostAdapter):
     """RQVAE."""
 
     def encode(self, images: Tensor) -> None:

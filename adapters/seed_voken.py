@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Embedded
+from tavq_plugin.hosts.base import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 
-class LFQReading:
+class MagvitLFQQuantizer:
     """Open-MAGVIT2's LFQ: (q, entropy loss, indices), with or without its breakdown; indices flat."""
 
     straight_through = True
@@ -41,7 +41,7 @@ class LFQReading:
         return self.module.codebook
 
 
-class IBQReading(Embedded):
+class IBQQuantizer(EmbeddingQuantizer):
     """IndexPropagationQuantize: (z_q, loss or losses, (_, _, indices)), indices flat."""
 
     straight_through = False

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.hosts.instantiate import instantiate
 from tavq_plugin.types import Quantized
 
 
-class TamingReading(Embedded):
+class TamingQuantizer(EmbeddingQuantizer):
     """VectorQuantizer, VectorQuantizer2, GumbelQuantize: (z_q, loss, (_, _, indices)), whatever the indices' shape."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -38,7 +38,7 @@ class TamingReading(Embedded):
         return (self.module.embedding if self.straight_through else self.module.embed).weight
 
 
-class TamingVQGAN(Host):
+class TamingVQGAN(HostAdapter):
     """CompVis VQModel, GumbelVQ and kin; their quantizer may be any known one."""
 
     def find_quantizer(self) -> str:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class TiTokReading:
+class TiTokQuantizer:
     """VectorQuantizer: (z_q, dict)."""
 
     straight_through = True
@@ -35,7 +35,7 @@ class TiTokReading:
         return F.normalize(table, dim=-1) if self.module.use_l2_norm else table
 
 
-class TiTok(Host):
+class TiTok(HostAdapter):
     """TiTok in its first stage."""
 
     def find_taps(self) -> tuple[str, ...]:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tavq_plugin.hosts.base import Embedded, Host
+from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.hosts.quantization import with_gradient
 from tavq_plugin.types import Quantized
 
 
-class VQReading(Embedded):
+class VQQuantizer(EmbeddingQuantizer):
     """Chameleon's and Janus's quantizer: (z_q, loss, indices), indices flat."""
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
@@ -26,7 +26,7 @@ class VQReading(Embedded):
         return self.from_flat(vectors, indices, loss)
 
 
-class Emu3Reading(Embedded):
+class Emu3Quantizer(EmbeddingQuantizer):
     """Emu3's quantizer: b t c h w -> indices b t h w; its vectors and their straight-through gradient are made here."""
 
     def parse(self, z_in: Tensor, output: Tensor) -> Quantized:
@@ -38,7 +38,7 @@ class Emu3Reading(Embedded):
         return Quantized(with_gradient(latent, vectors, "encoder"), indices, latent.new_zeros(()), latent=latent)
 
 
-class Chameleon(Host):
+class Chameleon(HostAdapter):
     """ChameleonVQVAE: an encoder and a quantizer."""
 
     def find_quantizer(self) -> str:

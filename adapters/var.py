@@ -11,11 +11,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class VARReading:
+class VARQuantizer:
     """VectorQuantizer2: (f_hat, usages, loss)."""
 
     straight_through = True
@@ -46,7 +46,7 @@ class VARReading:
         return self.module.embedding.weight
 
 
-class VAR(Host):
+class VAR(HostAdapter):
     """VQVAE with one possible grid."""
 
     @staticmethod

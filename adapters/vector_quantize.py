@@ -38,7 +38,7 @@ def _refuse(module: nn.Module, *reasons: tuple[bool, str]) -> None:
             raise ValueError(f"{type(module).__name__} with {setting} has no single k c table: pass parse= for it")
 
 
-class VectorQuantizeReading:
+class VectorQuantizeQuantizer:
     """VectorQuantize: (q, indices, loss)."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -65,13 +65,13 @@ class VectorQuantizeReading:
         return self.module.project_out(self.module.codebook)
 
 
-class ResidualReading:
+class ResidualQuantizer:
     """ResidualVQ: (q, indices b n q, loss q); `indices` are the first stage's, the vectors all stages' sum."""
 
     def __init__(self, module: nn.Module) -> None:
         _refuse(module, (module.implicit_neural_codebook, "implicit_neural_codebook"))
         self.module = module
-        self.straight_through = VectorQuantizeReading(module.layers[0]).straight_through and not (
+        self.straight_through = VectorQuantizeQuantizer(module.layers[0]).straight_through and not (
             module.has_projections or module.diveq
         )
 
@@ -91,7 +91,7 @@ class ResidualReading:
         return self.module.project_out(self.module.layers[0].codebook)
 
 
-class HierarchicalReading:
+class HierarchicalQuantizer:
     """HierarchicalVQ on maps: (q, indices a scale, loss); `indices` are the finest scale's, vectors all scales' sum."""
 
     straight_through = True
@@ -112,7 +112,7 @@ class HierarchicalReading:
         return self.module.get_vq(self.module.num_levels - 1).codebook
 
 
-class FSQReading:
+class FSQQuantizer:
     """FSQ: (q, indices int32), without loss; its table is all codes, behind `project_out`."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -135,7 +135,7 @@ class FSQReading:
         return module.indices_to_codes(torch.arange(module.codebook_size, device=module._basis.device))
 
 
-class LFQReading:
+class LFQQuantizer:
     """LFQ: a named tuple (quantized, indices, entropy_aux_loss); its table is all sign vectors."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -157,7 +157,7 @@ class LFQReading:
         return module.indices_to_codes(torch.arange(module.codebook_size, device=module.codebook.device))
 
 
-class SimVQReading:
+class SimVQQuantizer:
     """SimVQ: (q, indices, loss); its table is a frozen one behind a learned transform."""
 
     straight_through = True

@@ -11,7 +11,7 @@ from math import isqrt
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.types import Quantized
 
 
@@ -19,7 +19,7 @@ def _as_map(tokens: Tensor) -> Tensor:
     return rearrange(tokens, "b (h w) c -> b c h w", h=isqrt(tokens.shape[1]))
 
 
-class ViTReading:
+class ViTQuantizer:
     """VectorQuantizer: (z_q b n c, loss, indices b n); GumbelQuantizer passes gradient to its codebook by itself."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -40,7 +40,7 @@ class ViTReading:
         return self.module.norm(self.module.embedding.weight)
 
 
-class ViTVQGAN(Host):
+class ViTVQGAN(HostAdapter):
     """ViTVQ and ViTVQGumbel on square images."""
 
     def find_taps(self) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import bare, refuse_out_of_step
+from tavq_plugin.distributed import require_synchronized, unwrap
 from tavq_plugin.hosts.hierarchy import Hierarchy
-from tavq_plugin.hosts.hooks import Recorder, install, refuse_blind
+from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.tokenizer import codes_from, tapped_paths, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.side_effects import own_randomness
+from tavq_plugin.moved import renamed_arguments
+from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.types import Codes, TextBatch
 
 
@@ -33,16 +34,16 @@ class Attachment(nn.Module):
         alignment: TextAlignment,
         *,
         weight: float,
-        level_weight: float,
+        codebook_loss_weight: float,
     ) -> None:
         super().__init__()
         self.hierarchy, self.alignment = hierarchy, alignment
         self.adapter = adapter
         self.recorder = Recorder(tapped_paths(adapter))
-        self.weight, self.level_weight = weight, level_weight
+        self.weight, self.codebook_loss_weight = weight, codebook_loss_weight
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._handles = install(adapter.model, self.recorder)
+        self._handles = install_hooks(adapter.model, self.recorder)
 
     @property
     def last(self) -> Mapping[str, Tensor]:
@@ -62,22 +63,22 @@ class Attachment(nn.Module):
         self.recorder.live = value > 0
 
     def forward(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
-        """weight · alignment + level_weight · (added levels' loss), of the host's latest forward.
+        """weight · alignment + codebook_loss_weight · (added levels' loss), of the host's latest forward.
 
         Raises RuntimeError where there was no forward since the last call, or it ran without gradient.
         """
-        refuse_out_of_step(self, "align")
+        require_synchronized(self, "align")
         if self.weight == 0:
             return torch.zeros((), device=next(self.parameters()).device)
         seen = self.recorder.take()
-        refuse_blind(seen)
+        require_gradient(seen)
         self.codes = codes_from(self.adapter, self.hierarchy, seen)
         if not self.codes.final.latent.requires_grad:
             raise RuntimeError(
                 "the captured latent carries no gradient (a frozen encoder, or reentrant checkpointing): "
                 "use torch.utils.checkpoint with use_reentrant=False, or unfreeze the encoder"
             )
-        return self.weight * self.alignment(self.codes, texts) + self.level_weight * self.codes.loss
+        return self.weight * self.alignment(self.codes, texts) + self.codebook_loss_weight * self.codes.loss
 
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; what `tavq.detach` calls."""
@@ -98,12 +99,13 @@ class Attachment(nn.Module):
 _attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
 
 
+@renamed_arguments(level_weight="codebook_loss_weight")
 def attach(
     host: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
     weight: float = 0.3,
-    level_weight: float = 1.0,
+    codebook_loss_weight: float = 1.0,
     text_dim: int | None = None,
     encoder: Any = None,
     store: Any = None,
@@ -118,7 +120,7 @@ def attach(
 
     Raises ValueError for a bad weight or where the host has an attachment already.
     """
-    host = bare(host)
+    host = unwrap(host)
     if host in _attached:
         raise ValueError("this host has an attachment already: tavq.detach(host) first")
     if text_dim is None and encoder is None and store is None:
@@ -127,9 +129,11 @@ def attach(
         encoder = offline_encoder()
     tokenizer = wrap(host, **wrapping)
     device = next(host.parameters()).device
-    with own_randomness(device):
+    with isolated_random_state(device):
         heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
-    align = Attachment(tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, level_weight=level_weight)
+    align = Attachment(
+        tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, codebook_loss_weight=codebook_loss_weight
+    )
     group = {"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]}
     optimizer.add_param_group(group)
     align._optimizer = optimizer
@@ -139,6 +143,6 @@ def attach(
 
 def detach(host: nn.Module) -> None:
     """Leave the host, and the optimizer given to `attach`, as they were found; nothing to do for a wrapped host."""
-    align = _attached.pop(bare(host), None)
+    align = _attached.pop(unwrap(host), None)
     if align is not None:
         align.release()

@@ -16,7 +16,7 @@ if dist.is_available():
     from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 
-def bare(host: nn.Module) -> nn.Module:
+def unwrap(host: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile, whose hooks fire all the same.
 
     >>> bare(torch.compile(nn.Identity()))
@@ -36,7 +36,7 @@ def is_sharded(host: nn.Module) -> bool:
     return dist.is_available() and isinstance(host, FSDPModule)
 
 
-def whole(table: Tensor | None) -> Tensor | None:
+def gather_sharded(table: Tensor | None) -> Tensor | None:
     """A tensor that other ranks hold parts of, gathered; its gradient goes back as FSDP's does, a mean over ranks."""
     if not dist.is_available() or not isinstance(table, DTensor):
         return table
@@ -50,12 +50,12 @@ def whole(table: Tensor | None) -> Tensor | None:
 _kept_in_step: WeakSet[nn.Module] = WeakSet()
 
 
-def keep_in_step(module: nn.Module) -> None:
+def mark_synchronized(module: nn.Module) -> None:
     """Say that FSDP2 shards a module as a whole, so its parts are in step: inside its forward none looks sharded."""
     _kept_in_step.update(module.modules())
 
 
-def refuse_out_of_step(module: nn.Module, name: str) -> None:
+def require_synchronized(module: nn.Module, name: str) -> None:
     """RuntimeError where several processes train and nothing averages this module's gradients over them."""
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
@@ -71,16 +71,16 @@ def refuse_out_of_step(module: nn.Module, name: str) -> None:
         )
 
 
-def gathered(tree: Any) -> Any:
+def gather_state(tree: Any) -> Any:
     """The same dicts and lists with every sharded tensor whole; all processes call it, in step."""
     if isinstance(tree, Tensor):
-        return whole(tree.detach())
+        return gather_sharded(tree.detach())
     if isinstance(tree, Mapping):
-        return {key: gathered(value) for key, value in tree.items()}
-    return [gathered(value) for value in tree] if isinstance(tree, list | tuple) else tree
+        return {key: gather_state(value) for key, value in tree.items()}
+    return [gather_state(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
-def dealt(value: Any, like: Tensor) -> Any:
+def shard_like(value: Any, like: Tensor) -> Any:
     """A whole tensor of a sharded one's shape as its shards; anything else as it is."""
     sharded = dist.is_available() and isinstance(like, DTensor)
     if not sharded or not isinstance(value, Tensor) or value.shape != like.shape:
@@ -91,7 +91,7 @@ def dealt(value: Any, like: Tensor) -> Any:
 def load_module(module: nn.Module, state: Mapping[str, Any]) -> None:
     """A whole state dict into a module, strictly; its sharded parameters take their shards."""
     live = module.state_dict()
-    module.load_state_dict({name: dealt(value, live.get(name)) for name, value in state.items()}, strict=True)
+    module.load_state_dict({name: shard_like(value, live.get(name)) for name, value in state.items()}, strict=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -101,7 +101,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {
-        index: {name: _laid_out(dealt(value, parameters[index]), parameters[index]) for name, value in part.items()}
+        index: {
+            name: _laid_out(shard_like(value, parameters[index]), parameters[index]) for name, value in part.items()
+        }
         for index, part in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": parts})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -80,6 +81,7 @@ MODULES: dict[str, str] = {
     "metrics.transporting": "evaluation.metrics.transport_retrieval",
     "metrics.weights": "networks.weights",
     "metrics.words": "evaluation.metrics.words",
+    "ownership": "io.ownership",
     "plan": "evaluation.plan",
     "registry": "hosts.registry",
     "report": "evaluation.report",
@@ -90,6 +92,7 @@ MODULES: dict[str, str] = {
     "revival": "training.codebook_restarts",
     "runs": "training.run_folder",
     "settings": "ot.solve",
+    "storable": "io.storable",
     "summary": "evaluation.aggregate",
     "tap": "hosts.hooks",
     "target": "hosts.instantiate",
@@ -187,14 +190,10 @@ NAMES: dict[str, str] = {
     "training.averaging:Average": "training.ema:WeightAverage",
     "training.codebook:KeptCodebook": "training.codebook_restarts:HostCodebookRestarts",
     "training.codebook:Revival": "training.codebook_restarts:CodebookRestarts",
-    "training.sharded:bare": "distributed:unwrap",
     "training.sharded:dealt": "distributed:shard_like",
     "training.sharded:gathered": "distributed:gather_state",
-    "training.sharded:keep_in_step": "distributed:mark_synchronized",
     "training.sharded:load_module": "distributed:load_module",
     "training.sharded:load_optimizer": "distributed:load_optimizer",
-    "training.sharded:refuse_out_of_step": "distributed:require_synchronized",
-    "training.sharded:whole": "distributed:gather_sharded",
 }
 
 
@@ -232,14 +231,61 @@ def old_names(module: str) -> Callable[[str], Any]:
         if place is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         target, new_name = f"{_ROOT}.{place[0]}", place[1]
+        found = getattr(import_module(target), new_name)
         warnings.warn(
             f"{module}.{name} is now {target}.{new_name}; the old name goes with the next release",
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(import_module(target), new_name)
+        return found
 
     return find
+
+
+def renamed_arguments(**new_names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function that still takes arguments by their old names, with a DeprecationWarning; old="new".
+
+    >>> @renamed_arguments(beside="detach_added_levels")
+    ... def wrap(*, detach_added_levels=False):
+    ...     return detach_added_levels
+    >>> with warnings.catch_warnings(record=True):
+    ...     wrap(beside=True)
+    True
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in new_names.keys() & kwargs.keys():
+                new = new_names[old]
+                if new in kwargs:
+                    raise TypeError(f"{old} is the old name of {new}, and both were given: give {new} alone")
+                warnings.warn(
+                    f"{old}= is now {new}=; the old name goes with the next release", DeprecationWarning, stacklevel=2
+                )
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def current_settings(settings: Any) -> Any:
+    """Settings that an earlier release wrote, by today's names; what carries no old name comes back equal.
+
+    >>> current_settings({"level_weight": 1.0, "host": {"wrap": {"beside": True}}, "options": {"level_weight": [2, 1]}})
+    {'codebook_loss_weight': 1.0, 'host': {'wrap': {'detach_added_levels': True}}, 'options': {'level_weights': [2, 1]}}
+    """
+    if isinstance(settings, Mapping):
+        return {_current_key(key, value): current_settings(value) for key, value in settings.items()}
+    return [current_settings(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _current_key(key: Any, value: Any) -> Any:
+    if key == "level_weight":  # it had two meanings
+        return "level_weights" if isinstance(value, Sequence) else "codebook_loss_weight"
+    return "detach_added_levels" if key == "beside" else key
 
 
 class _OldModules(MetaPathFinder, Loader):

@@ -14,14 +14,14 @@ if dist.is_available():
 
 
 @contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
+def isolated_random_state(device: torch.device) -> Iterator[None]:
     """New parameters are drawn without moving the random streams that the host's training reads."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 @contextmanager
-def at_rest(host: nn.Module) -> Iterator[None]:
+def eval_without_trace(host: nn.Module) -> Iterator[None]:
     """Eval mode, no gradient, own randomness; training flags, buffers and shards are put back, also on error."""
     flags = [(module, module.training) for module in host.modules()]
     buffers = [
@@ -31,7 +31,7 @@ def at_rest(host: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     try:
-        with torch.no_grad(), own_randomness(next(host.parameters()).device):
+        with torch.no_grad(), isolated_random_state(next(host.parameters()).device):
             host.eval()
             yield
     finally:

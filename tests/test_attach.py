@@ -109,7 +109,7 @@ def test_the_shared_codebook_is_read_only_where_the_gradient_goes_to_the_encoder
 
 
 def test_attach_returns_one_weighted_scalar(host):
-    _, align = attached(host, weight=0.5, level_weight=2.0)
+    _, align = attached(host, weight=0.5, codebook_loss_weight=2.0)
     host(IMAGES)
     batch = texts()
     total = align(batch)
@@ -153,7 +153,7 @@ def test_a_capture_without_gradient_is_stale(host):
 
 
 def test_images_without_text_give_exact_zeros(host):
-    _, align = attached(host, level_weight=0)
+    _, align = attached(host, codebook_loss_weight=0)
     host(IMAGES)
     both_empty = {name: tavq.Units(units.embeddings, torch.zeros_like(units.mask)) for name, units in texts().items()}
     loss = align(both_empty)
@@ -165,7 +165,7 @@ def test_images_without_text_give_exact_zeros(host):
 
 
 def test_one_image_without_text_changes_nothing_for_the_other(host):
-    _, align = attached(host, level_weight=0)
+    _, align = attached(host, codebook_loss_weight=0)
     host(IMAGES)
     with_empty = align(texts(empty=0))
     assert align.last["images_without_text"].tolist() == [1, 1, 1]

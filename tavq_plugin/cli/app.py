@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli import text
-from tavq_plugin.cli.console import progress_of_runs
-from tavq_plugin.cli.console import told as _told
+from tavq_plugin.cli.console import report_errors as _told
+from tavq_plugin.cli.console import runs_progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
@@ -137,7 +137,7 @@ def compare(
             overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
             allow=allow or (),
         )  # fmt: skip
-        with progress_of_runs(console, len(plan.jobs)) as (report, finished):
+        with runs_progress(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)
     console.print(markdown(content), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/compare.html, compare.md, compare.json, pictures, and a folder for each run")
@@ -182,11 +182,11 @@ def doctor(
     from dataclasses import asdict
 
     from tavq_plugin.cli.doctor import examine, lines
-    from tavq_plugin.hosts.instantiate import load
+    from tavq_plugin.hosts.instantiate import load_setup
 
     console = Console(highlight=False)
     with _told(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print
-        host, optimizer, align = load(target, allow=allow or ())
+        host, optimizer, align = load_setup(target, allow=allow or ())
     with redirect_stdout(sys.stderr):
         report = examine(host, optimizer, align, captions=captions, taps=taps, quantizer=quantizer, layout=layout)
     if as_json:

@@ -12,7 +12,7 @@ Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how ma
 
 
 @contextmanager
-def told(console: Console, kept: str) -> Iterator[None]:
+def report_errors(console: Console, kept: str) -> Iterator[None]:
     """Errors that a user can mend, as one line and exit code 2; Ctrl-C as 130, with what is kept."""
     try:
         yield
@@ -25,7 +25,7 @@ def told(console: Console, kept: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_of_runs(console: Console, number: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
+def runs_progress(console: Console, number: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
     """Progress bars over runs and, below, over the steps of those that train."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -27,7 +27,7 @@ from tavq_plugin.io.atomic import save_json, writable
 from tavq_plugin.io.ownership import claim
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.base import Method
-from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHT
+from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHTS
 from tavq_plugin.pixels import to_float
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
@@ -61,7 +61,7 @@ def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
     The host learns through the added levels in the baseline too, so that runs differ by their alignment alone.
     """
     changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}"]
-    changed += ["host.wrap.beside=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
+    changed += ["host.wrap.detach_added_levels=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
     return read_recipe("small", [*changed, f"checkpoint_every={(steps + 1) // 2}", "tracker=none"])
 
 
@@ -130,7 +130,7 @@ def _corpus(
 def _alignment(resolution: int) -> dict[str, Any]:
     """The alignment's settings; below 64 px the host is light: so are the heads, and every third step is aligned."""
     light = {"hidden": 128, "every": 3} if resolution < 64 else {"hidden": None, "every": 1}
-    return {"level_weight": list(LEVEL_WEIGHT), "contrast": CONTRAST, **light}
+    return {"level_weights": list(LEVEL_WEIGHTS), "contrast": CONTRAST, **light}
 
 
 def _one_run(
@@ -196,7 +196,10 @@ def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: 
     packages = ("tavq-plugin", "torch", "accelerate", "transformers", "taming-transformers-rom1504", "torchmetrics")
     optimizer = recipe.optimizer
     return {
-        **{name: getattr(recipe, name) for name in ("steps", "batch_size", "level_weight", "seed", "resolution")},
+        **{
+            name: getattr(recipe, name)
+            for name in ("steps", "batch_size", "codebook_loss_weight", "seed", "resolution")
+        },
         **{name: getattr(optimizer, name) for name in ("learning_rate", "warmup")},
         **asdict(recipe.start),
         "beta2": optimizer.betas[1],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.hooks import find
+from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.types import GRANULARITIES, Codes, Units
@@ -72,7 +72,7 @@ def examine(
 def _describe(report: Report, tokenizer: Tokenizer) -> None:
     adapter = tokenizer.adapter
     table = adapter.codebook()
-    quantizer = type(find(adapter.model, adapter.quantizer))
+    quantizer = type(find_module(adapter.model, adapter.quantizer))
     report.adapter = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
     report.quantizer = f"{adapter.quantizer} ({quantizer.__module__}.{quantizer.__qualname__})"
     report.taps = list(adapter.taps)
@@ -97,7 +97,7 @@ def _gradients(report: Report, tokenizer: Tokenizer) -> set[int]:
     report.levels = [list(level.indices.shape) for level in codes.levels]
     head = list(alignment.parameters())
     for index, name in enumerate(GRANULARITIES):
-        alignment.level_weight = tuple(float(i == index) for i in range(3))
+        alignment.level_weights = tuple(float(i == index) for i in range(3))
         loss = alignment(codes, _units(codes))
         found = torch.autograd.grad(loss, [*parameters, *head], retain_graph=True, allow_unused=True)
         norms = {id(p): float(g.norm()) for p, g in zip([*parameters, *head], found, strict=True) if g is not None}

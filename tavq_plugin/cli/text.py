@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tavq_plugin.cli.console import told
+from tavq_plugin.cli.console import report_errors
 
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
@@ -59,7 +59,7 @@ def caption(
 
     console = Console()
     options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
-    with told(console, f"The texts so far are in {out}"):
+    with report_errors(console, f"The texts so far are in {out}"):
         load, batch = captioner_of(
             model, server, batch, dtype=dtype, device=device, concurrency=concurrency, timeout=timeout,
             retries=retries, **options,
@@ -129,7 +129,7 @@ def prepare(
     from tavq_plugin.text import Splitter
 
     console = Console()
-    with told(console, f"Finished shards are in {out}"):
+    with report_errors(console, f"Finished shards are in {out}"):
         if (data is None) == (captions is None):
             raise ValueError("give --data, or --captions in its place: a file of captions holds ids and texts itself")
         if caption_model is None and (server or prompt or with_captions):
@@ -163,7 +163,7 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")]) 
     from tavq_plugin.text.manifest import verify as faults_of
 
     console, faulty = Console(), False
-    with told(console, "Nothing was changed"):
+    with report_errors(console, "Nothing was changed"):
         for fault in faults_of(store):
             faulty = True
             console.print(f"{fault.path}: {fault.reason}", highlight=False, soft_wrap=True)
@@ -212,7 +212,7 @@ def whiten(
 
 def _merged(out: Path, merge: Callable[[], Manifest]) -> None:
     console = Console()
-    with told(console, "No store was changed"):
+    with report_errors(console, "No store was changed"):
         merged = merge()
     console.print(f"{out}: {merged.texts:,} texts in {merged.shards} shards")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tavq_plugin.data.folders import Pack
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.leakage import Leaks, find_leaks
 from tavq_plugin.data.synthetic_scenes import scenes
-from tavq_plugin.io.atomic import save_json, save_tensors
+from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.text.store import TextStore
 
@@ -62,7 +61,7 @@ def corpus_in(
     if data is not None:
         pack = Pack.read(data)
         asked["records"] = _digest(pack)
-    about = _read(folder / "corpus.json")
+    about = read_json(folder / "corpus.json", strict=False)
     ours = isinstance(about, dict) and {"asked", "protocol", "texts"} <= about.keys()
     refuse_taken(folder, NAMES, MAKER, former=NAMES if ours else ())
     if not ours:
@@ -79,7 +78,7 @@ def corpus_in(
 
 def load_corpus(folder: Path) -> Corpus:
     """What `corpus_in` left in a folder."""
-    about = _read(folder / "corpus.json")
+    about = read_json(folder / "corpus.json", strict=False)
     if about is None:
         raise FileNotFoundError(f"no corpus.json in {folder}: run tavq compare, which makes it")
     images = load_file(folder / "images.safetensors")["images"]
@@ -143,10 +142,3 @@ def _digest(pack: Pack) -> str:
     for record in pack.records:
         digest.update(f"{record.id}\0{record.text}\0{record.split}\0".encode())
     return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None

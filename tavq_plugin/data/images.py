@@ -15,6 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
 
+from tavq_plugin.moved import old_names
+
+__getattr__ = old_names(__name__)  # names that moved to other files
+
 
 def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
     """One image file, its bytes, or an image that Pillow has opened; upright, on white, RGB.

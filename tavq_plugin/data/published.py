@@ -18,7 +18,7 @@ _CELEBA_IMAGES = ("CelebA-HQ-img", "images")
 _MASKS = "CelebAMask-HQ-mask-anno"
 
 
-def layout_of(folder: Path) -> Layout | None:
+def published_reader(folder: Path) -> Layout | None:
     """The reader of a folder, by the files that only such a folder has; None for any other.
 
     >>> layout_of(Path("/nonexistent")) is None

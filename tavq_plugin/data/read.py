@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tavq_plugin.data.folders import from_folder
-from tavq_plugin.data.published import layout_of
+from tavq_plugin.data.published import published_reader
 from tavq_plugin.data.records import Record, Reject, refuse
 from tavq_plugin.data.tables import TABLE_ENDINGS, from_table
 from tavq_plugin.data.tars import from_tars
@@ -22,7 +22,7 @@ def read_records(place: str | Path, reject: Reject = refuse) -> Iterator[Record]
     if place.is_dir():
         if (place / "captions.jsonl").is_file():
             return from_table(place / "captions.jsonl", reject)
-        known = layout_of(place)
+        known = published_reader(place)
         return known(place, reject) if known else from_folder(place, reject)
     if not place.is_file():
         raise FileNotFoundError(f"no file or folder {place}: give images with text, or a file of captions")

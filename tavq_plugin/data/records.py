@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from tavq_plugin.moved import old_names
+
+__getattr__ = old_names(__name__)  # names that moved to other files
+
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tavq_plugin.evaluation.evaluate import Measuring
-from tavq_plugin.io.atomic import save_json
+from tavq_plugin.io.atomic import read_json, save_json
 from tavq_plugin.methods import METHODS, method_class
+from tavq_plugin.moved import current_settings
 from tavq_plugin.networks.weights import files_of
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of, refuse_given_twice, stated
@@ -80,7 +81,7 @@ class Plan:
         if not path.exists():
             save_json(path, self.shared)
             return
-        ours, theirs = (_flat(side) for side in (self.shared, json.loads(path.read_text(encoding="utf-8"))))
+        ours, theirs = (_flat(side) for side in (self.shared, current_settings(read_json(path))))
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
@@ -118,7 +119,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What its figures depend on; those of a run with the same are kept."""
         learnt = {name: value for name, value in self.recipe.to_dict().items() if name not in FREE}
-        asked = json.loads((self.plan.out / "data" / "corpus.json").read_text(encoding="utf-8"))["asked"]
+        asked = read_json(self.plan.out / "data" / "corpus.json")["asked"]
         measuring = json.loads(json.dumps(asdict(self.plan.measuring)))
         return {"recipe": learnt, "data": asked, "measuring": measuring, "weights": files_of(self.plan.weights)}
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
 from tavq_plugin.evaluation.evaluate import Measured
-from tavq_plugin.io.atomic import save_json, save_tensors
+from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import claim, claims, refuse_taken
+from tavq_plugin.moved import current_settings
 
 MAKER = "tavq compare"
 FILES = ("measured.safetensors", "measured.json")
@@ -36,20 +36,14 @@ def _former(folder: Path) -> tuple[str, ...]:
     """The figures of a run that was made before there were markers; its settings.json tells such a run."""
     if claims(folder):
         return ()
-    try:
-        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ()
+    kept = read_json(folder / "settings.json", strict=False)
     return FILES if isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys() else ()
 
 
 def load_measured(folder: Path, settings: dict[str, Any]) -> Measured | None:
     """The figures of a run that was measured with the same settings; None where there are none."""
-    try:
-        content = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    if content["settings"] != settings:
+    content = read_json(folder / "measured.json", strict=False)
+    if content is None or current_settings(content["settings"]) != settings:
         return None
     tensors = load_file(folder / "measured.safetensors")
     each, kept = (

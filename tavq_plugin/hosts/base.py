@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tavq_plugin.hosts.find_taps import find_taps
-from tavq_plugin.hosts.hooks import find
-from tavq_plugin.hosts.protocols import Reading
-from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, reading_for
+from tavq_plugin.hosts.hooks import find_module
+from tavq_plugin.hosts.protocols import QuantizerAdapter
+from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, quantizer_adapter_for
 from tavq_plugin.types import Quantized
 
 LAYOUTS = ("b c h w", "b h w c", "b n c", "n b c", "b c n")
 
 
-class Host:
+class HostAdapter:
     """A host without an adapter of its own, and what adapters of default shape descend from.
 
     layout: how its tapped features lie (square where flat). example: images it takes, b c h w; by default one of
@@ -42,8 +42,8 @@ class Host:
             raise ValueError(f"layout={layout!r}: give one of {', '.join(map(repr, LAYOUTS))}")
         self.quantizer = quantizer or self.find_quantizer()
         self._parse = parse
-        if parse is None and reading_for(find(model, self.quantizer)) is None:
-            cls = type(find(model, self.quantizer))
+        if parse is None and quantizer_adapter_for(find_module(model, self.quantizer)) is None:
+            cls = type(find_module(model, self.quantizer))
             raise ValueError(
                 f"no adapter reads the quantizer at {self.quantizer!r}, {cls.__module__}.{cls.__qualname__}, and its "
                 "return value is never guessed: pass parse=, its input and output -> Quantized(vectors, indices, loss)"
@@ -77,10 +77,10 @@ class Host:
         return find_taps(self.model, self.quantizer, run, parse=self.parse, as_map=self._as_map)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> QuantizerAdapter:
         """How the live quantizer is read."""
-        module = find(self.model, self.quantizer)
-        return Given(module, self._parse) if self._parse else reading_for(module)(module)
+        module = find_module(self.model, self.quantizer)
+        return CustomQuantizer(module, self._parse) if self._parse else quantizer_adapter_for(module)(module)
 
     @property
     def straight_through(self) -> bool:
@@ -142,7 +142,7 @@ class Host:
         return rearrange(feature, f"{self.layout.replace('n', '(h w)')} -> b c h w", h=side)
 
 
-class Embedded:
+class EmbeddingQuantizer:
     """What readings descend from whose quantizer looks an `embedding` up and gives its indices flat."""
 
     straight_through = True
@@ -161,7 +161,7 @@ class Embedded:
         return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
 
 
-class Given:
+class CustomQuantizer:
     """A quantizer that its user's `parse=` reads; its codebook is its only k c parameter, parametrized or not."""
 
     straight_through = True

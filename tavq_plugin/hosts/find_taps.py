@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.hooks import find
+from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.types import Quantized
 
 
@@ -71,7 +71,7 @@ def find_taps(
 
 def _record(model: nn.Module, quantizer: str, run: Callable[[], Any]) -> tuple[list[_Fired], Tensor, Any]:
     """Every tensor given before the quantizer's first call, in order, and that call's input and output."""
-    target = find(model, quantizer)
+    target = find_module(model, quantizer)
     skip = {model, *target.modules()}
     fired: list[_Fired] = []
     calls: list[tuple[Any, Any]] = []

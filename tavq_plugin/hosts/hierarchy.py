@@ -21,8 +21,8 @@ class Hierarchy(nn.Module):
     read-only or with gradient as `grad_to` says) or "own" (an embedding a level, `codebook_size` × width).
     Level loss: β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3); the second term is dropped where the
     codebook is the host's and `grad_to="encoder"`, which never touches it. max_grid: places a side, above which a
-    tapped feature is pooled before anything else. beside: the added levels read the host and its codebook without
-    gradient, so that they learn and it does not feel them.
+    tapped feature is pooled before anything else. detach_added_levels: the added levels read the host and its codebook
+    without gradient, so that they learn and it does not feel them.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Hierarchy(nn.Module):
         straight_through: bool = True,
         beta: float = 0.25,
         max_grid: int = 64,
-        beside: bool = False,
+        detach_added_levels: bool = False,
     ) -> None:
         super().__init__()
         if codebook not in ("shared", "own"):
@@ -44,7 +44,7 @@ class Hierarchy(nn.Module):
         if codebook == "own" and not codebook_size:
             raise ValueError('codebook="own" needs codebook_size=, the number of codes of each added level')
         self.codebook, self.beta, self.max_grid = codebook, beta, max_grid
-        self.straight_through, self.beside = straight_through, beside
+        self.straight_through, self.detach_added_levels = straight_through, detach_added_levels
         self.grad_to = grad_to
         self.project = nn.ModuleList(nn.Conv2d(width, code_width, 1) for width in widths)
         self.own = nn.ModuleList()
@@ -76,8 +76,8 @@ class Hierarchy(nn.Module):
                 'this host shows no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
                 'grad_to="encoder"'
             )
-        shared = codebook.detach() if self.beside and codebook is not None else codebook
-        levels = [self._added(i, f.detach() if self.beside else f, shared) for i, f in enumerate(features)]
+        shared = codebook.detach() if self.detach_added_levels and codebook is not None else codebook
+        levels = [self._added(i, f.detach() if self.detach_added_levels else f, shared) for i, f in enumerate(features)]
         own = self._final(z_in if final.latent is None else final.latent, final, codebook)
         return Codes((*levels, own), final.loss)
 

@@ -16,7 +16,7 @@ COMPILED = (
 )
 
 
-class Seen(NamedTuple):
+class Capture(NamedTuple):
     """One call of a tapped module."""
 
     z_in: Any  # its first argument
@@ -35,16 +35,16 @@ class Recorder:
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = tuple(paths)
         self.live = True
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, Capture] = {}
 
-    def keep(self, path: str, call: Seen) -> None:
+    def keep(self, path: str, call: Capture) -> None:
         """Store a call; a path that fires again begins a new forward, so the former one is let go."""
         if self.live:
             if path in self.seen:
                 self.seen.clear()
             self.seen[path] = call
 
-    def take(self) -> dict[str, Seen]:
+    def take(self) -> dict[str, Capture]:
         """Hand over the latest forward and forget it; RuntimeError where there is none or it is not whole."""
         seen, self.seen = self.seen, {}
         if not seen:
@@ -90,14 +90,14 @@ class _Keep:
         version = None
         if isinstance(output, Tensor) and not output.is_inference():
             version = output._version
-        self.recorder.keep(self.path, Seen(z_in, output, version, torch.is_grad_enabled()))
+        self.recorder.keep(self.path, Capture(z_in, output, version, torch.is_grad_enabled()))
 
 
 def _in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def refuse_blind(seen: dict[str, Seen]) -> None:
+def require_gradient(seen: dict[str, Capture]) -> None:
     """RuntimeError where a tapped module ran without gradient: a loss on its capture would do nothing, silently."""
     blind = [path for path, call in seen.items() if not call.grad_enabled]
     if len(blind) == len(seen):
@@ -113,7 +113,7 @@ def refuse_blind(seen: dict[str, Seen]) -> None:
         )
 
 
-def find(model: nn.Module, path: str) -> nn.Module:
+def find_module(model: nn.Module, path: str) -> nn.Module:
     """The submodule at a dotted path; ValueError names the nearest part that exists and what it holds."""
     module = model
     for depth, name in enumerate(path.split(".")):
@@ -126,9 +126,9 @@ def find(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def install(model: nn.Module, recorder: Recorder) -> list[RemovableHandle]:
+def install_hooks(model: nn.Module, recorder: Recorder) -> list[RemovableHandle]:
     """Hook every path of the recorder; the caller removes the handles. A wrong path leaves no hook behind."""
-    modules = [(path, find(model, path)) for path in recorder.paths]
+    modules = [(path, find_module(model, path)) for path in recorder.paths]
     return [module.register_forward_hook(_Keep(recorder, path), with_kwargs=True) for path, module in modules]
 
 
@@ -143,7 +143,7 @@ def tapped(model: nn.Module, *, at: Sequence[str]) -> Iterator[Recorder]:
     (tensor([0.]), 0)
     """
     recorder = Recorder(at)
-    handles = install(model, recorder)
+    handles = install_hooks(model, recorder)
     try:
         yield recorder
     finally:

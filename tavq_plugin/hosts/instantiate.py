@@ -41,7 +41,7 @@ SAFE = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True}
 _allow: ContextVar[tuple[str, ...]] = ContextVar("allow", default=())  # of the object that is being built
 
 
-def load(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
+def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
     """Run "file.py:function", "module:function" or a YAML with `target` and `params`; -> host, optimizer, align.
 
     The function returns a host, (host, optimizer) or (host, optimizer, align). It is the user's own code, and runs. A

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tavq_plugin.types import Quantized
 
 
-class Reading(Protocol):
+class QuantizerAdapter(Protocol):
     """What one quantizer class takes and returns; built anew on the live module at each step."""
 
     straight_through: bool  # False where the quantizer passes gradient to its codebook by itself (Gumbel)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tavq_plugin.hosts.protocols import Adapter, Reading
+from tavq_plugin.hosts.protocols import Adapter, QuantizerAdapter
 
 _HERE = "tavq_plugin.adapters"
 _TAMING = "tavq_plugin.adapters.taming"
@@ -34,30 +34,30 @@ HOSTS = {
 
 # quantizers, inside whatever autoencoder
 QUANTIZERS = {
-    "taming.modules.vqvae.quantize.VectorQuantizer": f"{_TAMING}:TamingReading",
-    "taming.modules.vqvae.quantize.VectorQuantizer2": f"{_TAMING}:TamingReading",
-    "taming.modules.vqvae.quantize.GumbelQuantize": f"{_TAMING}:TamingReading",
-    "diffusers.models.autoencoders.vae.VectorQuantizer": f"{_DIFFUSERS}:DiffusersReading",
-    "vector_quantize_pytorch.vector_quantize_pytorch.VectorQuantize": f"{_LUCIDRAINS}:VectorQuantizeReading",
-    "vector_quantize_pytorch.residual_vq.ResidualVQ": f"{_LUCIDRAINS}:ResidualReading",
-    "vector_quantize_pytorch.hierarchical_vq.HierarchicalVQ": f"{_LUCIDRAINS}:HierarchicalReading",
-    "vector_quantize_pytorch.finite_scalar_quantization.FSQ": f"{_LUCIDRAINS}:FSQReading",
-    "vector_quantize_pytorch.lookup_free_quantization.LFQ": f"{_LUCIDRAINS}:LFQReading",
-    "vector_quantize_pytorch.sim_vq.SimVQ": f"{_LUCIDRAINS}:SimVQReading",
-    "transformers.models.chameleon.modeling_chameleon.ChameleonVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQReading",
-    "transformers.models.janus.modeling_janus.JanusVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQReading",
-    "transformers.models.emu3.modeling_emu3.Emu3VQVAEVectorQuantizer": f"{_TRANSFORMERS}:Emu3Reading",
-    "tokenizer.tokenizer_image.vq_model.VectorQuantizer": f"{_HERE}.llamagen:LlamaGenReading",
-    "src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize.LFQ": f"{_HERE}.seed_voken:LFQReading",
-    "src.IBQ.modules.vqvae.quantize.IndexPropagationQuantize": f"{_HERE}.seed_voken:IBQReading",
-    "models.quant.VectorQuantizer2": f"{_HERE}.var:VARReading",
-    "modeling.quantizer.quantizer.VectorQuantizer": f"{_HERE}.titok:TiTokReading",
-    "quantise.VectorQuantiser": f"{_HERE}.cvq_vae:CVQReading",
-    "rqvae.models.rqvae.quantizations.RQBottleneck": f"{_HERE}.rq_vae:RQReading",
-    "enhancing.modules.stage1.quantizers.VectorQuantizer": f"{_HERE}.vit_vqgan:ViTReading",
-    "enhancing.modules.stage1.quantizers.GumbelQuantizer": f"{_HERE}.vit_vqgan:ViTReading",
-    "codebook.Codebook": f"{_HERE}.dome272:CodebookReading",
-    "vqvae.Quantize": f"{_HERE}.rosinality:QuantizeReading",
+    "taming.modules.vqvae.quantize.VectorQuantizer": f"{_TAMING}:TamingQuantizer",
+    "taming.modules.vqvae.quantize.VectorQuantizer2": f"{_TAMING}:TamingQuantizer",
+    "taming.modules.vqvae.quantize.GumbelQuantize": f"{_TAMING}:TamingQuantizer",
+    "diffusers.models.autoencoders.vae.VectorQuantizer": f"{_DIFFUSERS}:DiffusersQuantizer",
+    "vector_quantize_pytorch.vector_quantize_pytorch.VectorQuantize": f"{_LUCIDRAINS}:VectorQuantizeQuantizer",
+    "vector_quantize_pytorch.residual_vq.ResidualVQ": f"{_LUCIDRAINS}:ResidualQuantizer",
+    "vector_quantize_pytorch.hierarchical_vq.HierarchicalVQ": f"{_LUCIDRAINS}:HierarchicalQuantizer",
+    "vector_quantize_pytorch.finite_scalar_quantization.FSQ": f"{_LUCIDRAINS}:FSQQuantizer",
+    "vector_quantize_pytorch.lookup_free_quantization.LFQ": f"{_LUCIDRAINS}:LFQQuantizer",
+    "vector_quantize_pytorch.sim_vq.SimVQ": f"{_LUCIDRAINS}:SimVQQuantizer",
+    "transformers.models.chameleon.modeling_chameleon.ChameleonVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQQuantizer",
+    "transformers.models.janus.modeling_janus.JanusVQVAEVectorQuantizer": f"{_TRANSFORMERS}:VQQuantizer",
+    "transformers.models.emu3.modeling_emu3.Emu3VQVAEVectorQuantizer": f"{_TRANSFORMERS}:Emu3Quantizer",
+    "tokenizer.tokenizer_image.vq_model.VectorQuantizer": f"{_HERE}.llamagen:LlamaGenQuantizer",
+    "src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize.LFQ": f"{_HERE}.seed_voken:MagvitLFQQuantizer",
+    "src.IBQ.modules.vqvae.quantize.IndexPropagationQuantize": f"{_HERE}.seed_voken:IBQQuantizer",
+    "models.quant.VectorQuantizer2": f"{_HERE}.var:VARQuantizer",
+    "modeling.quantizer.quantizer.VectorQuantizer": f"{_HERE}.titok:TiTokQuantizer",
+    "quantise.VectorQuantiser": f"{_HERE}.cvq_vae:CVQQuantizer",
+    "rqvae.models.rqvae.quantizations.RQBottleneck": f"{_HERE}.rq_vae:RQQuantizer",
+    "enhancing.modules.stage1.quantizers.VectorQuantizer": f"{_HERE}.vit_vqgan:ViTQuantizer",
+    "enhancing.modules.stage1.quantizers.GumbelQuantizer": f"{_HERE}.vit_vqgan:ViTQuantizer",
+    "codebook.Codebook": f"{_HERE}.dome272:CodebookQuantizer",
+    "vqvae.Quantize": f"{_HERE}.rosinality:RosinalityQuantizer",
 }
 
 
@@ -70,7 +70,7 @@ def adapter_for(host: nn.Module) -> type[Adapter] | None:
     return _nearest(host, HOSTS)
 
 
-def reading_for(quantizer: nn.Module) -> type[Reading] | None:
+def quantizer_adapter_for(quantizer: nn.Module) -> type[QuantizerAdapter] | None:
     """The reading of a quantizer's class or of the nearest class it descends from; None where none is known.
 
     >>> reading_for(nn.Embedding(1, 1)) is None
@@ -88,7 +88,7 @@ def known_quantizers(host: nn.Module) -> list[str]:
     paths: list[str] = []
     for path, module in host.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in paths)
-        if path and not inside and reading_for(module) is not None:
+        if path and not inside and quantizer_adapter_for(module) is not None:
             paths.append(path)
     return paths
 

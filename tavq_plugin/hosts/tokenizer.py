@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import bare, is_sharded, refuse_out_of_step, whole
-from tavq_plugin.hosts.base import Host
+from tavq_plugin.distributed import gather_sharded, is_sharded, require_synchronized, unwrap
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.hosts.hierarchy import Hierarchy
-from tavq_plugin.hosts.hooks import Recorder, Seen, refuse_blind, tapped
+from tavq_plugin.hosts.hooks import Capture, Recorder, require_gradient, tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
-from tavq_plugin.side_effects import at_rest
+from tavq_plugin.moved import renamed_arguments
+from tavq_plugin.side_effects import eval_without_trace
 from tavq_plugin.types import Codes, GradTo, Quantized
 
 
@@ -31,12 +32,12 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own forward, and the codes of every level."""
-        refuse_out_of_step(self.hierarchy, "tokenizer")
+        require_synchronized(self.hierarchy, "tokenizer")
         with tapped(self.host, at=tapped_paths(self.adapter)) as recorder:
             output = self.host(images, *args, **kwargs)
         seen = recorder.take()
         if torch.is_grad_enabled():
-            refuse_blind(seen)
+            require_gradient(seen)
         return output, codes_from(self.adapter, self.hierarchy, seen)
 
     def encode(self, images: Tensor) -> Codes:
@@ -51,9 +52,10 @@ class Tokenizer(nn.Module):
 
     def send_gradient(self, grad_to: GradTo) -> None:
         """From now on a loss on the codes sends its gradient there; ValueError where the host makes it impossible."""
-        self.hierarchy.grad_to = _grad_to(grad_to, whole(self.adapter.codebook()))
+        self.hierarchy.grad_to = _grad_to(grad_to, gather_sharded(self.adapter.codebook()))
 
 
+@renamed_arguments(beside="detach_added_levels")
 def wrap(
     host: nn.Module,
     *,
@@ -66,7 +68,7 @@ def wrap(
     codebook: str = "shared",
     codebook_size: int | None = None,
     max_grid: int = 64,
-    beside: bool = False,
+    detach_added_levels: bool = False,
 ) -> Tokenizer:
     """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
 
@@ -76,29 +78,29 @@ def wrap(
     not to its liking. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both" (the
     default where the codebook learns by gradient; else, as under EMA, "encoder"). codebook: levels 1–2 look up the
     host's ("shared") or have their own ("own", codebook_size codes each); a grid of more than `max_grid` a side is
-    pooled first. beside: levels 1–2 learn beside the host, without gradient to it.
+    pooled first. detach_added_levels: levels 1–2 learn without sending gradient to the host.
 
     Raises ValueError for an unknown quantizer, a wrong path, a tap that never fires or is changed in place, a latent
     whose width differs from the codebook, or a codebook that no gradient can reach where `grad_to` asks for it.
     Draws no random number from the global stream.
     """
-    if bare(host) is not host:
+    if unwrap(host) is not host:
         raise ValueError(
             f"wrap(host) came with the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer "
             "in DistributedDataParallel or torch.compile; or use attach, which hooks the host where it is"
         )
-    with at_rest(host):
+    with eval_without_trace(host):
         adapter = _adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
         with tapped(host, at=tapped_paths(adapter)) as recorder:
             # a sharded host gathers its parameters in its own forward alone
-            (host if is_sharded(host) else adapter.encode)(whole(adapter.probe()))
+            (host if is_sharded(host) else adapter.encode)(gather_sharded(adapter.probe()))
         seen = _take_or_raise_value_error(recorder)
         call = seen[adapter.quantizer]
         final = adapter.parse(call.z_in, call.output)
         features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
         width = final.vectors.shape[1]
         with torch.enable_grad():
-            table = whole(adapter.codebook())
+            table = gather_sharded(adapter.codebook())
         if table is not None and table.shape[1] != width:
             raise ValueError(
                 f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
@@ -114,7 +116,7 @@ def wrap(
             grad_to=_grad_to(grad_to, table),
             straight_through=adapter.straight_through,
             max_grid=max_grid,
-            beside=beside,
+            detach_added_levels=detach_added_levels,
         ).to(final.vectors.device)
         hierarchy(features, call.z_in, final, table)
     return Tokenizer(adapter, hierarchy, width)
@@ -122,7 +124,7 @@ def wrap(
 
 def _adapter(host: nn.Module, **description: Any) -> Adapter:
     try:
-        return (adapter_for(host) or Host)(host, **description)
+        return (adapter_for(host) or HostAdapter)(host, **description)
     except ValueError:
         raise
     except Exception as error:
@@ -145,14 +147,14 @@ def tapped_paths(adapter: Adapter) -> tuple[str, ...]:
     return (*adapter.taps, adapter.quantizer)
 
 
-def codes_from(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Seen]) -> Codes:
+def codes_from(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Capture]) -> Codes:
     """Codes of every level, from what one forward of the host left at its taps and its quantizer."""
     call = seen[adapter.quantizer]
     features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
-    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), whole(adapter.codebook()))
+    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), gather_sharded(adapter.codebook()))
 
 
-def _take_or_raise_value_error(recorder: Recorder) -> dict[str, Seen]:
+def _take_or_raise_value_error(recorder: Recorder) -> dict[str, Capture]:
     try:
         return recorder.take()
     except RuntimeError as error:

@@ -75,6 +75,21 @@ def save_json(target: str | os.PathLike[str], content: Any) -> None:
     save_text(target, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: str | os.PathLike[str], *, strict: bool = True) -> Any:
+    """What a JSON file holds; None where there is no such file.
+
+    Raises ValueError, with the file's name, where it holds no JSON; with `strict=False` that gives None too.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        if not strict:
+            return None
+        raise ValueError(f"{path} is no JSON ({error}): delete it, or the folder") from error
+
+
 def save_tensors(
     tensors: Mapping[str, Tensor], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:

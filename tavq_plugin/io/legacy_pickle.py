@@ -42,12 +42,12 @@ MAPPINGS = (
 TYPES = (bool, bytes, dict, float, int, list, str, tuple)
 
 
-class Record:
+class PickledObject:
     """What stands in an unpickled file for an object of a foreign class: its name, arguments and state."""
 
     name = ""
 
-    def __new__(cls, *args: Any) -> Record:
+    def __new__(cls, *args: Any) -> PickledObject:
         """Keeps the arguments."""
         made = super().__new__(cls)
         made.args, made.state = args, {}
@@ -73,7 +73,9 @@ class Entries:
 
 def allowed(further: Sequence[str] = ()) -> list[tuple[Callable, str]]:
     """Pairs for `torch.serialization.safe_globals`: what stands for a name, and the name."""
-    pairs: list[tuple[Callable, str]] = [(type("Foreign", (Record,), {"name": n}), n) for n in (*RECORDS, *further)]
+    pairs: list[tuple[Callable, str]] = [
+        (type("Foreign", (PickledObject,), {"name": n}), n) for n in (*RECORDS, *further)
+    ]
     pairs += [(type("Foreign", (Entries,), {}), name) for name in MAPPINGS]
     pairs += [(kind, f"{kind.__module__}.{kind.__name__}") for kind in TYPES]
     scalar, rebuild = np._core.multiarray.scalar, np._core.multiarray._reconstruct
@@ -125,7 +127,7 @@ class _Plain:
             self.open.remove(id(value))
 
     def _inside(self, value: Any, at: str) -> Any:
-        if isinstance(value, Record):
+        if isinstance(value, PickledObject):
             for inner in ("_content", "_val"):  # omegaconf's containers and leaves
                 if inner in value.state:
                     return self.of(value.state[inner], at)

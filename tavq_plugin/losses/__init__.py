@@ -2,6 +2,6 @@
 
 from tavq_plugin.losses.code_distribution import CodeDistribution, GaussianCodes, coarse, stratified
 from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.losses.unique_codes import collapse_repeats
+from tavq_plugin.losses.unique_codes import merge_repeated_codes
 
-__all__ = ["CodeDistribution", "GaussianCodes", "TextAlignment", "coarse", "collapse_repeats", "stratified"]
+__all__ = ["CodeDistribution", "GaussianCodes", "TextAlignment", "coarse", "merge_repeated_codes", "stratified"]

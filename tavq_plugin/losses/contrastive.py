@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tavq_plugin.losses.point_clouds import Clouds, clouds_of, text_measure
+from tavq_plugin.losses.point_clouds import PointClouds, point_clouds_of, text_measure
 from tavq_plugin.ot.solve import solve
 from tavq_plugin.types import Units
 
@@ -25,11 +25,11 @@ def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature:
     with the texts of all, and its texts with the images of all, weighted by its share of the images with text, so that
     the mean over the processes is the contrast of the whole batch, and so is its gradient.
     """
-    codes = Clouds(points[None], masses[None])
-    return level_contrasts(codes, clouds_of([units], points.dtype), temperature=temperature)[0]
+    codes = PointClouds(points[None], masses[None])
+    return level_contrasts(codes, point_clouds_of([units], points.dtype), temperature=temperature)[0]
 
 
-def level_contrasts(codes: Clouds, text: Clouds, *, temperature: float = 0.1) -> Tensor:
+def level_contrasts(codes: PointClouds, text: PointClouds, *, temperature: float = 0.1) -> Tensor:
     """`batch_contrast` of each level, at once; l b n d, l b m d -> l."""
     image, words, present = codes.pooled(), text.pooled(), text.there
     images, texts, everyone, first = _of_all(image, words, present)

@@ -13,7 +13,7 @@ from tavq_plugin.ot.solve import Transport
 OF_TRANSPORT = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
 
 
-class Told(Mapping[str, Tensor]):
+class Diagnostics(Mapping[str, Tensor]):
     """Figures by name, a number a level, without gradient; what they are made of is held until the next call.
 
     units and images_without_text are counts; contrast is the contrast over the batch, where there is one; the others
@@ -63,9 +63,9 @@ class Told(Mapping[str, Tensor]):
         value = getattr(self._result, name)
         if name in ("transport_cost", "gain"):
             value = self._scale * value + (self._shift if name == "transport_cost" else 0.0)
-        return over_images(value, present)
+        return mean_over_images(value, present)
 
 
-def over_images(values: Tensor, present: Tensor) -> Tensor:
+def mean_over_images(values: Tensor, present: Tensor) -> Tensor:
     """Mean over the images with text, 0 where no image has any; (l b), l b bool -> l."""
     return (values.view_as(present) * present).sum(1) / present.sum(1).clamp(min=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tavq_plugin.types import Codes
 
 
-def softened(codes: Codes, weight: float) -> Codes:
+def scale_gradient(codes: Codes, weight: float) -> Codes:
     """The same codes, with `weight` times the gradient; with none at 0."""
 
     def scaled(quantized: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tavq_plugin.types import Units
 
 
-class Clouds(NamedTuple):
+class PointClouds(NamedTuple):
     """One point cloud a level and image."""
 
     points: Tensor  # l b n d, of unit length, 0 where padded
@@ -39,7 +39,7 @@ def pooled(points: Tensor, masses: Tensor) -> Tensor:
     return F.normalize((masses[..., None, :] @ points)[..., 0, :], dim=-1)
 
 
-def padded(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) -> Clouds:
+def pad_levels(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) -> PointClouds:
     """Levels of different sizes as one batch.
 
     rows: the points of all levels, one after another, p d; slots: of each level's, their places in its (b u); masses:
@@ -51,10 +51,12 @@ def padded(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) -> C
         for i, (slot, part) in enumerate(zip(slots, masses, strict=True))
     ]
     whole = rows.new_zeros(levels * b * n, rows.shape[1]).index_copy(0, torch.cat(places), rows)
-    return Clouds(whole.view(levels, b, n, -1), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses]))
+    return PointClouds(
+        whole.view(levels, b, n, -1), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
+    )
 
 
-def clouds_of(units: Sequence[Units], dtype: torch.dtype) -> Clouds:
+def point_clouds_of(units: Sequence[Units], dtype: torch.dtype) -> PointClouds:
     """Text units as clouds; l × b m d."""
     m = max(part.mask.shape[1] for part in units)
     vectors = torch.stack([F.pad(part.embeddings.to(dtype), (0, 0, 0, m - part.mask.shape[1])) for part in units])
@@ -63,7 +65,7 @@ def clouds_of(units: Sequence[Units], dtype: torch.dtype) -> Clouds:
     if any(part.weights is not None for part in units):
         own = [part.mask.to(dtype) if part.weights is None else part.weights.to(dtype) for part in units]
         weights = torch.stack([F.pad(part, (0, m - part.shape[1])) for part in own])
-    return Clouds(*text_measure(Units(vectors, mask, weights), dtype))
+    return PointClouds(*text_measure(Units(vectors, mask, weights), dtype))
 
 
 def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

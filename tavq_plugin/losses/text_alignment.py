@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import refuse_out_of_step
+from tavq_plugin.distributed import require_synchronized
 from tavq_plugin.losses.code_distribution import CodeDistribution
 from tavq_plugin.losses.contrastive import level_contrasts, transport_contrast
-from tavq_plugin.losses.diagnostics import Told, over_images
-from tavq_plugin.losses.point_clouds import Clouds, clouds_of, padded
-from tavq_plugin.losses.unique_codes import collapse_repeats, on_shared
+from tavq_plugin.losses.diagnostics import Diagnostics, mean_over_images
+from tavq_plugin.losses.point_clouds import PointClouds, pad_levels, point_clouds_of
+from tavq_plugin.losses.unique_codes import apply_once_per_code, merge_repeated_codes
+from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import Transport, TransportSettings, solve
 from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, Units
 
@@ -28,20 +29,21 @@ class TextAlignment(nn.Module):
 
     tokenizer: what `tavq.wrap` gave (its code width is read), or a code width.
     text_dim: width of the text embeddings (read from `encoder` or `store` where given).
-    levels: the granularity of each level, fine → coarse; level_weight: the weight of each.
+    levels: the granularity of each level, fine → coarse; level_weights: one weight per level.
     contrast: weight, beside the transport's, of a contrast over the batch; 0 leaves it out. contrast_on: its logits are
     cosines of "pooled" codes and texts (`level_contrasts`) or "transport" costs between every image and every text
     (`transport_contrast`), over `temperature`.
     encoder: turns lists of strings into units, on the fly and cached. store: turns lists of ids into units.
     """
 
+    @renamed_arguments(level_weight="level_weights")
     def __init__(
         self,
         tokenizer: Any,
         text_dim: int | None = None,
         *,
         levels: Sequence[str] = GRANULARITIES,
-        level_weight: Sequence[float] | None = None,
+        level_weights: Sequence[float] | None = None,
         projection: str = "mlp",
         hidden: int | None = None,
         distribution: str = "all",
@@ -63,12 +65,12 @@ class TextAlignment(nn.Module):
         unknown = sorted(set(levels) - set(GRANULARITIES))
         if unknown:
             raise ValueError(f"levels holds {unknown}: each must be one of {GRANULARITIES}")
-        level_weight = tuple(level_weight or (1.0,) * len(levels))
-        if len(level_weight) != len(levels):
-            raise ValueError(f"level_weight has {len(level_weight)} entries for {len(levels)} levels")
+        level_weights = tuple(level_weights or (1.0,) * len(levels))
+        if len(level_weights) != len(levels):
+            raise ValueError(f"level_weights has {len(level_weights)} entries for {len(levels)} levels")
         if projection not in ("mlp", "linear"):
             raise ValueError(f'projection={projection!r}: give "mlp" or "linear"')
-        self.levels, self.level_weight, self.text_dim, self.width = tuple(levels), level_weight, text_dim, width
+        self.levels, self.level_weights, self.text_dim, self.width = tuple(levels), level_weights, text_dim, width
         self.transport = transport or TransportSettings()
         if not contrast >= 0:
             raise ValueError(f"contrast must be 0 or more, got {contrast}")
@@ -85,7 +87,7 @@ class TextAlignment(nn.Module):
             self.cache = TextCache(encoder)
         self.distribution = nn.ModuleList(CodeDistribution(distribution, width, samples) for _ in levels)
         self.project = nn.ModuleList(_head(projection, width, hidden or text_dim, text_dim) for _ in levels)
-        self.last = Told()
+        self.last = Diagnostics()
 
     def embed(self, codes: Tensor, level: int) -> Tensor:
         """Codes as points of the text space, normalised; b c h w -> b n d."""
@@ -112,7 +114,7 @@ class TextAlignment(nn.Module):
 
         Raises ValueError where the numbers of levels, images or text width differ.
         """
-        refuse_out_of_step(self, "align")
+        require_synchronized(self, "align")
         if len(codes.levels) != len(self.levels):
             raise ValueError(
                 f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give levels= to match"
@@ -123,17 +125,17 @@ class TextAlignment(nn.Module):
             self._check(level.quantized, part, name)
         with torch.autocast(codes.final.quantized.device.type, enabled=False):
             seen = self._clouds(codes)
-            text = clouds_of(units, seen.points.dtype)
-            self.last = Told(text.masses)
+            text = point_clouds_of(units, seen.points.dtype)
+            self.last = Diagnostics(text.masses)
             value = self.losses(seen, text)
-        return (value * value.new_tensor(self.level_weight)).sum()
+        return (value * value.new_tensor(self.level_weights)).sum()
 
-    def losses(self, codes: Clouds, text: Clouds) -> Tensor:
+    def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l. What a control replaces."""
         value = self.transported(codes, text)
         return value + self.contrast * self.apart(codes, text) if self.contrast else value
 
-    def transported(self, codes: Clouds, text: Clouds) -> Tensor:
+    def transported(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's transport value over the images with text; l b n d, l b m d -> l.
 
         All points are of unit length, so that |x − y|² = 2 − 2 x·y: the products alone are transported.
@@ -146,9 +148,9 @@ class TextAlignment(nn.Module):
                 changed["epsilon"] = self.transport.epsilon / scale
         result = self._solve(codes, text, **changed)
         self.last.transported(result, scale, shift)
-        return over_images(scale * result.value + shift, text.there)
+        return mean_over_images(scale * result.value + shift, text.there)
 
-    def apart(self, codes: Clouds, text: Clouds) -> Tensor:
+    def apart(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's contrast over the batch; l b n d, l b m d -> l."""
         if self.contrast_on == "pooled":
             made = level_contrasts(codes, text, temperature=self.temperature)
@@ -168,16 +170,16 @@ class TextAlignment(nn.Module):
         with torch.autocast(quantized.device.type, enabled=False):
             points = self.embed(quantized.float(), level)
             masses = points.new_full(points.shape[:2], 1 / points.shape[1])
-            return self._solve(Clouds(points[None], masses[None]), clouds_of([units], points.dtype))
+            return self._solve(PointClouds(points[None], masses[None]), point_clouds_of([units], points.dtype))
 
-    def _clouds(self, codes: Codes) -> Clouds:
+    def _clouds(self, codes: Codes) -> PointClouds:
         """Every level's points in the text space; repeated codes are merged, which is exact."""
         rows, slots, masses = [], [], []
         for level, distribution, head in zip(codes.levels, self.distribution, self.project, strict=True):
             quantized = level.quantized.float()
             if distribution.kind == "all":
-                merged = collapse_repeats(quantized, level.indices)
-                rows.append(on_shared(head, merged.distinct, merged.group))
+                merged = merge_repeated_codes(quantized, level.indices)
+                rows.append(apply_once_per_code(head, merged.distinct, merged.group))
                 slots.append(merged.slot)
                 masses.append(merged.masses)
             else:
@@ -185,9 +187,9 @@ class TextAlignment(nn.Module):
                 rows.append(head(points.flatten(0, 1)))
                 slots.append(torch.arange(len(rows[-1]), device=points.device))
                 masses.append(points.new_full(points.shape[:2], 1 / points.shape[1]))
-        return padded(F.normalize(torch.cat(rows), dim=-1), slots, masses)
+        return pad_levels(F.normalize(torch.cat(rows), dim=-1), slots, masses)
 
-    def _solve(self, codes: Clouds, text: Clouds, **changed: Any) -> Transport:
+    def _solve(self, codes: PointClouds, text: PointClouds, **changed: Any) -> Transport:
         """The levels' problems as one batch; l b n d, l b m d -> over (l b)."""
         x, a, y, b = (part.flatten(0, 1) for part in (*codes, *text))
         options = vars(self.transport) | changed

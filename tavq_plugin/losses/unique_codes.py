@@ -32,7 +32,7 @@ class _SharedLinear(torch.autograd.Function):
         return grad @ weight, to_few.mT @ few, to_few.sum(0) if ctx.has_bias else None, None, None
 
 
-def on_shared(head: nn.Sequential, x: Tensor, group: Tensor) -> Tensor:
+def apply_once_per_code(head: nn.Sequential, x: Tensor, group: Tensor) -> Tensor:
     """What `head` makes of rows that are equal within a group, and its gradient; p c, p -> p d.
 
     Linear layers work on one row a group; what lies between them, elementwise, on all. Groups are numbered from 0 on,
@@ -48,7 +48,7 @@ def on_shared(head: nn.Sequential, x: Tensor, group: Tensor) -> Tensor:
     return x
 
 
-class Collapsed(NamedTuple):
+class UniqueCodes(NamedTuple):
     """The distinct codes of the images, one after another, and their places in a padded batch."""
 
     distinct: Tensor  # p c
@@ -62,7 +62,7 @@ class Collapsed(NamedTuple):
         return points.new_zeros(b * u, points.shape[1]).index_copy(0, self.slot, points).view(b, u, -1)
 
 
-def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
+def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
     """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> Collapsed.
 
     Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
@@ -81,7 +81,7 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     largest = seen.abs().masked_fill(~seen.isfinite(), 0.0).view(b, -1).amax(1)
     if not _equal(seen, merged[group], largest.repeat_interleave(h * w)):
         every = torch.arange(len(flat), device=flat.device)
-        return Collapsed(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
+        return UniqueCodes(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
     held = torch.bincount(image, minlength=b)
     u = int(held.max())
     slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
@@ -91,7 +91,7 @@ def collapse_repeats(codes: Tensor, indices: Tensor) -> Collapsed:
     any_of = merged.new_empty(len(used)).index_copy(0, number, merged)
     if not _equal(merged, any_of[number], largest[image]):
         number = torch.arange(len(number), device=number.device)
-    return Collapsed(mean, slot, masses.view(b, u), number)
+    return UniqueCodes(mean, slot, masses.view(b, u), number)
 
 
 def _distinct(values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

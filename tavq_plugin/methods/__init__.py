@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 _HERE = "tavq_plugin.methods"
 METHODS = {
-    "vqvae": f"{_HERE}.vqvae:VQVAE",
-    "vqgan": f"{_HERE}.vqgan:VQGAN",
-    "cvq": f"{_HERE}.cvq:CVQ",
+    "vqvae": f"{_HERE}.vqvae:VQVAEMethod",
+    "vqgan": f"{_HERE}.vqgan:VQGANMethod",
+    "cvq": f"{_HERE}.cvq:CVQMethod",
     "lgvq": f"{_HERE}.lgvq:LGVQ",
     "vqct": f"{_HERE}.vqct:VQCT",
     "tavq": f"{_HERE}.tavq:TAVQ",

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.distributed import whole
+from tavq_plugin.distributed import gather_sharded
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, Step
 from tavq_plugin.methods.codebook_table import learnt_table
@@ -17,7 +17,7 @@ from tavq_plugin.methods.codebook_table import learnt_table
 METRICS = ("l2", "cos")
 
 
-class CVQ(Method):
+class CVQMethod(Method):
     """Online Clustered Codebook (Zheng & Vedaldi, ICCV 2023; formulas as in the released `quantise.py`, 04864b7).
 
     The paper's: a running usage N ← γ N + (1 − γ) n, n the share of the batch's latents that chose a code; an anchor a
@@ -67,7 +67,7 @@ class CVQ(Method):
         if self.contrast == 0:
             return {}
         latents = _flat(step).detach()
-        codebook = whole(self.adapter.codebook()).to(latents.dtype)
+        codebook = gather_sharded(self.adapter.codebook()).to(latents.dtype)
         with torch.autocast(latents.device.type, enabled=False):
             return {"contrast": self.contrast * code_contrast(codebook, latents, temperature=self.temperature)}
 
@@ -75,7 +75,7 @@ class CVQ(Method):
     def after_update(self, step: Step) -> None:
         """Count what was used and move every code, the used ones hardly."""
         codebook = self.adapter.codebook()
-        if whole(codebook) is not codebook:
+        if gather_sharded(codebook) is not codebook:
             raise RuntimeError("cvq cannot move a sharded codebook: train under DistributedDataParallel, not FSDP")
         latents = _over_ranks(_flat(step).to(codebook.dtype))
         chosen = torch.bincount(step.codes.final.indices.flatten(), minlength=len(codebook)).to(self.usage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.losses.point_clouds import Clouds
+from tavq_plugin.losses.point_clouds import PointClouds
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.tavq import TAVQ
 
@@ -12,7 +12,7 @@ from tavq_plugin.methods.tavq import TAVQ
 class ContrastOnly(TextAlignment):
     """TextAlignment by its contrast alone, at its weight beside the transport."""
 
-    def losses(self, codes: Clouds, text: Clouds) -> Tensor:
+    def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
         return self.contrast * self.apart(codes, text)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tavq_plugin.losses.diagnostics import over_images
-from tavq_plugin.losses.point_clouds import Clouds
+from tavq_plugin.losses.diagnostics import mean_over_images
+from tavq_plugin.losses.point_clouds import PointClouds
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.tavq import TAVQ
 
@@ -13,10 +13,10 @@ from tavq_plugin.methods.tavq import TAVQ
 class PooledDistance(TextAlignment):
     """TextAlignment by |pooled codes − pooled text|², both of unit length."""
 
-    def losses(self, codes: Clouds, text: Clouds) -> Tensor:
+    def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
         apart = (codes.pooled() - text.pooled()).square().sum(2)
-        return over_images(apart, text.there)
+        return mean_over_images(apart, text.there)
 
 
 class L2Distil(TAVQ):

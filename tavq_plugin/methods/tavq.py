@@ -9,14 +9,15 @@ from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.losses.gradient_scale import half_cosine, softened
+from tavq_plugin.losses.gradient_scale import half_cosine, scale_gradient
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.base import Method, Step, drawn_from
+from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES, GradTo, TextBatch
 
 WEIGHT = 0.2  # λ at the start; at .3 the pixels lose half as much again, for 3 % of word mAP (docs/findings.md)
-LEVEL_WEIGHT = (2.5, 2.5, 0.35)  # words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
+LEVEL_WEIGHTS = (2.5, 2.5, 0.35)  # words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
 CONTRAST = 0.1  # beside transport: a little of it tells images apart, for fewer pixels than more transport would cost
 
 
@@ -30,7 +31,7 @@ class TAVQ(Method):
     `weight` to `weight_end`, while the heads learn in full to the end.
 
     every: steps from one alignment to the next; each then reaches the tokenizer times `every` · λ (lazy regularisation,
-    Karras et al. 2020, appendix B). level_weight: of the levels, fine → coarse. granularities: what each level is
+    Karras et al. 2020, appendix B). level_weights: of the levels, fine → coarse. granularities: what each level is
     aligned with. grad_to: where the alignment's gradient goes ("encoder", "codebook", "both"); None leaves it as the
     tokenizer was wrapped. contrast, contrast_on, temperature: a contrast over the batch beside the transport, see
     `TextAlignment`.
@@ -41,6 +42,7 @@ class TAVQ(Method):
     levels = True
     alignment: ClassVar[type[TextAlignment]] = TextAlignment  # what a control replaces
 
+    @renamed_arguments(level_weight="level_weights")
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -50,7 +52,7 @@ class TAVQ(Method):
         weight: float = WEIGHT,
         weight_end: float = 0.0,
         every: int = 1,
-        level_weight: Sequence[float] = LEVEL_WEIGHT,
+        level_weights: Sequence[float] = LEVEL_WEIGHTS,
         granularities: Sequence[str] = GRANULARITIES,
         grad_to: GradTo | None = None,
         distribution: str = "all",
@@ -72,7 +74,7 @@ class TAVQ(Method):
         self.weight, self.weight_end, self.every = weight, weight_end, every
         if grad_to is not None:
             tokenizer.send_gradient(grad_to)
-        settings: dict[str, Any] = dict(levels=granularities, level_weight=level_weight, projection=projection)
+        settings: dict[str, Any] = dict(levels=granularities, level_weights=level_weights, projection=projection)
         settings |= dict(distribution=distribution, samples=samples, hidden=hidden)
         settings |= dict(contrast=contrast, contrast_on=contrast_on, temperature=temperature)
         settings |= dict(transport=TransportSettings(solver=solver, epsilon=epsilon))
@@ -83,7 +85,9 @@ class TAVQ(Method):
         """The alignment of all levels, b images and texts -> scalar; nothing in steps between."""
         if (step.number - step.first) % self.every != self.every - 1:
             return {}
-        return {"alignment": self.align(softened(step.codes, self.every * self.weight_at(step)), self.texts(step))}
+        return {
+            "alignment": self.align(scale_gradient(step.codes, self.every * self.weight_at(step)), self.texts(step))
+        }
 
     def weight_at(self, step: Step) -> float:
         """λ: half a cosine over the steps with codes; 0 throughout where `weight` is 0."""

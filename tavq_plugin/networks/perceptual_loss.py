@@ -25,7 +25,7 @@ class PerceptualRecipe:
     weight: float = 1.0
     path: str = ""  # weights file: of torchvision's network for lpips, of `network` for frozen
     sha256: str = ""  # of that file, or its first 8 or more digits; empty: not checked
-    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `target.BUILDERS`
+    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `BUILDERS` (hosts/instantiate)
     layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tavq_plugin.text import pretrained
-from tavq_plugin.text.sentence_transformers_folder import Layout
+from tavq_plugin.text.sentence_transformers_folder import EncoderFolder
 
 Pooling = Literal["mean", "cls", "last", "pooler", "features"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # all-MiniLM-L6-v2, safetensors
@@ -59,11 +59,11 @@ class TextEncoder:
         name: str = "model",
         pooling: Pooling | None = None,
         max_length: int | None = None,
-        layout: Layout | None = None,
+        layout: EncoderFolder | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        pooling, layout = pooling or pretrained.own_pooling(model), layout or Layout()
+        pooling, layout = pooling or pretrained.own_pooling(model), layout or EncoderFolder()
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling={pooling!r}: one of {', '.join(map(repr, get_args(Pooling)))}")
         if pooling == "features" and pretrained.own_pooling(model) != "features":

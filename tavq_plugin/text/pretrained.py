@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tavq_plugin.text.sentence_transformers_folder import Layout, layout_of
+from tavq_plugin.text.sentence_transformers_folder import EncoderFolder, read_encoder_folder
 
 # Trained on texts padded to one length, whose last position is the text's vector.
 FIXED_LENGTH = frozenset(["siglip", "siglip_text_model", "siglip2", "siglip2_text_model"])
@@ -26,7 +26,7 @@ class Pretrained(NamedTuple):
     tokenizer: Any
     name: str  # without the place on this machine
     pooling: str  # that its authors chose
-    layout: Layout
+    layout: EncoderFolder
     untrained: tuple[str, ...]  # weights that the checkpoint lacks, drawn from seed 0
 
 
@@ -39,7 +39,7 @@ def load(place: str, revision: str | None = None, *, bare: bool = False) -> Pret
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    layout = layout_of(place, revision, bare=bare)
+    layout = read_encoder_folder(place, revision, bare=bare)
     options = {"revision": revision, "subfolder": layout.folder} if layout.folder else {"revision": revision}
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):

@@ -15,7 +15,7 @@ _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU
 
 
 @dataclass(frozen=True)
-class Layout:
+class EncoderFolder:
     """How such a model is used; its defaults are those of a folder without the layout."""
 
     pooling: str | None = None
@@ -25,7 +25,7 @@ class Layout:
     dense: nn.Module | None = None  # after pooling
 
 
-def layout_of(place: str, revision: str | None = None, *, bare: bool = False) -> Layout:
+def read_encoder_folder(place: str, revision: str | None = None, *, bare: bool = False) -> EncoderFolder:
     """The layout of a local folder or a hub name; `bare` leaves out what comes after the transformer.
 
     ValueError where the model does something that is not supported.
@@ -36,7 +36,7 @@ def layout_of(place: str, revision: str | None = None, *, bare: bool = False) ->
     of_text = _json(place, os.path.join(first, "sentence_bert_config.json"), revision) or {}
     limit, lower = of_text.get("max_seq_length"), bool(of_text.get("do_lower_case"))
     if bare or listed is None:
-        return Layout(None, limit, lower, first)
+        return EncoderFolder(None, limit, lower, first)
     prompt = (_json(place, "config_sentence_transformers.json", revision) or {}).get("default_prompt_name")
     unknown = [_kind(m) for m in modules if _kind(m) not in ("Transformer", "Pooling", "Dense", "Normalize")]
     if prompt or unknown:
@@ -44,7 +44,7 @@ def layout_of(place: str, revision: str | None = None, *, bare: bool = False) ->
         raise ValueError(f"{place} uses {what}, which is not supported: give pooling= to use its transformer alone")
     pooling = [_pooling(place, module["path"], revision) for module in modules if _kind(module) == "Pooling"]
     dense = [layer for m in modules if _kind(m) == "Dense" for layer in _dense(place, m["path"], revision)]
-    return Layout(pooling[0] if pooling else None, limit, lower, first, nn.Sequential(*dense) if dense else None)
+    return EncoderFolder(pooling[0] if pooling else None, limit, lower, first, nn.Sequential(*dense) if dense else None)
 
 
 def _kind(module: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.methods.base import Method
-from tavq_plugin.side_effects import own_randomness
+from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.training.build_host import build_host, refuse_resolution
 from tavq_plugin.training.recipe import Recipe
 
@@ -25,11 +25,11 @@ def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple
     host = build_host(recipe.host, recipe.resolution, allow=allow)
     refuse_resolution(host, recipe.resolution)
     grid = max(16, min(64, recipe.resolution // 2))
-    tokenizer = wrap(host, **{"beside": not cls.levels, "max_grid": grid, **recipe.host.wrap})
+    tokenizer = wrap(host, **{"detach_added_levels": not cls.levels, "max_grid": grid, **recipe.host.wrap})
     try:
         inspect.signature(cls).bind(tokenizer, corpus, seed=recipe.seed, **recipe.options)
     except TypeError as error:
         raise ValueError(f"options of method {recipe.method}: {error}") from error
-    with own_randomness(torch.device("cpu")):
+    with isolated_random_state(torch.device("cpu")):
         method = cls(tokenizer, corpus, seed=recipe.seed, **recipe.options)
     return tokenizer, method

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from tavq_plugin.hosts.instantiate import builder_of, instantiate
-from tavq_plugin.side_effects import at_rest
+from tavq_plugin.side_effects import eval_without_trace
 from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
@@ -52,7 +52,7 @@ def refuse_resolution(host: nn.Module, resolution: int) -> None:
     """ValueError, with the mend, where a host does not give an image back in the size it came in."""
     images = next(host.parameters()).new_zeros(1, 3, resolution, resolution)
     try:
-        with at_rest(host):
+        with eval_without_trace(host):
             given = picture(host(images))
     except Exception as error:
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.distributed import whole
+from tavq_plugin.distributed import gather_sharded
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ def latents_of(adapter: Adapter, images: Tensor) -> Tensor:
     return recorder.take()[adapter.quantizer].z_in
 
 
-class Revival:
+class CodebookRestarts:
     """Counts the codes a level chooses and moves the hardly used ones (random restarts; Dhariwal et al. 2020).
 
     The latents are drawn by a generator of its own, so no other random stream moves.
@@ -76,16 +76,18 @@ class Revival:
         self._draw.set_state(state["draw"])
 
 
-class KeptCodebook:
-    """A `Revival` of the host's level, in step on all processes; its state is the revival's."""
+class HostCodebookRestarts:
+    """A `CodebookRestarts` of the host's level, in step on all processes; its state is the restarts'."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, revival: Revival) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, restarts: CodebookRestarts
+    ) -> None:
         self.start_settings, self.steps = recipe.start, recipe.steps
-        self.adapter, self.accelerator, self.revival = tokenizer.adapter, accelerator, revival
-        self.state_dict, self.load_state_dict = revival.state_dict, revival.load_state_dict
+        self.adapter, self.accelerator, self.restarts = tokenizer.adapter, accelerator, restarts
+        self.state_dict, self.load_state_dict = restarts.state_dict, restarts.load_state_dict
 
     @classmethod
-    def of(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> KeptCodebook | None:
+    def of(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> HostCodebookRestarts | None:
         """None where the recipe asks for nothing, or the method computes the codebook.
 
         Raises ValueError where the host's codebook cannot be written.
@@ -96,31 +98,31 @@ class KeptCodebook:
         table = tokenizer.adapter.codebook()
         if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
             return None
-        if table is None or not table.is_leaf or whole(table) is not table:
+        if table is None or not table.is_leaf or gather_sharded(table) is not table:
             raise ValueError(
                 "this host's codebook is not a table that can be written: give start.settle_share=0 and "
                 "start.revive_every=0"
             )
-        return cls(recipe, tokenizer, accelerator, Revival(len(table), recipe.seed, below=start.revive_below))
+        return cls(recipe, tokenizer, accelerator, CodebookRestarts(len(table), recipe.seed, below=start.revive_below))
 
     @torch.no_grad()
     def start(self, corpus: Corpus) -> None:
         """Put the codes on latents of the training images."""
         codebook = self.adapter.codebook()
-        self.revival.start(codebook, self.adapter, corpus.images[: corpus.n_train])
+        self.restarts.start(codebook, self.adapter, corpus.images[: corpus.n_train])
         if self.accelerator.num_processes > 1:
             torch.distributed.broadcast(codebook.data, 0)
 
     def see(self, codes: Codes) -> None:
         """Count what the host's level chose in a pass."""
         if self.start_settings.revive_every:
-            self.revival.see(self._everywhere(codes))
+            self.restarts.see(self._everywhere(codes))
 
     def after_update(self, number: int, codes: Codes) -> None:
         """When it is time, move the codes that were hardly chosen onto latents of the latest pass."""
         every = self.start_settings.revive_every
         if every and number < self.start_settings.revive_share * self.steps and number % every == every - 1:
-            self.revival.move(self.adapter.codebook(), self._everywhere(codes))
+            self.restarts.move(self.adapter.codebook(), self._everywhere(codes))
 
     def _everywhere(self, codes: Codes) -> Level:
         """The host's level of all processes' images, in the batch's order."""

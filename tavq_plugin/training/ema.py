@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from tavq_plugin.distributed import load_module
 
 
-class Average:
+class WeightAverage:
     """torch's AveragedModel on the parameters alone; buffers are taken as they are in the end.
 
     The decay rises to its value as (1 + n) / (10 + n) over the first n updates, so that short runs do not end with

@@ -16,18 +16,25 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.distributed import gathered, is_sharded, keep_in_step, load_module, load_optimizer, whole
+from tavq_plugin.distributed import (
+    gather_sharded,
+    gather_state,
+    is_sharded,
+    load_module,
+    load_optimizer,
+    mark_synchronized,
+)
 from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.pixels import to_float
-from tavq_plugin.side_effects import own_randomness
+from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
 from tavq_plugin.training.build import build
-from tavq_plugin.training.codebook_restarts import KeptCodebook
-from tavq_plugin.training.ema import Average
+from tavq_plugin.training.codebook_restarts import HostCodebookRestarts
+from tavq_plugin.training.ema import WeightAverage
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.sampler import Rows, shares
 from tavq_plugin.training.step import TrainingStep
-from tavq_plugin.training.timer import Clock
+from tavq_plugin.training.timer import StepTimer
 
 ROOM = 2**30  # bytes of a GPU's memory that texts may take
 
@@ -50,13 +57,13 @@ class Loop:
         if isinstance(self.model, FullyShardedDataParallel):
             raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
         if is_sharded(self.module):
-            keep_in_step(self.module)
+            mark_synchronized(self.module)
         self.optimizer = self._adam()
         self.adversary = self._adversary()
-        self.average = Average(self.module.parameters(), recipe.ema) if recipe.ema else None
-        self.codebook = KeptCodebook.of(recipe, self.tokenizer, accelerator)
+        self.average = WeightAverage(self.module.parameters(), recipe.ema) if recipe.ema else None
+        self.codebook = HostCodebookRestarts.of(recipe, self.tokenizer, accelerator)
         compiled = recipe.compile != "no"
-        self.clock = self.module.clock = Clock(nn.Identity() if compiled else self.tokenizer.hierarchy)
+        self.clock = self.module.clock = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:
             self.tokenizer.compile(backend=recipe.compile)
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
@@ -198,10 +205,10 @@ class Loop:
         if not self.method.adversarial or recipe.weight == 0 or recipe.start >= self.recipe.steps:
             return None
         last = self.tokenizer.adapter.last_layer()
-        if recipe.adaptive and (last is None or whole(last) is not last):
+        if recipe.adaptive and (last is None or gather_sharded(last) is not last):
             why = "shows no last layer" if last is None else "is sharded, its last layer out of reach"
             raise ValueError(f"this host {why}, to weigh the adversarial loss by: give adversarial.adaptive=false")
-        with own_randomness(torch.device("cpu")):
+        with isolated_random_state(torch.device("cpu")):
             torch.manual_seed(self.recipe.seed)
             module = PatchGAN(layers=recipe.layers, width=recipe.width)
         if is_sharded(self.module):  # a small module, called inside and outside of a gradient's reach: kept whole
@@ -223,7 +230,7 @@ class Loop:
         if self.accelerator.device.type == "cuda":
             streams["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
         parts = {"model": self.module, "optimizer": self.optimizer, **self._parts}
-        state = {name: gathered(part.state_dict()) for name, part in parts.items()}
+        state = {name: gather_state(part.state_dict()) for name, part in parts.items()}
         return {"number": self.number, "streams": gather_object([streams]), **state}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -255,7 +262,7 @@ class Loop:
             self.average.apply()
         self.close()
         if is_sharded(self.module):
-            state = gathered(self.module.state_dict())
+            state = gather_state(self.module.state_dict())
             self.tokenizer, self.method = build(self.recipe, self.corpus, allow=self.allow)
             self.module = TrainingStep(self.tokenizer, self.method, self.corpus, None, self.recipe)
             self.module.to(self.accelerator.device).load_state_dict(state)

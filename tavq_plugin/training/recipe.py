@@ -108,8 +108,8 @@ class Recipe:
     seed: int = 0
     optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: float = 0.0  # decay of the averaged weights that a run ends with; 0 = the last ones
-    level_weight: float = 1.0  # of the added levels' codebook and commitment loss
-    perceptual: PerceptualRecipe = PerceptualRecipe()
+    codebook_loss_weight: float = 1.0  # of the added levels' codebook and commitment loss
+    perceptual: PerceptualRecipe = field(default_factory=PerceptualRecipe)
     adversarial: AdversarialRecipe = AdversarialRecipe()
     start: StartRecipe = StartRecipe()
     method: str = "vqgan"
@@ -121,7 +121,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _above_zero(self, "resolution", "steps", "batch_size", "accumulation", "keep", "log_every")
-        _zero_or_more(self, "seed", "checkpoint_every", "level_weight")
+        _zero_or_more(self, "seed", "checkpoint_every", "codebook_loss_weight")
         _one_of(self, "precision", ("no", "bf16"))
         _one_of(self, "tracker", ("tensorboard", "wandb", "none"))
         if not 0 <= self.ema < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from tavq_plugin.moved import current_settings
 from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
@@ -76,7 +78,15 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe:
     Traceback (most recent call last):
     ValueError: batchsize is no setting of a recipe: did you mean batch_size?
     """
-    return _made(Recipe, content, "")
+    current = current_settings(content)
+    if current != content:
+        warnings.warn(
+            "this recipe uses old names (level_weight, beside), which go with the next release: write "
+            "codebook_loss_weight (one value) or level_weights (one value per level), and detach_added_levels",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return _made(Recipe, current, "")
 
 
 def _with(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:

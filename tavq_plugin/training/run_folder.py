@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import save_json, save_tensors
+from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import SAFETENSORS_TEMPORARY, fresh_folder, refuse_strangers, remove
+from tavq_plugin.moved import current_settings
 
 MAKER = "tavq demo"
 RUN_FILES = ("settings.json", "host.safetensors", "tavq.safetensors", "metrics.json")
@@ -38,7 +38,7 @@ def in_hand(folder: Path, settings: dict) -> Path:
 
     FileExistsError where what is to go holds something that is not ours.
     """
-    if _read(folder / "asked.json") != settings:
+    if current_settings(read_json(folder / "asked.json", strict=False)) != settings:
         fresh_folder(folder, HAND_FILES, MAKER, former=former_hand(folder))
         save_json(folder / "asked.json", settings)
     return folder
@@ -107,17 +107,10 @@ def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> Non
 
 def load_metrics(folder: Path, settings: dict) -> dict[str, Any] | None:
     """The metrics of a run that was finished with the same settings; None where there is none."""
-    kept = _read(folder / "settings.json")
-    return _read(folder / "metrics.json") if kept == settings else None
+    kept = current_settings(read_json(folder / "settings.json", strict=False))
+    return read_json(folder / "metrics.json", strict=False) if kept == settings else None
 
 
 def _keys(path: Path) -> set[str]:
-    content = _read(path)
+    content = read_json(path, strict=False)
     return set(content) if isinstance(content, dict) else set()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None

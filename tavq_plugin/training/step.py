@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.hosts.hooks import find
+from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, Step, texts_of
 from tavq_plugin.training.build_host import picture
 from tavq_plugin.training.codebook_restarts import latents_of
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.timer import Clock
+from tavq_plugin.training.timer import StepTimer
 from tavq_plugin.types import TextBatch, Units
 
 
@@ -34,7 +34,7 @@ class TrainingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.method, self.recipe = tokenizer, method, recipe
-        self.clock: Clock | None = None
+        self.clock: StepTimer | None = None
         self.last: Step | None = None
         self._aside = (corpus, perceptual)  # neither trained nor saved: in a tuple, no submodule
 
@@ -51,7 +51,7 @@ class TrainingStep(nn.Module):
             reconstruction = picture(output).float()
             terms = self._seen(reconstruction, images)
         terms["quantizer"] = codes.quantizer_loss.float()
-        terms["level"] = self.recipe.level_weight * codes.loss
+        terms["level"] = self.recipe.codebook_loss_weight * codes.loss
         texts = LazyTexts(self._aside[0], rows, images.device)
         self.last = Step(
             number, self.recipe.steps, rows, images, reconstruction, codes, texts, first=self.recipe.settled
@@ -98,7 +98,7 @@ def _in_float32(tokenizer: Tokenizer, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    quantizer = find(tokenizer.host, tokenizer.adapter.quantizer)
+    quantizer = find_module(tokenizer.host, tokenizer.adapter.quantizer)
     casts: list[Any] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -15,7 +15,7 @@ class _Stamp(torch.autograd.Function):
     """Identity; its backward notes the time."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, clock: Clock) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, clock: StepTimer) -> Tensor:
         ctx.clock = clock
         return tensor.view_as(tensor)
 
@@ -25,7 +25,7 @@ class _Stamp(torch.autograd.Function):
         return grad, None
 
 
-class Clock:
+class StepTimer:
     """Seconds of whole steps and of the plug-in's part: hierarchy, text rows, alignment, their backward and update.
 
     Autograd runs the newest nodes first, so the plug-in's backward ends when the gradient reaches the features

@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import save_json, save_text, writable
+from tavq_plugin.io.atomic import read_json, save_json, save_text, writable
 from tavq_plugin.io.ownership import SAFETENSORS_TEMPORARY, claim, fresh_folder, refuse_strangers, refuse_taken, remove
 from tavq_plugin.io.state_tree import load_tree, refuse_unsavable, save_tree
 from tavq_plugin.io.storable import refuse_unstorable
 from tavq_plugin.methods.base import Method
+from tavq_plugin.moved import current_settings
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.checkpoint import MAKER, Checkpoints
 from tavq_plugin.training.recipe import Recipe
@@ -97,7 +98,7 @@ def fit(
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         loop = Loop(recipe, corpus, accelerator, allow=allow)
         try:
-            done = _read(folder / "history.json")
+            done = read_json(folder / "history.json")
             if done is not None:
                 _load_finished(loop, folder)
             else:
@@ -202,7 +203,7 @@ def refuse_unlike_run(folder: Path, recipe: Recipe) -> None:
 
 def _former(folder: Path) -> tuple[str, ...]:
     """What a run left in its folder before there were markers; checkpoints and recipe.yaml are looked at apart."""
-    kept = _read_or_none(folder / "settings.json")
+    kept = read_json(folder / "settings.json", strict=False)
     run = isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys()
     return (*(TRAINED_FILES if run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
 
@@ -216,14 +217,14 @@ def _is_recipe_of_ours(path: Path, recipe: Recipe) -> bool:
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    kept = _read_or_none(path.with_name("settings.json"))
+    kept = read_json(path.with_name("settings.json"), strict=False)
     former = {name: value for name, value in kept.items() if name != "corpus"} if isinstance(kept, dict) else None
     return text.startswith(RECIPE_HEAD) or content in (former, json.loads(json.dumps(recipe.to_dict())))
 
 
 def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
     """ValueError where the folder holds a run whose settings are not these; what is learned must be the same."""
-    kept = _read(folder / "settings.json")
+    kept = current_settings(read_json(folder / "settings.json"))
     if kept is None:
         return
     ours, theirs = _flat(settings), _flat(kept)
@@ -303,19 +304,3 @@ def _save_recipe(path: Path, recipe: Recipe) -> None:
     if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) == json.loads(json.dumps(content)):
         return
     save_text(path, RECIPE_HEAD + yaml.safe_dump(content, sort_keys=False))
-
-
-def _read_or_none(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): delete it, or the folder") from error

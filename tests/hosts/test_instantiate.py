@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.hosts.instantiate import BUILDERS, instantiate, load
+from tavq_plugin.hosts.instantiate import BUILDERS, instantiate, load_setup
 
 yaml = pytest.importorskip("yaml")
 VQMODEL = "taming.models.vqgan.VQModel"
@@ -163,7 +163,7 @@ def test_a_package_that_is_allowed_gives_classes_alone(tmp_path, monkeypatch):
         target = {"os": "os.system", "tavq_plugin": "tavq_plugin.hosts.instantiate.instantiate"}[package]
         with pytest.raises(ValueError, match="is a (function|builtin_function_or_method)"):
             instantiate(target, {}, allow=[package])
-    host, _, _ = load(f"{tmp_path}/theirs.py:host")  # given on the command line: the user's own code
+    host, _, _ = load_setup(f"{tmp_path}/theirs.py:host")  # given on the command line: the user's own code
     assert type(host).__name__ == "Host"
 
 
@@ -197,13 +197,13 @@ def test_a_target_is_not_hidden_behind_another_of_the_same_place():
 def test_a_file_that_names_no_class_is_refused(tmp_path, content):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"c\.yaml|package\.module\.Class"):
-        load(str(tmp_path / "c.yaml"))
+        load_setup(str(tmp_path / "c.yaml"))
 
 
 def test_python_tags_are_not_read(marker, tmp_path):
     (tmp_path / "c.yaml").write_text(f"target: !!python/object/apply:os.system ['touch {marker}']\n")
     with pytest.raises(ValueError, match="is not YAML"):
-        load(str(tmp_path / "c.yaml"))
+        load_setup(str(tmp_path / "c.yaml"))
     assert not marker.exists()
 
 

@@ -7,7 +7,7 @@ import torch
 from helpers.generators import draw
 
 import tavq_plugin as tavq
-from tavq_plugin.losses import TextAlignment, collapse_repeats
+from tavq_plugin.losses import TextAlignment, merge_repeated_codes
 from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES
 
@@ -94,7 +94,7 @@ def test_the_total_is_never_finite(kind, settings):
 def test_codes_that_are_not_finite_share_no_head(value):
     level = spoilt(made_codes("equal"), 0, 3, value)[0]
     clean = made_codes("equal")[0]
-    merged, before = (collapse_repeats(part.quantized, part.indices) for part in (level, clean))
+    merged, before = (merge_repeated_codes(part.quantized, part.indices) for part in (level, clean))
     bad = ~merged.distinct.isfinite().all(1)
     assert bad.sum() == 1 and torch.equal(merged.masses, before.masses) and torch.equal(merged.slot, before.slot)
     assert torch.equal(merged.distinct[~bad], before.distinct[~bad])

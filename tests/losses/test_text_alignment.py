@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers.generators import draw
 
 import tavq_plugin as tavq
-from tavq_plugin.losses import TextAlignment, collapse_repeats
+from tavq_plugin.losses import TextAlignment, merge_repeated_codes
 from tavq_plugin.ot import solve
 from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES
@@ -37,7 +37,7 @@ def made_texts(b=3, d=5):
 
 def test_the_loss_is_a_plain_loop_over_images_and_levels():
     torch.manual_seed(0)
-    align = TextAlignment(4, 5, level_weight=(1.0, 0.5, 2.0), transport=TransportSettings(epsilon=0.1))
+    align = TextAlignment(4, 5, level_weights=(1.0, 0.5, 2.0), transport=TransportSettings(epsilon=0.1))
     (codes, latents), texts = made_codes(), made_texts()
     loss = align(codes, texts)
     grads = torch.autograd.grad(loss, latents)
@@ -49,7 +49,7 @@ def test_the_loss_is_a_plain_loop_over_images_and_levels():
             points = F.normalize(align.project[index](level.quantized[i].flatten(1).T), dim=1)
             units = F.normalize(texts[name].embeddings[i][texts[name].mask[i]], dim=1)
             values.append(solve(points[None], units[None], epsilon=0.1, tolerance=1e-7, max_passes=200).value[0])
-        expected = expected + align.level_weight[index] * sum(values) / 2
+        expected = expected + align.level_weights[index] * sum(values) / 2
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
     for ours, theirs in zip(grads, torch.autograd.grad(expected, twin), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-5)
@@ -59,7 +59,7 @@ def test_the_loss_is_a_plain_loop_over_images_and_levels():
 def test_merging_repeated_codes_keeps_value_and_gradient():
     (codes, latents) = made_codes()
     level = codes.levels[0]
-    collapsed = collapse_repeats(level.quantized.double(), level.indices)
+    collapsed = merge_repeated_codes(level.quantized.double(), level.indices)
     points, masses = collapsed.pad(collapsed.distinct), collapsed.masses
     text = torch.randn(3, 5, 4, generator=draw(9)).double()
     options = dict(epsilon=0.5, epsilon_mode="absolute", tolerance=1e-10, max_passes=200)
@@ -75,7 +75,7 @@ def test_merging_repeated_codes_keeps_value_and_gradient():
 
 def test_merged_codes_of_a_single_image():
     codes = torch.tensor([[[[1.0, 2.0], [1.0, 1.0]]]])
-    merged = collapse_repeats(codes, torch.tensor([[[5, 7], [5, 5]]]))
+    merged = merge_repeated_codes(codes, torch.tensor([[[5, 7], [5, 5]]]))
     assert merged.distinct.flatten().tolist() == [1, 2] and merged.masses.flatten().tolist() == [0.75, 0.25]
 
 
@@ -88,8 +88,8 @@ def test_codes_that_share_an_index_and_are_unequal_stay_apart():
     own = torch.arange(level.indices.numel()).view_as(level.indices)
     residual, apart = ((*codes.levels[:2], replace(level, quantized=summed, indices=i)) for i in (level.indices, own))
     torch.testing.assert_close(align(tavq.Codes(residual), texts), align(tavq.Codes(apart), texts))
-    assert len(collapse_repeats(summed, level.indices).distinct) == level.indices.numel()
-    assert len(collapse_repeats(level.quantized, level.indices).distinct) < level.indices.numel()
+    assert len(merge_repeated_codes(summed, level.indices).distinct) == level.indices.numel()
+    assert len(merge_repeated_codes(level.quantized, level.indices).distinct) < level.indices.numel()
 
 
 def test_images_that_share_an_index_of_unequal_codes_share_no_head():
@@ -129,7 +129,7 @@ def test_bad_settings_are_refused():
     for settings, message in (
         ({"text_dim": None}, "give text_dim=, encoder= or store="),
         ({"levels": ("word", "letter", "phrase")}, "letter"),
-        ({"level_weight": (1.0,)}, "1 entries for 3 levels"),
+        ({"level_weights": (1.0,)}, "1 entries for 3 levels"),
         ({"projection": "conv"}, "projection='conv'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -5,7 +5,7 @@ import torch
 from helpers.generators import draw
 from torch import nn
 
-from tavq_plugin.losses.unique_codes import on_shared
+from tavq_plugin.losses.unique_codes import apply_once_per_code
 
 
 @pytest.mark.parametrize("head", [[nn.Linear(3, 4)], [nn.Linear(3, 5, bias=False), nn.GELU(), nn.Linear(5, 4)]])
@@ -15,7 +15,7 @@ def test_value_and_gradients_are_those_of_every_row(head, group):
     table = torch.randn(7, 3, generator=draw(0), dtype=torch.float64)
     grad = torch.randn(len(group), 4, generator=draw(1), dtype=torch.float64)
     given = []
-    for function in (lambda x: head(x), lambda x: on_shared(head, x, group)):
+    for function in (lambda x: head(x), lambda x: apply_once_per_code(head, x, group)):
         x = table[group].requires_grad_()
         value = function(x)
         given.append([value, *torch.autograd.grad(value, [x, *head.parameters()], grad)])
@@ -25,6 +25,6 @@ def test_value_and_gradients_are_those_of_every_row(head, group):
 
 def test_equal_rows_keep_gradients_of_their_own():
     head, x = nn.Sequential(nn.Linear(2, 1)), torch.ones(4, 2, requires_grad=True)
-    value = on_shared(head, x, torch.zeros(4, dtype=torch.long))
+    value = apply_once_per_code(head, x, torch.zeros(4, dtype=torch.long))
     (value * torch.tensor([[1.0], [2.0], [0.0], [0.0]])).sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor([[1.0], [2.0], [0.0], [0.0]]) * head[0].weight)

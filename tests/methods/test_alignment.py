@@ -7,7 +7,7 @@ from helpers.small_methods import corpus, made, step_of
 
 from tavq_plugin.losses import TextAlignment
 from tavq_plugin.losses.contrastive import batch_contrast
-from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHT
+from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHTS
 from tavq_plugin.methods.tavq_uniform_plan import independent_cost
 from tavq_plugin.types import GRANULARITIES
 
@@ -24,12 +24,12 @@ def measures(one, step):
 def test_controls_have_the_same_heads_and_weights():
     heads = [made(name)[1].align.state_dict() for name in FAMILY]
     assert all(torch.equal(heads[0][key], other[key]) for other in heads[1:] for key in heads[0])
-    assert {made(name)[1].align.level_weight for name in FAMILY} == {LEVEL_WEIGHT}
+    assert {made(name)[1].align.level_weights for name in FAMILY} == {LEVEL_WEIGHTS}
 
 
 def test_the_loss_is_the_alignments_and_the_host_gets_its_share_of_the_gradient():
     tokenizer, one = made("tavq", weight=0.4, weight_end=0.1)
-    plain = TextAlignment(tokenizer, corpus().store.dim, level_weight=LEVEL_WEIGHT, contrast=CONTRAST)
+    plain = TextAlignment(tokenizer, corpus().store.dim, level_weights=LEVEL_WEIGHTS, contrast=CONTRAST)
     plain.load_state_dict(one.align.state_dict())
     for number, share in ((0, 0.4), (5, 0.25), (10, 0.1)):
         step = step_of(tokenizer, number=number)
@@ -64,7 +64,7 @@ def test_the_uniform_plan_is_a_loop_over_codes_and_units():
     tokenizer, one = made("tavq-uniform-plan", contrast=0.0)
     step = step_of(tokenizer)
     expected = 0.0
-    for weight, level in zip(LEVEL_WEIGHT, measures(one, step), strict=True):
+    for weight, level in zip(LEVEL_WEIGHTS, measures(one, step), strict=True):
         costs = [((x[:, None] - y[None]) ** 2).sum(2).mean() for x, y in level]
         expected = expected + weight * sum(costs) / len(costs)
     value = one(step)["alignment"]
@@ -87,7 +87,7 @@ def test_l2_is_the_distance_of_the_pooled():
     tokenizer, one = made("l2-distil")
     step = step_of(tokenizer)
     expected = 0.0
-    for weight, level in zip(LEVEL_WEIGHT, measures(one, step), strict=True):
+    for weight, level in zip(LEVEL_WEIGHTS, measures(one, step), strict=True):
         apart = [2 - 2 * F.cosine_similarity(x.mean(0), y.mean(0), dim=0) for x, y in level]
         expected = expected + weight * sum(apart) / len(apart)
     torch.testing.assert_close(one(step)["alignment"], expected, rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_l2_is_the_distance_of_the_pooled():
 def test_infonce_is_the_batch_contrast_of_each_level():
     tokenizer, one = made("infonce", temperature=0.3, contrast=0.2)
     step, expected = step_of(tokenizer), 0.0
-    for index, (weight, name) in enumerate(zip(LEVEL_WEIGHT, GRANULARITIES, strict=True)):
+    for index, (weight, name) in enumerate(zip(LEVEL_WEIGHTS, GRANULARITIES, strict=True)):
         points = one.align.embed(step.codes.levels[index].quantized, index)
         masses = points.new_ones(points.shape[:2])
         expected = expected + 0.2 * weight * batch_contrast(points, masses, step.texts[name], temperature=0.3)
@@ -111,7 +111,7 @@ def test_a_contrast_joins_the_transport_by_its_weight(on, name):
     apart = with_it(step)["alignment"] - plain(step)["alignment"]
     contrast = with_it.align.last["contrast"]
     assert (contrast > 0).all()
-    torch.testing.assert_close(apart, 0.5 * (contrast * torch.tensor(LEVEL_WEIGHT)).sum(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(apart, 0.5 * (contrast * torch.tensor(LEVEL_WEIGHTS)).sum(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("grad_to", ["encoder", "codebook", "both"])

@@ -3,7 +3,7 @@
 import torch
 
 import tavq_plugin as tavq
-from tavq_plugin.training.codebook_restarts import Revival
+from tavq_plugin.training.codebook_restarts import CodebookRestarts
 
 
 def level(indices, latent):
@@ -14,7 +14,7 @@ def test_unused_codes_move_onto_latents_and_used_ones_stay():
     codebook = torch.nn.Parameter(torch.arange(6.0).view(6, 1).repeat(1, 3) + 100)
     latent = torch.randn(1, 3, 2, 2)
     stream = torch.get_rng_state()
-    revival = Revival(6, seed=0, below=0.5)
+    revival = CodebookRestarts(6, seed=0, below=0.5)
     revival.see(level([0, 1, 1, 4], latent))
     revival.see(level([0, 0, 0, 5], latent))
     assert revival.move(codebook, level([0, 0, 0, 0], latent)) == 2

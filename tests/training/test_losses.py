@@ -55,7 +55,10 @@ def apart(one, other):
 
 
 def test_no_weight_leaves_the_tokenizer_alone_while_the_heads_learn(tmp_path):
-    through = {**HOST, "wrap": {"beside": False}}  # the levels' gradient reaches the host with every method
+    through = {
+        **HOST,
+        "wrap": {"detach_added_levels": False},
+    }  # the levels' gradient reaches the host with every method
     settings, data = recipe(host=through), corpus()
     weightless, aligned = (recipe(host=through, options={"weight": weight}) for weight in (0.0, 0.3))
     bare = fit("vqgan", settings, data, tmp_path / "bare")
@@ -79,7 +82,7 @@ def test_training_is_determined_by_its_seed(tmp_path):
 
 def test_levels_beside_the_host_leave_it_no_gradient_and_get_their_own():
     host = build_host(recipe().host, 16)
-    tokenizer = tavq.wrap(host, beside=True)
+    tokenizer = tavq.wrap(host, detach_added_levels=True)
     _, codes = tokenizer(to_float(corpus().images[:2]))
     codes.loss.backward()
     assert all(p.grad is None for p in host.parameters())

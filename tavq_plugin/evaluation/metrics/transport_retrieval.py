@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.evaluation.probes import Ridge
-from tavq_plugin.losses.unique_codes import collapse_repeats
+from tavq_plugin.losses.unique_codes import merge_repeated_codes
 from tavq_plugin.ot.solve import solve
 from tavq_plugin.types import Units
 
@@ -19,7 +19,7 @@ def transport_scores(quantized: Tensor, indices: Tensor, units: Units, probe: Ri
     blur .02 of a problem's scale. Costs are freed of each image's and each text's own mean, as centring does for
     pooled vectors: a text near everything is no find.
     """
-    merged = collapse_repeats(quantized, indices)
+    merged = merge_repeated_codes(quantized, indices)
     points = F.normalize(probe.predict(merged.distinct) - probe.offset, dim=1).float()
     points, masses = merged.pad(points), merged.masses
     text = F.normalize(units.embeddings.float().masked_fill(~units.mask[..., None], 0.0), dim=2)
