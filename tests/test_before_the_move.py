@@ -59,6 +59,6 @@ def test_stores_are_read_and_continued(tmp_path):
     lines = "".join(f'{{"id": "{i}", "text": "A red dog runs. Two men sleep in house {i}."}}\n' for i in range(6))
     (tmp_path / "captions.jsonl").write_text(lines)
     (folder / "shard-00001.safetensors").unlink()
-    bert = save_tiny_bert(tmp_path / "bert")
+    bert = save_tiny_bert(tmp_path / "tinybert")
     prepare(tmp_path / "captions.jsonl", folder, lambda: TextEncoder.from_pretrained(bert), shard_size=3)
     assert not list(verify(folder)) and ShardedStore.open(folder).batch(["5"])["word"].mask.any()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tavq_plugin.io.file_hash import sha256_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Leaks:
 
 def find_leaks(train: Tensor, held_out: Tensor, train_files: Sequence[Path], held_out_files: Sequence[Path]) -> Leaks:
     """Compare two splits, as pictures and, where there are files, as files; n 3 h w, m 3 h w uint8."""
-    known = {_sha256(path) for path in train_files}
-    files = [i for i, path in enumerate(held_out_files) if _sha256(path) in known]
+    known = {sha256_of(path) for path in train_files}
+    files = [i for i, path in enumerate(held_out_files) if sha256_of(path) in known]
     seen = set(dhash(train).tolist()) - {0}  # 0: nothing but flat, as blank pictures are
     hashes = [i for i, value in enumerate(dhash(held_out).tolist()) if value in seen and i not in set(files)]
     return Leaks(tuple(files), tuple(hashes))
@@ -51,8 +52,3 @@ def dhash(images: Tensor) -> Tensor:
     cells = F.interpolate(grey, (8, 9), mode="area")[:, 0]
     bits = (cells[..., 1:] > cells[..., :-1] + 1e-3).flatten(1).long()
     return (bits << torch.arange(64)).sum(1)
-
-
-def _sha256(path: Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

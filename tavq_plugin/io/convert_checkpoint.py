@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tavq_plugin.io.atomic import save_json, whole_file
+from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.legacy_pickle import allowed, plain
 from tavq_plugin.io.storable import storable
 
@@ -88,7 +88,7 @@ def convert_checkpoint(
         description,
         {
             "source": source.name,
-            "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "sha256": sha256_of(source),
             "weights": {name or "all": path.name for name, path in named.items()},
             "not_finite": [
                 f"{name}.{key}".lstrip(".")

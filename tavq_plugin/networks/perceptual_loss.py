@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.instantiate import instantiate
+from tavq_plugin.io.file_hash import sha256_of
 
 FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
@@ -121,8 +121,7 @@ def checked_weights(recipe: PerceptualRecipe, wanted: str) -> dict[str, Tensor]:
             f"perceptual.path is {recipe.path!r}, and no such file is there: give {wanted}, "
             "--set perceptual.path=FILE, or go without, --set perceptual.kind=none"
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     if not digest.startswith(recipe.sha256.lower()):
         raise ValueError(
             f"{path} has sha256 {digest} and perceptual.sha256 is {recipe.sha256}: fetch the file again, or correct "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tavq_plugin.io.file_hash import sha256_of
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Weights:
         if folder is None or not (path := Path(folder) / self.file).is_file():
             place = "no folder of weights was given" if folder is None else f"{self.file} is not in {folder}"
             raise FileNotFoundError(f"{place}: put {self.file} ({self.what}) into a folder and give --weights FOLDER")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if not found.startswith(self.sha256):
             raise ValueError(
                 f"{path} has sha256 {found[:16]}…, and {self.file} begins with {self.sha256[:16]}: it is another file "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.text import pretrained
 from tavq_plugin.text.sentence_transformers_folder import EncoderFolder
 
@@ -264,8 +265,7 @@ def offline_encoder(*, dtype: torch.dtype | None = None, device: torch.device | 
 
 def verify(file: Path, sha256: str) -> None:
     """Refuse a file whose content is not the published one; ValueError names the file and both hashes."""
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256_of(file)
     if found != sha256:
         raise ValueError(
             f"{file} has sha256 {found}, expected {sha256}: reinstall it with "
