@@ -162,7 +162,7 @@ def test_accumulation_and_the_global_batch_come_to_the_same(tmp_path):
         (corpus(side=18), {"resolution": 18}, "gives 16 px back for images of 18 px: give resolution=16"),
         (corpus(), {"options": {"unknown": 1}}, "options of method noisy: .*'unknown'"),
         (corpus(), {"batch_size": 3, "accumulation": 3, "host": {"target": "os.system"}}, "outside the allowed"),
-        (corpus(), {"host": "smal"}, "give small, or a class"),
+        (corpus(), {"host": "smal"}, "must be small, or a class"),
     ],
     ids=["empty", "one image", "another size", "a size no stride divides", "options", "target", "name"],
 )
