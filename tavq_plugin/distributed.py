@@ -19,7 +19,7 @@ if dist.is_available():
 def unwrap(host: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile, whose hooks fire all the same.
 
-    >>> bare(torch.compile(nn.Identity()))
+    >>> unwrap(torch.compile(nn.Identity()))
     Identity()
     """
     while True:

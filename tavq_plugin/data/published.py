@@ -21,7 +21,7 @@ _MASKS = "CelebAMask-HQ-mask-anno"
 def published_reader(folder: Path) -> Layout | None:
     """The reader of a folder, by the files that only such a folder has; None for any other.
 
-    >>> layout_of(Path("/nonexistent")) is None
+    >>> published_reader(Path("/nonexistent")) is None
     True
     """
     if (folder / "images.txt").is_file() and (folder / "train_test_split.txt").is_file():

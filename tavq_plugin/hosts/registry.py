@@ -73,7 +73,7 @@ def adapter_for(host: nn.Module) -> type[Adapter] | None:
 def quantizer_adapter_for(quantizer: nn.Module) -> type[QuantizerAdapter] | None:
     """The reading of a quantizer's class or of the nearest class it descends from; None where none is known.
 
-    >>> reading_for(nn.Embedding(1, 1)) is None
+    >>> quantizer_adapter_for(nn.Embedding(1, 1)) is None
     True
     """
     return _nearest(quantizer, QUANTIZERS)

@@ -140,7 +140,7 @@ def test_a_host_of_ones_own_is_compared_where_its_package_is_allowed(tmp_path):
         refused.output.split()
     )
     assert not (tmp_path / "out").exists()
-    result = run("--out", tmp_path / "out", *one, "--allow", "training")
+    result = run("--out", tmp_path / "out", *one, "--allow", "helpers")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "vqgan" / "seed0" / "measured.json").exists()
 
