@@ -182,7 +182,7 @@ def doctor(
     from dataclasses import asdict
 
     from tavq_plugin.cli.doctor import examine, lines
-    from tavq_plugin.hosts.instantiate import load_setup
+    from tavq_plugin.hosts.user_setup import load_setup
 
     console = Console(highlight=False)
     with _told(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print

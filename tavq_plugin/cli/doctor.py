@@ -115,7 +115,7 @@ def _gradients(report: Report, tokenizer: Tokenizer) -> set[int]:
 def _run(report: Report, tokenizer: Tokenizer) -> Codes | None:
     training = [(module, module.training) for module in tokenizer.host.modules()]
     try:
-        probe = tokenizer.adapter.probe()
+        probe = tokenizer.adapter.example_images()
         tokenizer.host.train()
         return tokenizer.encode(torch.rand_like(probe.expand(2, *probe.shape[1:])) * 2 - 1)
     except Exception as error:

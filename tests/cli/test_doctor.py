@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import tavq_plugin as tavq
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.doctor import examine
-from tavq_plugin.hosts.instantiate import load_setup
+from tavq_plugin.hosts.user_setup import load_setup
 
 SETUP = """
 import torch, tavq_plugin as tavq
