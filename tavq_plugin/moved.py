@@ -155,6 +155,8 @@ NAMES: dict[str, str] = {
     "data.records:from_table": "data.tables:from_table",
     "data.records:read_records": "data.read:read_records",
     "data.records:record": "data.tables:record",
+    "doctor:Report": "cli.doctor_report:Report",
+    "doctor:lines": "cli.doctor_report:lines",
     "dry_run:Candidate": "hosts.find_taps:TapCandidate",
     "environment:at_rest": "side_effects:eval_without_trace",
     "environment:bare": "distributed:unwrap",

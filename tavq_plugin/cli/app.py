@@ -181,7 +181,8 @@ def doctor(
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
-    from tavq_plugin.cli.doctor import examine, lines
+    from tavq_plugin.cli.doctor import examine
+    from tavq_plugin.cli.doctor_report import lines
     from tavq_plugin.hosts.user_setup import load_setup
 
     console = Console(highlight=False)

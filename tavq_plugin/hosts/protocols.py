@@ -31,7 +31,7 @@ class Adapter(Protocol):
 
     @property
     def straight_through(self) -> bool:
-        """Whether the quantizer passes its gradient to the latent alone; False for Gumbel, which trains its codebook."""
+        """Whether the quantizer passes its gradient to the latent alone; False for Gumbel."""
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
         """A tapped module's output as a map; anything -> b c h w."""

@@ -68,7 +68,7 @@ def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
 
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("counts", [(3, 3), (4, 2), (2, 5)])
-@pytest.mark.parametrize("silent", [(), (1, 4), (0, 1, 2)], ids=["all told", "two silent", "three silent"])
+@pytest.mark.parametrize("silent", [(), (1, 4), (0, 1, 2)], ids=["all with text", "two without", "three without"])
 def test_the_contrast_over_two_ranks_has_one_processs_gradient(ranks, levels, counts, silent):
     """The mean of the ranks' losses is the whole batch's, and so is its gradient."""
     losses, *gradients = zip(*ranks.both(contrasts.of_one_rank, levels, counts, silent), strict=True)
