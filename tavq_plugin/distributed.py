@@ -41,7 +41,7 @@ def gather_sharded(tensor: Tensor) -> Tensor: ...
 @overload
 def gather_sharded(tensor: Tensor | None) -> Tensor | None: ...
 def gather_sharded(tensor: Tensor | None) -> Tensor | None:
-    """The whole of a tensor that is sharded over ranks; its gradient is averaged over ranks, as FSDP's is.
+    """Gather a tensor that is sharded over ranks; its gradient is averaged over ranks, as FSDP's is.
 
     Any other tensor comes back as it is.
     """
@@ -79,7 +79,7 @@ def require_synchronized(module: nn.Module, name: str) -> None:
 
 
 def gather_state(tree: Any) -> Any:
-    """The same dicts and lists with every sharded tensor whole; all processes must call it together."""
+    """The same dicts and lists with every sharded tensor gathered; all processes must call it together."""
     if isinstance(tree, Tensor):
         return gather_sharded(tree.detach())
     if isinstance(tree, Mapping):
@@ -88,7 +88,7 @@ def gather_state(tree: Any) -> Any:
 
 
 def shard_like(value: Any, like: Tensor | None) -> Any:
-    """A whole tensor, sharded as another of its shape is; anything else as it is."""
+    """Shard a whole tensor as another of its shape is sharded; anything else comes back as it is."""
     if not dist.is_available() or not isinstance(like, DTensor):
         return value
     if not isinstance(value, Tensor) or value.shape != like.shape:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tavq_plugin.hosts.summary import GRADIENT
+
 PLACES = ("stem", "codebook", "head")  # where the gradient norm is read
 
 
@@ -47,7 +49,7 @@ def lines(report: Report) -> list[str]:
         out += [f"adapter    {report.adapter}", f"quantizer  {report.quantizer}"]
         out += [f"tap {i}      {path}" for i, path in enumerate(report.taps, 1)]
         codebook = "not explicit" if report.codebook is None else "×".join(map(str, report.codebook))
-        out += [f"codebook   {codebook}; gradient to: {report.grad_to}"]
+        out += [f"codebook   {codebook}", f"gradient   {GRADIENT.get(report.grad_to or '', 'unknown')}"]
     if report.levels:
         out += [f"grids      {', '.join('×'.join(map(str, level[1:])) for level in report.levels)} (example images)"]
     if report.gradient:

@@ -55,10 +55,10 @@ class Recorder:
                 "no forward of the host was recorded since the last alignment: call align(texts) once, "
                 f"after the host's own forward of the generator pass. {COMPILED}"
             )
-        silent = [path for path in self.paths if path not in seen]
-        if silent:
+        not_fired = [path for path in self.paths if path not in seen]
+        if not_fired:
             raise RuntimeError(
-                f"these taps never fired in the host's forward: {', '.join(silent)}. A container that is never "
+                f"these taps never fired in the host's forward: {', '.join(not_fired)}. A container that is never "
                 "called itself (a ModuleList, taming's encoder.down.1) has no output: name a module inside it in "
                 f"taps=. {COMPILED}"
             )

@@ -35,7 +35,7 @@ def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, to
         built = getattr(_import_module(source), name)()
     parts = (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
     if not isinstance(parts[0], nn.Module):
-        raise ValueError(f"{target} gave a {type(parts[0]).__name__}, and a torch.nn.Module (the host) was needed")
+        raise ValueError(f"{target} returned a {type(parts[0]).__name__}, and a torch.nn.Module (the host) was needed")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""`tavq doctor` on a good set-up and on broken ones, each naming the mend."""
+"""`tavq doctor` on a good set-up, and on broken ones, whose fix it names."""
 
 import io
 import json
@@ -119,7 +119,7 @@ def test_a_report_says_which_codebook_is_not_explicit_and_counts_units():
         grad_to="encoder", text={"images": 2, "with_text": 1, "words_a_text": 6.5}, problems=["x: do y"],
     )  # fmt: skip
     text = "\n".join(lines(report))
-    assert "codebook   not explicit; gradient to: encoder" in text and "grids      8×8 (example images)" in text
+    assert "codebook   not explicit\ngradient   to the encoder" in text and "grids      8×8 (example images)" in text
     assert "text       2 images, 1 with text, 6.5 words per text" in text
     assert text.endswith("PROBLEM    x: do y\na training step would NOT work")
 

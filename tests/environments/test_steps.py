@@ -1,4 +1,4 @@
-"""One process: autocast, checkpointing, copies, accumulation, and passes of generator and discriminator."""
+"""One process: autocast, checkpointing, copies, accumulation, and generator and discriminator passes."""
 
 import copy
 import pickle

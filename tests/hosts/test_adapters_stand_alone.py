@@ -80,3 +80,10 @@ def test_foreign_imports_are_found(source, found):
 )
 def test_imports_of_other_adapters_are_found(source):
     assert others(source)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ADAPTERS.parent / "tavq_plugin/hosts").glob("*.py")), ids=lambda path: path.stem
+)
+def test_hosts_reach_adapters_through_strings_alone(path):
+    assert others(path.read_text(encoding="utf-8")) == set()

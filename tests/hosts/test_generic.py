@@ -1,7 +1,8 @@
-"""Hosts that no adapter knows: found by their quantizer, tapped by a dry run, or refused with what to pass."""
+"""Hosts without an adapter: read by their quantizer, tapped by a dry run, or refused with what to pass."""
 
 import pytest
 import torch
+from einops import rearrange
 from helpers.conformance import texts
 from helpers.tiny_hosts import Autoencoder, Case
 from torch import nn
@@ -20,7 +21,7 @@ class Quantizer(nn.Module):
     def forward(self, z):
         table = self.embedding.weight
         indices = torch.cdist(z.flatten(2).mT, table[None]).argmin(-1).view(len(z), *z.shape[2:])
-        q = table[indices].permute(0, 3, 1, 2)
+        q = rearrange(table[indices], "b h w c -> b c h w")
         return z + (q - z).detach(), indices, ((q - z.detach()) ** 2).mean()
 
 

@@ -1,4 +1,4 @@
-"""What a file may have built: classes of allowed packages, at every depth; all else is refused and nothing runs."""
+"""A file may name only classes of allowed packages, at every depth; all else is refused, and no code runs."""
 
 import os
 import pickle
