@@ -1,1 +1,1 @@
-"""One host codebase a file; reached only through `tavq_plugin.hosts.registry`."""
+"""One file per host codebase; reached through the table of strings in `tavq_plugin.hosts.registry`."""

@@ -1,8 +1,8 @@
 """diffusers VQModel, also as MoVQ (norm_type="spatial"; seen: 0.42.1).
 
-Quirks: `encode().latents` is unquantized and `decode` quantizes; `decode(..., force_not_quantize=True)` takes
-vectors that are quantized already, and MoVQ's decoder reads them a second time in its norms; indices are flat; the
-quantizer is taming's with `legacy=True` by default.
+Quirks: `encode().latents` is unquantized and `decode` quantizes. `decode(..., force_not_quantize=True)` takes quantized
+vectors; MoVQ's decoder reads them a second time in its norms. Indices are flat. The quantizer is taming's, with
+`legacy=True` by default.
 """
 
 from __future__ import annotations
@@ -10,27 +10,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
-from tavq_plugin.types import Quantized
 
 
 class DiffusersQuantizer(EmbeddingQuantizer):
     """VectorQuantizer: (z_q, loss, (_, _, indices)), indices flat."""
 
-    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; indices flat -> b h w."""
-        vectors, loss, (_, _, indices) = output
-        return self.from_flat(vectors, indices, loss)
-
 
 class DiffusersVQ(HostAdapter):
-    """diffusers VQModel; its quantizer may be any known one."""
+    """diffusers VQModel, with any known quantizer."""
 
     def find_quantizer(self) -> str:
-        """Always at the same place."""
+        """The quantizer's path, the same in all of them."""
         return "quantize"
 
     def find_taps(self) -> tuple[str, ...]:
-        """A down block ends in its downsampler, so block i gives the resolution of level i+1; the last has none."""
+        """The last ResNet of two down blocks, as a block itself ends in a downsampler (the last block has none)."""
         blocks = self.model.encoder.down_blocks
         n = len(blocks)
         if n < 3:
@@ -43,8 +37,8 @@ class DiffusersVQ(HostAdapter):
         """Encoder and quantizer (the host's `encode` stops before it)."""
         self.model.quantize(self.model.encode(images).latents)
 
-    def smallest(self) -> Tensor:
-        """Two code places a side are enough to see every level."""
+    def smallest_images(self) -> Tensor:
+        """Images of 2×2 codes, which show every level."""
         side = 2 * 2 ** (len(self.model.encoder.down_blocks) - 1)
         return self.model.quant_conv.weight.new_zeros(1, self.model.config.in_channels, side, side)
 

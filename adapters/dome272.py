@@ -1,7 +1,7 @@
 """dome272's VQGAN-pytorch (seen: git aa64848).
 
-Quirks: `forward` and `encode` return (…, indices, loss) in an order of their own; `encoder.model` is one Sequential,
-tapped by a dry run; β is on the codebook's term.
+Quirks: `forward` and `encode` return (…, indices, loss), in another order than taming's. `encoder.model` is one
+Sequential; a dry run finds its taps. β is on the codebook's term.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class CodebookQuantizer(EmbeddingQuantizer):
     """Codebook: (z_q, indices, loss), indices flat."""
 
     @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether `codebook` is dome272's: others may have a module of that name."""
+    def recognizes(module: nn.Module) -> bool:
+        """Whether `codebook` is dome272's, as other code may have a module of that name."""
         return hasattr(module, "num_codebook_vectors") and hasattr(module, "latent_dim")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; indices flat -> b h w."""
+        """The quantizer's output; indices flat -> b h w."""
         vectors, indices, loss = output
-        return self.from_flat(vectors, indices, loss)
+        return self.on_grid(vectors, indices, loss)

@@ -1,8 +1,8 @@
 """latent-diffusion's VQModelInterface (CompVis; seen: git a506df5).
 
-Its VQModel is taming's in shape and in quantizer and needs nothing of its own. Quirks of the Interface: `encode` is
-unquantized and `decode` quantizes, so that the inherited `forward` fails: its users call `decode(encode(images))`.
-Of both: `use_ema=True` dies of a NameError.
+Its VQModel has taming's structure and quantizer and needs no adapter. Quirks of the Interface: `encode` is unquantized
+and `decode` quantizes, so the inherited `forward` fails; users call `decode(encode(images))`. Of both: `use_ema=True`
+fails with a NameError.
 """
 
 from __future__ import annotations

@@ -1,35 +1,31 @@
 """LlamaGen's VQModel (FoundationVision; seen: git ce98ec4).
 
-Quirks: loss is (vq, commit, entropy, usage), (None, None, None, 0) in eval; with `codebook_l2_norm` codes and latents
-are compared, and decoded, on the unit sphere; the buffer `codebook_used` is a Parameter that wants gradient, so that
-training on a CPU and deepcopy fail until `model.quantize.codebook_used = model.quantize.codebook_used.detach()`; a
-call of more than 65,536 tokens crashes it.
+Quirks: the loss is (vq, commit, entropy, usage), and (None, None, None, 0) in eval mode. With `codebook_l2_norm`, codes
+and latents are compared, and decoded, on the unit sphere. The buffer `codebook_used` is a Parameter that requires
+gradient, so training on a CPU and deepcopy fail until you set
+`model.quantize.codebook_used = model.quantize.codebook_used.detach()`. A call with more than 65,536 tokens crashes.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from tavq_plugin.hosts.base import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 
-class LlamaGenQuantizer:
+class LlamaGenQuantizer(EmbeddingQuantizer):
     """VectorQuantizer: (z_q, losses, (_, _, indices)), indices flat."""
 
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; its loss is the sum of those that are there."""
+        """Indices flat -> b h w; the loss is the sum of those that are not None."""
         vectors, losses, (_, _, indices) = output
         loss = sum((part for part in losses[:3] if part is not None), vectors.new_zeros(()))
         latent = F.normalize(z_in, dim=1) if self.module.l2_norm else z_in
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss, latent=latent)
+        return self.on_grid(vectors, indices, loss, latent)
 
     def codebook(self) -> Tensor:
-        """The embedding, on the unit sphere where the host puts it there; k c."""
+        """The embedding, normalised if the host normalises it; k c."""
         table = self.module.embedding.weight
         return F.normalize(table, dim=-1) if self.module.l2_norm else table

@@ -1,8 +1,8 @@
 """rosinality's vq-vae-2-pytorch (seen: git ef5f67c).
 
-Quirks: two quantizers, `quantize_t` (coarse) and `quantize_b`, and a decoder that reads both: the last level here is
-the coarse one, and vectors of it alone cannot be decoded; quantizers take and give b h w c; their codebook is a buffer
-c k, moved by EMA; many activations are in place, and the dry run passes by what they spoil.
+Quirks: it has two quantizers, `quantize_t` (coarse) and `quantize_b`, and a decoder that reads both. The last level
+here is the coarse one, and its vectors alone cannot be decoded. Quantizers take and return b h w c. Their codebook is a
+buffer c k, moved by EMA. Many activations are in place; the dry run skips the outputs they change.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class RosinalityQuantizer:
         self.module = module
 
     @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether `vqvae.Quantize` is rosinality's: others may have a module of that name."""
+    def recognizes(module: nn.Module) -> bool:
+        """Whether `vqvae.Quantize` is rosinality's, as other code may have a module of that name."""
         return hasattr(module, "embed_avg") and hasattr(module, "n_embed")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; b h w c -> b c h w."""
+        """The quantizer's output; b h w c -> b c h w."""
         vectors, loss, indices = output
         to_map = "b h w c -> b c h w"
         return Quantized(rearrange(vectors, to_map), indices, loss, latent=rearrange(z_in, to_map))
 
     def codebook(self) -> Tensor:
-        """The buffer, turned; k c."""
+        """The buffer, transposed; k c."""
         return self.module.embed.T
 
 
@@ -42,12 +42,12 @@ class VQVAE2(HostAdapter):
     """VQVAE with its coarse quantizer as the last level."""
 
     @staticmethod
-    def fits(model: nn.Module) -> bool:
-        """Whether `vqvae.VQVAE` is rosinality's: others may have a module of that name."""
+    def recognizes(model: nn.Module) -> bool:
+        """Whether `vqvae.VQVAE` is rosinality's, as other code may have a module of that name."""
         return hasattr(model, "quantize_t") and hasattr(model, "quantize_b")
 
     def find_quantizer(self) -> str:
-        """The coarse one."""
+        """Path of the coarse quantizer."""
         return "quantize_t"
 
     def encode(self, images: Tensor) -> None:

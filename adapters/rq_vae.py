@@ -1,8 +1,8 @@
 """RQ-VAE (kakaobrain/rq-vae-transformer; seen: git 341395e).
 
-Quirks: `encode` is unquantized and everything around the quantizer is b h w c; codes are b h w d, and `indices` are
-the first depth's, the vectors all depths' sum; a codebook's last row is padding; codebooks move by EMA, without
-gradient; importing its transformer dies on Python ≥ 3.11.
+Quirks: `encode` is unquantized, and everything around the quantizer is b h w c. Codes are b h w d (depth): here the
+indices are the first depth's and the vectors the sum of all depths. A codebook's last row is padding. Codebooks move by
+EMA, without gradient. Importing its transformer fails on Python ≥ 3.11.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RQQuantizer:
         self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; b h w c -> b c h w."""
+        """The quantizer's output; b h w c -> b c h w."""
         vectors, loss, codes = output
         to_map = "b h w c -> b c h w"
         return Quantized(rearrange(vectors, to_map), codes[..., 0], loss, latent=rearrange(z_in, to_map))

@@ -1,9 +1,9 @@
 """taming-transformers (CompVis; seen: taming-transformers-rom1504 0.0.6, taming-transformers 0.0.1).
 
-Quirks: the quantizer returns (z_q, loss, (_, _, indices)) with indices flat, (N, 1) or b h w; `down.i` and `mid`
-are containers that never run, so a hook on them is silent; GumbelQuantize passes gradient to its codebook by
-itself and is random even in eval; `legacy=True` puts β on the wrong term; `taming.models.vqgan` does not import
-beside Lightning 2 (see `enable_legacy_imports`).
+Quirks: the quantizer returns (z_q, loss, (_, _, indices)) with indices flat, (N, 1) or b h w. `down.i` and `mid` are
+containers that are never called, so hooks on them never fire. GumbelQuantize passes gradient to its codebook by itself
+and is random even in eval mode. `legacy=True` puts β on the codebook's term. `taming.models.vqgan` does not import
+with Lightning 2 (see `enable_legacy_imports`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from torch import Tensor, nn
 
 from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.hosts.instantiate import instantiate
-from tavq_plugin.types import Quantized
 
 
 class TamingQuantizer(EmbeddingQuantizer):
-    """VectorQuantizer, VectorQuantizer2, GumbelQuantize: (z_q, loss, (_, _, indices)), whatever the indices' shape."""
+    """VectorQuantizer, VectorQuantizer2, GumbelQuantize: (z_q, loss, (_, _, indices)), indices of any shape."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.straight_through = not hasattr(module, "embed")
-
-    def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; indices flat, (N, 1) or b h w -> b h w."""
-        vectors, loss, (_, _, indices) = output
-        return self.from_flat(vectors, indices, loss)
 
     def codebook(self) -> Tensor:
         """`embedding` of the VQ kinds, `embed` of the Gumbel kind; k c."""
@@ -39,14 +33,14 @@ class TamingQuantizer(EmbeddingQuantizer):
 
 
 class TamingVQGAN(HostAdapter):
-    """CompVis VQModel, GumbelVQ and kin; their quantizer may be any known one."""
+    """CompVis VQModel, GumbelVQ and their subclasses, with any known quantizer."""
 
     def find_quantizer(self) -> str:
-        """Always at the same place."""
+        """The quantizer's path, the same in all of them."""
         return "quantize"
 
     def find_taps(self) -> tuple[str, ...]:
-        """The code grid is the last resolution; the two before it are the finer levels."""
+        """The last module at each of the two resolutions above the code grid."""
         down = self.model.encoder.down
         if len(down) < 3:
             raise ValueError(
@@ -62,8 +56,8 @@ class TamingVQGAN(HostAdapter):
         """Encoder, 1×1 convolution and quantizer."""
         self.model.quantize(self.model.quant_conv(self.model.encoder(images)))
 
-    def smallest(self) -> Tensor:
-        """Two code places a side are enough to see every level."""
+    def smallest_images(self) -> Tensor:
+        """Images of 2×2 codes, which show every level."""
         side = 2 * 2 ** (len(self.model.encoder.down) - 1)
         return self.model.quant_conv.weight.new_zeros(1, self.model.encoder.in_channels, side, side)
 
@@ -75,9 +69,21 @@ class TamingVQGAN(HostAdapter):
 class VQGAN(nn.Module):
     """taming's VQModel (kind="vq") or GumbelVQ (kind="gumbel") without Lightning; b 3 h w -> (b 3 h w, loss).
 
-    Built from taming's importable modules, with its names: a state dict of one loads strictly into the other
-    (their `loss.*` keys apart). `ddconfig` is taming's own. `legacy=False` puts β on the commitment term. kind="first"
-    has taming's first VectorQuantizer, the only one in taming-transformers 0.0.1.
+    It is built from taming's modules, under taming's names: except for `loss.*` keys, the state dict of one loads
+    strictly into the other.
+
+    Args:
+        ddconfig: taming's configuration of encoder and decoder.
+        n_embed: Number of codes.
+        embed_dim: Width of a code.
+        kind: "vq", "gumbel", or "first" (taming's first VectorQuantizer, the only one in taming-transformers 0.0.1).
+        beta: Weight β of the commitment term (not for "gumbel").
+        legacy: If false, β is on the commitment term, else on the codebook's; for "vq" only.
+        kl_weight: Weight of the KL term, for "gumbel" only.
+
+    Raises:
+        ImportError: taming is not installed.
+        ValueError: `kind` is unknown.
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class VQGAN(nn.Module):
 
 
 def _instantiate_from_config(config: Mapping[str, Any]) -> Any:
-    """A configuration's `target`, called with its `params`; refused as a file's target is."""
+    """Build a configuration's `target` with its `params`; `instantiate` refuses what could run code."""
     if "target" not in config:
         raise ValueError(f"{config!r} has no target: give one, a class as package.module.Class, and params")
     return instantiate(config["target"], config.get("params") or {})
@@ -136,12 +142,11 @@ def _instantiate_from_config(config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def enable_legacy_imports() -> Iterator[None]:
-    """Make `taming.models.vqgan` importable on today's Lightning, for the length of a block.
+    """Make `taming.models.vqgan` importable on today's Lightning inside a `with` block.
 
-    Puts modules `main` and `taming.main` with an `instantiate_from_config` in the import table (the originals
-    need `pytorch_lightning.utilities.distributed`, which is gone) and takes them out again, also on error.
-    What was imported inside stays imported and keeps working; a `target:` that it builds may name only what
-    `tavq_plugin.hosts.instantiate.instantiate` takes.
+    Modules `main` and `taming.main` with an `instantiate_from_config` stand in for the originals, which need
+    `pytorch_lightning.utilities.distributed`, now gone. They are removed at the end, also on error. What was imported
+    inside keeps working; a `target:` that it builds may name only what `tavq_plugin.hosts.instantiate` accepts.
     """
     import taming
 

@@ -1,8 +1,8 @@
 """taming's VQModel and GumbelVQ trained under Lightning 2 (seen: pytorch-lightning 2.6.6, rom1504 0.0.6).
 
-Quirks: both ask for `optimizer_idx`, which Lightning 2 refuses; under manual optimisation Lightning counts a step an
-optimizer, so `disc_start` fires at half time; `validation_step` logs "val/rec_loss" twice, and GumbelVQ's passes
-an argument that `forward` does not take.
+Quirks: both ask for `optimizer_idx`, which Lightning 2 refuses. Under manual optimisation Lightning counts one step per
+optimizer, so `disc_start` would come at half its time. `validation_step` logs "val/rec_loss" twice, and GumbelVQ's
+passes an argument that `forward` does not take.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 class Lightning2:
     """Mixin, `class Mine(Lightning2, VQModel)`: manual optimisation, with taming's losses and its count of steps.
 
-    `align`, where it is set (in `configure_optimizers`, to what `tavq.attach` gave), is added to the generator's
-    loss with `batch[text_key]`. It is kept beside the module, so `state_dict()` stays taming's own; in Lightning's
-    checkpoints its state is `checkpoint["tavq"]`.
+    Set `align` in `configure_optimizers` to what `tavq.attach` returned; `align(batch[text_key])` is then added to the
+    generator's loss. It is not a submodule, so `state_dict()` stays taming's own; in Lightning's checkpoints its state
+    is `checkpoint["tavq"]`.
     """
 
     automatic_optimization = False
@@ -26,7 +26,7 @@ class Lightning2:
     _restored: dict[str, Tensor] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """`align` is no submodule."""
+        """Set an attribute; `align` does not become a submodule."""
         if name != "align":
             return super().__setattr__(name, value)
         object.__setattr__(self, name, value)
@@ -36,7 +36,7 @@ class Lightning2:
 
     @property
     def global_step(self) -> int:
-        """Batches seen: Lightning counts the generator's and the discriminator's steps apart."""
+        """Batches seen; Lightning counts the generator's and the discriminator's steps separately."""
         return super().global_step // 2
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -64,12 +64,12 @@ class Lightning2:
             self.log_dict({name: total.detach(), **parts}, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The plug-in's state beside taming's."""
+        """Save the plug-in's state beside taming's."""
         super().on_save_checkpoint(checkpoint)
         if self.align is not None:
             checkpoint["tavq"] = self.align.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Kept until `align` is set, as Lightning loads before it configures the optimizers."""
+        """Keep the plug-in's state until `align` is set, as Lightning loads before it configures the optimizers."""
         super().on_load_checkpoint(checkpoint)
         object.__setattr__(self, "_restored", checkpoint.get("tavq"))

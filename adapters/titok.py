@@ -1,36 +1,31 @@
 """TiTok (bytedance/1d-tokenizer; seen: git 942a96f).
 
-Quirks: latents are 1 × n, not a map of the image; the encoder's layers give n b c, class token first, then the
-patches, then the latents: levels 1–2 are the patches' map after a third and two thirds of the layers; the loss is a
-dict of a total and its parts; `finetune_decoder=True` (the default) runs the encoder without gradient.
+Quirks: latents are 1 × n, not a map of the image. The encoder's layers return n b c: the class token, the patches, the
+latents. Levels 1 and 2 are the patches' map after a third and two thirds of the layers. The loss is a dict of a total
+and its parts. `finetune_decoder=True`, the default, runs the encoder without gradient.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from tavq_plugin.hosts.base import HostAdapter
+from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.types import Quantized
 
 
-class TiTokQuantizer:
+class TiTokQuantizer(EmbeddingQuantizer):
     """VectorQuantizer: (z_q, dict)."""
 
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; b c 1 n."""
+        """Vectors b c 1 n, indices b 1 n."""
         vectors, report = output
         latent = F.normalize(z_in, dim=1) if self.module.use_l2_norm else z_in
         return Quantized(vectors, report["min_encoding_indices"], report["quantizer_loss"], latent=latent)
 
     def codebook(self) -> Tensor:
-        """The embedding, on the unit sphere where the host puts it there; k c."""
+        """The embedding, normalised if the host normalises it; k c."""
         table = self.module.embedding.weight
         return F.normalize(table, dim=-1) if self.module.use_l2_norm else table
 
@@ -39,7 +34,7 @@ class TiTok(HostAdapter):
     """TiTok in its first stage."""
 
     def find_taps(self) -> tuple[str, ...]:
-        """Layers after a third and two thirds of the depth; ValueError where the encoder takes no gradient."""
+        """Layers after a third and two thirds of the depth; ValueError if the encoder gets no gradient."""
         if self.model.finetune_decoder:
             raise ValueError(
                 "TiTok with finetune_decoder=True runs its encoder without gradient, so no alignment can train it: "
@@ -53,7 +48,7 @@ class TiTok(HostAdapter):
         grid = self.model.encoder.grid_size
         return rearrange(feature[1 : 1 + grid**2], "(h w) b c -> b c h w", h=grid)
 
-    def smallest(self) -> Tensor:
-        """The only size the host takes."""
+    def smallest_images(self) -> Tensor:
+        """One image of the only size the host accepts."""
         side = self.model.encoder.image_size
         return self.model.latent_tokens.new_zeros(1, 3, side, side)

@@ -1,8 +1,8 @@
 """transformers' Chameleon, Janus and Emu3 image tokenizers (seen: 5.24.0).
 
-Quirks: Chameleon has neither decoder nor forward; Janus decodes from indices, normalised, on one fixed grid, so its
-reconstruction sends no gradient to the encoder; Emu3 has no forward, repeats an image over time, and its quantizer
-takes b t c h w and returns indices alone: no straight-through, no loss. All three start in eval mode.
+Quirks: Chameleon has neither a decoder nor a forward. Janus decodes from indices, normalised, on one fixed grid, so its
+reconstruction sends no gradient to the encoder. Emu3 has no forward, repeats an image over time, and its quantizer
+takes b t c h w and returns only indices: no straight-through output, no loss. All three start in eval mode.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class VQQuantizer(EmbeddingQuantizer):
     """Chameleon's and Janus's quantizer: (z_q, loss, indices), indices flat."""
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; indices flat -> b h w."""
+        """The quantizer's output; indices flat -> b h w."""
         vectors, loss, indices = output
-        return self.from_flat(vectors, indices, loss)
+        return self.on_grid(vectors, indices, loss)
 
 
 class Emu3Quantizer(EmbeddingQuantizer):
-    """Emu3's quantizer: b t c h w -> indices b t h w; its vectors and their straight-through gradient are made here."""
+    """Emu3's quantizer, b t c h w -> indices b t h w. This adapter makes the straight-through vectors."""
 
     def parse(self, z_in: Tensor, output: Tensor) -> Quantized:
-        """Quantizer's output for images; ValueError for video."""
+        """The quantizer's output for images; ValueError for video."""
         if z_in.shape[1] != 1:
-            raise ValueError(f"Emu3's quantizer got {z_in.shape[1]} steps of time: the levels are of images, b c h w")
+            raise ValueError(f"Emu3's quantizer got {z_in.shape[1]} time steps and needed 1: encode images, b c h w")
         latent, indices = z_in[:, 0], output[:, 0]
         vectors = rearrange(F.embedding(indices, self.codebook()), "b h w c -> b c h w")
         return Quantized(with_gradient(latent, vectors, "encoder"), indices, latent.new_zeros(()), latent=latent)
@@ -42,15 +42,15 @@ class Chameleon(HostAdapter):
     """ChameleonVQVAE: an encoder and a quantizer."""
 
     def find_quantizer(self) -> str:
-        """Always at the same place."""
+        """The quantizer's path, the same in all of them."""
         return "quantize"
 
     def encode(self, images: Tensor) -> None:
         """The host's own `encode` quantizes."""
         self.model.encode(images)
 
-    def smallest(self) -> Tensor:
-        """Two code places a side are enough to see every level."""
+    def smallest_images(self) -> Tensor:
+        """Images of 2×2 codes, which show every level."""
         config = self.model.config
         side = 2 * 2 ** (len(config.channel_multiplier) - 1)
         return self.model.quant_conv.weight.new_zeros(1, config.in_channels, side, side)
@@ -69,19 +69,19 @@ class Janus(Chameleon):
 
 
 class Emu3(Chameleon):
-    """Emu3VQVAE on images: taps see every repetition of an image in time, and their mean is taken."""
+    """Emu3VQVAE on images; features are averaged over the repetitions of an image in time."""
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
         """A tapped feature as a map; (b t) c h w -> b c h w."""
         return reduce(feature, "(b t) c h w -> b c h w", "mean", t=self.model.config.temporal_downsample_factor)
 
     def encode(self, images: Tensor) -> None:
-        """The host's own `encode`, told the images' size."""
+        """The host's own `encode`, which needs the images' sizes."""
         size = torch.tensor(images.shape[-2:], device=images.device)
         self.model.encode(images, image_sizes=size.expand(len(images), 2))
 
-    def smallest(self) -> Tensor:
-        """Two code places a side are enough to see every level."""
+    def smallest_images(self) -> Tensor:
+        """Images of 2×2 codes, which show every level."""
         side = 2 * self.model.vision_spatial_factor
         parameter = next(self.model.parameters())
         return parameter.new_zeros(1, self.model.config.in_channels, side, side)

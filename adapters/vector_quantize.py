@@ -1,9 +1,9 @@
-"""vector-quantize-pytorch, as bare quantizers inside a user's own autoencoder (lucidrains; seen: 1.32.0).
+"""vector-quantize-pytorch: quantizers inside a user's own autoencoder (lucidrains; seen: 1.32.0).
 
-Quirks: tokens are channels-last (b n c) unless `accept_image_fmap`, `channel_first` or a 4-D input of FSQ and LFQ;
-codebooks are buffers, moved by EMA in every training forward, so in training the table has moved by the time it is
-looked up again; SimVQ's codebook is computed, and so is every table behind `project_out`; FSQ has no loss and int32
-indices; ResidualVQ gives a loss a stage, HierarchicalVQ indices a scale; k-means starts a codebook in any forward.
+Quirks: tokens are channels-last (b n c) unless `accept_image_fmap`, `channel_first` or a 4-D input of FSQ and LFQ.
+Codebooks are buffers that EMA moves in every training forward, so they have moved when the added levels look them up.
+SimVQ's codebook is computed, as is every codebook behind `project_out`. FSQ has no loss and int32 indices. ResidualVQ
+returns one loss per stage, HierarchicalVQ one map of indices per scale. k-means may start a codebook in any forward.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tavq_plugin.types import Quantized
 
 
 def _as_map(tokens: Tensor, channels_first: bool) -> Tensor:
+    """Tokens as a map; b n c, b c n, b h w c or b c h w -> b c h w."""
     if not channels_first:
         tokens = rearrange(tokens, "b ... c -> b c ...")
     if tokens.ndim == 4:
@@ -32,9 +33,10 @@ def _as_map(tokens: Tensor, channels_first: bool) -> Tensor:
     return rearrange(tokens, "b c (h w) -> b c h w", h=side)
 
 
-def _refuse(module: nn.Module, *reasons: tuple[bool, str]) -> None:
-    for wrong, setting in reasons:
-        if wrong:
+def _require_one_table(module: nn.Module, *settings: tuple[bool, str]) -> None:
+    """Raise ValueError if one of the settings is on, as the quantizer then has no single codebook."""
+    for is_on, setting in settings:
+        if is_on:
             raise ValueError(f"{type(module).__name__} with {setting} has no single k c table: pass parse= for it")
 
 
@@ -42,7 +44,7 @@ class VectorQuantizeQuantizer:
     """VectorQuantize: (q, indices, loss)."""
 
     def __init__(self, module: nn.Module) -> None:
-        _refuse(
+        _require_one_table(
             module,
             (module.heads > 1, "heads > 1"),
             (module.accept_3d_fmap, "accept_3d_fmap"),
@@ -50,11 +52,11 @@ class VectorQuantizeQuantizer:
             (module._codebook.vq_bridge is not None, "vq_bridge"),
         )
         self.module = module
-        own_way = module.directional_reparam or module.sync_update_v > 0 or not module.route_gradients_to_input
-        self.straight_through = not (module.has_projections or (module.learnable_codebook and own_way))
+        by_itself = module.directional_reparam or module.sync_update_v > 0 or not module.route_gradients_to_input
+        self.straight_through = not (module.has_projections or (module.learnable_codebook and by_itself))
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; b n c or b c h w."""
+        """The quantizer's output; b n c or b c h w."""
         vectors, indices, loss = output[:3]
         first = self.module.accept_image_fmap or not self.module.channel_last
         vectors = _as_map(vectors, first)
@@ -66,17 +68,17 @@ class VectorQuantizeQuantizer:
 
 
 class ResidualQuantizer:
-    """ResidualVQ: (q, indices b n q, loss q); `indices` are the first stage's, the vectors all stages' sum."""
+    """ResidualVQ: (q, indices b n q, loss q); here the first stage's indices and the sum of all stages' vectors."""
 
     def __init__(self, module: nn.Module) -> None:
-        _refuse(module, (module.implicit_neural_codebook, "implicit_neural_codebook"))
+        _require_one_table(module, (module.implicit_neural_codebook, "implicit_neural_codebook"))
         self.module = module
         self.straight_through = VectorQuantizeQuantizer(module.layers[0]).straight_through and not (
             module.has_projections or module.diveq
         )
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; b n c or b c h w."""
+        """The quantizer's output; b n c or b c h w."""
         vectors, indices, losses = output[:3]
         first = self.module.accept_image_fmap
         looked_up = None
@@ -92,16 +94,16 @@ class ResidualQuantizer:
 
 
 class HierarchicalQuantizer:
-    """HierarchicalVQ on maps: (q, indices a scale, loss); `indices` are the finest scale's, vectors all scales' sum."""
+    """HierarchicalVQ on maps: (q, indices of each scale, loss); here the finest's indices and all scales' vectors."""
 
     straight_through = True
 
     def __init__(self, module: nn.Module) -> None:
-        _refuse(module, (module.spatial_dims != 2, "accept_image_fmap=False"))
+        _require_one_table(module, (module.spatial_dims != 2, "accept_image_fmap=False"))
         self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; the finest scale's indices, repeated where the grid is finer still."""
+        """The quantizer's output; the finest scale's indices, repeated where the grid is finer still."""
         vectors, indices, loss = output[:3]
         vectors = _as_map(vectors, self.module.channel_first)
         finest = F.interpolate(indices[-1][:, None].double(), size=vectors.shape[-2:])[:, 0].long()
@@ -113,17 +115,17 @@ class HierarchicalQuantizer:
 
 
 class FSQQuantizer:
-    """FSQ: (q, indices int32), without loss; its table is all codes, behind `project_out`."""
+    """FSQ: (q, indices int32), without loss; its codebook is all codes, behind `project_out`."""
 
     def __init__(self, module: nn.Module) -> None:
-        _refuse(module, (module.num_codebooks > 1, "num_codebooks > 1"))
+        _require_one_table(module, (module.num_codebooks > 1, "num_codebooks > 1"))
         if not module.return_indices:
             raise ValueError("FSQ(return_indices=False) gives no indices: build it with return_indices=True")
         self.module = module
         self.straight_through = not module.has_projections
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; maps are channels-first always."""
+        """The quantizer's output; maps are always channels-first."""
         first = self.module.channel_first or z_in.ndim == 4
         vectors = _as_map(output[0], first)
         indices = output[1].reshape(vectors[:, 0].shape).long()
@@ -136,15 +138,15 @@ class FSQQuantizer:
 
 
 class LFQQuantizer:
-    """LFQ: a named tuple (quantized, indices, entropy_aux_loss); its table is all sign vectors."""
+    """LFQ: a named tuple (quantized, indices, entropy_aux_loss); its codebook is all sign vectors."""
 
     def __init__(self, module: nn.Module) -> None:
-        _refuse(module, (module.num_codebooks > 1, "num_codebooks > 1"))
+        _require_one_table(module, (module.num_codebooks > 1, "num_codebooks > 1"))
         self.module = module
         self.straight_through = not module.has_projections
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output, with or without its loss breakdown."""
+        """The quantizer's output, with or without its loss breakdown."""
         quantized, indices, loss = output[0] if isinstance(output[0], tuple) else output
         first = self.module.channel_first
         first = z_in.ndim == 4 if first is None else first
@@ -158,7 +160,7 @@ class LFQQuantizer:
 
 
 class SimVQQuantizer:
-    """SimVQ: (q, indices, loss); its table is a frozen one behind a learned transform."""
+    """SimVQ: (q, indices, loss); its codebook is a frozen table behind a learned transform."""
 
     straight_through = True
 
@@ -166,7 +168,7 @@ class SimVQQuantizer:
         self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output."""
+        """The quantizer's output as `Quantized`."""
         vectors, indices, loss = output
         vectors = _as_map(vectors, self.module.channel_first)
         latent = _as_map(z_in, self.module.channel_first)

@@ -1,7 +1,8 @@
 """ViT-VQGAN (thuanz123/enhancing-transformers; seen: git e1c185d).
 
-Quirks: tokens are b n c on one grid, so the levels differ in depth, not in size; a layer's modules give its branches
-alone, so the taps are the norms that the next layer begins with; the quantizer holds a lambda and cannot be pickled.
+Quirks: tokens are b n c on one grid, so the levels differ in depth, not in size. A layer's modules return only its
+residual branches, so the taps are the norms that the next layer begins with. The quantizer holds a lambda and cannot be
+pickled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from math import isqrt
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import HostAdapter
+from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 from tavq_plugin.types import Quantized
 
 
@@ -19,24 +20,22 @@ def _as_map(tokens: Tensor) -> Tensor:
     return rearrange(tokens, "b (h w) c -> b c h w", h=isqrt(tokens.shape[1]))
 
 
-class ViTQuantizer:
+class ViTQuantizer(EmbeddingQuantizer):
     """VectorQuantizer: (z_q b n c, loss, indices b n); GumbelQuantizer passes gradient to its codebook by itself."""
 
     def __init__(self, module: nn.Module) -> None:
         if module.use_residual:
             raise ValueError("ViT-VQGAN's quantizer with use_residual=True has no single index: pass parse= for it")
-        self.module = module
+        super().__init__(module)
         self.straight_through = module.straight_through
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """Quantizer's output; b n c -> b c h w."""
+        """The quantizer's output; b n c -> b c h w."""
         vectors, loss, indices = output
-        vectors = _as_map(vectors)
-        latent = _as_map(self.module.norm(z_in))
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss, latent=latent)
+        return self.on_grid(_as_map(vectors), indices, loss, latent=_as_map(self.module.norm(z_in)))
 
     def codebook(self) -> Tensor:
-        """The embedding, normalised where the host does so; k c."""
+        """The embedding, normalised if the host normalises it; k c."""
         return self.module.norm(self.module.embedding.weight)
 
 
@@ -54,8 +53,8 @@ class ViTVQGAN(HostAdapter):
         """A layer's tokens as a map; b n c -> b c h w."""
         return _as_map(feature)
 
-    def smallest(self) -> Tensor:
-        """The only size the host takes."""
+    def smallest_images(self) -> Tensor:
+        """One image of the only size the host accepts."""
         patches = self.model.encoder.to_patch_embedding[0]
         side = isqrt(self.model.encoder.num_patches) * patches.stride[0]
         return patches.weight.new_zeros(1, patches.in_channels, side, side)

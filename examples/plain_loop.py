@@ -1,4 +1,4 @@
-"""A plain training loop with text alignment; drawn scenes, offline, some steps on a CPU."""
+"""A plain training loop with text alignment, on drawn scenes; runs offline, a few steps on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""taming's VQModel trained by Lightning 2 with text alignment; drawn scenes, offline, some steps on a CPU."""
+"""taming's VQModel trained by Lightning 2 with text alignment, on drawn scenes; runs offline, a few steps on a CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DDCONFIG = {
 
 
 class Model(Lightning2, VQModel):
-    """taming's model, with the loss."""
+    """taming's model with the alignment loss."""
 
     def configure_optimizers(self):
         """taming's own two optimizers; the new parameters join the first."""
@@ -43,10 +43,10 @@ def data(n: int = 8) -> DataLoader:
 
 
 def main(steps: int = 20) -> Model:
-    """Train for some batches; returns the model."""
+    """Train for `steps` batches; returns the model."""
     loss = {"disc_start": steps // 2, "perceptual_weight": 0.0, "disc_num_layers": 1, "disc_ndf": 16}
     config = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", "params": loss}
-    # taming builds LPIPS, which downloads a VGG, even where its weight is 0
+    # taming builds LPIPS, which downloads a VGG, even if its weight is 0
     with enable_legacy_imports(), patch("taming.modules.losses.vqperceptual.LPIPS", nn.Identity):
         model = Model(DDCONFIG, config, n_embed=128, embed_dim=32)
     model.learning_rate = 4e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tavq_plugin.distributed import require_synchronized, unwrap
-from tavq_plugin.hosts.hierarchy import Hierarchy
 from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
-from tavq_plugin.hosts.protocols import Adapter
-from tavq_plugin.hosts.tokenizer import codes_from, tapped_paths, wrap
+from tavq_plugin.hosts.summary import Summary, logger, summarize
+from tavq_plugin.hosts.tokenizer import Tokenizer, codes_from, tapped_paths, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.side_effects import isolated_random_state
@@ -21,33 +21,33 @@ from tavq_plugin.types import Codes, TextBatch
 
 
 class Attachment(nn.Module):
-    """Taps on a host that others run, and the weighted loss of its latest forward; texts -> scalar.
+    """Hooks on a host that other code runs, and the weighted loss of its latest forward pass; texts -> scalar.
 
     Its state dict holds the plug-in's own parameters and nothing of the host. `codes` keeps the latest levels,
     `last` the diagnostics. `weight` may be changed between steps; at 0 nothing is recorded or computed.
+    `print(align)` shows one line about what was added, `align.summary()` a table.
     """
 
     def __init__(
         self,
-        adapter: Adapter,
-        hierarchy: Hierarchy,
+        tokenizer: Tokenizer,
         alignment: TextAlignment,
         *,
         weight: float,
         codebook_loss_weight: float,
     ) -> None:
         super().__init__()
-        self.hierarchy, self.alignment = hierarchy, alignment
-        self.adapter = adapter
-        self.recorder = Recorder(tapped_paths(adapter))
+        self.hierarchy, self.alignment = tokenizer.hierarchy, alignment
+        self.adapter, self.sizes = tokenizer.adapter, tokenizer.sizes  # not the tokenizer, which holds the host
+        self.recorder = Recorder(tapped_paths(self.adapter))
         self.weight, self.codebook_loss_weight = weight, codebook_loss_weight
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._handles = install_hooks(adapter.model, self.recorder)
+        self._handles = install_hooks(self.adapter.model, self.recorder)
 
     @property
     def last(self) -> Mapping[str, Tensor]:
-        """Diagnostics of the latest call, each computed when it is read."""
+        """Diagnostics of the latest call, one value per level, each computed when it is read."""
         return self.alignment.last
 
     @property
@@ -63,9 +63,10 @@ class Attachment(nn.Module):
         self.recorder.live = value > 0
 
     def forward(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
-        """weight · alignment + codebook_loss_weight · (added levels' loss), of the host's latest forward.
+        """weight · alignment + codebook_loss_weight · (added levels' loss), of the host's latest forward pass.
 
-        Raises RuntimeError where there was no forward since the last call, or it ran without gradient.
+        Each forward pass is used once. Raises RuntimeError if there was none since the last call, or if it ran
+        without gradient.
         """
         require_synchronized(self, "align")
         if self.weight == 0:
@@ -81,19 +82,37 @@ class Attachment(nn.Module):
         return self.weight * self.alignment(self.codes, texts) + self.codebook_loss_weight * self.codes.loss
 
     def release(self) -> None:
-        """Undo everything on the host and in the optimizer; what `tavq.detach` calls."""
+        """Undo everything on the host and in the optimizer; `tavq.detach` calls it."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self.recorder.live = False
         self.recorder.seen = {}
         if self._optimizer is not None:
-            mine = {id(p) for p in self.parameters()}
+            own = {id(p) for p in self.parameters()}
             groups = self._optimizer.param_groups
-            groups[:] = [group for group in groups if not any(id(p) in mine for p in group["params"])]
+            groups[:] = [group for group in groups if not any(id(p) in own for p in group["params"])]
             for parameter in self.parameters():
                 self._optimizer.state.pop(parameter, None)
             self._optimizer = None
+
+    def summary(self) -> str:
+        """A table of the levels, the heads, the codebook, the gradient and the parameters added."""
+        return self._summary().table()
+
+    def __str__(self) -> str:
+        return str(self._summary())
+
+    def _summary(self) -> Summary:
+        found = summarize(self.adapter, self.hierarchy, self.sizes)
+        texts = self.alignment.levels
+        widths = [m.in_features for m in self.alignment.project[0].modules() if isinstance(m, nn.Linear)]
+        return replace(
+            found,
+            levels=tuple(level._replace(text=text) for level, text in zip(found.levels, texts, strict=False)),
+            heads=f"{len(texts)} × ({' → '.join(map(str, [*widths, self.alignment.text_dim]))})",
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+        )
 
 
 _attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
@@ -110,15 +129,28 @@ def attach(
     encoder: Any = None,
     store: Any = None,
     alignment: dict[str, Any] | None = None,
+    log_summary: bool = True,
     **wrapping: Any,
 ) -> Attachment:
-    """The loss for training code that must not change: hooks on the host, new parameters in the optimizer.
+    """Add the alignment loss to training code that must not change: hooks on the host, parameters in the optimizer.
 
-    Call it after the optimizer is built and before its state or a schedule is; then add `align(texts)` to the
-    generator's loss, after the host's own forward. Strings need `encoder=` (default: the offline MiniLM), ids
-    need `store=`. `alignment` are TextAlignment's further settings, `wrapping` those of `wrap`.
+    Call it after the optimizer is built, and before the optimizer's state or a schedule is. Then add `align(texts)` to
+    the generator's loss, after the host's own forward pass. `tavq.detach(host)` undoes it.
 
-    Raises ValueError for a bad weight or where the host has an attachment already.
+    Args:
+        host: The model that is trained; it may be inside DistributedDataParallel or torch.compile.
+        optimizer: The generator's. The new parameters become a group of it, with the first group's learning rate.
+        weight: λ, the weight of the alignment; 0 returns an exact 0 and computes nothing.
+        codebook_loss_weight: Weight of the added levels' codebook and commitment loss.
+        text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
+        encoder: Embeds strings. Default: the offline MiniLM, if `text_dim` and `store` are not given either.
+        store: Holds the text units of ids.
+        alignment: Further settings of `TextAlignment`.
+        log_summary: If true, log one line about what was added (logger "tavq_plugin", level INFO).
+        **wrapping: Settings of `wrap`.
+
+    Raises:
+        ValueError: A weight is negative, the host has an attachment already, or `wrap` or `TextAlignment` refuses.
     """
     host = unwrap(host)
     if host in _attached:
@@ -127,22 +159,21 @@ def attach(
         from tavq_plugin.text.encoder import offline_encoder
 
         encoder = offline_encoder()
-    tokenizer = wrap(host, **wrapping)
+    tokenizer = wrap(host, log_summary=False, **wrapping)
     device = next(host.parameters()).device
     with isolated_random_state(device):
         heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
-    align = Attachment(
-        tokenizer.adapter, tokenizer.hierarchy, heads, weight=weight, codebook_loss_weight=codebook_loss_weight
-    )
-    group = {"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]}
-    optimizer.add_param_group(group)
+    align = Attachment(tokenizer, heads, weight=weight, codebook_loss_weight=codebook_loss_weight)
+    optimizer.add_param_group({"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]})
     align._optimizer = optimizer
     _attached[host] = align
+    if log_summary:
+        logger.info("attached: %s", align)
     return align
 
 
 def detach(host: nn.Module) -> None:
-    """Leave the host, and the optimizer given to `attach`, as they were found; nothing to do for a wrapped host."""
+    """Leave the host, and the optimizer given to `attach`, as they were found; does nothing for a wrapped host."""
     align = _attached.pop(unwrap(host), None)
     if align is not None:
         align.release()

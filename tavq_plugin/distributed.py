@@ -1,9 +1,9 @@
-"""What training code puts around a module: DDP, FSDP2, torch.compile; and sharded tensors, gathered and dealt."""
+"""What training code puts around a module: DDP, FSDP2 and torch.compile; and tensors sharded over processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 from weakref import WeakSet
 
 import torch
@@ -17,7 +17,7 @@ if dist.is_available():
 
 
 def unwrap(host: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile, whose hooks fire all the same.
+    """The module inside DistributedDataParallel and torch.compile; hooks on it fire all the same.
 
     >>> unwrap(torch.compile(nn.Identity()))
     Identity()
@@ -36,34 +36,41 @@ def is_sharded(host: nn.Module) -> bool:
     return dist.is_available() and isinstance(host, FSDPModule)
 
 
-def gather_sharded(table: Tensor | None) -> Tensor | None:
-    """A tensor that other ranks hold parts of, gathered; its gradient goes back as FSDP's does, a mean over ranks."""
-    if not dist.is_available() or not isinstance(table, DTensor):
-        return table
-    mesh = table.device_mesh
-    gathered = table.full_tensor(grad_placements=[Partial()] * mesh.ndim)  # a sum: gloo has no mean
+@overload
+def gather_sharded(tensor: Tensor) -> Tensor: ...
+@overload
+def gather_sharded(tensor: Tensor | None) -> Tensor | None: ...
+def gather_sharded(tensor: Tensor | None) -> Tensor | None:
+    """Gather a tensor that is sharded over ranks; its gradient is averaged over ranks, as FSDP's is.
+
+    Any other tensor comes back as it is.
+    """
+    if not dist.is_available() or not isinstance(tensor, DTensor):
+        return tensor
+    mesh = tensor.device_mesh
+    gathered = tensor.full_tensor(grad_placements=[Partial()] * mesh.ndim)  # a sum: gloo has no mean
     if gathered.requires_grad:
         gathered.register_hook(lambda grad: grad / mesh.size())
     return gathered
 
 
-_kept_in_step: WeakSet[nn.Module] = WeakSet()
+_synchronized: WeakSet[nn.Module] = WeakSet()
 
 
 def mark_synchronized(module: nn.Module) -> None:
-    """Say that FSDP2 shards a module as a whole, so its parts are in step: inside its forward none looks sharded."""
-    _kept_in_step.update(module.modules())
+    """Declare that FSDP2 shards a module as a whole, whose parts then do not look sharded inside its forward."""
+    _synchronized.update(module.modules())
 
 
 def require_synchronized(module: nn.Module, name: str) -> None:
-    """RuntimeError where several processes train and nothing averages this module's gradients over them."""
+    """Raise RuntimeError if several processes train and nothing averages this module's gradients over them."""
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
-    if module in _kept_in_step:
+    if module in _synchronized:
         return
-    around = DistributedDataParallel._get_active_ddp_module()
-    held = around is not None and any(part is module for part in around.modules())
-    if not held and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    ddp = DistributedDataParallel._get_active_ddp_module()
+    inside_ddp = ddp is not None and any(part is module for part in ddp.modules())
+    if not inside_ddp and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         raise RuntimeError(
             f"{dist.get_world_size()} processes train, and {name} would drift apart between them: put it in a module "
             f"of its own, {name} = torch.nn.parallel.DistributedDataParallel({name}) or accelerator.prepare({name}), "
@@ -72,7 +79,7 @@ def require_synchronized(module: nn.Module, name: str) -> None:
 
 
 def gather_state(tree: Any) -> Any:
-    """The same dicts and lists with every sharded tensor whole; all processes call it, in step."""
+    """The same dicts and lists with every sharded tensor gathered; all processes must call it together."""
     if isinstance(tree, Tensor):
         return gather_sharded(tree.detach())
     if isinstance(tree, Mapping):
@@ -80,37 +87,39 @@ def gather_state(tree: Any) -> Any:
     return [gather_state(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
-def shard_like(value: Any, like: Tensor) -> Any:
-    """A whole tensor of a sharded one's shape as its shards; anything else as it is."""
-    sharded = dist.is_available() and isinstance(like, DTensor)
-    if not sharded or not isinstance(value, Tensor) or value.shape != like.shape:
+def shard_like(value: Any, like: Tensor | None) -> Any:
+    """Shard a whole tensor as another of its shape is sharded; anything else comes back as it is."""
+    if not dist.is_available() or not isinstance(like, DTensor):
+        return value
+    if not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def load_module(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """A whole state dict into a module, strictly; its sharded parameters take their shards."""
+    """Load a whole state dict into a module, strictly; its sharded parameters take their shards."""
     live = module.state_dict()
     module.load_state_dict({name: shard_like(value, live.get(name)) for name, value in state.items()}, strict=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """A whole optimizer's state into one on parameters that may be sharded or channels_last.
+    """Load a whole optimizer state; the optimizer's parameters may be sharded or channels_last.
 
-    A fused optimizer walks through parameter and state in the order of their memory, so both must lie alike.
+    A fused optimizer steps through parameter and state in memory order, so each state gets its parameter's strides.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {
         index: {
-            name: _laid_out(shard_like(value, parameters[index]), parameters[index]) for name, value in part.items()
+            name: _with_strides_of(parameters[index], shard_like(value, parameters[index]))
+            for name, value in part.items()
         }
         for index, part in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": parts})
 
 
-def _laid_out(value: Any, like: Tensor) -> Any:
-    """A tensor of a parameter's shape in that parameter's memory format; anything else as it is."""
+def _with_strides_of(like: Tensor, value: Any) -> Any:
+    """A tensor of a parameter's shape, in that parameter's memory order; anything else as it is."""
     if not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride():
         return value
     return torch.empty_like(like, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

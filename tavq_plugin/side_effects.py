@@ -1,4 +1,4 @@
-"""Blocks that leave no trace: random streams, training flags and buffers are as they were before."""
+"""Blocks of code that leave no trace: random streams, training flags and buffers are put back at their end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ if dist.is_available():
 
 @contextmanager
 def isolated_random_state(device: torch.device) -> Iterator[None]:
-    """New parameters are drawn without moving the random streams that the host's training reads."""
+    """Draw random numbers inside the block without moving the random streams that the host's training reads."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 @contextmanager
 def eval_without_trace(host: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient, own randomness; training flags, buffers and shards are put back, also on error."""
+    """Run the block in eval mode, without gradient and with random streams of its own.
+
+    Training flags, buffers and shards are put back at the end, also on error.
+    """
     flags = [(module, module.training) for module in host.modules()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -39,7 +42,7 @@ def eval_without_trace(host: nn.Module) -> Iterator[None]:
             module.training = training
         with torch.no_grad():
             for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer.copy_(before)  # some hosts put a new tensor in its place
+                module._buffers[name] = buffer.copy_(before)  # some hosts replace the tensor
         for module in host.modules():
             if dist.is_available() and isinstance(module, FSDPModule):
                 module.reshard()

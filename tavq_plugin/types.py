@@ -1,4 +1,4 @@
-"""The types every part speaks; shapes in einops letters.
+"""The types that all parts share; shapes in einops letters.
 
 b batch, c code width, h w grid, n codes of a level (h·w), m text units, d text width, k codebook size.
 Levels run fine → coarse; the last is always the host's own quantizer output.
@@ -20,11 +20,11 @@ GradTo = Literal["encoder", "codebook", "both"]
 class Quantized(NamedTuple):
     """What a host's quantizer call means, whatever it returned."""
 
-    vectors: Tensor  # b c h w, as the host's decoder gets them
+    vectors: Tensor  # b c h w, as the host's decoder receives them
     indices: Tensor  # b h w, int64
     loss: Tensor  # scalar, as the host defines it
-    latent: Tensor | None = None  # b c h w, what was quantized; None where the quantizer's input is that already
-    looked_up: Tensor | None = None  # b c h w, with gradient to the codebook; None where that is codebook[indices]
+    latent: Tensor | None = None  # b c h w, what was quantized; None if it is the quantizer's input
+    looked_up: Tensor | None = None  # b c h w, with gradient to the codebook; None if it is codebook[indices]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Codes:
     """The levels of a batch, fine → coarse; the last is the host's own."""
 
     levels: tuple[Level, ...]
-    quantizer_loss: Tensor | None = None  # scalar, the host quantizer's own, which the host's output holds as ever
+    quantizer_loss: Tensor | None = None  # scalar, the host quantizer's own; the host's output holds it too
 
     @property
     def final(self) -> Level:
@@ -51,17 +51,17 @@ class Codes:
 
     @property
     def loss(self) -> Tensor:
-        """Sum of the added levels' losses (the host's own is in its output, as ever)."""
+        """Sum of the added levels' losses; the host's own stays in the host's output."""
         return torch.stack([level.loss for level in self.levels[:-1]]).sum()
 
 
 @dataclass(frozen=True)
 class Units:
-    """The text units of one granularity: b m d, padded; an image without text has an all-False mask row."""
+    """The text units of one granularity, padded; an image without text has an all-False mask row."""
 
     embeddings: Tensor  # b m d
-    mask: Tensor  # b m bool, True where a unit is
-    weights: Tensor | None = None  # b m, mass of each unit; None = uniform over the unmasked
+    mask: Tensor  # b m bool, True for a unit, False for padding
+    weights: Tensor | None = None  # b m, mass of each unit; None: uniform over an image's units
 
     def to(self, device: torch.device | str) -> Units:
         """The same units on another device."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from einops import rearrange
 from helpers.conformance import IMAGES, texts
 from torch import nn
 
@@ -19,7 +20,7 @@ class Quantizer(nn.Module):
     def forward(self, z):
         table = self.embedding.weight
         indices = torch.cdist(z.flatten(2).mT, table[None]).argmin(-1).view(len(z), *z.shape[2:])
-        q = table[indices].permute(0, 3, 1, 2)
+        q = rearrange(table[indices], "b h w c -> b c h w")
         return {"q": z + (q - z).detach(), "ids": indices, "loss": ((q - z.detach()) ** 2).mean()}
 
 

@@ -1,4 +1,4 @@
-"""The loss in four real training programs: the README's diffs are the files in examples/, apply, and train."""
+"""The loss in four real training programs. The README shows the diffs in examples/; they apply, and train."""
 
 import importlib.util
 import os
@@ -93,7 +93,7 @@ def test_the_lightning_example_trains():
     assert model.global_step == 2 and model.align.last["units"].min() > 0
 
 
-# what stands in for the program's own: weights that it would download
+# a stand-in for weights that the program would download
 TIMM = """
 import runpy, sys, timm
 create = timm.create_model

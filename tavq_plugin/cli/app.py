@@ -181,8 +181,9 @@ def doctor(
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
-    from tavq_plugin.cli.doctor import examine, lines
-    from tavq_plugin.hosts.instantiate import load_setup
+    from tavq_plugin.cli.doctor import examine
+    from tavq_plugin.cli.doctor_report import lines
+    from tavq_plugin.hosts.user_setup import load_setup
 
     console = Console(highlight=False)
     with _told(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print

@@ -1,4 +1,4 @@
-"""What commands say: errors, with the exit code, and how far runs have come."""
+"""What commands print besides their results: errors, with the exit code, and the progress of runs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
+Report = Callable[[str, int, int], None]  # called with: run, optimizer steps done, steps in all
 
 
 @contextmanager
 def report_errors(console: Console, kept: str) -> Iterator[None]:
-    """Errors that a user can mend, as one line and exit code 2; Ctrl-C as 130, with what is kept."""
+    """Print an error that the user can fix, as plain text, and exit with code 2.
+
+    After Ctrl-C say what is kept, and exit with code 130.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\nStopped. {kept}; the same command goes on from there.")
+        console.print(f"\nStopped. {escape(kept)}; the same command continues from there.", soft_wrap=True)
         raise typer.Exit(130) from None
     except (ValueError, OSError, ImportError, AttributeError, FloatingPointError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
 @contextmanager
 def runs_progress(console: Console, number: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
-    """Progress bars over runs and, below, over the steps of those that train."""
+    """Show a progress bar over runs and, below it, one over the steps of each run that trains."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -1,43 +1,29 @@
-"""`tavq doctor`: would a training step with this host, optimizer and captions work, and what mends it if not."""
+"""`tavq doctor`: whether a training step with this host, optimizer and captions would work, and if not, the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tavq_plugin.cli.doctor_report import PLACES, Findings, Report
 from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.types import GRANULARITIES, Codes, Units
 
-TEXT_DIM = 16  # of the random units of the dry run
+TEXT_DIM = 16  # width of the random text units of the trial step
 
 
-@dataclass
-class Report:
-    """What was found, and what stands in the way (`problems`, each with its mend); `notes` do not."""
+class Gradients(NamedTuple):
+    """Where each level's alignment sends its gradient."""
 
-    host: str
-    adapter: str | None = None
-    quantizer: str | None = None
-    taps: list[str] = field(default_factory=list)
-    levels: list[list[int]] = field(default_factory=list)  # b h w of each level's indices, fine → coarse
-    codebook: list[int] | None = None  # k c
-    grad_to: str | None = None
-    gradient: dict[str, dict[str, float]] = field(default_factory=dict)  # granularity → norm at stem, codebook, head
-    text: dict[str, float] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether a training step would work."""
-        return not self.problems
+    norms: dict[str, dict[str, float]]  # granularity → norm at stem, codebook, head
+    reached: set[int]  # ids of the host's parameters that some level reaches
+    findings: Findings
 
 
 def examine(
@@ -48,173 +34,173 @@ def examine(
     captions: str | Path | None = None,
     **wrapping: Any,
 ) -> Report:
-    """One dry step of a host: taps, levels, where the gradient of each level goes, what the optimizer misses, texts.
+    """Try one training step: the taps, the levels, where the gradient of each level goes, the optimizer, the texts.
 
-    align: what `tavq.attach` gave, or the modules whose parameters the optimizer must hold. captions: a folder with
-    captions.jsonl or same-named .txt files. wrapping: as for `tavq.wrap`. The host runs forward in training mode, so
-    a codebook moved by EMA moves once.
+    The host runs one forward pass in training mode, so a codebook moved by EMA moves once.
+
+    Args:
+        host: The model to train.
+        optimizer: The one that trains it. Default: not examined.
+        align: What `tavq.attach` returned, or the modules whose parameters the optimizer must hold.
+        captions: Folder with captions.jsonl or .txt files named as the images. Default: not examined.
+        **wrapping: Settings of `tavq.wrap`.
     """
-    report = Report(f"{type(host).__module__}.{type(host).__qualname__}")
+    report = Report(host=f"{type(host).__module__}.{type(host).__qualname__}")
     try:
-        tokenizer = wrap(host, **wrapping)
-    except Exception as error:  # whatever the host raised is what is to be reported
+        tokenizer = wrap(host, log_summary=False, **wrapping)
+    except Exception as error:  # the host may raise anything, and all of it belongs in the report
         report.problems.append(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
     else:
         _describe(report, tokenizer)
-        reached = _gradients(report, tokenizer)
+        reached = _try_step(report, tokenizer)
         if optimizer is not None:
-            _optimizer(report, host, optimizer, align, reached)
+            report.add(optimizer_findings(host, optimizer, align, reached))
     if captions is not None:
-        _texts(report, captions)
+        report.text, findings = text_figures(captions)
+        report.add(findings)
     return report
 
 
 def _describe(report: Report, tokenizer: Tokenizer) -> None:
     adapter = tokenizer.adapter
-    table = adapter.codebook()
     quantizer = type(find_module(adapter.model, adapter.quantizer))
     report.adapter = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
     report.quantizer = f"{adapter.quantizer} ({quantizer.__module__}.{quantizer.__qualname__})"
     report.taps = list(adapter.taps)
-    report.codebook = None if table is None else list(table.shape)
+    report.codebook = None if tokenizer.sizes.codebook is None else list(tokenizer.sizes.codebook)
     report.grad_to = tokenizer.hierarchy.grad_to
     if report.grad_to == "encoder":
         report.notes.append("the codebook takes no gradient (EMA, constant, frozen): the alignment trains the encoder")
 
 
-def _gradients(report: Report, tokenizer: Tokenizer) -> set[int]:
-    """Fill the gradient table; ids of the host's parameters that the alignment reaches."""
-    host = tokenizer.host
-    parameters = [p for p in host.parameters() if p.requires_grad]
-    stem = next((p for p in parameters if p.ndim > 1), None)
-    alignment = TextAlignment(tokenizer, TEXT_DIM).to(next(host.parameters()).device)
-    table = tokenizer.adapter.codebook()
-    behind = _behind(table, parameters)
-    reached: set[int] = set()
-    codes = _run(report, tokenizer)
-    if codes is None:
-        return reached
+def _try_step(report: Report, tokenizer: Tokenizer) -> set[int]:
+    """Run a training forward and each level's alignment; ids of the host's parameters that the alignment reaches."""
+    try:
+        codes = training_codes(tokenizer)
+    except Exception as error:  # the host may raise anything, and all of it belongs in the report
+        report.problems.append(f"a training forward fails: {type(error).__name__}: {error}")
+        return set()
     report.levels = [list(level.indices.shape) for level in codes.levels]
-    head = list(alignment.parameters())
-    for index, name in enumerate(GRANULARITIES):
-        alignment.level_weights = tuple(float(i == index) for i in range(3))
-        loss = alignment(codes, _units(codes))
-        found = torch.autograd.grad(loss, [*parameters, *head], retain_graph=True, allow_unused=True)
-        norms = {id(p): float(g.norm()) for p, g in zip([*parameters, *head], found, strict=True) if g is not None}
-        reached |= {id(p) for p in parameters if norms.get(id(p), 0) > 0}
-        row = {"stem": [] if stem is None else [stem], "codebook": behind, "head": head}
-        report.gradient[name] = {place: sum(norms.get(id(p), 0) ** 2 for p in ps) ** 0.5 for place, ps in row.items()}
-        if not (report.gradient[name]["stem"] > 0 or report.gradient[name]["codebook"] > 0):
-            report.problems.append(
-                f"the {name} level's alignment reaches neither encoder nor codebook: unfreeze one of them, or tap "
-                "modules that carry gradient, taps="
-            )
+    report.gradient, reached, findings = level_gradients(tokenizer, codes)
+    report.add(findings)
     return reached
 
 
-def _run(report: Report, tokenizer: Tokenizer) -> Codes | None:
-    training = [(module, module.training) for module in tokenizer.host.modules()]
+def training_codes(tokenizer: Tokenizer) -> Codes:
+    """Codes of two random images in training mode; the host's training flags are put back."""
+    flags = [(module, module.training) for module in tokenizer.host.modules()]
     try:
-        probe = tokenizer.adapter.probe()
+        images = tokenizer.adapter.example_images()
         tokenizer.host.train()
-        return tokenizer.encode(torch.rand_like(probe.expand(2, *probe.shape[1:])) * 2 - 1)
-    except Exception as error:
-        report.problems.append(f"a training forward fails: {type(error).__name__}: {error}")
-        return None
+        return tokenizer.encode(torch.rand_like(images.expand(2, *images.shape[1:])) * 2 - 1)
     finally:
-        for module, flag in training:
-            module.training = flag
+        for module, training in flags:
+            module.training = training
 
 
-def _units(codes: Codes) -> dict[str, Units]:
+def level_gradients(tokenizer: Tokenizer, codes: Codes) -> Gradients:
+    """Gradient norms of each level's alignment with random text units."""
+    host = tokenizer.host
+    parameters = [p for p in host.parameters() if p.requires_grad]
+    alignment = TextAlignment(tokenizer, TEXT_DIM).to(next(host.parameters()).device)
+    head = list(alignment.parameters())
+    at: dict[str, list[nn.Parameter]] = {
+        "stem": [p for p in parameters if p.ndim > 1][:1],
+        "codebook": codebook_parameters(tokenizer.adapter.codebook(), parameters),
+        "head": head,
+    }
+    norms: dict[str, dict[str, float]] = {}
+    reached: set[int] = set()
+    findings = Findings()
+    for index, name in enumerate(GRANULARITIES):
+        alignment.level_weights = tuple(float(i == index) for i in range(len(GRANULARITIES)))
+        loss = alignment(codes, random_units(codes))
+        found = torch.autograd.grad(loss, [*parameters, *head], retain_graph=True, allow_unused=True)
+        norm_of = {id(p): float(g.norm()) for p, g in zip([*parameters, *head], found, strict=True) if g is not None}
+        reached |= {id(p) for p in parameters if norm_of.get(id(p), 0) > 0}
+        norms[name] = {place: sum(norm_of.get(id(p), 0) ** 2 for p in at[place]) ** 0.5 for place in PLACES}
+        if not (norms[name]["stem"] > 0 or norms[name]["codebook"] > 0):
+            findings.problems.append(
+                f"the {name} level's alignment reaches neither encoder nor codebook: unfreeze one of them, or tap "
+                "modules that carry gradient, taps="
+            )
+    return Gradients(norms, reached, findings)
+
+
+def random_units(codes: Codes) -> dict[str, Units]:
+    """Four random text units per image and granularity."""
     b, device = len(codes.final.indices), codes.final.latent.device
     draw = torch.Generator().manual_seed(0)
     embeddings = torch.randn(b, 4, TEXT_DIM, generator=draw).to(device)
     return {name: Units(embeddings, torch.ones(b, 4, dtype=torch.bool, device=device)) for name in GRANULARITIES}
 
 
-def _behind(table: Tensor | None, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+def codebook_parameters(table: Tensor | None, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters from which the host computes its codebook; none if it takes no gradient."""
     if table is None or not table.requires_grad:
         return []
     found = torch.autograd.grad(table, parameters, torch.ones_like(table), allow_unused=True)
     return [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
 
 
-def _optimizer(
-    report: Report,
+def optimizer_findings(
     host: nn.Module,
     optimizer: torch.optim.Optimizer,
     align: nn.Module | Iterable[nn.Module] | None,
     reached: set[int],
-) -> None:
+) -> Findings:
+    """Which parameters that should train the optimizer does not hold; `reached` are ids, as in `Gradients`."""
+    findings = Findings()
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missed = [name for name, p in host.named_parameters() if p.requires_grad and id(p) not in held]
-    lost = [name for name, p in host.named_parameters() if id(p) in reached and id(p) not in held]
-    if lost:
-        report.problems.append(
-            f"the optimizer misses {len(lost)} of the host's parameters that the alignment reaches ({_some(lost)}): "
-            "build it from all of the encoder's, the quantizer's and the codebook's parameters"
+    missing = {name: id(p) for name, p in host.named_parameters() if p.requires_grad and id(p) not in held}
+    needed = [name for name, identity in missing.items() if identity in reached]
+    if needed:
+        findings.problems.append(
+            f"the optimizer misses {len(needed)} of the host's parameters that the alignment reaches "
+            f"({_first_names(needed)}): build it from all parameters of the encoder, the quantizer and the codebook"
         )
-    elif missed:
-        report.notes.append(
-            f"the optimizer misses {len(missed)} trainable parameters that the alignment does not reach "
-            f"({_some(missed)}): another optimizer's, as a discriminator's?"
+    elif missing:
+        findings.notes.append(
+            f"the optimizer misses {len(missing)} trainable parameters that the alignment does not reach "
+            f"({_first_names(list(missing))}); they may belong to another optimizer, such as a discriminator's"
         )
     if align is None:
-        report.notes.append("no heads were given: tavq.attach(host, optimizer) adds them to the optimizer itself")
-        return
+        findings.notes.append("no heads were given: tavq.attach(host, optimizer) adds them to the optimizer")
+        return findings
     modules = [align] if isinstance(align, nn.Module) else list(align)
     heads = [name for module in modules for name, p in module.named_parameters() if id(p) not in held]
     if heads:
-        report.problems.append(
-            f"the optimizer misses {len(heads)} of the plug-in's parameters ({_some(heads)}), so they would never "
-            'train: use tavq.attach(host, optimizer), or optimizer.add_param_group({"params": align.parameters()})'
+        findings.problems.append(
+            f"the optimizer misses {len(heads)} of the plug-in's parameters ({_first_names(heads)}), so they would "
+            'never train: use tavq.attach(host, optimizer), or optimizer.add_param_group({"params": '
+            "align.parameters()})"
         )
+    return findings
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _texts(report: Report, captions: str | Path) -> None:
+def text_figures(captions: str | Path) -> tuple[dict[str, float], Findings]:
+    """How many images of a folder have a text, and the mean number of units of the first 200 texts."""
     from tavq_plugin.data.folders import Pack
     from tavq_plugin.text.splitter import split
 
     try:
         pack = Pack.read(captions)
     except (ValueError, OSError) as error:
-        report.problems.append(f"no captions: {error}")
-        return
+        return {}, Findings(problems=[f"no captions: {error}"])
     texts = [record.text for record in pack.records if record.text]
-    report.text = {"images": len(pack.records), "with_text": len(texts)}
+    figures: dict[str, float] = {"images": len(pack.records), "with_text": len(texts)}
     if not texts:
-        report.problems.append(
-            f"none of the {len(pack.records)} images in {captions} has a text, so the alignment would be exactly 0: "
-            'fill the "long_text" or "captions" of captions.jsonl, or write .txt files named as the images'
+        return figures, Findings(
+            problems=[
+                f"none of the {len(pack.records)} images in {captions} has a text, so the alignment would be exactly "
+                '0: fill the "long_text" or "captions" of captions.jsonl, or write .txt files named as the images'
+            ]
         )
-        return
-    if pack.without_text:
-        report.notes.append(f"{pack.without_text} of {len(pack.records)} images have no text; they add exactly 0")
     units = [split(text) for text in texts[:200]]
-    report.text |= {f"{name}s_a_text": sum(len(text[name]) for text in units) / len(units) for name in GRANULARITIES}
-
-
-def lines(report: Report) -> list[str]:
-    """A report to be read."""
-    out = [f"host       {report.host}"]
-    if report.adapter:
-        out += [f"adapter    {report.adapter}", f"quantizer  {report.quantizer}"]
-        out += [f"level {i}    {path}" for i, path in enumerate(report.taps, 1)]
-        out += [f"grids      {', '.join('×'.join(map(str, level[1:])) for level in report.levels)}"]
-        out += [f"codebook   {report.codebook or 'none'}, grad_to={report.grad_to}"]
-    if report.gradient:
-        out += ["gradient norm of a random text's alignment:", f"{'':11}{'stem':>10}{'codebook':>10}{'head':>10}"]
-        out += [
-            f"  {name:9}" + "".join(f"{norms[place]:10.2e}" for place in ("stem", "codebook", "head"))
-            for name, norms in report.gradient.items()
-        ]
-    if report.text:
-        out += ["text       " + ", ".join(f"{name} {value:g}" for name, value in report.text.items())]
-    out += [f"note       {note}" for note in report.notes]
-    out += [f"PROBLEM    {problem}" for problem in report.problems]
-    return [*out, "a training step would work" if report.ok else "a training step would NOT work"]
+    figures |= {f"{name}s_a_text": sum(len(text[name]) for text in units) / len(units) for name in GRANULARITIES}
+    notes = [f"{pack.without_text} of {len(pack.records)} images have no text; they add exactly 0"]
+    return figures, Findings(notes=notes if pack.without_text else [])

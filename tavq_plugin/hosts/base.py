@@ -1,4 +1,4 @@
-"""Any host: a quantizer whose class is known or that `parse=` reads, and taps that are given or found."""
+"""`HostAdapter`: any host whose quantizer is known, or read by the user's `parse`; and bases of quantizer adapters."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ LAYOUTS = ("b c h w", "b h w c", "b n c", "n b c", "b c n")
 
 
 class HostAdapter:
-    """A host without an adapter of its own, and what adapters of default shape descend from.
+    """The adapter of a host that has none of its own, and the base class of those that have one.
 
-    layout: how its tapped features lie (square where flat). example: images it takes, b c h w; by default one of
-    64 px. Raises ValueError where the quantizer is unknown, is one of several, or never runs.
+    Args:
+        model: The host.
+        taps: Paths of two encoder modules, fine to coarse. Default: found by one dry forward.
+        quantizer: Path of the quantizer. Default: the only module whose class is in the registry.
+        layout: Axis order of the tapped features, one of `LAYOUTS`; n tokens must make a square. Default: "b c h w".
+        parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the registry's adapter.
+        example: Images the host accepts, b c h w. Default: one image of 64×64 pixels.
+
+    Raises:
+        ValueError: The layout or the quantizer is unknown, several quantizers are known, or the quantizer never runs.
     """
 
     def __init__(
@@ -36,7 +44,8 @@ class HostAdapter:
         parse: Callable[[Any, Any], Quantized] | None = None,
         example: Tensor | None = None,
     ) -> None:
-        self.model, self.example = model, example
+        self.model: Any = model  # Any: each host has methods of its own
+        self.example = example
         self.layout = layout or "b c h w"
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}: give one of {', '.join(map(repr, LAYOUTS))}")
@@ -46,46 +55,52 @@ class HostAdapter:
             cls = type(find_module(model, self.quantizer))
             raise ValueError(
                 f"no adapter reads the quantizer at {self.quantizer!r}, {cls.__module__}.{cls.__qualname__}, and its "
-                "return value is never guessed: pass parse=, its input and output -> Quantized(vectors, indices, loss)"
+                "return value is never guessed: pass parse=, a function of its input and output that returns "
+                "Quantized(vectors, indices, loss)"
             )
         self.taps = tuple(taps) if taps else self.find_taps()
 
     def find_quantizer(self) -> str:
-        """The path of the only module whose class is a known quantizer's."""
+        """Path of the only module whose class is a known quantizer's."""
         paths = known_quantizers(self.model)
         if len(paths) == 1:
             return paths[0]
         cls = type(self.model)
         if paths:
             raise ValueError(
-                f"{cls.__qualname__} holds {len(paths)} known quantizers ({', '.join(paths)}): say which one the "
-                "alignment reads, quantizer="
+                f"{cls.__qualname__} holds {len(paths)} known quantizers ({', '.join(paths)}): name the one to align "
+                "in quantizer="
             )
         raise ValueError(
             f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it. Known quantizers: "
-            f"{', '.join(sorted(QUANTIZERS))}. For another, pass quantizer= (its path) and parse= (its input and "
-            "output -> Quantized), and taps= (two module paths of the encoder, fine → mid) where a dry run cannot "
-            "find them"
+            f"{', '.join(sorted(QUANTIZERS))}. For another, pass quantizer= (its path) and parse= (a function of its "
+            "input and output that returns Quantized), and taps= (two module paths of the encoder, fine to coarse) "
+            "where a dry run cannot find them"
         )
 
     def find_taps(self) -> tuple[str, ...]:
-        """Taps by a dry run on the example."""
+        """Paths of two encoder modules, found by a dry run on the example images."""
 
         def run() -> None:
-            self.encode(self.probe().requires_grad_().clone())  # a clone, as the host may work in place
+            self.encode(self.example_images().requires_grad_().clone())  # a clone, as the host may work in place
 
         return find_taps(self.model, self.quantizer, run, parse=self.parse, as_map=self._as_map)
 
     @property
-    def reading(self) -> QuantizerAdapter:
-        """How the live quantizer is read."""
+    def quantizer_adapter(self) -> QuantizerAdapter:
+        """The adapter of the quantizer that is at `quantizer` now."""
         module = find_module(self.model, self.quantizer)
-        return CustomQuantizer(module, self._parse) if self._parse else quantizer_adapter_for(module)(module)
+        if self._parse:
+            return CustomQuantizer(module, self._parse)
+        adapter = quantizer_adapter_for(module)
+        if adapter is None:
+            raise ValueError(f"no adapter reads the quantizer that is now at {self.quantizer!r}: wrap the host again")
+        return adapter(module)
 
     @property
     def straight_through(self) -> bool:
-        """As the quantizer's reading says."""
-        return self.reading.straight_through
+        """Whether the quantizer passes its gradient to the latent alone, as its adapter says."""
+        return self.quantizer_adapter.straight_through
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
         """A tapped feature as a map; `layout` -> b c h w."""
@@ -93,27 +108,27 @@ class HostAdapter:
         if shaped is None:
             got = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
             raise ValueError(
-                f"the feature of level {level + 1} is {got}, no {self.layout!r} (square where flat): tap another "
-                f"module, or give layout=, one of {', '.join(map(repr, LAYOUTS))}"
+                f"the feature of level {level + 1} is {got}, and layout {self.layout!r} (n a square number) was "
+                f"needed: tap another module, or give layout=, one of {', '.join(map(repr, LAYOUTS))}"
             )
         return shaped
 
     def parse(self, z_in: Any, output: Any) -> Quantized:
-        """As the quantizer's reading says."""
-        return self.reading.parse(z_in, output)
+        """The quantizer's input and raw output as `Quantized`."""
+        return self.quantizer_adapter.parse(z_in, output)
 
     def encode(self, images: Tensor) -> None:
-        """The whole host: nothing is known of its parts."""
+        """Run the host through its quantizer. Its parts are unknown here, so all of it runs."""
         self.model(images)
 
-    def probe(self) -> Tensor:
-        """The example, or else the smallest images worth running, on the host's device; b c h w."""
+    def example_images(self) -> Tensor:
+        """The user's example images, or else the smallest that show every level; on the host's device, b c h w."""
         if self.example is None:
-            return self.smallest()
+            return self.smallest_images()
         return self.example.detach().to(next(self.model.parameters()).device).clone()
 
-    def smallest(self) -> Tensor:
-        """One 64 px image with the channels of the host's first convolution."""
+    def smallest_images(self) -> Tensor:
+        """One image of 64×64 pixels, with the channels of the host's first convolution."""
         first = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)
         return next(self.model.parameters()).new_zeros(1, first.in_channels if first else 3, 64, 64)
 
@@ -122,15 +137,16 @@ class HostAdapter:
         return self.model.decode(z_q)
 
     def codebook(self) -> Tensor | None:
-        """As the quantizer's reading says; k c."""
-        return self.reading.codebook()
+        """The live codebook, k c; None where the quantizer has no explicit one."""
+        return self.quantizer_adapter.codebook()
 
     def last_layer(self) -> Tensor | None:
-        """Weight of the decoder's `conv_out` where it has one."""
+        """Weight of the decoder's `conv_out`; None where there is none."""
         last = getattr(getattr(self.model, "decoder", None), "conv_out", None)
         return getattr(last, "weight", None)
 
     def _as_map(self, feature: Any) -> Tensor | None:
+        """A feature of the adapter's layout as b c h w; None where its shape is another."""
         axes = self.layout.split()
         if not isinstance(feature, Tensor) or feature.ndim != len(axes):
             return None
@@ -143,26 +159,32 @@ class HostAdapter:
 
 
 class EmbeddingQuantizer:
-    """What readings descend from whose quantizer looks an `embedding` up and gives its indices flat."""
+    """Base of the adapters of quantizers that look up an `embedding`, and return as taming's do."""
 
     straight_through = True
 
     def __init__(self, module: nn.Module) -> None:
         if getattr(module, "remap", None) is not None:
             raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
-        self.module = module
+        self.module: Any = module  # Any: each quantizer has attributes of its own
+
+    def parse(self, z_in: Tensor, output: Any) -> Quantized:
+        """taming's output (vectors, loss, (_, _, indices)) as `Quantized`."""
+        vectors, loss, (_, _, indices) = output
+        return self.on_grid(vectors, indices, loss)
 
     def codebook(self) -> Tensor:
-        """The embedding, k c."""
+        """The embedding's weight, k c."""
         return self.module.embedding.weight
 
-    def from_flat(self, vectors: Tensor, indices: Tensor, loss: Tensor) -> Quantized:
-        """Indices of any shape take the grid's; b c h w, (b h w), scalar -> Quantized."""
-        return Quantized(vectors, indices.view(len(vectors), *vectors.shape[2:]), loss)
+    @staticmethod
+    def on_grid(vectors: Tensor, indices: Tensor, loss: Tensor, latent: Tensor | None = None) -> Quantized:
+        """Indices of any shape, in the shape of the vectors' grid; b c h w, (b h w), scalar -> Quantized."""
+        return Quantized(vectors, indices.reshape(len(vectors), *vectors.shape[2:]).long(), loss, latent=latent)
 
 
 class CustomQuantizer:
-    """A quantizer that its user's `parse=` reads; its codebook is its only k c parameter, parametrized or not."""
+    """The adapter of a quantizer that the user's `parse` reads; its codebook is its only k c parameter."""
 
     straight_through = True
 
@@ -170,9 +192,12 @@ class CustomQuantizer:
         self.module, self.parse = module, parse
 
     def codebook(self) -> Tensor | None:
-        """The only k c parameter, or None where there is none or several."""
-        tables = [p for name, p in self.module.named_parameters() if p.ndim == 2 and "parametrizations." not in name]
+        """The only k c parameter, parametrized or not; None where there is none or several."""
+        tables: list[Tensor] = [
+            p for name, p in self.module.named_parameters() if p.ndim == 2 and "parametrizations." not in name
+        ]
         for module in self.module.modules():
             if is_parametrized(module):
-                tables += [table for name in module.parametrizations if (table := getattr(module, name)).ndim == 2]
+                names: Any = module.parametrizations
+                tables += [table for name in names if (table := getattr(module, name)).ndim == 2]
         return tables[0] if len(tables) == 1 else None

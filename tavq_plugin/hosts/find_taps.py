@@ -1,4 +1,4 @@
-"""Where to tap a host nobody described: one forward on an example, read off module by module."""
+"""Where to tap a host that no adapter describes: one dry forward on example images tells."""
 
 from __future__ import annotations
 
@@ -13,17 +13,29 @@ from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.types import Quantized
 
 
-class Candidate(NamedTuple):
-    """A module whose output is a map on the way to the quantizer."""
+class TapCandidate(NamedTuple):
+    """A module whose output is a feature map on the way to the quantizer."""
 
     path: str
     size: tuple[int, int]  # h w
 
 
-class _Fired(NamedTuple):
+class _ModuleOutput(NamedTuple):
     path: str
-    output: Tensor
-    version: int
+    tensor: Tensor
+    version: int  # the tensor's in-place counter when the module returned it
+
+    @property
+    def changed_in_place(self) -> bool:
+        return self.tensor._version != self.version
+
+
+class _Trace(NamedTuple):
+    """What one forward of a host shows."""
+
+    outputs: list[_ModuleOutput]  # of the modules that ran before the quantizer, in order
+    z_in: Tensor  # the quantizer's input
+    quantizer_output: Any
 
 
 def find_taps(
@@ -34,67 +46,83 @@ def find_taps(
     parse: Callable[[Any, Any], Quantized],
     as_map: Callable[[Any], Tensor | None],
 ) -> tuple[str, str]:
-    """The last module at each of the two coarsest resolutions above the quantizer's; paths, fine → mid.
+    """Paths of the last module at each of the two coarsest resolutions above the quantizer's, fine to coarse.
 
-    run: the host's forward on an example that requires gradient. parse: the quantizer's input and output, understood.
-    as_map: a module's output as b c h w, or None where it is none. Left out: modules that never fire, that the
-    quantizer's input does not depend on, or whose output is changed in place later. Raises ValueError where fewer
-    than two resolutions remain.
+    Modules are left out that never run, whose output is changed in place later, or on which the quantizer's input
+    does not depend.
+
+    Args:
+        model: The host.
+        quantizer: Path of its quantizer.
+        run: Runs the host on example images that require gradient.
+        parse: The quantizer's input and output -> Quantized.
+        as_map: A module's output -> b c h w, or None where it is no feature map.
+
+    Raises:
+        ValueError: The quantizer never runs or gets no gradient, or fewer than two resolutions are left.
     """
-    fired, z_in, output = _record(model, quantizer, run)
-    if not z_in.requires_grad:
+    trace = _trace_forward(model, quantizer, run)
+    if not trace.z_in.requires_grad:
         raise ValueError(
             f"the input of quantizer {quantizer!r} carries no gradient back to the image (a detached or no_grad "
-            "encoder?): no alignment loss can train this host; run its encoder with gradient, or name taps="
+            "encoder?), so no alignment loss can train this host: run its encoder with gradient, or name taps="
         )
-    grid = parse(z_in, output).vectors
-    whole = [(call, shaped) for call in fired if (shaped := as_map(call.output)) is not None]
-    spoiled = {call.path for call, _ in whole if call.output._version != call.version}
-    outputs = [call.output for call, _ in whole]
-    used = torch.autograd.grad(z_in, outputs, torch.ones_like(z_in), allow_unused=True) if outputs else ()
-    sizes: dict[tuple[int, int], Candidate] = {}
-    for (call, shaped), gradient in zip(whole, used, strict=True):
-        size = tuple(shaped.shape[-2:])
-        if gradient is not None and call.path not in spoiled and size[0] * size[1] > grid[0, 0].numel():
-            sizes[size] = Candidate(call.path, size)
-    finer = sorted(sizes.values(), key=lambda candidate: -candidate.size[0] * candidate.size[1])
-    if len(finer) < 2:
-        h, w = grid.shape[-2:]
-        found = ", ".join(f"{c.size[0]}×{c.size[1]} ({c.path})" for c in finer) or "none"
-        changed = f"; changed in place later, so unusable: {', '.join(sorted(spoiled))}" if spoiled else ""
+    grid = parse(trace.z_in, trace.quantizer_output).vectors.shape[-2:]
+    maps = [(output, shaped) for output in trace.outputs if (shaped := as_map(output.tensor)) is not None]
+    changed = {output.path for output, _ in maps if output.changed_in_place}
+    candidates = [c for c in _on_the_way(trace.z_in, maps) if c.path not in changed]
+    by_size = {c.size: c for c in candidates if c.size[0] * c.size[1] > grid[0] * grid[1]}  # the last one of each size
+    fine_to_coarse = sorted(by_size.values(), key=lambda c: -c.size[0] * c.size[1])
+    if len(fine_to_coarse) < 2:
+        found = ", ".join(f"{c.size[0]}×{c.size[1]} ({c.path})" for c in fine_to_coarse) or "none"
+        unusable = f"; changed in place later, so unusable: {', '.join(sorted(changed))}" if changed else ""
         raise ValueError(
-            f"three levels need two resolutions above the quantizer's {h}×{w} grid, and a dry run found: "
-            f"{found}{changed}. Name two modules of the encoder in taps=, fine → mid (layout= where they are no maps)"
+            f"three levels need two resolutions above the quantizer's {grid[0]}×{grid[1]} grid, and a dry run found: "
+            f"{found}{unusable}. Name two modules of the encoder in taps=, fine to coarse, and give layout= where "
+            "their outputs are not b c h w"
         )
-    return finer[-2].path, finer[-1].path
+    return fine_to_coarse[-2].path, fine_to_coarse[-1].path
 
 
-def _record(model: nn.Module, quantizer: str, run: Callable[[], Any]) -> tuple[list[_Fired], Tensor, Any]:
-    """Every tensor given before the quantizer's first call, in order, and that call's input and output."""
+def _on_the_way(z_in: Tensor, maps: list[tuple[_ModuleOutput, Tensor]]) -> list[TapCandidate]:
+    """The modules on whose feature maps the quantizer's input depends, in the order they ran."""
+    if not maps:
+        return []
+    tensors = [output.tensor for output, _ in maps]
+    gradients = torch.autograd.grad(z_in, tensors, torch.ones_like(z_in), allow_unused=True)
+    return [
+        TapCandidate(output.path, (shaped.shape[-2], shaped.shape[-1]))
+        for (output, shaped), gradient in zip(maps, gradients, strict=True)
+        if gradient is not None
+    ]
+
+
+def _trace_forward(model: nn.Module, quantizer: str, run: Callable[[], Any]) -> _Trace:
+    """Every tensor that a module returned before the quantizer's first call, and that call's input and output."""
     target = find_module(model, quantizer)
-    skip = {model, *target.modules()}
-    fired: list[_Fired] = []
-    calls: list[tuple[Any, Any]] = []
+    skipped = {model, *target.modules()}
+    outputs: list[_ModuleOutput] = []
+    calls: list[tuple[Any, Any]] = []  # of the quantizer
 
-    def keep(path: str) -> Callable[..., None]:
+    def keep_output(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             if not calls and isinstance(output, Tensor) and output.requires_grad:
-                fired.append(_Fired(path, output, output._version))
+                outputs.append(_ModuleOutput(path, output, output._version))
 
         return hook
 
-    def reach(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def keep_call(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         calls.append((args[0] if args else next(iter(kwargs.values())), output))
 
     with ExitStack() as stack, torch.enable_grad():
         for path, module in model.named_modules():
-            if module not in skip:
-                stack.callback(module.register_forward_hook(keep(path)).remove)
-        stack.callback(target.register_forward_hook(reach, with_kwargs=True).remove)
+            if module not in skipped:
+                stack.callback(module.register_forward_hook(keep_output(path)).remove)
+        stack.callback(target.register_forward_hook(keep_call, with_kwargs=True).remove)
         run()
     if not calls:
         raise ValueError(
             f"the quantizer {quantizer!r} never ran in the host's forward: name another path in quantizer=, or give "
             "example=, a batch of images the host quantizes"
         )
-    return fired, *calls[0]
+    return _Trace(outputs, *calls[0])

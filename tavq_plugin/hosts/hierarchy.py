@@ -1,9 +1,9 @@
-"""Encoder features to multi-level codes (TA-VQ's multi-hierarchical encoder: Z_f1, Z_f2, Z_f3)."""
+"""Encoder features to codes of several levels (TA-VQ's multi-hierarchical encoder: Z_f1, Z_f2, Z_f3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,24 @@ from tavq_plugin.types import Codes, GradTo, Level, Quantized
 
 
 class Hierarchy(nn.Module):
-    """Levels 1..L-1: project to the code width, look a codebook up; level L is the host's own, as it is.
+    """The added levels 1..L-1: project features to the code width, look up a codebook. Level L is the host's own.
 
-    widths: channels of the tapped features, fine → coarse. codebook: "shared" (the host's, looked up
-    read-only or with gradient as `grad_to` says) or "own" (an embedding a level, `codebook_size` × width).
-    Level loss: β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3); the second term is dropped where the
-    codebook is the host's and `grad_to="encoder"`, which never touches it. max_grid: places a side, above which a
-    tapped feature is pooled before anything else. detach_added_levels: the added levels read the host and its codebook
-    without gradient, so that they learn and it does not feel them.
+    The loss of an added level is β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3). With the host's codebook and
+    `grad_to="encoder"` the second term is left out, as it would move that codebook.
+
+    Args:
+        widths: Channels of the tapped features, fine to coarse.
+        code_width: Width of the host's codes.
+        codebook: "shared", the host's, or "own", one embedding of `codebook_size` × `code_width` per added level.
+        codebook_size: Number of codes of each own codebook. Default: none; "own" needs it.
+        grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both".
+        straight_through: Whether the host's quantizer passes its gradient to the latent alone; false for Gumbel.
+        beta: Weight β of the commitment term.
+        max_grid: Places per side above which a tapped feature is pooled before anything else.
+        detach_added_levels: If true, the added levels send no gradient to the host or its codebook.
+
+    Raises:
+        ValueError: `codebook` or `grad_to` is unknown, or "own" comes without `codebook_size`.
     """
 
     def __init__(
@@ -41,21 +51,22 @@ class Hierarchy(nn.Module):
         super().__init__()
         if codebook not in ("shared", "own"):
             raise ValueError(f'codebook={codebook!r}: give "shared" (the host\'s) or "own"')
-        if codebook == "own" and not codebook_size:
-            raise ValueError('codebook="own" needs codebook_size=, the number of codes of each added level')
         self.codebook, self.beta, self.max_grid = codebook, beta, max_grid
         self.straight_through, self.detach_added_levels = straight_through, detach_added_levels
         self.grad_to = grad_to
         self.project = nn.ModuleList(nn.Conv2d(width, code_width, 1) for width in widths)
         self.own = nn.ModuleList()
         if codebook == "own":
-            self.own.extend(nn.Embedding(codebook_size, code_width) for _ in widths)
-            for table in self.own:
+            if not codebook_size:
+                raise ValueError('codebook="own" needs codebook_size=, the number of codes of each added level')
+            tables = [nn.Embedding(codebook_size, code_width) for _ in widths]
+            for table in tables:
                 nn.init.uniform_(table.weight, -1 / codebook_size, 1 / codebook_size)
+            self.own.extend(tables)
 
     @property
     def grad_to(self) -> GradTo:
-        """Where a loss on the codes sends its gradient; ValueError for what is unknown or impossible."""
+        """Where a loss on the codes sends its gradient. Setting it raises ValueError if unknown or impossible."""
         return self._grad_to
 
     @grad_to.setter
@@ -76,33 +87,48 @@ class Hierarchy(nn.Module):
                 'this host shows no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
                 'grad_to="encoder"'
             )
-        shared = codebook.detach() if self.detach_added_levels and codebook is not None else codebook
-        levels = [self._added(i, f.detach() if self.detach_added_levels else f, shared) for i, f in enumerate(features)]
-        own = self._final(z_in if final.latent is None else final.latent, final, codebook)
-        return Codes((*levels, own), final.loss)
+        if self.detach_added_levels:
+            features = [feature.detach() for feature in features]
+        levels = [self._added_level(index, feature, codebook) for index, feature in enumerate(features)]
+        host_level = self._host_level(z_in if final.latent is None else final.latent, final, codebook)
+        return Codes((*levels, host_level), final.loss)
 
-    def _added(self, index: int, feature: Tensor, shared: Tensor | None) -> Level:
+    def _table(self, index: int, codebook: Tensor | None) -> Tensor:
+        """The codebook of an added level, k c: its own, or the host's."""
+        if self.codebook == "own":
+            own: Any = self.own[index]
+            return own.weight
+        assert codebook is not None  # `forward` refuses it
+        return codebook.detach() if self.detach_added_levels else codebook
+
+    def _added_level(self, index: int, feature: Tensor, codebook: Tensor | None) -> Level:
         with torch.autocast(feature.device.type, enabled=False):
-            project = self.project[index]
+            project: Any = self.project[index]
             feature = feature.to(project.weight.dtype)
             side = max(feature.shape[-2:])
             if side > self.max_grid:
                 feature = pool(feature, -(-side // self.max_grid))
             latent = project(feature)
-            table = self.own[index].weight if self.codebook == "own" else shared
+            table = self._table(index, codebook)
             indices = nearest(latent, table)
-            vectors = rearrange(F.embedding(indices, table.to(latent.dtype)), "b h w c -> b c h w")
+            vectors = _look_up(indices, table.to(latent.dtype))
             if self.codebook == "own" or self.grad_to != "encoder":
                 loss = QuantizationLoss.apply(latent, vectors, self.beta)
             else:
                 loss = self.beta * F.mse_loss(latent, vectors.detach())
             return Level(latent, with_gradient(latent, vectors, self.grad_to), indices, loss)
 
-    def _final(self, z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Level:
+    def _host_level(self, z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Level:
         quantized = final.vectors
         if self.grad_to == "codebook" or (self.grad_to == "both" and self.straight_through):
             vectors = final.looked_up
             if vectors is None:
-                vectors = rearrange(F.embedding(final.indices, codebook), "b h w c -> b c h w")
+                assert codebook is not None  # `forward` refuses it
+                vectors = _look_up(final.indices, codebook)
             quantized = with_gradient(z_in.to(vectors.dtype), vectors, self.grad_to)
         return Level(z_in, quantized, final.indices, final.vectors.new_zeros(()))
+
+
+def _look_up(indices: Tensor, table: Tensor) -> Tensor:
+    """The codes at the indices; b h w, k c -> b c h w."""
+    return rearrange(F.embedding(indices, table), "b h w c -> b c h w")

@@ -1,4 +1,4 @@
-"""Forward hooks that keep what some modules of a host gave, and are always undone."""
+"""Forward hooks that record the outputs of some modules of a host, and are always removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 COMPILED = (
-    "Where torch.compile ran a module before its hooks were there, they never fire: attach before its first compiled "
+    "Hooks on a module that torch.compile ran before they were there never fire: attach before its first compiled "
     "call, or call torch._dynamo.reset()"
 )
 
@@ -26,10 +26,10 @@ class Capture(NamedTuple):
 
 
 class Recorder:
-    """What the tapped modules gave in the host's latest forward.
+    """The calls of the tapped modules in the host's latest forward pass.
 
-    A copy (deepcopy, pickle: an EMA twin, a checkpoint) starts empty and keeps nothing, so it never
-    writes into the original's store.
+    Copies of a recorder (deepcopy, pickle: an EMA of the host, a checkpoint) are inert: they start empty and record
+    nothing.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -37,25 +37,28 @@ class Recorder:
         self.live = True
         self.seen: dict[str, Capture] = {}
 
-    def keep(self, path: str, call: Capture) -> None:
-        """Store a call; a path that fires again begins a new forward, so the former one is let go."""
+    def record(self, path: str, call: Capture) -> None:
+        """Store a call. A path that is called again begins a new forward pass, so the earlier one is dropped."""
         if self.live:
             if path in self.seen:
                 self.seen.clear()
             self.seen[path] = call
 
     def take(self) -> dict[str, Capture]:
-        """Hand over the latest forward and forget it; RuntimeError where there is none or it is not whole."""
+        """Return the latest forward pass and forget it.
+
+        Raises RuntimeError if there is none, a tap never fired, or a captured output was changed in place since.
+        """
         seen, self.seen = self.seen, {}
         if not seen:
             raise RuntimeError(
                 "no forward of the host was recorded since the last alignment: call align(texts) once, "
                 f"after the host's own forward of the generator pass. {COMPILED}"
             )
-        silent = [path for path in self.paths if path not in seen]
-        if silent:
+        not_fired = [path for path in self.paths if path not in seen]
+        if not_fired:
             raise RuntimeError(
-                f"these taps never fired in the host's forward: {', '.join(silent)}. A container that is not "
+                f"these taps never fired in the host's forward: {', '.join(not_fired)}. A container that is never "
                 "called itself (a ModuleList, taming's encoder.down.1) has no output: name a module inside it in "
                 f"taps=. {COMPILED}"
             )
@@ -77,20 +80,20 @@ class Recorder:
         return twin
 
 
-class _Keep:
-    """The hook itself: a module-level callable, so that a hooked host still pickles and copies."""
+class _RecordingHook:
+    """A forward hook that records each call; a module-level class, so that a hooked host still pickles and copies."""
 
     def __init__(self, recorder: Recorder, path: str) -> None:
         self.recorder, self.path = recorder, path
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if _in_backward():
-            return  # checkpointing runs the module again
+            return  # activation checkpointing runs the module a second time
         z_in = args[0] if args else next(iter(kwargs.values()), None)
         version = None
         if isinstance(output, Tensor) and not output.is_inference():
             version = output._version
-        self.recorder.keep(self.path, Capture(z_in, output, version, torch.is_grad_enabled()))
+        self.recorder.record(self.path, Capture(z_in, output, version, torch.is_grad_enabled()))
 
 
 def _in_backward() -> bool:
@@ -98,43 +101,43 @@ def _in_backward() -> bool:
 
 
 def require_gradient(seen: dict[str, Capture]) -> None:
-    """RuntimeError where a tapped module ran without gradient: a loss on its capture would do nothing, silently."""
-    blind = [path for path, call in seen.items() if not call.grad_enabled]
-    if len(blind) == len(seen):
+    """Raise RuntimeError if a tapped module ran without gradient, as a loss on its output would train nothing."""
+    without_grad = [path for path, call in seen.items() if not call.grad_enabled]
+    if len(without_grad) == len(seen):
         raise RuntimeError(
             "the host's latest forward ran under no_grad (an evaluation pass?), or all of it inside a reentrant "
             "checkpoint: its capture is stale for a training loss; call align(texts) after the forward of the "
             "generator pass, and give torch.utils.checkpoint use_reentrant=False"
         )
-    if blind:
+    if without_grad:
         raise RuntimeError(
-            f"{', '.join(blind)} ran under no_grad while the rest of the host did not (reentrant checkpointing?), so "
-            "a loss on what it gave has no gradient: give torch.utils.checkpoint use_reentrant=False"
+            f"{', '.join(without_grad)} ran under no_grad while the rest of the host did not (reentrant "
+            "checkpointing?), so a loss on its output has no gradient: give torch.utils.checkpoint use_reentrant=False"
         )
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path; ValueError names the nearest part that exists and what it holds."""
+    """The submodule at a dotted path. If there is none, ValueError names the nearest parent and its children."""
     module = model
     for depth, name in enumerate(path.split(".")):
-        module = getattr(module, "_orig_mod", module)  # a submodule that torch.compile holds
+        module = getattr(module, "_orig_mod", module)  # look inside torch.compile's wrapper
         children = dict(module.named_children())
         if name not in children:
-            there = ".".join(path.split(".")[:depth]) or type(model).__name__
-            raise ValueError(f"no module {path!r}: {there} holds {', '.join(children) or 'no modules'}")
+            parent = ".".join(path.split(".")[:depth]) or type(model).__name__
+            raise ValueError(f"no module {path!r}: {parent} holds {', '.join(children) or 'no modules'}")
         module = children[name]
     return module
 
 
 def install_hooks(model: nn.Module, recorder: Recorder) -> list[RemovableHandle]:
-    """Hook every path of the recorder; the caller removes the handles. A wrong path leaves no hook behind."""
+    """Hook every path of the recorder; the caller removes the handles. If a path is wrong, no hook is installed."""
     modules = [(path, find_module(model, path)) for path in recorder.paths]
-    return [module.register_forward_hook(_Keep(recorder, path), with_kwargs=True) for path, module in modules]
+    return [module.register_forward_hook(_RecordingHook(recorder, path), with_kwargs=True) for path, module in modules]
 
 
 @contextmanager
 def tapped(model: nn.Module, *, at: Sequence[str]) -> Iterator[Recorder]:
-    """Hooks for the length of a block, removed also on error.
+    """Record the modules at the given paths inside a `with` block; the hooks are removed at its end, also on error.
 
     >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
     >>> with tapped(model, at=["1"]) as recorder:

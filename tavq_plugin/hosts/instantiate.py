@@ -1,31 +1,27 @@
-"""What a file may have built, and a user's own set-up by name: what `tavq doctor` examines.
+"""Build what a recipe or a YAML file names, and nothing that could run code.
 
-A recipe or a YAML may come from anywhere, so what it names must be data, not code: a `torch.nn.Module` class of an
-allowed package or one of `BUILDERS`, at every depth of its parameters. What a user names on the command line is theirs.
+Such a file may come from anywhere. It may name only `torch.nn.Module` classes of allowed packages and `BUILDERS`, at
+every depth of its parameters.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import pickle
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-# what a file may name, each with the modules below it
+# packages whose classes a file may name, each with its modules
 PACKAGES = (
     "diffusers", "ldm", "taming", "tavq_plugin.adapters", "torch.nn", "torchvision.models", "transformers",
     "vector_quantize_pytorch",
 )  # fmt: skip
-# the only targets that are no torch.nn.Module class: networks without weights, and what taming and ldm nest in a host
+# the only targets that are not torch.nn.Module classes: networks without weights, and what taming and ldm nest in hosts
 BUILDERS = frozenset({
     "torchvision.models.alexnet", "torchvision.models.mobilenet_v2", "torchvision.models.resnet18",
     "torchvision.models.resnet50", "torchvision.models.squeezenet1_0", "torchvision.models.squeezenet1_1",
@@ -35,47 +31,38 @@ BUILDERS = frozenset({
     "ldm.lr_scheduler.LambdaLinearScheduler",
 })  # fmt: skip
 NAMING = ("target", "_target_", "class_path")  # keys by which taming and ldm, Hydra and Lightning name what is built
-# settings by which code in a file or a model may run, each with the one value by which it does not
+# settings that can let code in a file or a model run, each with the one value that does not
 SAFE = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True}
+# packages that import on today's libraries only inside a context manager of their adapter, as "module:function"
+IMPORT_CONTEXTS = {"taming": "tavq_plugin.adapters.taming:enable_legacy_imports"}
 
-_allow: ContextVar[tuple[str, ...]] = ContextVar("allow", default=())  # of the object that is being built
-
-
-def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
-    """Run "file.py:function", "module:function" or a YAML with `target` and `params`; -> host, optimizer, align.
-
-    The function returns a host, (host, optimizer) or (host, optimizer, align). It is the user's own code, and runs. A
-    YAML is built as `instantiate` does, which refuses (ValueError) what is not a class of an allowed package.
-    """
-    if target.endswith((".yaml", ".yml")):
-        config = _config(Path(target))
-        built = instantiate(config["target"], config.get("params") or {}, allow=allow)
-    else:
-        source, colon, name = target.rpartition(":")
-        if not colon:
-            raise ValueError(f"{target!r}: give file.py:function, package.module:function, or a YAML file")
-        built = getattr(_module(source), name)()
-    parts = (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
-    if not isinstance(parts[0], nn.Module):
-        raise ValueError(f"{target} gave a {type(parts[0]).__name__}, and a host is a torch.nn.Module")
-    return parts
+_allow: ContextVar[tuple[str, ...]] = ContextVar("allow", default=())  # while an object is built
 
 
 def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] = (), where: str = "target") -> Any:
-    """Call the class package.module.Class with params, once `builder_of` has passed both.
+    """Build target, package.module.Class, with params, after `builder_of` has checked both.
 
-    Inside, `torch.load` reads tensors alone, so that a checkpoint named in params runs nothing. Nested targets may name
-    the packages in `allow` too. Raises as `builder_of` does; ValueError for a checkpoint that holds more than tensors.
+    Meanwhile `torch.load` reads only tensors, so a checkpoint named in params runs no code. Targets that taming or ldm
+    resolve themselves may name the packages in `allow` too.
+
+    Args:
+        target: What to build, as package.module.Class.
+        params: Its keyword arguments; they may hold targets of their own.
+        allow: Allowed packages besides `PACKAGES`.
+        where: The target's place in its file, for error messages.
+
+    Raises:
+        ValueError, ImportError: As `builder_of`; ValueError also for a checkpoint that holds more than tensors.
     """
     allow = (*allow, *_allow.get())
     build = builder_of(target, params, allow=allow, where=where)
     token = _allow.set(allow)
     try:
-        with _importable(target), _weights_only():
+        with _import_context(target), _weights_only():
             return build(**params)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{where} {target!r} reads a checkpoint that holds more than tensors, by which code may run: build it "
+            f"{where} {target!r} reads a checkpoint that holds more than tensors, which could run code: build it "
             "without the checkpoint, and load the tensors that tavq convert-checkpoint finds in it"
         ) from error
     finally:
@@ -85,62 +72,64 @@ def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] 
 def builder_of(
     target: str, params: Mapping[str, Any], *, allow: Sequence[str] = (), where: str = "target"
 ) -> Callable[..., Any]:
-    """The class, or the one of `BUILDERS`, that target names; nothing is built.
+    """The class or function that target names, checked; nothing is built. The arguments are those of `instantiate`.
 
-    `where` is the target's place in its file; `allow` are packages beside `PACKAGES`. Raises ValueError, with the place
-    and the mend, unless target and every target nested in params name a `torch.nn.Module` class that an allowed package
-    defines, or one of `BUILDERS`, and where a key such as trust_remote_code asks for code to be run. Raises ImportError
-    where an allowed package is not installed.
+    Raises:
+        ValueError: Target, or a target nested in params, is neither a `torch.nn.Module` class defined in an allowed
+            package nor one of `BUILDERS`; or a key such as trust_remote_code asks for code to be run.
+        ImportError: An allowed package is not installed.
     """
-    known, below = (*PACKAGES, *allow), "".join(where.rpartition(".")[:2]) + "params"
+    packages, params_place = (*PACKAGES, *allow), "".join(where.rpartition(".")[:2]) + "params"
     if not isinstance(params, Mapping):
-        raise ValueError(f"{below} is {params!r}: give names and values")
-    named = [(where, target), *_named(params, below, set())]
-    for place, name in named:  # all names are read before anything is imported
-        _refuse_name(name, place, known)
-    found, *_ = [_resolved(name, place, known) for place, name in named]
+        raise ValueError(f"{params_place} is {params!r}: give names and values")
+    targets = [(where, target), *_nested_targets(params, params_place, set())]
+    for place, name in targets:  # all names are checked before anything is imported
+        _check_name(name, place, packages)
+    found, *_ = [_imported(name, place, packages) for place, name in targets]
     return found
 
 
-def _named(value: Any, where: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The targets nested in a value, by their place; ValueError for a key that asks for code to be run."""
+def _nested_targets(value: Any, where: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The targets nested in a value, each with its place; ValueError for a key that asks for code to be run."""
     if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
         return
-    seen.add(id(value))  # YAML's anchors let a value hold itself
-    nested = isinstance(value, Mapping)
-    for key, part in value.items() if nested else enumerate(value):
-        place = f"{where}.{key}" if nested else f"{where}[{key}]"
+    seen.add(id(value))  # with YAML's anchors a value can contain itself
+    parts = [(f"[{index}]", None, part) for index, part in enumerate(value)]
+    if isinstance(value, Mapping):
+        parts = [(f".{key}", key, part) for key, part in value.items()]
+    for suffix, key, part in parts:
+        place = f"{where}{suffix}"
         setting = str(key).strip().lower().replace("-", "_")
-        if nested and setting in SAFE and part is not SAFE[setting]:
+        if setting in SAFE and part is not SAFE[setting]:
             raise ValueError(
-                f"{place} is {part!r}, by which code that comes with a file or a model may run: remove it, or give "
+                f"{place} is {part!r}, which could run code that comes with a file or a model: remove it, or give "
                 f"{SAFE[setting]}"
             )
-        if nested and key in NAMING:
+        if key in NAMING:
             yield place, part
-        yield from _named(part, place, seen)
+        yield from _nested_targets(part, place, seen)
 
 
-def _refuse_name(target: Any, where: str, known: Sequence[str]) -> None:
+def _check_name(target: Any, where: str, packages: Sequence[str]) -> None:
     parts = target.split(".") if isinstance(target, str) else []
     if len(parts) < 2 or not all(part.isidentifier() and not part.startswith("__") for part in parts):
         raise ValueError(f"{where} {target!r} names no class: give the class as package.module.Class")
-    if not _within(target, known):
+    if not _within(target, packages):
         raise ValueError(
-            f"{where} {target!r} is outside the allowed packages ({', '.join(known)}): name a class of one of them, "
+            f"{where} {target!r} is outside the allowed packages ({', '.join(packages)}): name a class of one of them, "
             "or, if you trust the file, --allow its package"
         )
 
 
-def _within(name: str, known: Sequence[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in known)
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _resolved(target: str, where: str, known: Sequence[str]) -> Callable[..., Any]:
-    """What a target names, imported; ValueError where it is not what a file may name."""
+def _imported(target: str, where: str, packages: Sequence[str]) -> Callable[..., Any]:
+    """The class or function that a target names, imported; ValueError if a file may not name it."""
     module, _, name = target.rpartition(".")
     try:
-        with _importable(target):
+        with _import_context(target):
             found = getattr(importlib.import_module(module), name)
     except ImportError as error:
         missing = error.name or ""
@@ -156,26 +145,26 @@ def _resolved(target: str, where: str, known: Sequence[str]) -> Callable[..., An
             f"{', '.join(sorted(BUILDERS))}. Give such a class; a function of your own runs by tavq doctor "
             "file.py:function"
         )
-    if not _within(found.__module__, known):
+    if not _within(found.__module__, packages):
         raise ValueError(
-            f"{where} {target!r} is defined in {found.__module__}, outside the allowed packages ({', '.join(known)}): "
-            f"if you trust that too, --allow {found.__module__.split('.')[0]}"
+            f"{where} {target!r} is defined in {found.__module__}, outside the allowed packages "
+            f"({', '.join(packages)}): if you trust that too, --allow {found.__module__.split('.')[0]}"
         )
     return found
 
 
-def _importable(target: str) -> AbstractContextManager:
-    """taming's Lightning modules import on today's Lightning only with help."""
-    if target.split(".")[0] != "taming":
+def _import_context(target: str) -> AbstractContextManager:
+    """The context manager inside which the target's package can be imported."""
+    context = IMPORT_CONTEXTS.get(target.split(".")[0])
+    if context is None:
         return nullcontext()
-    from tavq_plugin.adapters.taming import enable_legacy_imports
-
-    return enable_legacy_imports()
+    module, _, name = context.partition(":")
+    return getattr(importlib.import_module(module), name)()
 
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """`torch.load` reads tensors alone, whatever its caller or the environment asks for."""
+    """Inside the block `torch.load` reads only tensors, whatever its caller or the environment asks for."""
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ[names[0]] = "1"
@@ -187,29 +176,3 @@ def _weights_only() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    """The `model` of a YAML file, or all of it: a mapping with a target."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    config = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(config, Mapping) or "target" not in config:
-        raise ValueError(f"{path} has no target: give one, the host's class as package.module.Class, and params")
-    return config
-
-
-def _module(source: str) -> Any:
-    if not source.endswith(".py"):
-        return importlib.import_module(source)
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no file {source}")
-    spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

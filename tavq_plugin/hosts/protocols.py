@@ -1,4 +1,4 @@
-"""What an adapter and the reading of a quantizer must offer."""
+"""What the adapter of a host, and the adapter of a quantizer, must offer."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from tavq_plugin.types import Quantized
 
 
 class QuantizerAdapter(Protocol):
-    """What one quantizer class takes and returns; built anew on the live module at each step."""
+    """Reads one quantizer class; made anew around the live module at each step."""
 
-    straight_through: bool  # False where the quantizer passes gradient to its codebook by itself (Gumbel)
+    straight_through: bool  # False if the quantizer passes gradient to its codebook by itself (Gumbel)
 
     def parse(self, z_in: Any, output: Any) -> Quantized:
-        """The quantizer's input and raw output, understood."""
+        """The quantizer's input and raw output as `Quantized`."""
 
     def codebook(self) -> Tensor | None:
-        """The live codebook in the width the decoder reads, k c, or None where there is no explicit one."""
+        """The live codebook in the width the decoder reads, k c; None where there is no explicit one."""
 
 
 @runtime_checkable
 class Adapter(Protocol):
-    """How one host codebase is spoken to; one file each in `adapters/`."""
+    """Describes one host codebase to the plug-in; one file per codebase in `adapters/`."""
 
     model: nn.Module
-    taps: tuple[str, ...]  # module paths, fine → mid
+    taps: tuple[str, ...]  # module paths, fine to coarse
     quantizer: str  # module path, resolved at each step
-    straight_through: bool  # False where the host's quantizer passes gradient to its codebook by itself (Gumbel)
+
+    @property
+    def straight_through(self) -> bool:
+        """Whether the quantizer passes its gradient to the latent alone; False for Gumbel."""
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
-        """The feature a tap gave, as a map; anything -> b c h w."""
+        """A tapped module's output as a map; anything -> b c h w."""
 
     def parse(self, z_in: Tensor, output: Any) -> Quantized:
-        """The quantizer's input and raw output, understood."""
+        """The quantizer's input and raw output as `Quantized`."""
 
     def encode(self, images: Tensor) -> None:
-        """Run the host up to and through its quantizer; the hooks do the rest."""
+        """Run the host up to and through its quantizer; hooks record what is needed."""
 
-    def probe(self) -> Tensor:
-        """The smallest batch of images worth running, b c h w, on the host's device: shows the levels' sizes."""
+    def example_images(self) -> Tensor:
+        """The smallest batch of images that shows every level's grid, b c h w, on the host's device."""
 
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized vectors to images; b c h w -> b 3 h w."""
 
     def codebook(self) -> Tensor | None:
-        """The live codebook, k c, or None where the host has no explicit one."""
+        """The live codebook, k c; None where the host has no explicit one."""
 
     def last_layer(self) -> Tensor | None:
         """Weight of the decoder's last layer, for adaptive loss weights."""

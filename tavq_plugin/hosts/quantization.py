@@ -1,4 +1,4 @@
-"""Nearest codes, where their gradient goes, and the loss that keeps latents and codes together."""
+"""Find the nearest codes, send their gradient somewhere, and keep latents and codes together by a loss."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tavq_plugin.types import GradTo
 def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Tensor:
     """Index of the nearest code at each place; b c h w, k c -> b h w.
 
-    Runs without gradient in the latent's own precision (float32 at least), `chunk` distances at a time: by default
-    as many as stay in a CPU's cache, or fill a GPU.
+    Runs without gradient, in the latent's precision but at least float32. `chunk` distances are computed at a time;
+    by default as many as fit a CPU's cache, or fill a GPU.
 
     >>> nearest(torch.tensor([0.1, 0.9]).view(1, 1, 1, 2), torch.tensor([[0.0], [1.0]]))
     tensor([[[0, 1]]])
@@ -30,21 +30,21 @@ def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Te
         codebook = codebook.to(flat.dtype)
         offset = (codebook**2).sum(1)
         rows = max(1, (chunk or (2**18 if flat.is_cpu else 2**24)) // len(codebook))
-        found = [_least(torch.addmm(offset, part, codebook.T, alpha=-2)) for part in flat.split(rows)]
+        found = [_argmin(torch.addmm(offset, part, codebook.T, alpha=-2)) for part in flat.split(rows)]
         return rearrange(torch.cat(found), "(b h w) -> b h w", b=b, h=h)
 
 
-def _least(distances: Tensor) -> Tensor:
-    """Where each row is least; n k -> n. On a CPU by numpy, whose argmin is many times faster than torch's."""
+def _argmin(distances: Tensor) -> Tensor:
+    """Index of each row's minimum; n k -> n. On a CPU by numpy, whose argmin is many times faster than torch's."""
     if distances.is_cpu and not torch.compiler.is_compiling():
         return torch.from_numpy(distances.numpy().argmin(1))
     return distances.argmin(1)
 
 
 def with_gradient(latent: Tensor, vectors: Tensor, grad_to: GradTo) -> Tensor:
-    """The value of `vectors`, exactly, with gradient to the latent, to the codebook, or to both.
+    """Exactly the value of `vectors`, with gradient to the latent, the codebook or both; 2 × b c h w -> b c h w.
 
-    "encoder" is the straight-through estimator; it cuts the codebook off (b c h w, b c h w -> b c h w).
+    "encoder" is the straight-through estimator: the codebook gets no gradient.
     """
     if grad_to == "codebook":
         return vectors
@@ -53,7 +53,7 @@ def with_gradient(latent: Tensor, vectors: Tensor, grad_to: GradTo) -> Tensor:
 
 
 def pool(codes: Tensor, size: int) -> Tensor:
-    """Average over size × size windows, smaller ones at the far edge where they do not fit; b c (h s) (w s) -> b c h w.
+    """Average over size × size windows, smaller at the far edge if they do not fit; b c (h s) (w s) -> b c h w.
 
     >>> pool(torch.ones(1, 2, 4, 4), size=2).shape
     torch.Size([1, 2, 2, 2])
@@ -62,18 +62,18 @@ def pool(codes: Tensor, size: int) -> Tensor:
 
 
 class QuantizationLoss(torch.autograd.Function):
-    """β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3), means over all numbers, which are computed once."""
+    """β‖z − sg(e)‖² + ‖sg(z) − e‖² (VQ-VAE, eq. 3), each a mean over all entries; the difference is computed once."""
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, vectors: Tensor, beta: float) -> Tensor:
-        apart = latent - vectors
-        ctx.save_for_backward(apart)
+        difference = latent - vectors
+        ctx.save_for_backward(difference)
         ctx.beta = beta
-        return apart.square().mean() * (1 + beta)
+        return difference.square().mean() * (1 + beta)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (apart,) = ctx.saved_tensors
-        to_vectors = apart * (grad * (-2 / apart.numel()))
+        (difference,) = ctx.saved_tensors
+        to_vectors = difference * (grad * (-2 / difference.numel()))
         return to_vectors * -ctx.beta, to_vectors, None

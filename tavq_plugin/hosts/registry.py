@@ -1,7 +1,8 @@
-"""Which adapter speaks to which host or quantizer: class path → "module:Class", as strings; nothing imported early."""
+"""Which adapter reads which host or quantizer: class path → "module:Class", as strings, imported when needed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +16,7 @@ _DIFFUSERS = "tavq_plugin.adapters.diffusers_vq"
 _LUCIDRAINS = "tavq_plugin.adapters.vector_quantize"
 _TRANSFORMERS = "tavq_plugin.adapters.transformers_vq"
 
-# hosts whose forward, decode or probe differs from `tavq_plugin.hosts.base.Host`'s
+# hosts whose taps, encode, decode or example images differ from those of `tavq_plugin.hosts.base.HostAdapter`
 HOSTS = {
     "taming.models.vqgan.VQModel": f"{_TAMING}:TamingVQGAN",
     "tavq_plugin.adapters.taming.VQGAN": f"{_TAMING}:TamingVQGAN",
@@ -32,7 +33,7 @@ HOSTS = {
     "vqvae.VQVAE": f"{_HERE}.rosinality:VQVAE2",
 }
 
-# quantizers, inside whatever autoencoder
+# quantizers, inside any autoencoder
 QUANTIZERS = {
     "taming.modules.vqvae.quantize.VectorQuantizer": f"{_TAMING}:TamingQuantizer",
     "taming.modules.vqvae.quantize.VectorQuantizer2": f"{_TAMING}:TamingQuantizer",
@@ -61,26 +62,26 @@ QUANTIZERS = {
 }
 
 
-def adapter_for(host: nn.Module) -> type[Adapter] | None:
-    """The adapter of a host's class or of the nearest class it descends from; None where none is known.
+def adapter_for(host: nn.Module) -> Callable[..., Adapter] | None:
+    """The adapter class of a host's class, or of the nearest class it descends from; None where none is known.
 
     >>> adapter_for(nn.Linear(1, 1)) is None
     True
     """
-    return _nearest(host, HOSTS)
+    return _registered(host, HOSTS)
 
 
-def quantizer_adapter_for(quantizer: nn.Module) -> type[QuantizerAdapter] | None:
-    """The reading of a quantizer's class or of the nearest class it descends from; None where none is known.
+def quantizer_adapter_for(quantizer: nn.Module) -> Callable[[nn.Module], QuantizerAdapter] | None:
+    """The adapter class of a quantizer's class, or of the nearest class it descends from; None where none is known.
 
     >>> quantizer_adapter_for(nn.Embedding(1, 1)) is None
     True
     """
-    return _nearest(quantizer, QUANTIZERS)
+    return _registered(quantizer, QUANTIZERS)
 
 
 def known_quantizers(host: nn.Module) -> list[str]:
-    """Paths of the quantizers in a host that have a reading; those inside another are left out.
+    """Paths of the quantizers in a host that an adapter reads; those inside another quantizer are left out.
 
     >>> known_quantizers(nn.Sequential(nn.Linear(1, 1)))
     []
@@ -93,13 +94,13 @@ def known_quantizers(host: nn.Module) -> list[str]:
     return paths
 
 
-def _nearest(module: nn.Module, table: dict[str, str]) -> Any:
+def _registered(module: nn.Module, table: dict[str, str]) -> Any:
     for cls in type(module).__mro__:
         target = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if target is not None:
             source, name = target.split(":")
             found = getattr(import_module(source), name)
-            # a path like modules.Model may be anyone's: such adapters look before they claim it
-            if not hasattr(found, "fits") or found.fits(module):
+            # a path such as modules.Model may be anyone's, so the adapters of such hosts look before they claim one
+            if not hasattr(found, "recognizes") or found.recognizes(module):
                 return found
     return None

@@ -14,6 +14,7 @@ from tavq_plugin.hosts.hierarchy import Hierarchy
 from tavq_plugin.hosts.hooks import Capture, Recorder, require_gradient, tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
+from tavq_plugin.hosts.summary import DryRun, logger, summarize
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.side_effects import eval_without_trace
 from tavq_plugin.types import Codes, GradTo, Quantized
@@ -22,16 +23,17 @@ from tavq_plugin.types import Codes, GradTo, Quantized
 class Tokenizer(nn.Module):
     """A host and the levels the plug-in adds; images -> (host output, Codes).
 
-    Hooks stand only while a call runs. `host` is the user's own object; `hierarchy` holds what is new.
+    Hooks are on the host only while a call runs. `host` is the user's own object; `hierarchy` holds the new parameters.
+    `print(tokenizer)` shows one line, `tokenizer.summary()` a table.
     """
 
-    def __init__(self, adapter: Adapter, hierarchy: Hierarchy, code_width: int) -> None:
+    def __init__(self, adapter: Adapter, hierarchy: Hierarchy, code_width: int, sizes: DryRun) -> None:
         super().__init__()
         self.host, self.hierarchy = adapter.model, hierarchy
-        self.adapter, self.code_width = adapter, code_width
+        self.adapter, self.code_width, self.sizes = adapter, code_width, sizes
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
-        """The host's own forward, and the codes of every level."""
+        """The host's own output, and the codes of every level."""
         require_synchronized(self.hierarchy, "tokenizer")
         with tapped(self.host, at=tapped_paths(self.adapter)) as recorder:
             output = self.host(images, *args, **kwargs)
@@ -51,8 +53,15 @@ class Tokenizer(nn.Module):
         return self.adapter.decode(codes.final.quantized)
 
     def send_gradient(self, grad_to: GradTo) -> None:
-        """From now on a loss on the codes sends its gradient there; ValueError where the host makes it impossible."""
-        self.hierarchy.grad_to = _grad_to(grad_to, gather_sharded(self.adapter.codebook()))
+        """Change where a loss on the codes sends its gradient; ValueError if the host makes that impossible."""
+        self.hierarchy.grad_to = _possible_grad_to(grad_to, gather_sharded(self.adapter.codebook()))
+
+    def summary(self) -> str:
+        """A table of the levels, the codebook, the gradient and the parameters added."""
+        return summarize(self.adapter, self.hierarchy, self.sizes).table()
+
+    def __str__(self) -> str:
+        return str(summarize(self.adapter, self.hierarchy, self.sizes))
 
 
 @renamed_arguments(beside="detach_added_levels")
@@ -69,20 +78,31 @@ def wrap(
     codebook_size: int | None = None,
     max_grid: int = 64,
     detach_added_levels: bool = False,
+    log_summary: bool = True,
 ) -> Tokenizer:
-    """A tokenizer with codes of three levels around a host whose code, weights and state dict stay as they are.
+    """Put a tokenizer with codes of three levels around a host, whose code, weights and state dict stay as they are.
 
-    A known host, or any host around one known quantizer, needs no more. For others: quantizer, its path; parse,
-    (its input, its output) -> Quantized; taps, two module paths, fine → mid, where a dry run does not find them;
-    layout, how tapped features lie ("b c h w", "b n c", …); example, images to try the host on, where 64 px are
-    not to its liking. grad_to: where a loss on the codes sends its gradient, "encoder", "codebook" or "both" (the
-    default where the codebook learns by gradient; else, as under EMA, "encoder"). codebook: levels 1–2 look up the
-    host's ("shared") or have their own ("own", codebook_size codes each); a grid of more than `max_grid` a side is
-    pooled first. detach_added_levels: levels 1–2 learn without sending gradient to the host.
+    A host that an adapter knows, or any host around one known quantizer, needs no settings. `wrap` runs the host once
+    on example images, in eval mode and without a trace; it draws no random number from the global stream.
 
-    Raises ValueError for an unknown quantizer, a wrong path, a tap that never fires or is changed in place, a latent
-    whose width differs from the codebook, or a codebook that no gradient can reach where `grad_to` asks for it.
-    Draws no random number from the global stream.
+    Args:
+        host: The user's own model, outside DistributedDataParallel and torch.compile.
+        taps: Paths of two encoder modules, fine to coarse. Default: the adapter's, else found by one dry forward.
+        quantizer: Path of the quantizer. Default: the adapter's, else the only module of a known quantizer class.
+        layout: Axis order of the tapped features, such as "b c h w" or "b n c". Default: "b c h w".
+        parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the known quantizer's.
+        example: Images the host accepts, b c h w. Default: the adapter's smallest, else one of 64×64 pixels.
+        grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both". Default: "both" if the
+            codebook learns by gradient, else (EMA, constant, frozen) "encoder".
+        codebook: What levels 1-2 look up: "shared", the host's codebook, or "own", one codebook each.
+        codebook_size: Number of codes of each own codebook. Default: as many as the host's.
+        max_grid: Places per side above which a tapped feature is pooled before the nearest-code search.
+        detach_added_levels: If true, levels 1-2 train without sending gradient to the host.
+        log_summary: If true, log one line about what was added (logger "tavq_plugin", level INFO).
+
+    Raises:
+        ValueError: The quantizer is unknown, a path does not exist, a tap never fires or its output is changed in
+            place, the vectors and the codebook differ in width, or `grad_to` names a codebook that takes no gradient.
     """
     if unwrap(host) is not host:
         raise ValueError(
@@ -90,21 +110,19 @@ def wrap(
             "in DistributedDataParallel or torch.compile; or use attach, which hooks the host where it is"
         )
     with eval_without_trace(host):
-        adapter = _adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
+        adapter = _find_adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
+        images = gather_sharded(adapter.example_images())
         with tapped(host, at=tapped_paths(adapter)) as recorder:
-            # a sharded host gathers its parameters in its own forward alone
-            (host if is_sharded(host) else adapter.encode)(gather_sharded(adapter.probe()))
-        seen = _take_or_raise_value_error(recorder)
-        call = seen[adapter.quantizer]
-        final = adapter.parse(call.z_in, call.output)
-        features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
+            # a sharded host gathers its parameters only in its own forward
+            (host if is_sharded(host) else adapter.encode)(images)
+        features, z_in, final = _hierarchy_inputs(adapter, _take_or_raise_value_error(recorder))
         width = final.vectors.shape[1]
         with torch.enable_grad():
             table = gather_sharded(adapter.codebook())
         if table is not None and table.shape[1] != width:
             raise ValueError(
                 f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
-                f"{tuple(table.shape)}): the path in quantizer= or parse= does not fit this host"
+                f"{tuple(table.shape)}): correct quantizer= or parse= for this host"
             )
         if codebook == "own" and codebook_size is None and table is not None:
             codebook_size = len(table)
@@ -113,26 +131,35 @@ def wrap(
             width,
             codebook=codebook,
             codebook_size=codebook_size,
-            grad_to=_grad_to(grad_to, table),
+            grad_to=_possible_grad_to(grad_to, table),
             straight_through=adapter.straight_through,
             max_grid=max_grid,
             detach_added_levels=detach_added_levels,
         ).to(final.vectors.device)
-        hierarchy(features, call.z_in, final, table)
-    return Tokenizer(adapter, hierarchy, width)
+        levels = hierarchy(features, z_in, final, table).levels
+    sizes = DryRun(
+        image=_grid(images),
+        grids=tuple(_grid(level.indices) for level in levels),
+        codebook=None if table is None else (table.shape[0], table.shape[1]),
+    )
+    tokenizer = Tokenizer(adapter, hierarchy, width, sizes)
+    if log_summary:
+        logger.info("wrapped: %s", tokenizer)
+    return tokenizer
 
 
-def _adapter(host: nn.Module, **description: Any) -> Adapter:
+def _find_adapter(host: nn.Module, **description: Any) -> Adapter:
     try:
         return (adapter_for(host) or HostAdapter)(host, **description)
     except ValueError:
         raise
     except Exception as error:
-        error.add_note("this came from a dry run of the host: give example=, a batch of images it takes, b c h w")
+        error.add_note("this came from a dry run of the host: give example=, a batch of images it accepts, b c h w")
         raise
 
 
-def _grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
+def _possible_grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
+    """Where the gradient goes: as asked, or else everywhere it can; ValueError if that is impossible."""
     learns = table is not None and table.requires_grad
     if asked in ("codebook", "both") and table is not None and not learns:
         raise ValueError(
@@ -148,10 +175,15 @@ def tapped_paths(adapter: Adapter) -> tuple[str, ...]:
 
 
 def codes_from(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Capture]) -> Codes:
-    """Codes of every level, from what one forward of the host left at its taps and its quantizer."""
+    """Codes of every level, from the recorded calls of one forward pass of the host."""
+    return hierarchy(*_hierarchy_inputs(adapter, seen), gather_sharded(adapter.codebook()))
+
+
+def _hierarchy_inputs(adapter: Adapter, seen: dict[str, Capture]) -> tuple[list[Tensor], Tensor, Quantized]:
+    """The tapped features as maps, the quantizer's input, and its output as `Quantized`."""
     call = seen[adapter.quantizer]
     features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
-    return hierarchy(features, call.z_in, adapter.parse(call.z_in, call.output), gather_sharded(adapter.codebook()))
+    return features, call.z_in, adapter.parse(call.z_in, call.output)
 
 
 def _take_or_raise_value_error(recorder: Recorder) -> dict[str, Capture]:
@@ -159,3 +191,8 @@ def _take_or_raise_value_error(recorder: Recorder) -> dict[str, Capture]:
         return recorder.take()
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+
+
+def _grid(tensor: Tensor) -> tuple[int, int]:
+    """Its last two sizes, h w."""
+    return tensor.shape[-2], tensor.shape[-1]

@@ -23,17 +23,28 @@ from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, Units
 class TextAlignment(nn.Module):
     """Optimal-transport alignment of quantized codes with text units (TA-VQ, sampling-based alignment).
 
-    For each image and level, codes are projected to the text width, normalised, and transported onto the
-    level's units (semi-discrete OT); an image without text gives exactly 0. One head a level: "linear", or "mlp"
-    through `hidden` units (by default as many as the text is wide).
+    For each image and level, codes are projected to the text width, normalised, and transported onto the level's units
+    (semi-discrete OT). An image without text adds exactly 0. Each level has a head of its own.
 
-    tokenizer: what `tavq.wrap` gave (its code width is read), or a code width.
-    text_dim: width of the text embeddings (read from `encoder` or `store` where given).
-    levels: the granularity of each level, fine → coarse; level_weights: one weight per level.
-    contrast: weight, beside the transport's, of a contrast over the batch; 0 leaves it out. contrast_on: its logits are
-    cosines of "pooled" codes and texts (`level_contrasts`) or "transport" costs between every image and every text
-    (`transport_contrast`), over `temperature`.
-    encoder: turns lists of strings into units, on the fly and cached. store: turns lists of ids into units.
+    Args:
+        tokenizer: What `tavq.wrap` returned, or the width of its codes.
+        text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
+        levels: Granularity of each level, fine to coarse.
+        level_weights: One weight per level. Default: 1 each.
+        projection: Kind of head: "mlp" or "linear".
+        hidden: Width of the mlp's hidden layer. Default: `text_dim`.
+        distribution: Which points stand for an image's codes: "all", "gaussian" or "subsample".
+        samples: Points per image and level of "gaussian" and "subsample".
+        transport: Settings of the solver. Default: `TransportSettings()`.
+        contrast: Weight of a contrast over the batch, added to the transport value; 0 leaves it out.
+        contrast_on: Logits of the contrast: cosines of "pooled" codes and texts (`level_contrasts`), or "transport"
+            costs between every image and every text (`transport_contrast`).
+        temperature: Divides the logits of the contrast.
+        encoder: Turns lists of strings into units when called; they are cached.
+        store: Turns lists of ids into units.
+
+    Raises:
+        ValueError: A setting is unknown or out of range, or nothing gives the text width.
     """
 
     @renamed_arguments(level_weight="level_weights")

@@ -1,16 +1,21 @@
-"""`tavq doctor` on a good set-up and on broken ones, each naming the mend."""
+"""`tavq doctor` on a good set-up, and on broken ones, whose fix it names."""
 
+import io
 import json
 
 import pytest
 import torch
+import typer
 from helpers.tiny_hosts import Autoencoder
+from rich.console import Console
 from typer.testing import CliRunner
 
 import tavq_plugin as tavq
 from tavq_plugin.cli.app import app
+from tavq_plugin.cli.console import report_errors
 from tavq_plugin.cli.doctor import examine
-from tavq_plugin.hosts.instantiate import load_setup
+from tavq_plugin.cli.doctor_report import Report, lines
+from tavq_plugin.hosts.user_setup import load_setup
 
 SETUP = """
 import torch, tavq_plugin as tavq
@@ -94,6 +99,29 @@ def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
     for target, words in (("nothing", "give file.py:function"), (f"{tmp_path}/no.py:f", "no file")):
         result = CliRunner().invoke(app, ["doctor", target])
         assert result.exit_code == 2 and words in " ".join(result.stdout.split())
+
+
+def test_square_brackets_of_a_file_name_are_printed(tmp_path):
+    result = CliRunner().invoke(app, ["doctor", f"{tmp_path}/a[b]c[/red].py:f"], env={"COLUMNS": "1000"})
+    assert result.exit_code == 2 and f"no file {tmp_path}/a[b]c[/red].py" in result.stdout
+
+
+def test_ctrl_c_prints_the_square_brackets_of_what_is_kept():
+    out = io.StringIO()
+    with pytest.raises(typer.Exit) as stopped, report_errors(Console(file=out), "Finished runs are in out[b]"):
+        raise KeyboardInterrupt
+    assert stopped.value.exit_code == 130 and "Finished runs are in out[b]; the same command" in out.getvalue()
+
+
+def test_a_report_says_which_codebook_is_not_explicit_and_counts_units():
+    report = Report(
+        host="my.Host", adapter="a.A", quantizer="vq (q.Q)", taps=["fine", "mid"], levels=[[2, 8, 8]],
+        grad_to="encoder", text={"images": 2, "with_text": 1, "words_a_text": 6.5}, problems=["x: do y"],
+    )  # fmt: skip
+    text = "\n".join(lines(report))
+    assert "codebook   not explicit\ngradient   to the encoder" in text and "grids      8×8 (example images)" in text
+    assert "text       2 images, 1 with text, 6.5 words per text" in text
+    assert text.endswith("PROBLEM    x: do y\na training step would NOT work")
 
 
 def test_a_yaml_config_is_built(tmp_path):

@@ -1,4 +1,4 @@
-"""torch.compile: attached before the first compiled call it works; afterwards it works or says so."""
+"""torch.compile: an attachment before the first compiled call works; a later one works or raises an error."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_attached_before_the_first_call_the_gradients_are_the_same():
     assert align.recorder.seen == {}
 
 
-def test_attached_after_the_first_call_it_says_so():
+def test_attached_after_the_first_call_it_works_or_raises():
     host = Plain()
     compiled = torch.compile(host, backend=BACKEND)
     compiled(IMAGES)

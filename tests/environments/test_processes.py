@@ -1,4 +1,4 @@
-"""Two processes: DDP both ways, FSDP2, accelerate; the ranks agree, and come to what one process comes to."""
+"""Two processes under DDP, FSDP2 and accelerate: the ranks agree with each other and with one process."""
 
 import pytest
 import torch
@@ -25,11 +25,11 @@ def assert_equal(one, other, **tolerance):
 
 
 EXACT = dict(rtol=0, atol=0)
-CLOSE = dict(rtol=1e-3, atol=1e-4)  # Adam divides by the gradient's size: sums in another order show
+CLOSE = dict(rtol=1e-3, atol=1e-4)  # Adam divides by the gradient's size, which amplifies rounding
 
 
 @pytest.mark.parametrize("find", [False, True])
-@pytest.mark.parametrize("batches", [{}, {"silent": True}, {"uneven": True}], ids=lambda b: next(iter(b), "even"))
+@pytest.mark.parametrize("batches", [{}, {"without_text": True}, {"uneven": True}], ids=lambda b: next(iter(b), "even"))
 def test_heads_and_codebooks_agree_under_ddp(ranks, find, batches):
     one, other = ranks.both(cases.attached_under_ddp, find, batches)
     assert_equal(one, other, **EXACT)
@@ -68,11 +68,11 @@ def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
 
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("counts", [(3, 3), (4, 2), (2, 5)])
-@pytest.mark.parametrize("silent", [(), (1, 4), (0, 1, 2)], ids=["all told", "two silent", "three silent"])
-def test_the_contrast_over_two_ranks_has_one_processs_gradient(ranks, levels, counts, silent):
+@pytest.mark.parametrize("without_text", [(), (1, 4), (0, 1, 2)], ids=["all with text", "two without", "three without"])
+def test_the_contrast_over_two_ranks_has_one_processs_gradient(ranks, levels, counts, without_text):
     """The mean of the ranks' losses is the whole batch's, and so is its gradient."""
-    losses, *gradients = zip(*ranks.both(contrasts.of_one_rank, levels, counts, silent), strict=True)
-    loss, *expected = contrasts.loss_and_gradients(*contrasts.whole_batch(levels, sum(counts), silent))
+    losses, *gradients = zip(*ranks.both(contrasts.of_one_rank, levels, counts, without_text), strict=True)
+    loss, *expected = contrasts.loss_and_gradients(*contrasts.whole_batch(levels, sum(counts), without_text))
     exactly = dict(rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(sum(losses) / 2, loss, **exactly)
     for parts, whole in zip(gradients, expected, strict=True):

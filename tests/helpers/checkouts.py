@@ -1,7 +1,7 @@
-"""Tiny hosts from codebases that are on no index: TAVQ_HOSTS names a folder with their checkouts, `owner+name` each.
+"""Tiny hosts from codebases that are on no package index, imported from checkouts and never copied.
 
-Their code is imported from there, never copied; a checkout that is absent skips its tests, visibly. What a codebase
-needs to be imported today (a module that is gone, one that only its training needs) is stood in for meanwhile.
+TAVQ_HOSTS names a folder of checkouts, each in a folder `owner+name`; tests of an absent one skip, visibly. While a
+codebase is imported, stand-ins replace modules that no longer exist, or that only its training needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def importable(repository: str, **stand_ins: ModuleType) -> Iterator[None]:
-    """A checkout on the import path for the length of a block; its modules leave the import table, names collide."""
+    """Put a checkout on the import path inside the block; then forget its modules, as names collide."""
     root = os.environ.get("TAVQ_HOSTS")
     if not root:
         pytest.skip(f"TAVQ_HOSTS names no folder of checkouts; {repository} is looked for there")
@@ -60,7 +60,7 @@ def module(name: str, **members: object) -> ModuleType:
 
 
 def nothing(*args: object, **kwargs: object) -> nn.Module:
-    """Stands for a loss or a scheduler that only training would call."""
+    """Stand in for a loss or a scheduler that only training calls."""
     return nn.Identity()
 
 
@@ -173,7 +173,7 @@ def cvq_vae() -> Case:
 
 
 def rq_vae() -> Case:
-    """RQ-VAE with two depths; its transformer, which cannot be imported, is stood in for."""
+    """RQ-VAE with two depths; a stand-in replaces its transformer, which cannot be imported."""
     name = "rqvae.models.rqtransformer"
     pytest.importorskip("omegaconf")
     with importable("kakaobrain/rq-vae-transformer", **{name: module(name, get_rqtransformer=nothing)}):

@@ -1,4 +1,4 @@
-"""What every adapter must pass; a test module names its hosts in a `case` fixture and imports these."""
+"""Tests that every adapter must pass; a test module gives its hosts in a `case` fixture and imports these."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def everything(model: nn.Module) -> dict:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_host_gives_and_becomes_exactly_what_it_would_alone(case, mode):
-    """Output, own loss, moved codebooks (EMA: once a step) and random stream, bit by bit, beside an untouched twin."""
+    """Output, own loss, codebooks (EMA moves once per step) and random stream equal an untouched twin's exactly."""
     model = getattr(case.model, mode)()
     twin = copy.deepcopy(model)
     torch.manual_seed(1)
-    bare = case.run(twin, case.images)
+    expected = case.run(twin, case.images)
     stream = torch.get_rng_state()
     flags = [module.training for module in model.modules()]
     _, align = attached(case, model)
@@ -56,7 +56,7 @@ def test_the_host_gives_and_becomes_exactly_what_it_would_alone(case, mode):
     torch.manual_seed(1)
     output = case.run(model, case.images)
     assert torch.equal(stream, torch.get_rng_state())
-    assert torch.equal(output[0], bare[0]) and torch.equal(output[1], bare[1])
+    assert torch.equal(output[0], expected[0]) and torch.equal(output[1], expected[1])
     align(texts())
     assert equal(everything(model), everything(twin))
     tavq.detach(model)
@@ -70,11 +70,11 @@ def test_the_wrapped_forward_returns_the_hosts_output_and_the_codes(case):
         return
     twin = copy.deepcopy(case.model)
     torch.manual_seed(1)
-    bare = case.run(twin, case.images)
+    expected = case.run(twin, case.images)
     torch.manual_seed(1)
     output, codes = tokenizer(case.images)
     reconstruction = output.sample if hasattr(output, "sample") else output[0]
-    assert torch.equal(reconstruction, bare[0]) and len(codes.levels) == 3
+    assert torch.equal(reconstruction, expected[0]) and len(codes.levels) == 3
 
 
 def test_levels_are_fine_to_coarse_and_look_the_codebook_up(case):
@@ -118,7 +118,7 @@ def test_gradient_goes_where_grad_to_says_from_every_level(case):
                 tavq.wrap(case.model, grad_to=mode, **case.settings)
             continue
         tokenizer = tavq.wrap(case.model, grad_to=mode, **case.settings)
-        tables = behind(tokenizer.adapter.codebook(), case.model)
+        tables = codebook_parameters(tokenizer.adapter.codebook(), case.model)
         assert bool(tables) == (case.modes != ("encoder",))
         for index in range(3):
             case.model.zero_grad()
@@ -128,8 +128,8 @@ def test_gradient_goes_where_grad_to_says_from_every_level(case):
             assert reached == [mode != "codebook", mode != "encoder"], (mode, index)
 
 
-def behind(table: torch.Tensor, model: nn.Module) -> list[nn.Parameter]:
-    """The parameters a codebook is made of."""
+def codebook_parameters(table: torch.Tensor, model: nn.Module) -> list[nn.Parameter]:
+    """The parameters from which a codebook is computed."""
     if not table.requires_grad:
         return []
     parameters = [p for p in model.parameters() if p.requires_grad]

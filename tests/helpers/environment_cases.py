@@ -1,4 +1,4 @@
-"""What each of two processes runs; a function a case, results sent back to the test."""
+"""What each of two processes runs: one function per case, whose result goes back to the test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tavq_plugin as tavq
 
 
 def attached_under_ddp(find: bool, batches: dict[str, bool], weight: float = 0.3) -> dict[str, Tensor]:
-    """Five steps of a host and an attachment, each in DDP; heads of each rank begin from another seed."""
+    """Five steps of a host and an attachment, each in DDP; each rank draws its heads from another seed."""
     host = Plain()
     model = DistributedDataParallel(host, find_unused_parameters=find)
     optimizer, align = attached(model, seed=dist.get_rank(), weight=weight)
@@ -45,7 +45,7 @@ def wrapped_under_ddp(find: bool) -> dict[str, Tensor]:
 
 
 def out_of_step() -> list[str]:
-    """What is said where nothing averages the heads' gradients: attached, wrapped, and an alignment alone."""
+    """Error messages if nothing averages the heads' gradients: attached, wrapped, and an alignment alone."""
     host = Plain()
     _, align = attached(host)
     host(IMAGES)
@@ -84,7 +84,7 @@ def accumulated_under_ddp() -> tuple[list[Tensor], list[Tensor]]:
 
 
 def attached_under_fsdp(parts: list[str]) -> dict[str, Tensor]:
-    """Five steps of a host that FSDP2 shards, as a whole and part by part; the heads in DDP."""
+    """Five steps of a host sharded by FSDP2, the given parts separately; the heads are in DDP."""
     from torch.distributed.fsdp import fully_shard
 
     host = Plain()

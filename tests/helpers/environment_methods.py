@@ -1,4 +1,4 @@
-"""What each of two processes runs of the compared methods; a function a case, results sent back to the test."""
+"""What each of two processes runs of the compared methods: one function per case, whose result goes back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def corpus() -> Corpus:
 
 def compared_under_ddp(name: str, find: bool, settings: dict[str, Any]) -> dict[str, Tensor]:
     """Three steps of a method and its tokenizer, each in DDP; rank 1 has no text."""
-    images, batch = rank_batch(dist.get_rank(), silent=True)
+    images, batch = rank_batch(dist.get_rank(), without_text=True)
     tokenizer = tavq.wrap(Plain(), **DESCRIPTION)
     one = method_class(name)(tokenizer, corpus(), **settings)
     model = DistributedDataParallel(tokenizer, find_unused_parameters=find)

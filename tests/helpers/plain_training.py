@@ -1,10 +1,11 @@
-"""A plain autoencoder around a VQ, and what the environments' tests do with it, in the ranks' processes too."""
+"""A plain autoencoder around a VQ, and what the tests of environments do with it, also in other processes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from einops import rearrange
 from helpers.conformance import IMAGES, texts
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,7 @@ class Codebook(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         indices = torch.cdist(z.flatten(2).mT, self.embedding.weight[None]).argmin(-1).view(len(z), *z.shape[2:])
-        q = self.embedding(indices).permute(0, 3, 1, 2)
+        q = rearrange(self.embedding(indices), "b h w c -> b c h w")
         loss = ((q - z.detach()) ** 2).mean() + 0.25 * ((q.detach() - z) ** 2).mean()
         return z + (q - z).detach(), indices, loss
 
@@ -64,12 +65,12 @@ def attached(host: nn.Module, seed: int = 0, **settings: Any) -> tuple[torch.opt
 
 
 def own_loss(output: tuple[Tensor, Tensor], images: Tensor = IMAGES) -> Tensor:
-    """The host's own: L1 and the quantizer's."""
+    """The host's own loss: L1 and the quantizer's."""
     return (output[0] - images).abs().mean() + output[1]
 
 
 def gradients(*modules: nn.Module) -> list[Tensor]:
-    """Of every parameter that has one."""
+    """The gradient of every parameter that has one."""
     found = [p.grad.clone() for module in modules for p in module.parameters() if p.grad is not None]
     assert found
     return found
@@ -82,18 +83,18 @@ def one_step(host: nn.Module, align: nn.Module, call: nn.Module | None = None) -
     return gradients(host, align)
 
 
-def rank_batch(rank: int, *, uneven: bool = False, silent: bool = False) -> tuple[Tensor, dict[str, tavq.Units]]:
-    """Images and texts of a rank; uneven: rank 1 has half of them; silent: rank 1 has no caption."""
+def rank_batch(rank: int, *, uneven: bool = False, without_text: bool = False) -> tuple[Tensor, dict[str, tavq.Units]]:
+    """Images and texts of a rank; uneven: rank 1 has half of them; without_text: rank 1 has no text."""
     images, batch = IMAGES + 0.1 * rank, texts()
     if rank == 1 and uneven:
         images, batch = images[:1], {name: tavq.Units(u.embeddings[:1], u.mask[:1]) for name, u in batch.items()}
-    if rank == 1 and silent:
+    if rank == 1 and without_text:
         batch = {name: tavq.Units(u.embeddings, torch.zeros_like(u.mask)) for name, u in batch.items()}
     return images, batch
 
 
 def in_one_process(steps: int = 5, **batches: bool) -> dict[str, Tensor]:
-    """What two ranks should come to: each step on the mean of their losses."""
+    """The parameters that two ranks should end with; each step takes the mean of their losses."""
     host = Plain()
     optimizer, align = attached(host)
     for _ in range(steps):
@@ -106,6 +107,6 @@ def in_one_process(steps: int = 5, **batches: bool) -> dict[str, Tensor]:
 
 
 def state(*modules: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters, whole where they are sharded."""
+    """Copies of all parameters, gathered if they are sharded."""
     named = {f"{i}.{name}": p.detach() for i, module in enumerate(modules) for name, p in module.named_parameters()}
     return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).clone() for name, p in named.items()}

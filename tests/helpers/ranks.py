@@ -1,4 +1,4 @@
-"""Two processes of one gloo group, started once, that run the same function; a result a rank."""
+"""Two processes of one gloo group, started once, that run the same function and return one result per rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-LIMIT = 120  # seconds a call may take: a rank that waits for the other in vain is ended, not waited for
+LIMIT = 120  # seconds a call may take; a rank that hangs is ended
 
 
 class TwoRanks:
@@ -23,7 +23,7 @@ class TwoRanks:
         self._started: list[tuple[Any, Connection]] = []
 
     def both(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Run a module's function in both processes; AssertionError carries a rank's traceback."""
+        """Run a function of a module in both processes; an AssertionError carries the tracebacks of ranks that fail."""
         if not self._started:
             self._start()
         for _, pipe in self._started:

@@ -1,4 +1,4 @@
-"""Tiny random-weight hosts, one builder a host class; a package that is absent skips its tests, visibly."""
+"""Tiny hosts with random weights, one builder per host class; tests skip, visibly, if a package is absent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Case:
-    """A host, and what is to be expected of it."""
+    """A host and what its tests expect."""
 
     model: nn.Module
     size: int = 32  # pixels a side
@@ -38,7 +38,7 @@ class Case:
     decodes: bool = True  # from vectors to what `run` gives
     one_table: bool = True  # the final vectors are rows of one table, not sums of several
     pickles: bool = True
-    settings: dict[str, Any] = field(default_factory=dict)  # what wrap must be told
+    settings: dict[str, Any] = field(default_factory=dict)  # settings that wrap needs
 
     @property
     def images(self) -> Tensor:
@@ -48,7 +48,7 @@ class Case:
 
 
 class Autoencoder(nn.Module):
-    """A user's own: three resolutions, some activations in place, any quantizer; b 3 h w -> (b 3 h w, loss)."""
+    """A user's own host: three resolutions, some in-place activations, any quantizer; b 3 h w -> (b 3 h w, loss)."""
 
     def __init__(self, quantizer: nn.Module, width: int = 8, *, tokens: bool = False) -> None:
         super().__init__()

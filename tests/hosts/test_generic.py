@@ -1,7 +1,8 @@
-"""Hosts that no adapter knows: found by their quantizer, tapped by a dry run, or refused with what to pass."""
+"""Hosts without an adapter: read by their quantizer, tapped by a dry run, or refused with what to pass."""
 
 import pytest
 import torch
+from einops import rearrange
 from helpers.conformance import texts
 from helpers.tiny_hosts import Autoencoder, Case
 from torch import nn
@@ -20,7 +21,7 @@ class Quantizer(nn.Module):
     def forward(self, z):
         table = self.embedding.weight
         indices = torch.cdist(z.flatten(2).mT, table[None]).argmin(-1).view(len(z), *z.shape[2:])
-        q = table[indices].permute(0, 3, 1, 2)
+        q = rearrange(table[indices], "b h w c -> b c h w")
         return z + (q - z).detach(), indices, ((q - z.detach()) ** 2).mean()
 
 
@@ -144,7 +145,7 @@ def test_token_features_need_their_layout(host):
 
     host.stem = nn.Sequential(host.stem, Tokens(), nn.LayerNorm(8), Back())
     host.first = nn.Sequential(host.first, Tokens(), nn.LayerNorm(12), Back())
-    with pytest.raises(ValueError, match=r"feature of level 1 is \(1, 4096, 8\), no 'b c h w'.*layout="):
+    with pytest.raises(ValueError, match=r"feature of level 1 is \(1, 4096, 8\), and layout 'b c h w'.*layout="):
         tavq.wrap(host, **UNKNOWN, taps=["stem.2", "first.2"])
     tokenizer = tavq.wrap(host, **UNKNOWN, taps=["stem.2", "first.2"], layout="b n c")
     assert [level.indices.shape[1] for level in tokenizer.encode(torch.rand(2, 3, 32, 32)).levels] == [32, 16, 8]

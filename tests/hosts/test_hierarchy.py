@@ -1,7 +1,8 @@
-"""Nearest codes, gradients and pooling against plain computations."""
+"""Nearest codes, gradients and pooling, compared with plain computations."""
 
 import pytest
 import torch
+from einops import rearrange
 
 from tavq_plugin.hosts.hierarchy import Hierarchy
 from tavq_plugin.hosts.quantization import nearest, with_gradient
@@ -11,7 +12,7 @@ from tavq_plugin.types import Quantized
 def test_nearest_equals_cdist_whatever_the_chunk():
     torch.manual_seed(0)
     latent, codebook = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
-    flat = latent.permute(0, 2, 3, 1).reshape(-1, 4)
+    flat = rearrange(latent, "b c h w -> (b h w) c")
     expected = torch.cdist(flat, codebook).argmin(1).view(2, 5, 6)
     for chunk in (1, 50, 10**6):
         assert torch.equal(nearest(latent, codebook, chunk=chunk), expected)
@@ -23,7 +24,7 @@ def test_nearest_searches_half_precision_in_full():
 
 
 @pytest.mark.parametrize(("mode", "to"), [("encoder", (1, 0)), ("codebook", (0, 1)), ("both", (1, 1))])
-def test_the_value_is_exact_and_the_gradient_goes_where_told(mode, to):
+def test_the_value_is_exact_and_the_gradient_goes_where_asked(mode, to):
     z = torch.randn(1, 2, 3, 3, requires_grad=True)
     e = torch.randn(1, 2, 3, 3, requires_grad=True)
     out = with_gradient(z, e, mode)

@@ -1,4 +1,4 @@
-"""What a file may have built: classes of allowed packages, at every depth; all else is refused and nothing runs."""
+"""A file may name only classes of allowed packages, at every depth; all else is refused, and no code runs."""
 
 import os
 import pickle
@@ -11,7 +11,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.hosts.instantiate import BUILDERS, instantiate, load_setup
+from tavq_plugin.hosts.instantiate import BUILDERS, instantiate
+from tavq_plugin.hosts.user_setup import load_setup
 
 yaml = pytest.importorskip("yaml")
 VQMODEL = "taming.models.vqgan.VQModel"

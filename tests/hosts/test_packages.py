@@ -1,4 +1,4 @@
-"""The conformance suite on every host that a package brings, tiny and with random weights."""
+"""The conformance suite on every host from a package, tiny and with random weights."""
 
 import pytest
 from helpers.conformance import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""taming beside the conformance suite: shared checkpoints, and an import fix that is undone."""
+"""taming, besides the conformance suite: shared checkpoints, and an import fix that is undone."""
 
 import subprocess
 import sys

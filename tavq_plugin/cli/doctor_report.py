@@ -1,0 +1,67 @@
+"""The report of `tavq doctor`: what was found, and its lines of plain text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tavq_plugin.hosts.summary import GRADIENT
+
+PLACES = ("stem", "codebook", "head")  # where the gradient norm is read
+
+
+@dataclass
+class Findings:
+    """What one examination found; each problem, with its fix, prevents a training step, and notes do not."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report(Findings):
+    """All that `examine` found out."""
+
+    host: str = ""
+    adapter: str | None = None
+    quantizer: str | None = None
+    taps: list[str] = field(default_factory=list)
+    levels: list[list[int]] = field(default_factory=list)  # b h w of each level's indices, fine to coarse
+    codebook: list[int] | None = None  # k c
+    grad_to: str | None = None
+    gradient: dict[str, dict[str, float]] = field(default_factory=dict)  # granularity → norm at stem, codebook, head
+    text: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether a training step would work."""
+        return not self.problems
+
+    def add(self, findings: Findings) -> None:
+        """Take over the problems and notes of one examination."""
+        self.problems += findings.problems
+        self.notes += findings.notes
+
+
+def lines(report: Report) -> list[str]:
+    """The report as lines of plain text."""
+    out = [f"host       {report.host}"]
+    if report.adapter:
+        out += [f"adapter    {report.adapter}", f"quantizer  {report.quantizer}"]
+        out += [f"tap {i}      {path}" for i, path in enumerate(report.taps, 1)]
+        codebook = "not explicit" if report.codebook is None else "×".join(map(str, report.codebook))
+        out += [f"codebook   {codebook}", f"gradient   {GRADIENT.get(report.grad_to or '', 'unknown')}"]
+    if report.levels:
+        out += [f"grids      {', '.join('×'.join(map(str, level[1:])) for level in report.levels)} (example images)"]
+    if report.gradient:
+        out += ["gradient norm of the alignment with random text, at the encoder's stem, the codebook and the head:"]
+        out += ["           " + "".join(f"{place:>10}" for place in PLACES)]
+        out += [
+            f"  {name:9}" + "".join(f"{norms[place]:10.2e}" for place in PLACES)
+            for name, norms in report.gradient.items()
+        ]
+    if report.text:
+        shown = {name.replace("s_a_text", "s per text").replace("_", " "): value for name, value in report.text.items()}
+        out += ["text       " + ", ".join(f"{value:g} {name}" for name, value in shown.items())]
+    out += [f"note       {note}" for note in report.notes]
+    out += [f"PROBLEM    {problem}" for problem in report.problems]
+    return [*out, "a training step would work" if report.ok else "a training step would NOT work"]

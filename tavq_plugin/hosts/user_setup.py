@@ -1,0 +1,67 @@
+"""A user's own host, named on the command line: what `tavq doctor` examines."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tavq_plugin.hosts.instantiate import instantiate
+
+
+def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
+    """The host, optimizer and attachment that "file.py:function", "module:function" or a YAML file gives.
+
+    The function is the user's own code; it runs, and returns host, (host, optimizer) or (host, optimizer, align). A
+    YAML file has `target` and `params`, and is built by `instantiate`, which refuses what could run code.
+
+    Raises:
+        ValueError: target names neither kind, or gives no torch.nn.Module; or `instantiate` refuses the YAML.
+        FileNotFoundError: There is no such file.
+    """
+    if target.endswith((".yaml", ".yml")):
+        config = _read_config(Path(target))
+        built = instantiate(config["target"], config.get("params") or {}, allow=allow)
+    else:
+        source, colon, name = target.rpartition(":")
+        if not colon:
+            raise ValueError(f"{target!r}: give file.py:function, package.module:function, or a YAML file")
+        built = getattr(_import_module(source), name)()
+    parts = (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
+    if not isinstance(parts[0], nn.Module):
+        raise ValueError(f"{target} returned a {type(parts[0]).__name__}, and a torch.nn.Module (the host) was needed")
+    return parts
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    """The `model` of a YAML file, or all of it: a mapping with a target."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    config = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ValueError(f"{path} has no target: give one, the host's class as package.module.Class, and params")
+    return config
+
+
+def _import_module(source: str) -> Any:
+    """A module from its dotted name, or from a .py file."""
+    if not source.endswith(".py"):
+        return importlib.import_module(source)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"no file {source}")
+    spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+    assert spec is not None and spec.loader is not None  # a .py file always has them
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
