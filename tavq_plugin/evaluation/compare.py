@@ -30,7 +30,7 @@ from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import files_of, require_known_hashes
 from tavq_plugin.training import fit
 from tavq_plugin.training.build_host import refuse_targets
-from tavq_plugin.training.trainer import refuse_unlike_run
+from tavq_plugin.training.run_folder import refuse_foreign_files
 
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
@@ -96,7 +96,7 @@ def refuse_unlike_comparison(plan: Plan) -> None:
     """FileExistsError, before anything is trained, where a file that would be overwritten is not ours."""
     refuse_taken(plan.out, FILES, MAKER, former=former_comparison(plan.out))
     for job in plan.jobs:
-        refuse_unlike_run(job.folder, job.recipe)
+        refuse_foreign_files(job.folder, job.recipe)
         refuse_unlike_figures(job.folder)
 
 

@@ -28,7 +28,7 @@ def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     """
     import yaml
 
-    content = {} if source is None else stated(source)
+    content = {} if source is None else file_settings(source)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
@@ -37,7 +37,7 @@ def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     return recipe_of(content)
 
 
-def stated(source: str | Path) -> Mapping[str, Any]:
+def file_settings(source: str | Path) -> Mapping[str, Any]:
     """What a YAML file or a shipped recipe says itself, without defaults; raises as `read_recipe`."""
     import yaml
 

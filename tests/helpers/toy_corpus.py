@@ -16,7 +16,7 @@ from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.methods import METHODS
 from tavq_plugin.methods.base import Method
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.training import Fitted, Recipe, fit
+from tavq_plugin.training import Recipe, TrainedRun, fit
 from tavq_plugin.training.recipe_yaml import recipe_of
 
 TINY = {**DDCONFIG, "resolution": 16, "ch_mult": [1, 1, 1], "attn_resolutions": []}
@@ -114,7 +114,7 @@ def stopped(method: str, recipe: Recipe, folder: Path, *, after: int, **settings
     raise AssertionError(f"{recipe.steps} steps ended before {after}")
 
 
-def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+def weights(fitted: TrainedRun) -> dict[str, torch.Tensor]:
     """Everything learned, by name."""
     named = {f"tokenizer.{name}": value for name, value in fitted.tokenizer.state_dict().items()}
     return named | {f"method.{name}": value.detach() for name, value in fitted.method.named_parameters()}

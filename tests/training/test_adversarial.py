@@ -42,11 +42,11 @@ def test_the_generators_term_pulls_up_and_leaves_the_judge_alone():
     settings = AdversarialRecipe(weight=0.5, adaptive=False)
     adversary = Adversary(settings, judge, judge, torch.optim.Adam(judge.parameters()), lambda gradient: gradient)
     rec = layer(images)
-    term, factor = adversary.against(rec, rec.mean(), None)
+    term, factor = adversary.generator_term(rec, rec.mean(), None)
     assert term.item() == pytest.approx(-0.5 * judge(rec).mean().item()) and factor == 1
     term.backward()
     assert layer.weight.grad.abs().sum() > 0 and all(p.grad is None for p in judge.parameters())
-    adversary.own_loss(images, rec).backward()
+    adversary.discriminator_loss(images, rec).backward()
     assert all(p.grad is not None for p in judge.parameters())
 
 

@@ -76,7 +76,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path, at):
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     state, history = Checkpoints(tmp_path).latest()
     assert state["number"] == 1 and history == [{"step": 1}] and (state["weights"] == 1).all()
-    assert Checkpoints(tmp_path).there() == [tmp_path / "step-000000001"]
+    assert Checkpoints(tmp_path).saved() == [tmp_path / "step-000000001"]
     state, _ = saved(tmp_path, 2).latest()  # what was left half-written is not in the way
     assert state["number"] == 2 and names(tmp_path) == ["step-000000002"]
 
@@ -97,7 +97,7 @@ def test_a_full_disk_is_said_and_the_one_before_is_whole(tmp_path, monkeypatch):
 
 
 def test_only_so_many_are_kept(tmp_path):
-    assert [path.name for path in saved(tmp_path, 1, 2, 3, keep=2).there()] == ["step-000000002", "step-000000003"]
+    assert [path.name for path in saved(tmp_path, 1, 2, 3, keep=2).saved()] == ["step-000000002", "step-000000003"]
 
 
 def test_a_damaged_one_is_named_with_the_mend(tmp_path):
@@ -113,7 +113,7 @@ def test_a_kill_while_the_finished_run_is_written_leaves_it_to_be_finished(tmp_p
     settings = recipe(steps=3, checkpoint_every=2)
     whole = fit("noisy", settings, corpus(), tmp_path / "whole")
     stopped("noisy", settings, tmp_path / "run", after=2)
-    assert Checkpoints(tmp_path / "run" / "checkpoints").there() == []  # the interrupt came before the save
+    assert Checkpoints(tmp_path / "run" / "checkpoints").saved() == []  # the interrupt came before the save
     from tavq_plugin.training import trainer
 
     real = trainer.save_json

@@ -13,7 +13,7 @@ from tavq_plugin.training import fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.checkpoint import Checkpoints
-from tavq_plugin.training.sampler import Rows
+from tavq_plugin.training.sampler import BatchSampler
 
 pytest.importorskip("taming")
 pytest.importorskip("accelerate")
@@ -26,7 +26,7 @@ def plainly(settings, data):
     adam = torch.optim.Adam(
         host.parameters(), lr=settings.optimizer.learning_rate, betas=settings.optimizer.betas, fused=True
     )
-    rows = Rows(data.n_train, batch_size=settings.batch_size, seed=settings.seed)
+    rows = BatchSampler(data.n_train, batch_size=settings.batch_size, seed=settings.seed)
     for step in range(settings.steps):
         images = to_float(data.images[rows(step)])
         reconstruction, loss = host(images)

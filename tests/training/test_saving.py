@@ -12,7 +12,7 @@ from tavq_plugin.training import fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.recipe import HostRecipe
-from tavq_plugin.training.run_folder import load_run, save_weights
+from tavq_plugin.training.run_folder import load_weights, save_weights
 
 pytest.importorskip("accelerate")
 vq = pytest.importorskip("vector_quantize_pytorch")
@@ -83,7 +83,7 @@ def test_the_weights_alone_are_saved_and_loaded(params, tmp_path):
     ours, _ = build(asked, corpus(), allow=["helpers"])
     theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), allow=["helpers"])
     save_weights(tmp_path, ours, None)
-    load_run(tmp_path, theirs, None)
+    load_weights(tmp_path, theirs, None)
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
 
 
