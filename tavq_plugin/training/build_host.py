@@ -61,9 +61,7 @@ def refuse_resolution(host: nn.Module, resolution: int) -> None:
             "resolution that its strides divide, and that fits its own settings"
         ) from error
     if given is None:
-        raise ValueError(
-            f"{type(host).__name__} returns no image, and this trainer learns by reconstruction: name a host whose forward returns one"
-        )
+        raise ValueError(f"{type(host).__name__} returns no image: give a host whose forward returns a reconstruction")
     if given.shape != images.shape:
         side = given.shape[-1]
         raise ValueError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -149,12 +149,13 @@ class TrainingLoop:
         return row
 
     def _add_uses(self, used: list[Tensor] | None) -> list[Tensor] | None:
-        """How often each code of each level was chosen, this pass added; None where the host has no codebook."""
+        """Uses of each level's codes so far, this pass added; None where the host has no codebook."""
         table = self.tokenizer.adapter.codebook()
         if table is None:
             return None
         codes = self.module.last.codes
-        sizes = [*(own.weight.shape[0] for own in self.tokenizer.hierarchy.own), *[len(table)] * len(codes.levels)]
+        own = [len(cast(Tensor, codebook.weight)) for codebook in self.tokenizer.hierarchy.own]
+        sizes = [*own, *[len(table)] * len(codes.levels)]
         sizes = [*sizes[: len(codes.levels) - 1], len(table)]
         counts = [
             torch.bincount(level.indices.flatten(), minlength=k) for level, k in zip(codes.levels, sizes, strict=True)
@@ -211,7 +212,8 @@ class TrainingLoop:
         if recipe.adaptive and (last is None or gather_sharded(last) is not last):
             why = "shows no last layer" if last is None else "is sharded, so its last layer cannot be read"
             raise ValueError(
-                f"this host {why}, and the adaptive weight of the adversarial loss needs it: give adversarial.adaptive=false"
+                f"this host {why}, and the adaptive weight of the adversarial loss needs it: give "
+                "adversarial.adaptive=false"
             )
         with isolated_random_state(torch.device("cpu")):
             torch.manual_seed(self.recipe.seed)

@@ -59,7 +59,7 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
-    """Mark the run's names as ours and write its recipe and settings; a file with the same recipe keeps its comments."""
+    """Mark the run's names as ours and write its recipe and settings; a file with this recipe keeps its comments."""
     import yaml
 
     claim(folder, NAMES, MAKER, former=_before_markers(folder))

@@ -1,4 +1,4 @@
-"""Which rows each optimizer step learns from: a function of the seed and the step number, so resuming needs no state."""
+"""Which rows each optimizer step learns from: they follow from the seed and the step number, so resuming is exact."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class TrainingStep(nn.Module):
         self._not_saved = (corpus, perceptual)  # in a tuple, so that the network is no submodule
 
     def forward(self, rows: Tensor, images: Tensor, number: int, settling: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass: rows b of the corpus, their images b 3 r r in [-1, 1], and the number of earlier optimizer steps."""
+        """One pass: rows b of the corpus, their images b 3 r r in [-1, 1], and how many optimizer steps came before."""
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             if settling:
@@ -49,7 +49,9 @@ class TrainingStep(nn.Module):
                 return reconstruction, self._pixel_terms(reconstruction, images)
             with _in_float32(self.tokenizer, enabled=bf16):
                 output, codes = self.tokenizer(images)
-            reconstruction = find_reconstruction(output).float()
+            found = find_reconstruction(output)
+            assert found is not None  # `refuse_resolution` refuses such a host
+            reconstruction = found.float()
             terms = self._pixel_terms(reconstruction, images)
         terms["quantizer"] = codes.quantizer_loss.float()
         terms["level"] = self.recipe.codebook_loss_weight * codes.loss
