@@ -59,6 +59,8 @@ class Checkpoints:
         partial = self.folder / f".{target.name}.partial"
         try:
             claim(self.folder, NAMES, MAKER, former=self._before_markers())
+            for rest in {*self._folders("step-"), *self._folders(".step-")} - {*self.saved()}:
+                remove(rest)  # what a kill left half-written, or half-removed
             fresh_folder(partial, STEP_FILES, MAKER, former=STEP_PARTIAL_FILES)
             save_tree(partial / "state.safetensors", state)
             save_text(partial / "history.json", json.dumps(history))
