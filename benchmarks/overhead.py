@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transport import machine, versions
 
 from tavq_plugin.data.corpus import Corpus, load_corpus
-from tavq_plugin.training.loop import Loop
+from tavq_plugin.training.loop import TrainingLoop
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe
 
@@ -82,7 +82,7 @@ def resized(corpus: Corpus, side: int, at_most: int = 512) -> Corpus:
 def measured(recipe: Recipe, corpus: Corpus, rounds: int, warmup: int) -> dict[str, Any]:
     """Seconds a step of both, and their ratios."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    loops = {name: Loop(replace(recipe, method=name), corpus, accelerator) for name in METHODS}
+    loops = {name: TrainingLoop(replace(recipe, method=name), corpus, accelerator) for name in METHODS}
     for loop in loops.values():
         loop.codebook.start(corpus)
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -104,7 +104,7 @@ def measured(recipe: Recipe, corpus: Corpus, rounds: int, warmup: int) -> dict[s
     }  # fmt: skip
 
 
-def timed(loop: Loop) -> float:
+def timed(loop: TrainingLoop) -> float:
     """One step of a run."""
     on_gpu = loop.accelerator.device.type == "cuda"
     if on_gpu:

@@ -15,6 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tavq_plugin.cli.demo_folder import (
+    MAKER,
+    load_metrics,
+    open_unfinished,
+    refuse_foreign_run,
+    refuse_foreign_unfinished,
+    remove_unfinished,
+    run_before_markers,
+    save_run,
+    unfinished_before_markers,
+)
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.folders import Pack
 from tavq_plugin.data.images import load_images
@@ -31,21 +42,10 @@ from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHTS
 from tavq_plugin.pixels import to_float
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.training import Fitted, Recipe, fit
+from tavq_plugin.training import Recipe, TrainedRun, fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.recipe_yaml import read_recipe
-from tavq_plugin.training.run_folder import (
-    MAKER,
-    clear_hand,
-    former_hand,
-    former_run,
-    in_hand,
-    load_metrics,
-    load_run,
-    refuse_unlike_hand,
-    refuse_unlike_run,
-    save_run,
-)
+from tavq_plugin.training.run_folder import load_weights
 
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # that train
@@ -96,18 +96,18 @@ def _former(out: Path) -> list[str]:
     except (OSError, ValueError):
         content = {}
     files = FILES if isinstance(content, dict) and {"protocol", "runs"} <= content.keys() else ()
-    runs = [f"{name}/" for name in RUNS if former_run(out / name)]
-    partial = [f".{name}.partial/" for name in RUNS if former_run(out / f".{name}.partial")]
-    return [*files, *runs, *partial, *([".training/"] if former_hand(out / ".training") else [])]
+    runs = [f"{name}/" for name in RUNS if run_before_markers(out / name)]
+    partial = [f".{name}.partial/" for name in RUNS if run_before_markers(out / f".{name}.partial")]
+    return [*files, *runs, *partial, *([".training/"] if unfinished_before_markers(out / ".training") else [])]
 
 
 def _refuse_unlike_runs(out: Path, protocol: dict[str, Any]) -> None:
     """FileExistsError, before anything is trained, where a folder to be replaced holds something that is not ours."""
-    refuse_unlike_hand(out / ".training")
+    refuse_foreign_unfinished(out / ".training")
     for name in RUNS:
-        refuse_unlike_run(out / f".{name}.partial")
+        refuse_foreign_run(out / f".{name}.partial")
         if load_metrics(out / name, {"run": name, **protocol}) is None:
-            refuse_unlike_run(out / name)
+            refuse_foreign_run(out / name)
 
 
 def _corpus(
@@ -147,10 +147,10 @@ def _one_run(
     if metrics is not None:
         console.print(f"{name}: kept from {folder}, finished with these settings")
         tokenizer, method = build(recipe, corpus)
-        load_run(folder, tokenizer, _align_of(method))
+        load_weights(folder, tokenizer, _align_of(method))
         del metrics["history"]
         return tokenizer, _align_of(method), metrics
-    training = in_hand(out / ".training", settings)
+    training = open_unfinished(out / ".training", settings)
     fitted = _fitted(name, recipe, corpus, training, console)
     tokenizer, align = fitted.tokenizer, _align_of(fitted.method)
     encoded = _encoded(tokenizer, align, corpus)
@@ -159,11 +159,11 @@ def _one_run(
     learnt = set().union(*fitted.history)
     history = [dict.fromkeys({"level", "alignment"} - learnt, 0.0) | row for row in fitted.history]
     save_run(folder, tokenizer, align, settings, metrics | {"history": history})
-    clear_hand(training)
+    remove_unfinished(training)
     return tokenizer, align, metrics
 
 
-def _fitted(name: str, recipe: Recipe, corpus: Corpus, folder: Path, console: Console) -> Fitted:
+def _fitted(name: str, recipe: Recipe, corpus: Corpus, folder: Path, console: Console) -> TrainedRun:
     """The trained run, on the CPU."""
     with _progress(console) as progress:
         task = progress.add_task(f"{name:9}", total=recipe.steps)

@@ -27,10 +27,10 @@ from tavq_plugin.evaluation.plan import Job, Plan
 from tavq_plugin.evaluation.results import load_measured, refuse_unlike_figures, save_measured
 from tavq_plugin.io.atomic import save_json, writable
 from tavq_plugin.io.ownership import claim, refuse_taken
-from tavq_plugin.networks.weights import files_of, refuse_other_weights
+from tavq_plugin.networks.weights import files_of, require_known_hashes
 from tavq_plugin.training import fit
 from tavq_plugin.training.build_host import refuse_targets
-from tavq_plugin.training.trainer import refuse_unlike_run
+from tavq_plugin.training.run_folder import refuse_foreign_files
 
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
@@ -64,7 +64,7 @@ def compare(
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
         _, about = corpus_in(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
-        refuse_other_weights(plan.weights)
+        require_known_hashes(plan.weights)
         texts = texts_in(plan.out, plan.measuring)
         content: dict[str, Any] = {"protocol": _protocol(plan, about, texts, workers)}
         runs: dict[str, dict[int, Measured]] = {name: {} for name in plan.methods}
@@ -96,7 +96,7 @@ def refuse_unlike_comparison(plan: Plan) -> None:
     """FileExistsError, before anything is trained, where a file that would be overwritten is not ours."""
     refuse_taken(plan.out, FILES, MAKER, former=former_comparison(plan.out))
     for job in plan.jobs:
-        refuse_unlike_run(job.folder, job.recipe)
+        refuse_foreign_files(job.folder, job.recipe)
         refuse_unlike_figures(job.folder)
 
 

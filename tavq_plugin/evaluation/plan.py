@@ -15,8 +15,8 @@ from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.moved import current_settings
 from tavq_plugin.networks.weights import files_of
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of, refuse_given_twice, stated
-from tavq_plugin.training.trainer import FREE
+from tavq_plugin.training.recipe_yaml import file_settings, read_recipe, refuse_given_twice
+from tavq_plugin.training.run_folder import BOOKKEEPING
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
 """What --quick changes in the recipe: few steps, what lets so few come to codes that are used, and a discriminator for
@@ -72,7 +72,7 @@ class Plan:
     @property
     def shared(self) -> dict[str, Any]:
         """The recipe without what is a method's, a run's, or without effect."""
-        apart = ("method", "options", "seed", *FREE)
+        apart = ("method", "options", "seed", *BOOKKEEPING)
         return {name: value for name, value in self.recipe.to_dict().items() if name not in apart}
 
     def refuse_changed(self) -> None:
@@ -112,13 +112,13 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """The shared recipe with the method's own options."""
-        own = {"method": self.method, "seed": self.seed, "options": dict(self.plan.own.get(self.method, {}))}
-        return recipe_of({**self.plan.recipe.to_dict(), **own})
+        options = dict(self.plan.own.get(self.method, {}))
+        return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its figures depend on; those of a run with the same are kept."""
-        learnt = {name: value for name, value in self.recipe.to_dict().items() if name not in FREE}
+        learnt = {name: value for name, value in self.recipe.to_dict().items() if name not in BOOKKEEPING}
         asked = read_json(self.plan.out / "data" / "corpus.json")["asked"]
         measuring = json.loads(json.dumps(asdict(self.plan.measuring)))
         return {"recipe": learnt, "data": asked, "measuring": measuring, "weights": files_of(self.plan.weights)}
@@ -150,7 +150,7 @@ def plan_of(
     shared, own = divided(overrides)
     refuse_decided(shared)
     refuse_given_twice(shared, resolution=resolution, steps=steps)
-    said = stated(recipe)
+    said = file_settings(recipe)
     given = [*(() if "tracker" in said else ("tracker=none",)), *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
     whole = read_recipe(recipe, [*given, *shared])

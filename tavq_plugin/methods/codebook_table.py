@@ -1,4 +1,4 @@
-"""Where a host keeps the codebook that a method moves or replaces."""
+"""Find the parameter that holds a host's codebook, for methods that move or replace it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 
 
 def learnt_table(tokenizer: Tokenizer, method: str) -> tuple[nn.Module, str, Tensor]:
-    """The module, and its parameter's name, that is the host's codebook, and the codebook as k c.
+    """The module and parameter name that hold the host's codebook, and the codebook as k c.
 
-    Raises ValueError where no parameter is: no explicit codebook, a computed one, or one that an EMA moves.
+    Raises ValueError where no parameter holds it: there is no explicit codebook, or it is computed or moved by an EMA.
     """
     table = tokenizer.adapter.codebook()
     if table is not None and table.requires_grad:

@@ -1,4 +1,4 @@
-"""CVQ: codes that are hardly used move onto latents of the batch, by how little they are used."""
+"""CVQ: each code moves towards a latent of the batch, the further the less it is used."""
 
 from __future__ import annotations
 
@@ -20,17 +20,25 @@ METRICS = ("l2", "cos")
 class CVQMethod(Method):
     """Online Clustered Codebook (Zheng & Vedaldi, ICCV 2023; formulas as in the released `quantise.py`, 04864b7).
 
-    The paper's: a running usage N ← γ N + (1 − γ) n, n the share of the batch's latents that chose a code; an anchor a
-    code, one of the batch's latents drawn by the softmax of its closeness ("probrandom"); and the running average
-    e ← (1 − α) e + α · anchor with α = exp(−10 K N / (1 − γ) − .001). Its contrastive loss: a code's mean similarity
-    to the latents nearest it (N / K of them, one at least) against the farthest half, over τ = .07; it reaches the
-    codebook alone.
+    From the paper: a running usage N ← γ N + (1 − γ) n, where n is the share of the batch's latents that chose a code;
+    for each code an anchor, one of the batch's latents, drawn by the softmax of its closeness ("probrandom"); and the
+    running average e ← (1 − α) e + α · anchor with α = exp(−10 K N / (1 − γ) − .001). The contrastive loss compares a
+    code's mean similarity to its nearest latents (N / K of them, at least one) with the farthest half, over τ = .07;
+    its gradient reaches the codebook only.
 
-    Our reading: the host's own quantizer, losses and lookup stay; codes move after the optimizer's step rather than
-    in the forward, and Adam's moments of theirs stay; anchors are drawn by the host's distance ("l2"; "cos" is
-    the release's default, which then also looks up so), and the contrast is of cosines, which τ is made for. Over
-    several processes usage is of all latents and anchors are drawn from all of them, so every rank moves the same
-    codes alike. Raises ValueError for a host whose codebook is no parameter.
+    Our reading: the host keeps its quantizer, losses and lookup. Codes move after the optimizer's step, not in the
+    forward, and keep their Adam moments. Anchors are drawn by the host's distance, and the contrast uses cosines, for
+    which τ was chosen. With several processes, usage and anchors are taken over all latents, so that every rank moves
+    the codes alike.
+
+    Args:
+        decay: γ of the running usage, 0 or more and below 1.
+        metric: Closeness for the anchors: "l2", or "cos" (the release's default, which also looks codes up by it).
+        contrast: Weight of the contrastive loss; 0 leaves it out.
+        temperature: τ of the contrastive loss.
+
+    Raises:
+        ValueError: A setting is out of its range, or the host's codebook is not a parameter.
     """
 
     name = "cvq"
@@ -63,21 +71,26 @@ class CVQMethod(Method):
         self._draw = torch.Generator().manual_seed(seed)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The contrast between codes and the batch's latents."""
+        """The contrastive loss between codes and the batch's latents."""
         if self.contrast == 0:
             return {}
-        latents = _flat(step).detach()
-        codebook = gather_sharded(self.adapter.codebook()).to(latents.dtype)
+        latents = _flat_latents(step).detach()
+        codebook = gather_sharded(self.adapter.codebook())
+        assert codebook is not None  # `learnt_table` found it
         with torch.autocast(latents.device.type, enabled=False):
-            return {"contrast": self.contrast * code_contrast(codebook, latents, temperature=self.temperature)}
+            return {
+                "contrast": self.contrast
+                * code_contrast(codebook.to(latents.dtype), latents, temperature=self.temperature)
+            }
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:
-        """Count what was used and move every code, the used ones hardly."""
+        """Update the usage and move every code towards its anchor; often used codes hardly move."""
         codebook = self.adapter.codebook()
+        assert codebook is not None  # `learnt_table` found it
         if gather_sharded(codebook) is not codebook:
             raise RuntimeError("cvq cannot move a sharded codebook: train under DistributedDataParallel, not FSDP")
-        latents = _over_ranks(_flat(step).to(codebook.dtype))
+        latents = _latents_of_all_ranks(_flat_latents(step).to(codebook.dtype))
         chosen = torch.bincount(step.codes.final.indices.flatten(), minlength=len(codebook)).to(self.usage)
         if _ranks() > 1:
             dist.all_reduce(chosen)
@@ -88,24 +101,25 @@ class CVQMethod(Method):
         codebook.copy_(torch.lerp(codebook, moved, alpha[:, None].to(codebook.dtype)))
 
     def get_extra_state(self) -> Tensor:
-        """The anchors' random generator."""
+        """State of the random generator that draws the anchors."""
         return self._draw.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on drawing where the saved one was."""
+        """Continue drawing from the saved state."""
         self._draw.set_state(state.cpu())
 
 
 def anchors(codebook: Tensor, latents: Tensor, draw: Tensor, *, metric: str = "l2") -> Tensor:
-    """A latent for each code, by the softmax over the latents of −|z − e|² or of the cosine; k c, n c, k -> k c.
+    """Draw one latent per code, by the softmax over latents of −|z − e|² or of the cosine; k c, n c, k -> k c.
 
-    draw: a number in [0, 1) for each code, the place in its cumulative probabilities.
+    draw: one number in [0, 1) per code, looked up in the cumulative probabilities.
     """
     rows = max(1, 2**24 // len(latents))
     chosen = []
     for codes, part in zip(codebook.split(rows), draw.split(rows), strict=True):
         if metric == "l2":
-            closeness = 2 * codes @ latents.T - latents.square().sum(1)  # less |e|², the same for all latents
+            # −|e|² is the same for all latents of a code
+            closeness = 2 * codes @ latents.T - latents.square().sum(1)
         else:
             closeness = F.normalize(codes, dim=1) @ F.normalize(latents, dim=1).T
         cumulative = closeness.softmax(1).double().cumsum(1)
@@ -115,14 +129,15 @@ def anchors(codebook: Tensor, latents: Tensor, draw: Tensor, *, metric: str = "l
 
 
 def code_contrast(codebook: Tensor, latents: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """Cross-entropy of each code's nearest latents, averaged, against its farthest half; k c, n c -> scalar."""
+    """Cross-entropy of each code's mean similarity to its nearest latents, against the farthest; k c, n c -> scalar."""
     ordered = (F.normalize(codebook, dim=1) @ F.normalize(latents, dim=1).T / temperature).sort(1).values
     n = len(latents)
     nearest = ordered[:, -max(1, n // len(codebook)) :].mean(1, keepdim=True)
     return (torch.cat([nearest, ordered[:, : n // 2]], 1).logsumexp(1) - nearest[:, 0]).mean()
 
 
-def _flat(step: Step) -> Tensor:
+def _flat_latents(step: Step) -> Tensor:
+    """The final level's latents in float32 or more; -> (b h w) c."""
     latents = rearrange(step.codes.final.latent, "b c h w -> (b h w) c")
     return latents.float() if latents.dtype in (torch.float16, torch.bfloat16) else latents
 
@@ -131,8 +146,8 @@ def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _over_ranks(latents: Tensor) -> Tensor:
-    """The latents of all processes, in the ranks' order; n c -> (sum of n) c."""
+def _latents_of_all_ranks(latents: Tensor) -> Tensor:
+    """The latents of all processes, in rank order; n c -> (sum of n) c."""
     if _ranks() == 1:
         return latents
     sizes = [torch.zeros(1, dtype=torch.long, device=latents.device) for _ in range(_ranks())]

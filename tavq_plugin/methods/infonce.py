@@ -1,4 +1,4 @@
-"""A control: pooled codes against the pooled texts of the batch, by a contrast alone."""
+"""A control: a contrast of pooled codes with the batch's pooled texts, without transport."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tavq_plugin.methods.tavq import TAVQ
 
 
 class ContrastOnly(TextAlignment):
-    """TextAlignment by its contrast alone, at its weight beside the transport."""
+    """TextAlignment reduced to its contrast, with the weight that it has beside the transport."""
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
@@ -20,8 +20,8 @@ class ContrastOnly(TextAlignment):
 class InfoNCE(TAVQ):
     """InfoNCE (van den Oord et al. 2018, eq. 4; both ways, as in CLIP) between an image's pooled codes and its text.
 
-    Ours: TA-VQ less its transport, with its heads, units and weights, level by level. Takes the settings of `TAVQ`;
-    those of the solver have no effect with contrast_on="pooled".
+    Our control: TA-VQ without its transport, with the same heads, units and weights at each level. It takes the
+    settings of `TAVQ`; those of the solver have no effect with contrast_on="pooled".
     """
 
     name = "infonce"

@@ -1,4 +1,4 @@
-"""A control: pooled codes drawn to pooled text by their distance."""
+"""A control: the squared distance between pooled codes and pooled text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tavq_plugin.methods.tavq import TAVQ
 
 
 class PooledDistance(TextAlignment):
-    """TextAlignment by |pooled codes − pooled text|², both of unit length."""
+    """TextAlignment with the loss |pooled codes − pooled text|², both of unit length."""
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
@@ -20,11 +20,11 @@ class PooledDistance(TextAlignment):
 
 
 class L2Distil(TAVQ):
-    """Ours: the heads, units and weights of TA-VQ with a squared distance of the pooled, after distillation losses.
+    """Our control: TA-VQ's heads, units and weights, with a squared distance between pooled vectors as in distillation.
 
-    Codes are projected and normalised, averaged over the places and normalised again; units likewise. (VLTok, CVPR
-    2026, reports L2 distillation beating a contrast; its teacher is an image encoder, ours are the texts.) Takes the
-    settings of `TAVQ`; those of the solver and the contrast have no effect.
+    Codes are projected and normalised, averaged over the grid and normalised again; units likewise. (VLTok, CVPR
+    2026, reports that L2 distillation beats a contrast; its teacher is an image encoder, ours is the text.) It takes
+    the settings of `TAVQ`; those of the solver and the contrast have no effect.
     """
 
     name = "l2-distil"

@@ -1,8 +1,9 @@
-"""LG-VQ: a global contrast, masked words and the words' relations, read from the final codes."""
+"""LG-VQ: three losses that read text from the final codes: a global contrast, masked words, relations of words."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +21,31 @@ from tavq_plugin.text.ragged import gather
 class LGVQ(Method):
     """LG-VQ (arXiv 2405.14206, NeurIPS 2024): its two modules, semantic and relationship alignment, as released.
 
-    The paper's: visual tokens by a two-layer transformer with a CLS token over the quantized map; (a) global semantic
-    alignment, a cross-entropy from each image's CLS to the texts of the batch, of cosines without temperature;
-    (b) masked text prediction, a two-layer decoder that reads the visual tokens and names the masked words, label
-    smoothing .1, of a text's words a share drawn from a normal (mean .5, sd .1) cut to [.1, .3]; (c) relationship
-    alignment, the squared difference between two tables of cosines, those between words and those between the codes
-    nearest to them. Weights 1e-3, 1e-2, 1e-4 as for CelebA-HQ and TextCaps (1e-3 each for CUB).
+    From the paper: a two-layer transformer with a CLS token turns the quantized map into visual tokens. (a) Global
+    semantic alignment is a cross-entropy from each image's CLS to the texts of the batch, on cosines without
+    temperature. (b) In masked text prediction, a two-layer decoder reads the visual tokens and names the masked words,
+    with label smoothing .1; the share of masked words is drawn from a normal (mean .5, sd .1) cut to [.1, .3].
+    (c) Relationship alignment is the squared difference between the cosines of words and the cosines of the codes
+    nearest to them. The default weights are those for CelebA-HQ and TextCaps (for CUB: 1e-3 each).
 
-    Our reading: there is no CLIP here, so a text's tokens are its word units' frozen embeddings, its global feature the
-    mean of its sentences', and masked words are named among the distinct words of the training texts. Masks are real:
-    texts of any length, images without text take no part. Places have sinusoidal positions, so any grid goes. As in
-    the source, gradient passes straight through to the encoder; straight_through=False sends it where the tokenizer's
-    `grad_to` says. width, heads: of the two transformers.
-    Raises ValueError for a negative weight, and where the training texts hold no word.
+    Our reading: there is no CLIP here, so a text's tokens are the frozen embeddings of its words, its global feature
+    is the mean over its sentences, and masked words are chosen among the distinct words of the training texts. Texts
+    may have any length, and images without text are left out. Positions are sinusoidal, so any grid works.
+
+    Args:
+        global_weight: Weight of (a).
+        masked_weight: Weight of (b).
+        relation_weight: Weight of (c).
+        straight_through: If true, as in the source, the gradient passes straight through to the encoder; else it goes
+            where the tokenizer's `grad_to` says.
+        width: Width of the two transformers, a multiple of 4 · heads.
+        heads: Attention heads of the two transformers.
+
+    Raises:
+        ValueError: A setting is out of its range, or the training texts hold no word.
     """
+
+    vocabulary: Tensor  # u d: the distinct words of the training texts
 
     name = "lgvq"
 
@@ -60,8 +72,8 @@ class LGVQ(Method):
         self.straight_through = straight_through
         self.register_buffer("vocabulary", training_words(corpus), persistent=False)
         text, codes = corpus.store.dim, tokenizer.code_width
-        layer = dict(d_model=width, nhead=heads, dim_feedforward=4 * width, dropout=0.0, activation="gelu")
-        layer |= dict(batch_first=True, norm_first=True)
+        layer: dict[str, Any] = dict(d_model=width, nhead=heads, dim_feedforward=4 * width, dropout=0.0)
+        layer |= dict(activation="gelu", batch_first=True, norm_first=True)
         with drawn_from(seed):
             self.into = nn.Linear(codes, width)
             self.cls = nn.Parameter(0.02 * torch.randn(width))
@@ -94,36 +106,35 @@ class LGVQ(Method):
         return {name: self.weights[name] * loss for name, loss in losses.items()}
 
     def visual_tokens(self, codes: Tensor) -> Tensor:
-        """CLS and the places of a map, which have looked at each other; b c h w -> b (1 + n) width."""
-        x = self.into(rearrange(codes, "b c h w -> b (h w) c")) + positions(*codes.shape[2:], self.cls.shape[0]).to(
-            codes
-        )
+        """The transformer's tokens of a quantized map, CLS first; b c h w -> b (1 + n) width."""
+        h, w = codes.shape[2:]
+        x = self.into(rearrange(codes, "b c h w -> b (h w) c")) + positions(h, w, self.cls.shape[0]).to(codes)
         return self.look(torch.cat([repeat(self.cls, "d -> b 1 d", b=len(codes)), x], 1))
 
     def masked_words(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Cross-entropy of the masked words among those of the training texts; b n w, b m d, b m -> scalar."""
-        hidden = masked(mask.cpu(), self._draw).to(mask.device)
+        """Cross-entropy of naming the masked words among the training texts' words; b n w, b m d, b m -> scalar."""
+        hidden = draw_masked(mask.cpu(), self._draw).to(mask.device)
         shown = torch.where(hidden[..., None], self.mask_token, tokens)
-        away = ~mask
-        away[:, 0] &= mask.any(1)  # a text without words keeps one place, so that no attention is over nothing
+        padding = ~mask
+        padding[:, 0] &= mask.any(1)  # a text without words keeps one place, so that attention is never over nothing
         length = positions(1, mask.shape[1], self.cls.shape[0]).to(tokens)
-        named = self.to_word(self.fill(self.read(shown) + length, seen, tgt_key_padding_mask=away))
+        named = self.to_word(self.fill(self.read(shown) + length, seen, tgt_key_padding_mask=padding))
         similar, target = (tokens[hidden] @ self.vocabulary.T).max(1)
-        known = (similar > 1 - 1e-3).to(tokens)  # a word that no training text holds is no target
+        known = (similar > 1 - 1e-3).to(tokens)  # a word that is in no training text is no target
         each = F.cross_entropy(named[hidden] @ self.vocabulary.T, target, reduction="none", label_smoothing=0.1)
         return (each * known).sum() / known.sum().clamp(min=1) + 0 * named.sum()
 
     def get_extra_state(self) -> Tensor:
-        """The masks' random generator."""
+        """State of the random generator that draws the masks."""
         return self._draw.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on drawing where the saved one was."""
+        """Continue drawing from the saved state."""
         self._draw.set_state(state.cpu())
 
 
 def training_words(corpus: Corpus) -> Tensor:
-    """Embeddings of the distinct words of the training texts, as batches give them; u d."""
+    """Embeddings of the distinct words of the training texts, as in a batch; -> u d."""
     store = corpus.store
     ids = store.lists["word"].subset(store.rows(corpus.train_rows)).ids.unique()
     if not len(ids):
@@ -132,10 +143,10 @@ def training_words(corpus: Corpus) -> Tensor:
     return F.normalize(words.embeddings[0], dim=-1)
 
 
-def masked(mask: Tensor, draw: torch.Generator) -> Tensor:
-    """Which words to hide: of each text a share drawn from a cut normal, one word at least; b m bool -> b m bool.
+def draw_masked(mask: Tensor, draw: torch.Generator) -> Tensor:
+    """Draw the words to mask: a share of each text from a cut normal, at least one word; b m bool -> b m bool.
 
-    The draws are the same however far the texts are padded.
+    Padding does not change the draws.
     """
     low, high = (0.5 * (1 + math.erf((edge - 0.5) / 0.1 / math.sqrt(2))) for edge in (0.1, 0.3))
     uniform = torch.rand(len(mask), generator=draw, dtype=torch.float64)
@@ -147,17 +158,17 @@ def masked(mask: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def global_contrast(images: Tensor, texts: Tensor, present: Tensor) -> Tensor:
-    """Cross-entropy of cosines from images to the texts of the batch; unit vectors b d, b d, b -> scalar."""
+    """Cross-entropy from images to the batch's texts, on cosines; unit vectors b d, b d, text present b -> scalar."""
     logits = (images @ texts.T).masked_fill(~present[None], -1e4)
     each = F.cross_entropy(logits, torch.arange(len(images), device=images.device), reduction="none")
     return (each * present).sum() / present.sum().clamp(min=1)
 
 
 def relation(codes: Tensor, places: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Words' cosines against those of the codes nearest to them; b n w, b n d, b m d, b m -> scalar.
+    """Squared difference between cosines of words and of the codes nearest to them; b n w, b n d, b m d, b m -> scalar.
 
-    Nearest is the place of the greatest cosine (places and tokens are of unit length). Mean of the squared differences
-    over the pairs of a text's words, then over the images with words; the text side has no gradient.
+    The nearest place has the greatest cosine with the word (places and tokens have unit length). Averaged over the
+    pairs of a text's words, then over the images with words; the text side gets no gradient.
     """
     nearest = (tokens @ places.mT).argmax(2)  # b m
     chosen = F.normalize(codes.take_along_dim(nearest[..., None], 1), dim=-1)
@@ -168,7 +179,7 @@ def relation(codes: Tensor, places: Tensor, tokens: Tensor, mask: Tensor) -> Ten
 
 
 def positions(h: int, w: int, width: int) -> Tensor:
-    """Sines and cosines of rows and columns; -> (h w) width.
+    """Sinusoidal positions of a grid's rows and columns; -> (h w) width.
 
     >>> positions(2, 3, 8).shape
     torch.Size([6, 8])

@@ -16,26 +16,40 @@ from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES, GradTo, TextBatch
 
-WEIGHT = 0.2  # λ at the start; at .3 the pixels lose half as much again, for 3 % of word mAP (docs/findings.md)
-LEVEL_WEIGHTS = (2.5, 2.5, 0.35)  # words, phrases, sentences: the decoder reads level 3 alone, so 1–2 cost few pixels
-CONTRAST = 0.1  # beside transport: a little of it tells images apart, for fewer pixels than more transport would cost
+WEIGHT = 0.2  # λ at the start; .3 loses half as much pixel quality again, for 3 % of word mAP (docs/findings.md)
+LEVEL_WEIGHTS = (2.5, 2.5, 0.35)  # words, phrases, sentences; the decoder reads only level 3, so 1–2 cost few pixels
+CONTRAST = 0.1  # beside the transport: a little of it tells images apart, and costs less in pixels
 
 
 class TAVQ(Method):
     """TA-VQ (arXiv 2503.01261, sampling-based alignment): λ · Σ over levels of weight · transport of codes onto units.
 
-    The paper's: levels against words, phrases and sentences of a long text, by optimal transport between codes,
-    modelled as a density (Theorem 1), and text. Our reading, as its code is not public: everything else. All codes
-    are transported by default (distribution="gaussian" draws samples of a density, as we read the paper's); the host
-    learns through the added levels; the gradient reaches the tokenizer times λ, which falls along half a cosine from
-    `weight` to `weight_end`, while the heads learn in full to the end.
+    From the paper: levels are aligned with words, phrases and sentences of a long text, by optimal transport between
+    the text and the codes, which are modelled as a density (Theorem 1). Its code is not public, so the rest is our
+    reading. The host learns through the added levels. The gradient that reaches the tokenizer is multiplied by λ, which
+    falls along half a cosine from `weight` to `weight_end`; the alignment's heads always learn with weight 1.
 
-    every: steps from one alignment to the next; each then reaches the tokenizer times `every` · λ (lazy regularisation,
-    Karras et al. 2020, appendix B). level_weights: of the levels, fine → coarse. granularities: what each level is
-    aligned with. grad_to: where the alignment's gradient goes ("encoder", "codebook", "both"); None leaves it as the
-    tokenizer was wrapped. contrast, contrast_on, temperature: a contrast over the batch beside the transport, see
-    `TextAlignment`.
-    Raises ValueError for settings that cannot be, and for a `grad_to` the host cannot have.
+    Args:
+        weight: λ at the start; 0 sends no gradient to the tokenizer.
+        weight_end: λ at the end, at most `weight`.
+        every: Steps from one alignment to the next; the gradient is then multiplied by `every` (lazy regularisation,
+            Karras et al. 2020, appendix B).
+        level_weights: One weight per level, fine → coarse.
+        granularities: The text units that each level is aligned with, fine → coarse.
+        grad_to: Where the gradient goes: "encoder", "codebook" or "both". None: as the tokenizer was wrapped.
+        distribution: "all" transports every code; "gaussian" draws samples of a density, as we read the paper;
+            "subsample" takes some places.
+        samples: Points per level for "gaussian" and "subsample".
+        solver: Transport solver: "newton", "sinkhorn" or "emd".
+        epsilon: Entropic blur, as a share of the problem's own cost scale.
+        projection: Head that brings codes to the text's width: "mlp" or "linear".
+        hidden: Width inside an "mlp" head. None: the text's width.
+        contrast: Weight of a contrast over the batch beside the transport; 0 leaves it out.
+        contrast_on: What is contrasted: "pooled" vectors or "transport" costs.
+        temperature: Temperature of the contrast.
+
+    Raises:
+        ValueError: A setting is out of its range, or the host cannot have this `grad_to`.
     """
 
     name = "tavq"
@@ -82,7 +96,7 @@ class TAVQ(Method):
             self.align = self.alignment(tokenizer, corpus.store.dim, **settings)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The alignment of all levels, b images and texts -> scalar; nothing in steps between."""
+        """The alignment loss of all levels, a scalar; empty in the steps between alignments."""
         if (step.number - step.first) % self.every != self.every - 1:
             return {}
         return {
@@ -90,11 +104,11 @@ class TAVQ(Method):
         }
 
     def weight_at(self, step: Step) -> float:
-        """λ: half a cosine over the steps with codes; 0 throughout where `weight` is 0."""
+        """λ at a step: half a cosine over the steps with codes; always 0 where `weight` is 0."""
         end = min(self.weight, self.weight_end)
         done = (step.number - step.first) / max(1, step.steps - step.first)
         return end + (self.weight - end) * half_cosine(done)
 
     def texts(self, step: Step) -> TextBatch:
-        """The units the codes are aligned with."""
+        """The units that the codes are aligned with; a control may give others."""
         return step.texts

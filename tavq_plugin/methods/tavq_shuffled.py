@@ -1,4 +1,4 @@
-"""A control: TA-VQ with the texts of other images."""
+"""A control: TA-VQ in which each image has another image's text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tavq_plugin.types import TextBatch
 
 
 def one_cycle(rows: Sequence[int], seed: int) -> dict[int, int]:
-    """Each row to another, by one fixed cycle through all: nobody keeps its own where there are two.
+    """Map each row to another by one cycle through all rows, so that no row keeps its own if there are two or more.
 
     >>> sorted(one_cycle([4, 7, 9], seed=0)) == sorted(one_cycle([4, 7, 9], seed=0).values())
     True
@@ -26,10 +26,10 @@ def one_cycle(rows: Sequence[int], seed: int) -> dict[int, int]:
 
 
 class TAVQShuffled(TAVQ):
-    """Ours: the loss, heads and texts of TA-VQ, but each image keeps the text of one other image throughout.
+    """Our control: the loss, heads and texts of TA-VQ, but each image has the text of one other image throughout.
 
-    What remains of TA-VQ's effect here does not come from what a text says of its image. Raises ValueError for fewer
-    than two training images.
+    Any effect of TA-VQ that remains here does not come from what a text says about its image. Takes the settings of
+    `TAVQ`. Raises ValueError for fewer than two training images.
     """
 
     name = "tavq-shuffled"
@@ -38,10 +38,10 @@ class TAVQShuffled(TAVQ):
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0, **settings: Any) -> None:
         super().__init__(tokenizer, corpus, seed=seed, **settings)
         if corpus.n_train < 2:
-            raise ValueError(f"{corpus.n_train} training images: shuffling texts needs two at least")
+            raise ValueError(f"{corpus.n_train} training images: shuffling texts needs at least two; give more images")
         self.corpus, other = corpus, one_cycle(corpus.train_rows, seed)
         self.register_buffer("other", torch.tensor([other[row] for row in corpus.train_rows]))
 
     def texts(self, step: Step) -> TextBatch:
-        """The units of other images."""
+        """The units of the other images' texts."""
         return texts_of(self.corpus, self.other[step.rows.to(self.other.device)], step.images.device)

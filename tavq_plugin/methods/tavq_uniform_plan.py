@@ -1,4 +1,4 @@
-"""A control: TA-VQ with a plan that teaches nothing."""
+"""A control: TA-VQ with the uniform plan, which matches nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tavq_plugin.methods.tavq import TAVQ
 
 
 def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = "sqeuclidean") -> Tensor:
-    """⟨a bᵀ, C⟩, each code sent to every unit alike; b n d, b n, b m d, b m, masses of sum 1 or 0 -> b.
+    """⟨a bᵀ, C⟩: every code is sent to all units alike; b n d, b n, b m d, b m, masses that sum to 1 or 0 -> b.
 
     >>> x, y, half = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[1.0]]]), torch.full((1, 2), 0.5)
     >>> independent_cost(x, half, y, torch.ones(1, 1))
@@ -26,7 +26,7 @@ def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = 
 
 
 class UniformPlan(TextAlignment):
-    """TextAlignment whose codes go to every unit alike: ⟨a bᵀ, C⟩ in place of the least ⟨P, C⟩ + ε KL(P | a bᵀ)."""
+    """TextAlignment with the cost of the uniform plan, ⟨a bᵀ, C⟩, instead of the least ⟨P, C⟩ + ε KL(P | a bᵀ)."""
 
     def transported(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's cost over the images with text; l b n d, l b m d -> l."""
@@ -35,10 +35,11 @@ class UniformPlan(TextAlignment):
 
 
 class TAVQUniformPlan(TAVQ):
-    """Ours: the heads, units and weights of TA-VQ, with the independent coupling a bᵀ as the plan.
+    """Our control: TA-VQ's heads, units and weights, with the independent coupling a bᵀ as the plan.
 
-    What TA-VQ has over it comes from matching codes with units; what it shares, from drawing all codes of an image to
-    the mean of its text, and the contrast. Takes the settings of `TAVQ`; those of the solver have no effect.
+    Where TA-VQ does better, that comes from matching codes with units. Effects that both have come from drawing all
+    codes of an image to the mean of its text, and from the contrast. It takes the settings of `TAVQ`; those of the
+    solver have no effect.
     """
 
     name = "tavq-uniform-plan"

@@ -1,4 +1,4 @@
-"""VQCT: the host's codebook made from the words of the texts by a graph network."""
+"""VQCT: a graph network makes the host's codebook from the words of the texts."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ from tavq_plugin.text.ragged import gather
 class VQCT(Method):
     """Codebook transfer with part of speech (arXiv 2403.10071, CVPR 2024; released source).
 
-    The paper's: adjectives and nouns of the texts (more than 10 appearances) with frozen word embeddings; a graph
-    that joins an adjective and the noun it stands before; a two-layer graph convolution from the embeddings to the
-    codebook, adjectives in one part and nouns in the other. Codes have no parameters of their own: what one code
-    learns moves the others.
+    From the paper: the adjectives and nouns that appear more than 10 times in the texts, with frozen word embeddings; a
+    graph that joins each adjective with the nouns it stands before; and a two-layer graph convolution from the
+    embeddings to the codebook, whose codes are adjectives in one part and nouns in the other. Codes have no parameters
+    of their own: what one code learns moves the others.
 
-    Our reading: the network is put on the host's codebook as a parametrization, so the host's quantizer, losses and
-    lookup are its own, and each place takes the one code nearest to it, adjective or noun. Left out, as another
-    quantizer would be needed: the paper's two tokens a place (half of the channels from the adjectives, half from the
-    nouns) and the mean of several nearest codes. Embeddings are the store's, centred, instead of CLIP's of a prompt;
-    parts of speech are HanTa's, and nouns keep their number. The source's dropout is left out: a codebook is read
-    several times a step and must be the same each time. Of more words than codes the most frequent are taken; with
-    fewer, words are repeated in turn, and what tells a repeated one from the first is learnt.
+    Our reading: the network is a parametrization of the host's codebook, so the host keeps its quantizer, losses and
+    lookup, and each place takes its one nearest code, adjective or noun. The paper's two tokens per place (half of the
+    channels from adjectives, half from nouns) and its mean of several nearest codes are left out, as they need another
+    quantizer. Embeddings come from the store, centred, not from CLIP; parts of speech come from HanTa, and plural
+    nouns stay plural. The source's dropout is left out, because a codebook is read several times per step and must be
+    the same each time. If there are more words than codes, the most frequent are taken; if fewer, words are repeated in
+    turn, and the difference between a repeated code and the first is learnt.
 
-    Build it before the optimizer, DDP, and before a checkpoint is loaded: the network's parameters are the host's until
-    `finish` writes the codebook and takes the network off. `hidden`: its width, by default the codes'.
-    Raises ValueError for a host whose codebook is no parameter, and where no word appears often enough.
+    Build it before the optimizer, before DDP and before loading a checkpoint: the network's parameters belong to the
+    host until `finish` writes the codebook and removes the network.
+
+    Args:
+        threshold: Words must appear more often than this.
+        hidden: Width of the network. None: the code width.
+
+    Raises:
+        ValueError: The host's codebook is not a parameter, or no word appears often enough.
     """
 
     name = "vqct"
@@ -52,26 +58,34 @@ class VQCT(Method):
         with drawn_from(seed):
             transfer = Transfer(words.cpu(), self.graph, table.shape, hidden or table.shape[1])
         parametrize.register_parametrization(module, name, transfer.to(table.device))
-        self._place: tuple[nn.Module, str] | None = (module, name)  # in a tuple: the host is no part of a method
+        self._place: tuple[nn.Module, str] | None = (module, name)  # in a tuple: the host is no submodule
 
     def finish(self) -> None:
-        """Leave the host with the codebook as it is now, under its own name; a second call does nothing."""
+        """Write the current codebook into the host's own parameter; a second call does nothing."""
         if self._place is not None:
             parametrize.remove_parametrizations(*self._place, leave_parametrized=True)
             self._place = None
 
 
 class Transfer(nn.Module):
-    """Words to codes by two graph convolutions (Kipf & Welling 2017, eq. 8); u d -> k c.
+    """From words to codes by two graph convolutions (Kipf & Welling 2017, eq. 8); u d -> k c.
 
-    Â = D^-½ (A + 1) D^-½, A how often two words stand side by side; code i is that of word `rows[i]`. The input is what
-    tells the codes of a repeated word apart; that of its first code is not read.
+    Â = D^-½ (A + 1) D^-½, where A counts how often two words stand side by side; code i belongs to word `rows[i]`. The
+    input is added to the repeated codes of a word, to tell them apart; its entry for the first code is not read.
     """
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    own: Tensor  # weight of each word's edge to itself
+    rows: Tensor
+    copies: Tensor  # 1 for the repeated codes of a word, 0 for its first
+    seen: Tensor
 
     def __init__(self, words: Tensor, graph: WordGraph, shape: torch.Size, hidden: int) -> None:
         super().__init__()
         self.shape = shape
-        rows = repeated(len(words), shape[0])
+        rows = words_of_codes(len(words), shape[0])
         first = torch.cat([torch.ones(1, dtype=torch.bool), rows[1:] != rows[:-1]])
         edges = torch.tensor([[a, n] for a, n in graph.edges], dtype=torch.long).view(-1, 2)
         weight = torch.tensor([float(count) for count in graph.edges.values()])
@@ -82,7 +96,7 @@ class Transfer(nn.Module):
         buffers |= dict(own=1 / degree, rows=rows, copies=(~first).float())
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
-        # coordinates of about 1, as a network's inputs should be
+        # scaled so that coordinates are about 1, as a network's inputs should be
         seen = self.mixed(F.normalize(words, dim=1) * words.shape[1] ** 0.5)
         self.register_buffer("seen", seen, persistent=False)
         self.first, self.second = nn.Linear(words.shape[1], hidden), nn.Linear(hidden, shape[1], bias=False)
@@ -92,7 +106,7 @@ class Transfer(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def mixed(self, values: Tensor) -> Tensor:
-        """Â values; u c -> u c."""
+        """Â times the values; u c -> u c."""
         spread = values * self.own[:, None].to(values.dtype)
         return spread.index_add(0, self.target, self.weight[:, None].to(values.dtype) * values[self.source])
 
@@ -103,14 +117,14 @@ class Transfer(nn.Module):
             return (codes[self.rows] + self.copies[:, None] * apart.view(self.shape)).view_as(apart)
 
     def right_inverse(self, codebook: Tensor) -> Tensor:
-        """What the host's own codebook leaves: repeated words begin apart by its rows."""
+        """The input from the host's own codebook: its rows tell repeated words apart at the start."""
         return (self.copies[:, None] * codebook.view(self.shape)).view_as(codebook)
 
 
-def repeated(words: int, codes: int) -> Tensor:
-    """The word of each code: all words in turn, over and over, then sorted so that codes of a word lie together; -> k.
+def words_of_codes(words: int, codes: int) -> Tensor:
+    """The word of each code: words repeat in turn, and the codes of one word lie together; -> k.
 
-    >>> repeated(3, 7).tolist()
+    >>> words_of_codes(3, 7).tolist()
     [0, 0, 0, 1, 1, 2, 2]
     """
     return (torch.arange(codes) % words).sort().values

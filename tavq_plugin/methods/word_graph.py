@@ -1,4 +1,4 @@
-"""Adjectives and nouns of a corpus, and which adjective stands before which noun."""
+"""The graph of a corpus' adjectives and nouns: which adjective stands before which noun."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tavq_plugin.text.splitter import Splitter
 
 @dataclass(frozen=True)
 class WordGraph:
-    """Adjectives first, then nouns, each kind by falling count; edges join an adjective and a noun."""
+    """Adjectives first, then nouns, each by falling count; an edge joins an adjective and a noun."""
 
     words: tuple[str, ...]
     adjectives: int  # how many of the words are adjectives
@@ -20,7 +20,7 @@ class WordGraph:
     edges: dict[tuple[int, int], int]  # (adjective, noun) → how often they stand side by side
 
     def most_frequent(self, size: int) -> WordGraph:
-        """Of both kinds together the `size` words that appear most, in the same order."""
+        """The graph of the `size` words that appear most, adjectives and nouns together, in the same order."""
         order = sorted(range(len(self.words)), key=lambda i: -self.counts[i])[:size]
         place = {old: new for new, old in enumerate(sorted(order))}
         return WordGraph(
@@ -36,7 +36,7 @@ def word_graph(
 ) -> WordGraph:
     """Words among `known` that appear more than `above` times as a noun or as an adjective, and their edges.
 
-    A word of both kinds is two. Raises ValueError where there is none.
+    A word that is both counts as two words. Raises ValueError where no word remains.
 
     >>> graph = word_graph(["A red car and a red bus."], above=0, known={"red", "car", "bus"})
     >>> graph.words, graph.adjectives, graph.edges

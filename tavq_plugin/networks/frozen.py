@@ -1,6 +1,6 @@
-"""Frozen networks that judge images: features for Fréchet and kernel distances, classes for their agreement.
+"""Frozen classifiers that judge images: their features give Fréchet and kernel distances, their classes agreement.
 
-They are MobileNetV2 and SqueezeNet, so what they say carries their names: FD-MobileNet is no FID.
+They are MobileNetV2 and SqueezeNet, so their metrics carry their names: FD-MobileNet is not FID.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from tavq_plugin.networks.weights import MOBILENET, SQUEEZENET
 
 
-class Seen(NamedTuple):
-    """What a network makes of images."""
+class JudgeOutput(NamedTuple):
+    """Features and classes of images."""
 
     features: Tensor  # n c, pooled over the grid
-    classes: Tensor  # n, int64, the likeliest
+    classes: Tensor  # n, int64, the most likely class
 
 
 class Judge(nn.Module):
     """A frozen classifier, its input size and its normalisation; uint8 images in, features and classes out."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, body: nn.Module, head: nn.Module, size: int, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -37,26 +40,26 @@ class Judge(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Seen:
-        """Resized (bilinear, antialiased) to the network's size, in batches; n 3 h w uint8 -> features, classes."""
+    def forward(self, images: Tensor) -> JudgeOutput:
+        """Resize to the network's size (bilinear, antialiased) and judge, in batches; n 3 h w uint8 -> n c, n."""
         features, classes = [], []
         for part in images.split(50):
             x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bilinear", antialias=True)
             maps = self.body((x - self.mean) / self.std)
             features.append(maps.mean((2, 3)))
             classes.append(self.head(maps).argmax(1))
-        return Seen(torch.cat(features), torch.cat(classes))
+        return JudgeOutput(torch.cat(features), torch.cat(classes))
 
 
 def mobilenet(folder: Path | None) -> Judge:
-    """MobileNetV2 by a folder's weights; features of width 1280. Raises as `Weights.path` does."""
-    return mobilenet_of(MOBILENET.read(folder))
+    """MobileNetV2 with weights from a folder; features of width 1280. Raises as `WeightFile.path` does."""
+    return mobilenet_from_state(MOBILENET.read(folder))
 
 
-def mobilenet_of(state: Mapping[str, Tensor]) -> Judge:
-    """MobileNetV2 with batch norm folded into its convolutions, `convs.0` to `convs.52` in the order they run.
+def mobilenet_from_state(state: Mapping[str, Tensor]) -> Judge:
+    """MobileNetV2 from a state dict with batch norm folded into the convolutions, `convs.0` … `convs.52` in order.
 
-    torchvision's network, its norms reduced to the biases, its strides padded as TensorFlow does.
+    It is torchvision's network; its norms only add the biases, and its strided convolutions pad as TensorFlow does.
     """
     from torchvision.models import mobilenet_v2
 
@@ -67,7 +70,7 @@ def mobilenet_of(state: Mapping[str, Tensor]) -> Judge:
         for i, (conv, norm) in enumerate(zip(convs, norms, strict=True)):
             conv.weight.copy_(state[f"convs.{i}.weight"])
             norm.bias.copy_(state[f"convs.{i}.bias"])
-            norm.running_var.fill_(1 - norm.eps)  # with mean 0 and weight 1: the norm adds its bias, no more
+            norm.running_var = torch.full_like(norm.bias, 1 - norm.eps)  # mean 0, weight 1: the norm only adds its bias
         net.classifier[1].weight.copy_(state["convs.52.weight"].flatten(1))
         net.classifier[1].bias.copy_(state["convs.52.bias"])
     for name, conv in list(net.features.named_modules()):
@@ -79,11 +82,11 @@ def mobilenet_of(state: Mapping[str, Tensor]) -> Judge:
 
 
 def squeezenet(folder: Path | None) -> Judge:
-    """SqueezeNet 1.0 by a folder's weights; features of width 512. Raises as `Weights.path` does."""
+    """SqueezeNet 1.0 with weights from a folder; features of width 512. Raises as `WeightFile.path` does."""
     from torchvision.models import squeezenet1_0
 
     net = squeezenet1_0()
     net.load_state_dict(SQUEEZENET.read(folder))
-    net.classifier[1].padding = (1, 1)  # as in the network that these weights are of
+    net.classifier[1].padding = (1, 1)  # as in the network that these weights were trained in
     head = nn.Sequential(net.classifier[1], nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Judge(net.features, head, 227, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

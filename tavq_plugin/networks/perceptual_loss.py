@@ -1,4 +1,4 @@
-"""Distances of features that stand beside L1: LPIPS, or the feature maps of a frozen network; weights from a path."""
+"""The perceptual loss beside L1: LPIPS, or distances between a frozen network's feature maps; weights from a path."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.instantiate import instantiate
-from tavq_plugin.io.file_hash import sha256_of
-
-FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
+from tavq_plugin.networks.lpips import BACKBONES, load_lpips
+from tavq_plugin.networks.weights import read_state_dict, require_hash
 
 
 @dataclass(frozen=True)
 class PerceptualRecipe:
-    """The distance of features that stands beside L1."""
+    """Settings of the perceptual loss."""
 
     kind: str = "none"  # "none" | "lpips" | "frozen": feature maps of any frozen network
     weight: float = 1.0
-    path: str = ""  # weights file: of torchvision's network for lpips, of `network` for frozen
-    sha256: str = ""  # of that file, or its first 8 or more digits; empty: not checked
+    path: str = ""  # weight file: torchvision's own for lpips; the state dict of `network` for frozen
+    sha256: str = ""  # the file's SHA-256, or its first 8 or more digits; empty: not checked
     network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `BUILDERS` (hosts/instantiate)
     layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
 
@@ -38,51 +37,44 @@ class PerceptualRecipe:
 
 
 def build_perceptual(recipe: PerceptualRecipe, *, allow: Sequence[str] = ()) -> nn.Module | None:
-    """The recipe's distance, frozen, in eval mode; (b 3 h w, b 3 h w) in [-1, 1] -> scalar. None where it has none.
+    """The recipe's distance, frozen, in eval mode; (b 3 h w, b 3 h w) in [-1, 1] -> scalar. None for kind "none".
 
-    Raises FileNotFoundError where the weights are not there and ValueError where their hash is another.
+    Raises FileNotFoundError where the weight file is missing and ValueError where its hash or content is another.
     """
     if recipe.kind == "none" or recipe.weight == 0:
         return None
-    built = lpips(recipe) if recipe.kind == "lpips" else FeatureDistance.load(recipe, allow=allow)
+    built = MeanLpips.load(recipe) if recipe.kind == "lpips" else FeatureDistance.load(recipe, allow=allow)
     return built.eval().requires_grad_(False)
 
 
-def lpips(recipe: PerceptualRecipe) -> nn.Module:
-    """LPIPS by torchmetrics, its network's weights from torchvision's own file; the linear layers are its own."""
-    try:
-        from torchmetrics.functional.image.lpips import _LPIPS
-    except ImportError as error:
-        raise ImportError(f'LPIPS needs torchmetrics ({error}): pip install "tavq-plugin[eval]"') from error
-    name = recipe.network or "vgg"
-    if name not in FILES:
-        raise ValueError(f"perceptual.network is {name!r}: of LPIPS there are {', '.join(FILES)}")
-    state = checked_weights(recipe, f"torchvision's {FILES[name]}")
-    module = _LPIPS(net=name, pnet_rand=True)
-    for key, parameter in module.net.named_parameters():
-        place = f"features.{key.split('.', 1)[1] if name != 'squeeze' else key.split('.', 2)[2]}"
-        if place not in state or state[place].shape != parameter.shape:
-            raise ValueError(f"{recipe.path} does not hold {place} of {name}: give torchvision's {FILES[name]}")
-        parameter.data.copy_(state[place])
-    return _Mean(module)
-
-
-class _Mean(nn.Module):
-    """LPIPS of each image, averaged."""
+class MeanLpips(nn.Module):
+    """LPIPS averaged over a batch; (b 3 h w, b 3 h w) in [-1, 1] -> scalar."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
+    @classmethod
+    def load(cls, recipe: PerceptualRecipe) -> MeanLpips:
+        """LPIPS with the recipe's backbone and weight file."""
+        name = recipe.network or "vgg"
+        if name not in BACKBONES:
+            raise ValueError(f"perceptual.network is {name!r}: LPIPS has the backbones {', '.join(BACKBONES)}")
+        return cls(load_lpips(checked_path(recipe, f"torchvision's {BACKBONES[name]}"), name))
+
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Mean distance of two batches."""
         return self.module(one, other).float().mean()
 
 
 class FeatureDistance(nn.Module):
-    """Squared distance of a frozen network's feature maps, normalised at each place (as LPIPS, without its weights).
+    """Squared distance between a frozen network's feature maps, normalised at each place (LPIPS without its weights).
 
-    Mean over places, summed over channels, mean over layers. Images in [-1, 1] are brought to ImageNet's scale.
+    Summed over channels, then averaged over places and layers. Images in [-1, 1] are first brought to ImageNet's scale.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, layers: tuple[str, ...]) -> None:
         super().__init__()
@@ -92,13 +84,13 @@ class FeatureDistance(nn.Module):
 
     @classmethod
     def load(cls, recipe: PerceptualRecipe, *, allow: Sequence[str] = ()) -> FeatureDistance:
-        """The recipe's network with the recipe's weights, strictly."""
+        """The recipe's network with the recipe's weights, loaded strictly."""
         if not recipe.network or not recipe.layers:
             raise ValueError(
                 "perceptual.kind=frozen needs perceptual.network, as torchvision.models.squeezenet1_0, and "
                 "perceptual.layers, module paths in it, as [features.3, features.7, features.12]"
             )
-        state = checked_weights(recipe, "its state dict")
+        state = read_state_dict(checked_path(recipe, "its state dict"))
         network = instantiate(recipe.network, {}, allow=allow, where="perceptual.network")
         network.load_state_dict(state, strict=True)
         return cls(network, tuple(recipe.layers))
@@ -113,18 +105,13 @@ class FeatureDistance(nn.Module):
         return torch.stack(apart).mean()
 
 
-def checked_weights(recipe: PerceptualRecipe, wanted: str) -> dict[str, Tensor]:
-    """The state dict in the recipe's file, read without running anything in it, once its hash is right."""
+def checked_path(recipe: PerceptualRecipe, wanted: str) -> Path:
+    """The recipe's weight file, once it is there and its hash is right; `wanted` says what to give where it is not."""
     path = Path(recipe.path)
     if not recipe.path or not path.is_file():
         raise FileNotFoundError(
-            f"perceptual.path is {recipe.path!r}, and no such file is there: give {wanted}, "
+            f"perceptual.path is {recipe.path!r}, and there is no such file: give {wanted}, "
             "--set perceptual.path=FILE, or go without, --set perceptual.kind=none"
         )
-    digest = sha256_of(path)
-    if not digest.startswith(recipe.sha256.lower()):
-        raise ValueError(
-            f"{path} has sha256 {digest} and perceptual.sha256 is {recipe.sha256}: fetch the file again, or correct "
-            "the setting if you trust this one"
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    require_hash(path, recipe.sha256, mend="get the file again, or correct perceptual.sha256 if you trust this one")
+    return path

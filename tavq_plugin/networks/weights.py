@@ -1,4 +1,4 @@
-"""Weights of judging networks, from a folder of the user's: named, hashed, and read as tensors alone."""
+"""Weight files of frozen networks: named, checked by their hash, and read as tensors alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ from torch import Tensor
 from tavq_plugin.io.file_hash import sha256_of
 
 
+def require_hash(path: Path, sha256: str, *, mend: str) -> None:
+    """ValueError, ending with `mend`, where a file's SHA-256 does not begin with these digits."""
+    found = sha256_of(path)
+    if not found.startswith(sha256.lower()):
+        raise ValueError(f"{path} has sha256 {found}, and {sha256} was expected: {mend}")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file. A file that holds anything but tensors is refused, and nothing in it is run."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 @dataclass(frozen=True)
-class Weights:
+class WeightFile:
     """A file of weights that a metric needs."""
 
     file: str
     sha256: str  # the first digits, or all 64
-    what: str  # it is, and where it comes from
+    what: str  # what it is, and where it comes from
 
     def path(self, folder: Path | None) -> Path:
         """Its path in a folder, once its hash is right.
@@ -27,29 +39,25 @@ class Weights:
         if folder is None or not (path := Path(folder) / self.file).is_file():
             place = "no folder of weights was given" if folder is None else f"{self.file} is not in {folder}"
             raise FileNotFoundError(f"{place}: put {self.file} ({self.what}) into a folder and give --weights FOLDER")
-        found = sha256_of(path)
-        if not found.startswith(self.sha256):
-            raise ValueError(
-                f"{path} has sha256 {found[:16]}…, and {self.file} begins with {self.sha256[:16]}: it is another file "
-                f"or a broken download; get {self.what} again"
-            )
+        mend = f"it is another file or a broken download; get {self.what} again"
+        require_hash(path, self.sha256, mend=mend)
         return path
 
     def read(self, folder: Path | None) -> dict[str, Tensor]:
-        """Its state dict; a file that holds anything but tensors is refused."""
-        return torch.load(self.path(folder), map_location="cpu", weights_only=True)
+        """Its state dict, once its hash is right."""
+        return read_state_dict(self.path(folder))
 
 
-INCEPTION = Weights(
+INCEPTION = WeightFile(
     "weights-inception-2015-12-05-6726825d.pth", "6726825d",
     "FID's Inception, https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
 )  # fmt: skip
-VGG16 = Weights("vgg16-397923af.pth", "397923af", "torchvision's VGG16, https://download.pytorch.org/models")
-MOBILENET = Weights(
+VGG16 = WeightFile("vgg16-397923af.pth", "397923af", "torchvision's VGG16, https://download.pytorch.org/models")
+MOBILENET = WeightFile(
     "mobilenet_v2_imagenet.pth", "67306d23570c1fa3c2ef82e174c24a705189109b7ea03f23163163940ef62676",
     "MobileNetV2 1.0, 1001 classes, batch norm folded, from google-coral's test data",
 )  # fmt: skip
-SQUEEZENET = Weights(
+SQUEEZENET = WeightFile(
     "squeezenet1_0_imagenet.pth", "7241730857d346c298a659134d3616d4d169214669c819b29295746e6548593d",
     "SqueezeNet 1.0 of SqueezeNet-Deep-Compression, torchvision's keys",
 )  # fmt: skip
@@ -58,12 +66,12 @@ ALL = (INCEPTION, VGG16, MOBILENET, SQUEEZENET)
 
 
 def files_of(folder: Path | None) -> dict[str, str]:
-    """The known files that a folder holds, with the hashes they must have."""
+    """The known weight files in a folder, each with the hash it must have."""
     return {w.file: w.sha256 for w in ALL if folder is not None and (Path(folder) / w.file).is_file()}
 
 
-def refuse_other_weights(folder: Path | None) -> None:
-    """ValueError where a known file of a folder has another hash."""
+def require_known_hashes(folder: Path | None) -> None:
+    """ValueError where a known weight file in a folder has another hash."""
     for weights in ALL:
         if weights.file in files_of(folder):
             weights.path(folder)

@@ -14,14 +14,14 @@ from tavq_plugin.distributed import load_module, load_optimizer
 from tavq_plugin.training.recipe import AdversarialRecipe
 
 SLOPE = 0.2
-LARGEST = 1e4  # of the adaptive weight
+LARGEST_WEIGHT = 1e4  # of the adaptive weight
 
 
 class PatchGAN(nn.Module):
-    """Strided 4 × 4 convolutions that judge patches (Isola et al. 2017); b 3 h w -> b 1 h' w'.
+    """The patch discriminator: strided 4 × 4 convolutions (Isola et al. 2017); b 3 h w -> b 1 h' w'.
 
-    Group instead of batch normalisation (our choice): an image is judged alike whatever stands beside it, so that
-    passes and processes add up.
+    Group instead of batch normalisation (our choice): an image's logits do not depend on the rest of the batch, so
+    splitting a batch over passes or processes changes nothing.
     """
 
     def __init__(self, *, layers: int = 3, width: int = 64) -> None:
@@ -38,7 +38,7 @@ class PatchGAN(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of patches, high where they look real."""
+        """One logit per patch, high where it looks real."""
         return self.judge(images)
 
 
@@ -57,14 +57,13 @@ def adaptive_weight(own: Tensor, generator: Tensor, last_layer: Tensor, mean: Ca
     `mean` averages a gradient over the processes.
     """
     norms = [mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm() for loss in (own, generator)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, LARGEST).detach()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, LARGEST_WEIGHT).detach()
 
 
 class Adversary:
-    """The discriminator in a run: its part of the generator's loss, its own loss and its optimizer.
+    """The discriminator in a run: its term in the generator's loss, its own loss and its optimizer.
 
-    It learns on the reconstructions of the generator's own pass: the host runs once a step, and a method's losses are
-    computed once.
+    It learns from the reconstructions of the generator's pass, so the host and the method run once per step.
     """
 
     def __init__(
@@ -77,12 +76,15 @@ class Adversary:
     ) -> None:
         self.recipe, self.module, self.prepared, self.optimizer, self.mean = recipe, module, prepared, optimizer, mean
 
-    def enters(self, number: int) -> bool:
-        """Whether it takes part in the step after `number` optimizer steps."""
+    def is_active(self, number: int) -> bool:
+        """Whether the discriminator takes part after `number` optimizer steps."""
         return number >= self.recipe.start
 
-    def against(self, reconstruction: Tensor, own: Tensor, last_layer: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The generator's weighted term, and the weight's adaptive factor; its gradient leaves the judge alone."""
+    def generator_term(self, reconstruction: Tensor, own: Tensor, last_layer: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The generator's weighted term and its adaptive factor; the discriminator gets no gradient from it.
+
+        own: the generator's other losses on these pixels. last_layer: None is possible with adaptive=False alone.
+        """
         self.module.requires_grad_(False)
         try:
             loss = -self.module(reconstruction).float().mean()
@@ -90,16 +92,17 @@ class Adversary:
             self.module.requires_grad_(True)
         factor = loss.new_ones(())
         if self.recipe.adaptive:
+            assert last_layer is not None  # checked when the run is built
             factor = adaptive_weight(own, loss, last_layer, self.mean)
         return self.recipe.weight * factor * loss, factor
 
-    def own_loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """The hinge loss on images and their reconstructions, b 3 h w each; -> scalar."""
+    def discriminator_loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """The discriminator's hinge loss on images and their reconstructions, b 3 h w each; -> scalar."""
         real, fake = self.prepared(torch.cat([images, reconstruction.detach()])).float().chunk(2)
         return hinge(real, fake)
 
     def update(self) -> None:
-        """One step of its optimizer."""
+        """One optimizer step of the discriminator."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -1,4 +1,4 @@
-"""The wrapped host and the method of a recipe."""
+"""Build the wrapped host and the method of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tavq_plugin.training.recipe import Recipe
 
 
 def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple[Tokenizer, Method]:
-    """The wrapped host and the recipe's method, drawn from its seed alone; the host is the same for every method."""
+    """The wrapped host and the recipe's method, drawn from its seed alone; every method gets the same host."""
     if recipe.method not in METHODS:
         raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
     cls = method_class(recipe.method)

@@ -1,8 +1,9 @@
-"""The host a recipe names, and whether it takes the recipe's images."""
+"""Build the host that a recipe names, and check that it takes the recipe's images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,11 +13,11 @@ from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
 def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
-    """The demo's taming VQGAN: `n_embed` codes of width 64; f8, and f4 below 64 px, so that 8 × 8 codes remain."""
+    """The demo's taming VQGAN: `n_embed` codes of width 64, stride 8, or 4 below 64 px so that 8 × 8 codes remain."""
     from tavq_plugin.adapters.taming import VQGAN
 
     ch_mult = (1, 2, 2, 4) if resolution >= 64 else (1, 2, 4)
-    ddconfig = {
+    ddconfig: dict[str, Any] = {
         "double_z": False, "z_channels": 64, "resolution": resolution, "in_channels": 3, "out_ch": 3, "ch": 32,
         "ch_mult": ch_mult, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
@@ -24,7 +25,7 @@ def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
 
 
 def refuse_targets(recipe: Recipe, *, allow: Sequence[str] = ()) -> None:
-    """ValueError, with the mend, where a recipe names what a file may not have built; nothing is built."""
+    """ValueError, with the mend, where a recipe names a target outside the allowed packages; nothing is built."""
     if recipe.host.target != "small":
         builder_of(recipe.host.target, recipe.host.params, allow=allow, where="host.target")
     perceptual = recipe.perceptual
@@ -33,34 +34,34 @@ def refuse_targets(recipe: Recipe, *, allow: Sequence[str] = ()) -> None:
 
 
 def build_host(recipe: HostRecipe, resolution: int, *, allow: Sequence[str] = ()) -> nn.Module:
-    """A fresh host from its target and params; "small" takes the resolution itself."""
+    """A fresh host from its target and params; "small" also gets the resolution."""
     if recipe.target == "small":
         return small_vqgan(**{"resolution": resolution, **recipe.params})
     host = instantiate(recipe.target, recipe.params, allow=allow, where="host.target")
     if not isinstance(host, nn.Module):
-        raise ValueError(f"host.target {recipe.target} gave a {type(host).__name__}, and a host is a torch.nn.Module")
+        raise ValueError(f"host.target {recipe.target} gave a {type(host).__name__}: a host must be a torch.nn.Module")
     return host
 
 
-def picture(output: object) -> Tensor | None:
-    """The reconstruction in what a host's forward gave: its `sample`, or the first map with three channels."""
+def find_reconstruction(output: object) -> Tensor | None:
+    """The reconstruction in a host's output: its `sample`, or the first map with three channels; b 3 h w or None."""
     parts = [output.sample] if hasattr(output, "sample") else output if isinstance(output, tuple | list) else [output]
     return next((p for p in parts if isinstance(p, Tensor) and p.ndim == 4 and p.shape[1] == 3), None)
 
 
 def refuse_resolution(host: nn.Module, resolution: int) -> None:
-    """ValueError, with the mend, where a host does not give an image back in the size it came in."""
+    """ValueError, with the mend, where a host does not return an image of the size that it got."""
     images = next(host.parameters()).new_zeros(1, 3, resolution, resolution)
     try:
         with eval_without_trace(host):
-            given = picture(host(images))
+            given = find_reconstruction(host(images))
     except Exception as error:
         raise ValueError(
             f"{type(host).__name__} cannot take images of {resolution} px ({type(error).__name__}: {error}): give a "
             "resolution that its strides divide, and that fits its own settings"
         ) from error
     if given is None:
-        raise ValueError(f"{type(host).__name__} gives no image back: this trainer learns by reconstruction")
+        raise ValueError(f"{type(host).__name__} returns no image: give a host whose forward returns a reconstruction")
     if given.shape != images.shape:
         side = given.shape[-1]
         raise ValueError(

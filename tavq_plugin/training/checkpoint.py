@@ -1,4 +1,4 @@
-"""Checkpoints, whole or not there: written aside, synced, then renamed; a kill at any moment leaves the last."""
+"""Checkpoints: written aside, synced, then renamed, so that a kill at any moment leaves the last one whole."""
 
 from __future__ import annotations
 
@@ -22,82 +22,84 @@ from tavq_plugin.io.ownership import (
     strangers,
 )
 from tavq_plugin.io.state_tree import load_tree, save_tree
-from tavq_plugin.training.run_folder import STEP_FILES
 
 MAKER = "tavq train"
-PARTIAL_FILES = (*STEP_FILES, SAFETENSORS_TEMPORARY)
+STEP_FILES = ("state.safetensors", "history.json")
+STEP_PARTIAL_FILES = (*STEP_FILES, SAFETENSORS_TEMPORARY)
 NAMES = ("step-*/", ".step-*.partial/")
 
 
 class Checkpoints:
-    """The checkpoints of a run, one folder a step, at most `keep` of them."""
+    """The checkpoints of a run: one folder per step, at most `keep` of them."""
 
     def __init__(self, folder: Path, *, keep: int = 1) -> None:
         self.folder, self.keep = folder, keep
 
-    def there(self) -> list[Path]:
+    def saved(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return [path for path in self._folders("step-") if (path / "state.safetensors").is_file()]
 
     def refuse_taken(self) -> None:
-        """FileExistsError where the folder was not made by us, or holds a checkpoint's name that is not ours."""
-        former = self._former()
+        """FileExistsError where the folder was not made by us, or holds something under a checkpoint's name."""
+        former = self._before_markers()
         refuse_taken(self.folder, NAMES, MAKER, former=former)
         for path in self._folders(".step-"):
-            refuse_strangers(path, former=PARTIAL_FILES)
+            refuse_strangers(path, former=STEP_PARTIAL_FILES)
         if self.folder.is_dir() and not claims(self.folder) and not former and any(self.folder.iterdir()):
             raise FileExistsError(
                 f"{self.folder} is in the way and was not made by {MAKER}: give another --out, or move it"
             )
 
     def save(self, number: int, state: Any, history: list[dict[str, Any]]) -> None:
-        """Write the state after `number` steps, then let go of older ones than `keep`.
+        """Write the state after `number` steps, then remove the oldest checkpoints beyond `keep`.
 
-        Raises OSError, with the mend, where the disk is full or refuses; what was there before is left whole.
+        Raises OSError, with the mend, where the disk is full or refuses; earlier checkpoints are left whole.
         """
         target = self.folder / f"step-{number:09}"
         partial = self.folder / f".{target.name}.partial"
         try:
-            claim(self.folder, NAMES, MAKER, former=self._former())
-            fresh_folder(partial, STEP_FILES, MAKER, former=PARTIAL_FILES)
+            claim(self.folder, NAMES, MAKER, former=self._before_markers())
+            for rest in {*self._folders("step-"), *self._folders(".step-")} - {*self.saved()}:
+                remove(rest)  # what a kill left half-written, or half-removed
+            fresh_folder(partial, STEP_FILES, MAKER, former=STEP_PARTIAL_FILES)
             save_tree(partial / "state.safetensors", state)
             save_text(partial / "history.json", json.dumps(history))
             put_in_place(partial, target)
         except (OSError, SafetensorError) as error:
             remove(partial)
-            kept = self.there()
-            last = f"{kept[-1]} is whole" if kept else "there was none before"
+            saved = self.saved()
+            last = f"{saved[-1]} is whole" if saved else "there was none before"
             raise OSError(
                 f"the checkpoint of step {number} could not be written in {self.folder} ({error}); {last}: free some "
                 "space and run the same command again, it goes on from there"
             ) from error
-        for old in self.there()[: -self.keep]:
+        for old in self.saved()[: -self.keep]:
             remove(old, former=STEP_FILES)
 
     def latest(self) -> tuple[Any, list[dict[str, Any]]] | None:
         """State and history of the newest checkpoint, or None."""
-        there = self.there()
-        if not there:
+        saved = self.saved()
+        if not saved:
             return None
         try:
-            history = json.loads((there[-1] / "history.json").read_text(encoding="utf-8"))
-            return load_tree(there[-1] / "state.safetensors"), history
+            history = json.loads((saved[-1] / "history.json").read_text(encoding="utf-8"))
+            return load_tree(saved[-1] / "state.safetensors"), history
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
-                f"{there[-1]} cannot be read ({error}): delete it, and the run goes on from the one before or begins "
+                f"{saved[-1]} cannot be read ({error}): delete it, and the run goes on from the one before or begins "
                 "anew"
             ) from error
 
     def clear(self) -> None:
-        """Let go of all: the run is finished. What is not ours in the folder stays."""
+        """Remove all checkpoints, once the run is finished. What is not ours in the folder stays."""
         for path in [*self._folders("step-"), *self._folders(".step-")]:
-            remove(path, former=PARTIAL_FILES)
+            remove(path, former=STEP_PARTIAL_FILES)
         remove(self.folder)
 
-    def _former(self) -> list[str]:
-        """The checkpoints that were made before there were markers."""
+    def _before_markers(self) -> list[str]:
+        """Folders of whole and half-written checkpoints, by which those made before there were markers are known."""
         whole = [path for path in self._folders("step-") if all((path / name).is_file() for name in STEP_FILES)]
-        begun = [path for path in self._folders(".step-") if not strangers(path, former=PARTIAL_FILES)]
+        begun = [path for path in self._folders(".step-") if not strangers(path, former=STEP_PARTIAL_FILES)]
         return [f"{path.name}/" for path in [*whole, *begun]]
 
     def _folders(self, start: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The host's codebook in a run: it starts on latents, and hardly used codes move onto those of the batch."""
+"""Restarts of the host's codebook: codes start on latents, and hardly used ones move onto latents of the batch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.types import Codes, Level
 
 
-def latents_of(adapter: Adapter, images: Tensor) -> Tensor:
-    """What a host's encoder gives its quantizer; b 3 h w -> b c h w."""
+def encode_latents(adapter: Adapter, images: Tensor) -> Tensor:
+    """The latents that a host's encoder gives its quantizer; b 3 h w -> b c h w."""
     with tapped(adapter.model, at=[adapter.quantizer]) as recorder:
         adapter.encode(images)
     return recorder.take()[adapter.quantizer].z_in
 
 
 class CodebookRestarts:
-    """Counts the codes a level chooses and moves the hardly used ones (random restarts; Dhariwal et al. 2020).
+    """Count the codes that a level chooses and move the hardly used ones (random restarts; Dhariwal et al. 2020).
 
-    The latents are drawn by a generator of its own, so no other random stream moves.
+    Latents are drawn by a separate random generator, so no other random stream moves.
     """
 
     def __init__(self, size: int, seed: int, *, below: float = 0.1) -> None:
@@ -39,24 +39,24 @@ class CodebookRestarts:
     def start(self, codebook: Tensor, adapter: Adapter, images: Tensor) -> None:
         """Put the codes (k c) on latents of 256 of the images (n 3 r r uint8), drawn at random.
 
-        Left as it is where there are fewer latents than codes.
+        Does nothing where there are fewer latents than codes.
         """
         drawn = images[torch.randperm(len(images), generator=self._draw)[:256]]
-        parts = [latents_of(adapter, to_float(part).to(codebook.device)) for part in drawn.split(32)]
+        parts = [encode_latents(adapter, to_float(part).to(codebook.device)) for part in drawn.split(32)]
         latents = rearrange(torch.cat(parts), "b c h w -> (b h w) c")
         if len(latents) >= len(codebook):
             chosen = torch.randperm(len(latents), generator=self._draw)[: len(codebook)]
             codebook.copy_(latents[chosen.to(latents.device)])
 
-    def see(self, level: Level) -> None:
-        """Count the codes a level chose."""
+    def count(self, level: Level) -> None:
+        """Count the codes that a level chose."""
         self.uses += torch.bincount(level.indices.flatten().cpu(), minlength=len(self.uses))
 
     @torch.no_grad()
-    def move(self, codebook: Tensor, level: Level) -> int:
-        """Put each code (k c) used less than `below` times the mean since the last move on a random latent.
+    def restart_dead_codes(self, codebook: Tensor, level: Level) -> int:
+        """Put each code (k c) that was used less than `below` times the mean on a random latent of the level.
 
-        -> how many were moved: at most as many as the level has latents. Counting then begins anew.
+        -> how many codes moved: at most one per latent. Uses are then counted from 0 again.
         """
         dead = (self.uses < self.below * self.uses.mean()).nonzero()[:, 0]
         latents = rearrange(level.latent, "b c h w -> (b h w) c")
@@ -67,7 +67,7 @@ class CodebookRestarts:
         return len(dead)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs: the counts and the generator."""
+        """What a resumed run needs: the counts and the random generator."""
         return {"uses": self.uses, "draw": self._draw.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -77,7 +77,7 @@ class CodebookRestarts:
 
 
 class HostCodebookRestarts:
-    """A `CodebookRestarts` of the host's level, in step on all processes; its state is the restarts'."""
+    """`CodebookRestarts` of the host's level, the same on all processes; its state is that of the restarts."""
 
     def __init__(
         self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, restarts: CodebookRestarts
@@ -87,10 +87,10 @@ class HostCodebookRestarts:
         self.state_dict, self.load_state_dict = restarts.state_dict, restarts.load_state_dict
 
     @classmethod
-    def of(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> HostCodebookRestarts | None:
-        """None where the recipe asks for nothing, or the method computes the codebook.
+    def from_recipe(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> HostCodebookRestarts | None:
+        """None where the recipe asks for no restarts, or the method computes the codebook.
 
-        Raises ValueError where the host's codebook cannot be written.
+        Raises ValueError where the host's codebook cannot be written to.
         """
         start = recipe.start
         if not (start.settle_share or start.revive_every):
@@ -108,24 +108,29 @@ class HostCodebookRestarts:
     @torch.no_grad()
     def start(self, corpus: Corpus) -> None:
         """Put the codes on latents of the training images."""
-        codebook = self.adapter.codebook()
+        codebook = self._codebook()
         self.restarts.start(codebook, self.adapter, corpus.images[: corpus.n_train])
         if self.accelerator.num_processes > 1:
             torch.distributed.broadcast(codebook.data, 0)
 
-    def see(self, codes: Codes) -> None:
-        """Count what the host's level chose in a pass."""
+    def count(self, codes: Codes) -> None:
+        """Count the codes that the host's level chose in a pass."""
         if self.start_settings.revive_every:
-            self.restarts.see(self._everywhere(codes))
+            self.restarts.count(self._gathered(codes))
 
     def after_update(self, number: int, codes: Codes) -> None:
-        """When it is time, move the codes that were hardly chosen onto latents of the latest pass."""
+        """Every `revive_every` steps, move the hardly used codes onto latents of the latest pass."""
         every = self.start_settings.revive_every
         if every and number < self.start_settings.revive_share * self.steps and number % every == every - 1:
-            self.restarts.move(self.adapter.codebook(), self._everywhere(codes))
+            self.restarts.restart_dead_codes(self._codebook(), self._gathered(codes))
 
-    def _everywhere(self, codes: Codes) -> Level:
-        """The host's level of all processes' images, in the batch's order."""
+    def _codebook(self) -> Tensor:
+        codebook = self.adapter.codebook()
+        assert codebook is not None  # `from_recipe` refuses such a host
+        return codebook
+
+    def _gathered(self, codes: Codes) -> Level:
+        """The host's level over the images of all processes, in batch order."""
         final = codes.final
         if self.accelerator.num_processes == 1:
             return final

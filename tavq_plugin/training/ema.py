@@ -1,8 +1,8 @@
-"""An exponential average of a run's weights, to end with."""
+"""An exponential moving average of a run's weights, with which the run ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,31 +13,31 @@ from tavq_plugin.distributed import load_module
 
 
 class WeightAverage:
-    """torch's AveragedModel on the parameters alone; buffers are taken as they are in the end.
+    """torch's AveragedModel of the parameters alone; buffers keep their last values.
 
-    The decay rises to its value as (1 + n) / (10 + n) over the first n updates, so that short runs do not end with
-    their first weights.
+    After n updates the decay is at most (1 + n) / (10 + n), so that short runs do not end close to their first
+    weights.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         self._live = nn.ParameterList(parameters)
 
         @torch.no_grad()
-        def blend(averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
-            n = updates.item()
-            torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + n) / (10 + n)))
+        def blend(averages: Sequence[Tensor], values: Sequence[Tensor], updates: Tensor | int) -> None:
+            n = int(updates)
+            torch._foreach_lerp_(list(averages), list(values), 1 - min(decay, (1 + n) / (10 + n)))
 
         self._model = AveragedModel(self._live, multi_avg_fn=blend)
 
     def update(self) -> None:
-        """Blend the present weights in; the first time, take them."""
+        """Blend the current weights in; the first call copies them."""
         self._model.update_parameters(self._live)
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the average in the weights' place; nothing where there was no update."""
+        """Overwrite the weights with their average; does nothing before the first update."""
         if self._model.n_averaged > 0:
-            for live, mean in zip(self._live, self._model.module, strict=True):
+            for live, mean in zip(self._live, self._model.module.parameters(), strict=True):
                 live.copy_(mean)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run's moving parts and one optimizer step of it; its state, so that a resumed run equals one never stopped."""
+"""Everything that changes while a run trains, one optimizer step of it, and its state for an exact resume."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +24,7 @@ from tavq_plugin.distributed import (
     load_optimizer,
     mark_synchronized,
 )
+from tavq_plugin.moved import old_names
 from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.pixels import to_float
 from tavq_plugin.side_effects import isolated_random_state
@@ -32,21 +33,22 @@ from tavq_plugin.training.build import build
 from tavq_plugin.training.codebook_restarts import HostCodebookRestarts
 from tavq_plugin.training.ema import WeightAverage
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.sampler import Rows, shares
+from tavq_plugin.training.sampler import BatchSampler, rows_of_rank
 from tavq_plugin.training.step import TrainingStep
 from tavq_plugin.training.timer import StepTimer
 
-ROOM = 2**30  # bytes of a GPU's memory that texts may take
+__getattr__ = old_names(__name__)  # names that were renamed
+TEXT_BYTES = 2**30  # of a GPU's memory that the texts may take
 
 
-class Loop:
+class TrainingLoop:
     """Everything that changes while a run trains; `number` optimizer steps are done."""
 
     def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator, *, allow: Sequence[str] = ()) -> None:
         self.recipe, self.corpus, self.accelerator, self.number = recipe, corpus, accelerator, 0
         self.allow = allow
-        self.rows = Rows(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
-        shares(self.rows(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
+        self.sampler = BatchSampler(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
+        rows_of_rank(self.sampler(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
         self.tokenizer, self.method = build(recipe, corpus, allow=allow)
         perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
         if perceptual is not None:
@@ -58,12 +60,12 @@ class Loop:
             raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
         if is_sharded(self.module):
             mark_synchronized(self.module)
-        self.optimizer = self._adam()
-        self.adversary = self._adversary()
+        self.optimizer, self._plugin_share = self._build_optimizer()
+        self.adversary = self._build_adversary()
         self.average = WeightAverage(self.module.parameters(), recipe.ema) if recipe.ema else None
-        self.codebook = HostCodebookRestarts.of(recipe, self.tokenizer, accelerator)
+        self.codebook = HostCodebookRestarts.from_recipe(recipe, self.tokenizer, accelerator)
         compiled = recipe.compile != "no"
-        self.clock = self.module.clock = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
+        self.timer = self.module.timer = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:
             self.tokenizer.compile(backend=recipe.compile)
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
@@ -72,39 +74,41 @@ class Loop:
     def step(self) -> dict[str, float]:
         """One optimizer step; -> a row of the history.
 
-        Raises FloatingPointError, before anything has changed, naming the terms that are not finite.
+        Raises FloatingPointError, before any weight has changed, naming the terms that are not finite.
         """
         recipe, number, accelerator = self.recipe, self.number, self.accelerator
         settling = number < recipe.settled
         if recipe.settled and number == recipe.settled and self.codebook is not None:
             self.codebook.start(self.corpus)
         self._set_rates()
-        parts = shares(
-            self.rows(number),
+        parts = rows_of_rank(
+            self.sampler(number),
             passes=recipe.accumulation,
             ranks=accelerator.num_processes,
             rank=accelerator.process_index,
         )
-        opposed = self.adversary is not None and self.adversary.enters(number) and not settling
-        rows, used = [], None
-        with self.clock.step():
+        active = self.adversary is not None and self.adversary.is_active(number) and not settling
+        adversary = self.adversary if active else None
+        rows: list[dict[str, float]] = []
+        used: list[Tensor] | None = None
+        with self.timer.step():
             for i, part in enumerate(parts):
                 with ExitStack() as stack:
                     if i < len(parts) - 1:
-                        for model in [self.model, *([self.adversary.prepared] if opposed else [])]:
-                            stack.enter_context(getattr(model, "no_sync", nullcontext)())  # DDP's alone
-                    rows.append(self._pass(part, settling=settling, opposed=opposed))
+                        for model in [self.model, *([adversary.prepared] if adversary else [])]:
+                            stack.enter_context(getattr(model, "no_sync", nullcontext)())  # only DDP has it
+                    rows.append(self._pass(part, settling, adversary))
                 if not settling:
-                    used = self._counted(used)
+                    used = self._add_uses(used)
                     if self.codebook is not None:
-                        self.codebook.see(self.module.last.codes)
-            with self.clock.update(self._share):
+                        self.codebook.count(self.module.last.codes)
+            with self.timer.update(self._plugin_share):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            if opposed:
-                self.adversary.update()
+            if adversary is not None:
+                adversary.update()
             if not settling:
-                with self.clock.in_plugin():
+                with self.timer.in_plugin():
                     self.method.after_update(self.module.last)
                 if self.codebook is not None:
                     self.codebook.after_update(number, self.module.last.codes)
@@ -114,29 +118,28 @@ class Loop:
         row = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         return {"step": number, **row, **self._usage(used), **self._times()}
 
-    def _pass(self, part: Tensor, *, settling: bool, opposed: bool) -> dict[str, float]:
-        """Forward and backward of one pass: the generator's, then the discriminator's on the same reconstructions."""
+    def _pass(self, part: Tensor, settling: bool, adversary: Adversary | None) -> dict[str, float]:
+        """Forward and backward of one pass: the generator's, then the discriminator's; -> the terms as numbers."""
         images = to_float(self.corpus.images[part].to(self.accelerator.device))
         reconstruction, terms = self.model(part, images, self.number, settling)
         shown = {}
-        if opposed:
+        if adversary is not None:
             own = terms["pixel"] + terms.get("perceptual", 0.0)
             last = self.tokenizer.adapter.last_layer()
             with self._autocast():
-                terms["adversarial"], shown["adaptive"] = self.adversary.against(reconstruction, own, last)
-                judged = self.adversary.own_loss(images, reconstruction)
+                terms["adversarial"], shown["adaptive"] = adversary.generator_term(reconstruction, own, last)
+                judged = adversary.discriminator_loss(images, reconstruction)
             shown["discriminator"] = judged.detach()
-        values = self._agreed(terms, shown)
-        self.clock.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulation)
-        if opposed:
+        values = self._finite_means(terms | shown)
+        self.timer.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulation)
+        if adversary is not None:
             (judged / self.recipe.accumulation).backward()
         return values
 
-    def _agreed(self, terms: dict[str, Tensor], shown: dict[str, Tensor]) -> dict[str, float]:
-        """The terms as numbers, averaged over the processes, all of them finite or none goes on."""
-        named = {**{name: term.detach() for name, term in terms.items()}, **shown}
-        values = self._mean(torch.stack([value.float() for value in named.values()])).tolist()
-        row = dict(zip(named, values, strict=True))
+    def _finite_means(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Scalars averaged over the processes; FloatingPointError, on all of them, where one is not finite."""
+        means = self._mean(torch.stack([value.detach().float() for value in values.values()])).tolist()
+        row = dict(zip(values, means, strict=True))
         if broken := {name: value for name, value in row.items() if not math.isfinite(value)}:
             others = ", ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in broken)
             raise FloatingPointError(
@@ -145,13 +148,14 @@ class Loop:
             )
         return row
 
-    def _counted(self, used: list[Tensor] | None) -> list[Tensor] | None:
-        """How often each code of each level was chosen, added up; None where the host shows no codebook."""
+    def _add_uses(self, used: list[Tensor] | None) -> list[Tensor] | None:
+        """Uses of each level's codes so far, this pass added; None where the host has no codebook."""
         table = self.tokenizer.adapter.codebook()
         if table is None:
             return None
         codes = self.module.last.codes
-        sizes = [*(len(own.weight) for own in self.tokenizer.hierarchy.own), *[len(table)] * len(codes.levels)]
+        own = [len(cast(Tensor, codebook.weight)) for codebook in self.tokenizer.hierarchy.own]
+        sizes = [*own, *[len(table)] * len(codes.levels)]
         sizes = [*sizes[: len(codes.levels) - 1], len(table)]
         counts = [
             torch.bincount(level.indices.flatten(), minlength=k) for level, k in zip(codes.levels, sizes, strict=True)
@@ -159,14 +163,14 @@ class Loop:
         return counts if used is None else [a + b for a, b in zip(used, counts, strict=True)]
 
     def _usage(self, used: list[Tensor] | None) -> dict[str, float]:
-        """Percent of its codebook each level chose in the step's images, fine → coarse."""
+        """Percent of its codebook that each level chose in the step's images, fine → coarse."""
         if used is None:
             return {}
         shares = [(self.accelerator.reduce(part) > 0).float().mean() for part in used]
         return {f"usage{i}": 100 * value for i, value in enumerate(torch.stack(shares).tolist(), 1)}
 
     def _times(self) -> dict[str, float]:
-        seconds, plugin = self.clock.steps.pop(), self.clock.plugin.pop()
+        seconds, plugin = self.timer.steps.pop(), self.timer.plugin.pop()
         return {"seconds": seconds, "plugin_share": plugin / seconds}
 
     def _mean(self, value: Tensor) -> Tensor:
@@ -175,7 +179,8 @@ class Loop:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def _adam(self) -> torch.optim.Optimizer:
+    def _build_optimizer(self) -> tuple[torch.optim.Optimizer, float]:
+        """Adam, and the plug-in's share of the parameters that learn."""
         settings, own = self.recipe.optimizer, {id(p) for p in self.method.parameters()}
         learnt = [p for p in self.module.parameters() if p.requires_grad]
         groups = [
@@ -183,13 +188,12 @@ class Loop:
             {"params": [p for p in learnt if id(p) in own], "rate": settings.method_rate},
         ]
         plugin = [*self.tokenizer.hierarchy.parameters(), *self.method.parameters()]
-        self._share = sum(p.numel() for p in plugin) / sum(p.numel() for p in learnt)
-        return torch.optim.Adam(
-            [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
-        )
+        share = sum(p.numel() for p in plugin) / sum(p.numel() for p in learnt)
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.Adam(groups, lr=settings.learning_rate, betas=settings.betas, fused=True), share
 
     def _set_rates(self) -> None:
-        """Linear rise, then half a cosine to 0, or constant."""
+        """Set the learning rates: a linear rise, then half a cosine down to 0, or constant."""
         settings = self.recipe.optimizer
         rate = settings.learning_rate * min(1.0, (self.number + 1) / max(1, settings.warmup))
         if settings.schedule == "cosine":
@@ -200,18 +204,21 @@ class Loop:
             for group in self.adversary.optimizer.param_groups:
                 group["lr"] = rate * self.recipe.adversarial.rate
 
-    def _adversary(self) -> Adversary | None:
+    def _build_adversary(self) -> Adversary | None:
         recipe = self.recipe.adversarial
         if not self.method.adversarial or recipe.weight == 0 or recipe.start >= self.recipe.steps:
             return None
         last = self.tokenizer.adapter.last_layer()
         if recipe.adaptive and (last is None or gather_sharded(last) is not last):
-            why = "shows no last layer" if last is None else "is sharded, its last layer out of reach"
-            raise ValueError(f"this host {why}, to weigh the adversarial loss by: give adversarial.adaptive=false")
+            why = "shows no last layer" if last is None else "is sharded, so its last layer cannot be read"
+            raise ValueError(
+                f"this host {why}, and the adaptive weight of the adversarial loss needs it: give "
+                "adversarial.adaptive=false"
+            )
         with isolated_random_state(torch.device("cpu")):
             torch.manual_seed(self.recipe.seed)
             module = PatchGAN(layers=recipe.layers, width=recipe.width)
-        if is_sharded(self.module):  # a small module, called inside and outside of a gradient's reach: kept whole
+        if is_sharded(self.module):  # too small to shard
             prepared = DistributedDataParallel(module.to(self.accelerator.device))
         else:
             prepared = self.accelerator.prepare(module)
@@ -225,7 +232,7 @@ class Loop:
         return {name: part for name, part in parts.items() if part is not None}
 
     def state(self) -> dict[str, Any]:
-        """All that a resume needs, the random streams of every process among it."""
+        """Everything that a resume needs, including the random streams of every process."""
         streams = {"cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             streams["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
@@ -246,7 +253,7 @@ class Loop:
             torch.cuda.set_rng_state(streams["cuda"], self.accelerator.device)
 
     def refuse_broken(self) -> None:
-        """FloatingPointError where a weight is not finite: such a state is not worth keeping."""
+        """FloatingPointError where a weight is not finite, so that no such state is saved."""
         for name, value in self.module.named_parameters():
             if not value.isfinite().all():
                 raise FloatingPointError(
@@ -254,9 +261,9 @@ class Loop:
                 )
 
     def finish(self) -> None:
-        """The averaged weights in, what the method put on the host off, hooks gone; then weights may be loaded.
+        """End training: use the averaged weights, remove the hooks and what the method put on the host.
 
-        What was sharded is whole again, on every process.
+        Sharded modules become whole again, on every process. Saved weights may be loaded afterwards.
         """
         if self.average is not None:
             self.average.apply()
@@ -270,13 +277,13 @@ class Loop:
         self.module.eval()
 
     def close(self) -> None:
-        """Take the clock's hooks off."""
-        self.clock.close()
+        """Remove the timer's hooks."""
+        self.timer.close()
 
 
 def _texts_on(device: torch.device, corpus: Corpus) -> Corpus:
-    """The corpus with its table of units on a GPU, where it takes little room: rows are then gathered there."""
+    """The corpus with its table of units on the GPU, where it is small enough; rows are then gathered there."""
     table = corpus.store.table
-    if device.type == "cpu" or table.numel() * table.element_size() > ROOM:
+    if device.type == "cpu" or table.numel() * table.element_size() > TEXT_BYTES:
         return corpus
     return replace(corpus, store=corpus.store.to(device))

@@ -1,4 +1,4 @@
-"""What a training run is made of: frozen dataclasses, checked at birth; the unit of each setting stands beside it."""
+"""The settings of a training run: frozen dataclasses, checked when they are made, units beside each setting."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def _one_of(settings: Any, name: str, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class HostRecipe:
-    """The tokenizer that is trained; `host: small` is short for its target."""
+    """The tokenizer that is trained; in YAML, `host: small` is short for `host: {target: small}`."""
 
     target: str = "small"  # the demo's VQGAN, or package.module.Class: a torch.nn.Module class of an allowed package
-    params: dict[str, Any] = field(default_factory=dict)  # its arguments
-    wrap: dict[str, Any] = field(default_factory=dict)  # of `tavq_plugin.wrap`: taps, quantizer, codebook, grad_to …
+    params: dict[str, Any] = field(default_factory=dict)  # arguments of the target
+    wrap: dict[str, Any] = field(default_factory=dict)  # arguments of `tavq_plugin.wrap`, such as taps or grad_to
 
     def __post_init__(self) -> None:
         if self.target != "small" and "." not in self.target:
@@ -41,14 +41,14 @@ class HostRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """Adam on the host and the added levels, and on the method's own parameters."""
+    """Adam on the host, the added levels and the method's own parameters."""
 
     learning_rate: float = 1e-3  # the peak, after `warmup`
-    # the second is a memory of squared gradients, of about 1 / (1 - beta) steps: what the alignment leaves there at the
-    # start must be gone by the end, or it shrinks the steps of the pixels
+    # The second beta remembers squared gradients for about 1 / (1 - beta) steps. Those of the alignment's start must be
+    # forgotten before the end, or they shrink the steps that the pixel losses take.
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 20  # optimizer steps of linear rise
-    schedule: str = "cosine"  # "cosine": then half a cosine down to 0; "constant"
+    schedule: str = "cosine"  # after the warmup: "cosine", half a cosine down to 0, or "constant"
     method_rate: float = 2.0  # learning rate of the method's own parameters, in units of learning_rate
 
     def __post_init__(self) -> None:
@@ -64,10 +64,10 @@ class AdversarialRecipe:
     """The PatchGAN discriminator and its hinge losses."""
 
     weight: float = 0.8  # 0 = no discriminator
-    start: int = 10_000  # optimizer steps before it enters; where that is all of them, none is built
-    adaptive: bool = True  # weight also by the ratio of gradient norms at the decoder's last layer (VQGAN, eq. 7)
+    start: int = 10_000  # optimizer steps before it takes part; never built where the run is no longer
+    adaptive: bool = True  # multiply by the ratio of gradient norms at the decoder's last layer (VQGAN, eq. 7)
     layers: int = 3  # strided convolutions
-    width: int = 64  # channels of the first
+    width: int = 64  # channels of the first convolution
     rate: float = 1.0  # its learning rate, in units of the optimizer's
 
     def __post_init__(self) -> None:
@@ -77,12 +77,12 @@ class AdversarialRecipe:
 
 @dataclass(frozen=True)
 class StartRecipe:
-    """How the host's codebook comes to lie on its latents, and is kept there."""
+    """How the host's codebook is put on its latents at the start, and unused codes are restarted."""
 
-    settle_share: float = 0.0  # of the run, in which the host learns unquantized; then its codes start on latents
-    revive_every: int = 0  # optimizer steps after which codes that are hardly used move onto latents; 0 = never
-    revive_below: float = 0.1  # what is hardly: below this share of the mean use
-    revive_share: float = 0.8  # of the run, from its start, in which they do
+    settle_share: float = 0.0  # of the run, in which the host learns without quantization; codes then start on latents
+    revive_every: int = 0  # optimizer steps between restarts of hardly used codes; 0 = never
+    revive_below: float = 0.1  # a code is hardly used below this share of the mean use
+    revive_share: float = 0.8  # of the run, from its start, in which codes are restarted
 
     def __post_init__(self) -> None:
         _zero_or_more(self, "revive_every", "revive_below", "revive_share")
@@ -92,30 +92,30 @@ class StartRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run, the method apart from whatever it learns on; `to_dict` is what is written beside its results.
+    """All settings of one training run except its data; `to_dict` is what is written beside its results.
 
-    `batch_size` are the images of an optimizer step, over all processes and passes: it is the same whatever the
-    number of either.
+    `batch_size` counts the images of an optimizer step over all processes and passes, so a run is the same however
+    many of either there are.
     """
 
     host: HostRecipe = HostRecipe()
     resolution: int = 64  # pixels a side
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images of an optimizer step
-    accumulation: int = 1  # passes a step's images are split into
-    precision: str = "no"  # "no": float32; "bf16": autocast, the quantizer and all losses in float32
+    accumulation: int = 1  # passes that a step's images are split into
+    precision: str = "no"  # "no": float32; "bf16": autocast, but the quantizer and all losses stay in float32
     compile: str = "no"  # "no", or a backend of torch.compile for the tokenizer ("inductor")
     seed: int = 0
     optimizer: OptimizerRecipe = OptimizerRecipe()
-    ema: float = 0.0  # decay of the averaged weights that a run ends with; 0 = the last ones
-    codebook_loss_weight: float = 1.0  # of the added levels' codebook and commitment loss
+    ema: float = 0.0  # decay of the averaged weights that a run ends with; 0 = it ends with its last weights
+    codebook_loss_weight: float = 1.0  # weight of the added levels' codebook and commitment loss
     perceptual: PerceptualRecipe = field(default_factory=PerceptualRecipe)
     adversarial: AdversarialRecipe = AdversarialRecipe()
     start: StartRecipe = StartRecipe()
     method: str = "vqgan"
     options: dict[str, Any] = field(default_factory=dict)  # the method's own settings
     checkpoint_every: int = 500  # optimizer steps; 0 = none before the end
-    keep: int = 1  # checkpoints
+    keep: int = 1  # how many checkpoints stay
     log_every: int = 1  # optimizer steps between rows of the history
     tracker: str = "tensorboard"  # "tensorboard" | "wandb" | "none"
 
@@ -131,11 +131,11 @@ class Recipe:
 
     @property
     def settled(self) -> int:
-        """Optimizer steps before the first with codes."""
+        """Optimizer steps without quantization, before the first step with codes."""
         return int(self.start.settle_share * self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts and lists, for JSON and YAML."""
+        """The settings as plain dicts and lists, for JSON and YAML."""
         return _plain(asdict(self))
 
 

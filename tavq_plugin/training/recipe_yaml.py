@@ -1,4 +1,4 @@
-"""Recipes as YAML: one file or the name of one that ships, with dotted overrides; nothing unknown is taken."""
+"""Recipes as YAML: a file or the name of a shipped recipe, with dotted overrides; unknown settings are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The recipes that ship with the package: name -> path."""
     folder = Path(str(files("tavq_plugin.training") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -23,22 +23,22 @@ def shipped() -> dict[str, Path]:
 def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file or a shipped name (None: all defaults), changed by "dotted.name=value" overrides.
 
-    Raises ValueError for an unknown name, naming the nearest known one, and for a value that does not fit;
-    FileNotFoundError where there is neither a file nor a recipe of that name.
+    Raises ValueError for an unknown setting, naming the nearest known one, and for a value that does not fit;
+    FileNotFoundError where there is no file and no shipped recipe of that name.
     """
     import yaml
 
-    content = {} if source is None else stated(source)
+    content = {} if source is None else file_settings(source)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r}: give name=value, as optimizer.learning_rate=1e-4")
-        content = _with(content, name.split("."), yaml.safe_load(value))
+        content = _replaced(content, name.split("."), yaml.safe_load(value))
     return recipe_of(content)
 
 
-def stated(source: str | Path) -> Mapping[str, Any]:
-    """What a YAML file or a shipped recipe says itself, without defaults; raises as `read_recipe`."""
+def file_settings(source: str | Path) -> Mapping[str, Any]:
+    """The settings that a YAML file or a shipped recipe states itself, without defaults; raises as `read_recipe`."""
     import yaml
 
     path = shipped().get(str(source), Path(source))
@@ -49,12 +49,12 @@ def stated(source: str | Path) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}: a recipe is names and values")
+        raise ValueError(f"{path} holds a {type(content).__name__}: a recipe needs names and values")
     return content
 
 
 def refuse_given_twice(overrides: Sequence[str], **options: Any) -> None:
-    """ValueError where an override sets what an option of the command line sets too; None: the option is not given.
+    """ValueError where an override and a command-line option set the same; an option that is None was not given.
 
     >>> refuse_given_twice(["steps=3"], steps=None, resolution=32)
     >>> refuse_given_twice(["steps=3"], steps=2)
@@ -86,11 +86,11 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe:
             DeprecationWarning,
             stacklevel=2,
         )
-    return _made(Recipe, current, "")
+    return _settings(Recipe, current, "")
 
 
-def _with(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """The same content with one value replaced; a dict that is missing on the way is made."""
+def _replaced(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The content with the value at a dotted path replaced; dicts missing on the way are added."""
     first, *rest = path
     if rest:
         below = content.get(first) or {}
@@ -98,11 +98,12 @@ def _with(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[s
             below = {"target": below}
         if not isinstance(below, Mapping):
             raise ValueError(f"{first} is {below!r} and has no {'.'.join(rest)}")
-        value = _with(below, rest, value)
+        value = _replaced(below, rest, value)
     return {**content, first: value}
 
 
-def _made(kind: type, content: Any, where: str) -> Any:
+def _settings(kind: type, content: Any, where: str) -> Any:
+    """A settings dataclass from names and values; `where` is its dotted name, for error messages."""
     if kind is HostRecipe and isinstance(content, str):
         content = {"target": content}
     if not isinstance(content, Mapping):
@@ -115,20 +116,20 @@ def _made(kind: type, content: Any, where: str) -> Any:
             near = get_close_matches(str(name), types, 1)
             mend = f"did you mean {f'{where}.' if where else ''}{near[0]}?" if near else f"one of {', '.join(types)}"
             raise ValueError(f"{dotted} is no setting of a recipe: {mend}")
-        given[name] = _fitting(types[name], value, dotted)
+        given[name] = _as_type(types[name], value, dotted)
     try:
         return kind(**given)
     except ValueError as error:
         raise ValueError(f"{where}.{error}" if where else str(error)) from error
 
 
-def _fitting(kind: Any, value: Any, where: str) -> Any:
-    """A YAML value as the setting's type; YAML 1.1 reads 1e-4 as a string."""
+def _as_type(kind: Any, value: Any, where: str) -> Any:
+    """A YAML value as the setting's type; YAML 1.1 reads 1e-4 as a string, and a bare no as False."""
     origin = get_origin(kind) or kind
-    if is_dataclass(kind):
-        return _made(kind, value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _settings(kind, value, where)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_fitting(get_args(kind)[0], part, where) for part in value)
+        return tuple(_as_type(get_args(kind)[0], part, where) for part in value)
     if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -136,7 +137,7 @@ def _fitting(kind: Any, value: Any, where: str) -> Any:
             pass
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is str and value in (False, None):  # YAML 1.1 reads a bare no as False
+    if kind is str and value in (False, None):
         return "no" if value is False else ""
     if origin is dict and value is None:
         return {}

@@ -1,86 +1,105 @@
-"""A run is a folder: settings.json, host.safetensors, tavq.safetensors, metrics.json; whole or not there."""
+"""The folder of one training run: whose files lie in it, its settings, and its finished weights."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import read_json, save_json, save_tensors
-from tavq_plugin.io.ownership import SAFETENSORS_TEMPORARY, fresh_folder, refuse_strangers, remove
+from tavq_plugin.io.atomic import read_json, save_json, save_tensors, save_text
+from tavq_plugin.io.ownership import SAFETENSORS_TEMPORARY, claim, fresh_folder, refuse_strangers, refuse_taken, remove
+from tavq_plugin.io.state_tree import load_tree, save_tree
+from tavq_plugin.methods.base import Method
 from tavq_plugin.moved import current_settings
+from tavq_plugin.training.checkpoint import MAKER, Checkpoints
+from tavq_plugin.training.recipe import Recipe
 
-MAKER = "tavq demo"
-RUN_FILES = ("settings.json", "host.safetensors", "tavq.safetensors", "metrics.json")
 TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors",
                  "history.json")  # fmt: skip
-HAND_FILES = ("asked.json",)
-STEP_FILES = ("state.safetensors", "history.json")
-FORMER_HAND = (
-    "asked.json",
-    *TRAINED_FILES,
-    *(f".final.partial/{name}" for name in (*TRAINED_FILES, SAFETENSORS_TEMPORARY)),
-    *(
-        f"checkpoints/{step}/{name}"
-        for step in ("step-*", ".step-*.partial")
-        for name in (*STEP_FILES, SAFETENSORS_TEMPORARY)
-    ),
-)
-"""What a run in hand held before there were markers."""
+PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
+NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
+"""What a run writes into its folder, and replaces there."""
+BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
+RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 
 
-def in_hand(folder: Path, settings: dict) -> Path:
-    """The folder of a run in hand: as an interrupted one of the same settings left it, empty after one of others.
+def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
+    """FileExistsError, naming the file, where a run would overwrite or remove something that is not ours."""
+    refuse_taken(folder, NAMES, MAKER, former=_before_markers(folder))
+    Checkpoints(folder / "checkpoints").refuse_taken()
+    refuse_strangers(folder / ".final.partial", former=PARTIAL_FILES)
+    path = folder / "recipe.yaml"
+    if os.path.lexists(path) and not _is_our_recipe(path, recipe):
+        raise FileExistsError(
+            f"{path} is in the way and was not made by {MAKER}: give another --out, or move it; a recipe of your own "
+            f"is read from anywhere with --recipe"
+        )
 
-    FileExistsError where what is to go holds something that is not ours.
+
+def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """ValueError where the folder holds a run that learned by other settings; bookkeeping may differ."""
+    kept = _kept_settings(folder, strict=True)
+    if kept is None:
+        return
+    ours, theirs = flat_settings(settings), flat_settings(kept)
+    names = sorted((ours.keys() | theirs.keys()) - set(BOOKKEEPING))
+    differing = [name for name in names if ours.get(name) != theirs.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{folder} holds a run with {name}={theirs.get(name)!r}, and this one has {ours.get(name)!r}"
+            f"{f' ({len(differing)} settings differ)' if differing[1:] else ''}: give another folder, or delete it"
+        )
+
+
+def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
+    """Mark the run's names as ours and write its recipe and settings; a file with this recipe keeps its comments."""
+    import yaml
+
+    claim(folder, NAMES, MAKER, former=_before_markers(folder))
+    path, content = folder / "recipe.yaml", recipe.to_dict()
+    if not path.exists() or yaml.safe_load(path.read_text(encoding="utf-8")) != content:
+        save_text(path, RECIPE_HEAD + yaml.safe_dump(content, sort_keys=False))
+    save_json(folder / "settings.json", settings)
+
+
+def save_finished(folder: Path, tokenizer: Tokenizer, method: Method, summary: dict[str, Any]) -> None:
+    """Write a finished run: weights, then `summary` as history.json, whose presence says that the run is finished.
+
+    Each file is whole or not there. OSError, with the mend, where the disk is full or refuses.
     """
-    if current_settings(read_json(folder / "asked.json", strict=False)) != settings:
-        fresh_folder(folder, HAND_FILES, MAKER, former=former_hand(folder))
-        save_json(folder / "asked.json", settings)
-    return folder
+    partial = folder / ".final.partial"
+    try:
+        fresh_folder(partial, TRAINED_FILES, MAKER, former=PARTIAL_FILES)
+        save_weights(partial, tokenizer, None)
+        save_tree(partial / "method.safetensors", method.state_dict())
+        for path in sorted(partial.glob("*.safetensors")):
+            path.replace(folder / path.name)
+        save_json(folder / "history.json", summary)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the finished run could not be written in {folder} ({error}): free some space and run the same command "
+            "again, it goes on from the last checkpoint"
+        ) from error
+    finally:
+        remove(partial)
 
 
-def clear_hand(folder: Path) -> None:
-    """Let go of the run in hand: it is finished and saved elsewhere."""
-    remove(folder, former=former_hand(folder))
+def finished_summary(folder: Path) -> dict[str, Any] | None:
+    """What history.json of a finished run holds; None where the run is not finished."""
+    return read_json(folder / "history.json")
 
 
-def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settings: dict, metrics: dict) -> None:
-    """Write a finished run; a former one of that name is replaced only once the new one is whole.
-
-    FileExistsError where the folder holds something that is not ours.
-    """
-    partial = fresh_folder(folder.with_name(f".{folder.name}.partial"), RUN_FILES, MAKER, former=RUN_FILES)
-    save_json(partial / "settings.json", settings)
-    save_weights(partial, tokenizer, align)
-    save_json(partial / "metrics.json", metrics)
-    refuse_unlike_run(folder)
-    remove(folder, former=former_run(folder))
-    os.replace(partial, folder)
-
-
-def refuse_unlike_run(folder: Path) -> None:
-    """FileExistsError where a folder that a run is to replace holds something that is not ours."""
-    refuse_strangers(folder, former=former_run(folder))
-
-
-def refuse_unlike_hand(folder: Path) -> None:
-    """FileExistsError where the folder of the run in hand holds something that is not ours."""
-    refuse_strangers(folder, former=former_hand(folder))
-
-
-def former_run(folder: Path) -> tuple[str, ...]:
-    """The files of a run of the demo that was made before there were markers; none where it is no such run."""
-    return RUN_FILES if {"run", "seed", "steps"} <= _keys(folder / "settings.json") else ()
-
-
-def former_hand(folder: Path) -> tuple[str, ...]:
-    """The files of a run in hand that was begun before there were markers; none where it is no such run."""
-    return FORMER_HAND if {"run", "seed", "steps"} <= _keys(folder / "asked.json") else ()
+def load_finished(folder: Path, tokenizer: Tokenizer, method: Method) -> None:
+    """Put a finished run's weights into a tokenizer and a method built alike, strictly."""
+    load_weights(folder, tokenizer, None)
+    method.load_state_dict(load_tree(folder / "method.safetensors"))
 
 
 def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
@@ -95,8 +114,8 @@ def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) ->
     save_tensors(plugin, folder / "tavq.safetensors")
 
 
-def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
-    """Put a run's weights into a tokenizer and an alignment built alike, strictly."""
+def load_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
+    """Put what `save_weights` wrote into a tokenizer and an alignment built alike, strictly."""
     tokenizer.host.load_state_dict(load_file(folder / "host.safetensors"), strict=True)
     plugin = load_file(folder / "tavq.safetensors")
     for part, module in (("hierarchy", tokenizer.hierarchy), ("align", align)):
@@ -105,12 +124,42 @@ def load_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> Non
             module.load_state_dict(own, strict=True)
 
 
-def load_metrics(folder: Path, settings: dict) -> dict[str, Any] | None:
-    """The metrics of a run that was finished with the same settings; None where there is none."""
-    kept = current_settings(read_json(folder / "settings.json", strict=False))
-    return read_json(folder / "metrics.json", strict=False) if kept == settings else None
+def flat_settings(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, each value a number or a string.
+
+    >>> flat_settings({"steps": 5, "optimizer": {"betas": [0.9, 0.99]}})
+    {'steps': 5, 'optimizer.betas': '[0.9, 0.99]'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat_settings(value, f"{where}{name}.")
+        else:
+            found[f"{where}{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return found
 
 
-def _keys(path: Path) -> set[str]:
-    content = read_json(path, strict=False)
-    return set(content) if isinstance(content, dict) else set()
+def _kept_settings(folder: Path, *, strict: bool = False) -> Any:
+    """What the folder's settings.json holds, by today's names; None where there is none."""
+    return current_settings(read_json(folder / "settings.json", strict=strict))
+
+
+def _before_markers(folder: Path) -> tuple[str, ...]:
+    """Names that a run may have left here before there were markers; checkpoints and recipe.yaml are checked apart."""
+    kept = _kept_settings(folder)
+    run = isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys()
+    return (*(TRAINED_FILES if run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
+
+
+def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
+    """Whether a recipe.yaml says that we wrote it, or holds this run's recipe or that of the run in its folder."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = current_settings(yaml.safe_load(text))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    kept = _kept_settings(path.parent)
+    former = {name: value for name, value in kept.items() if name != "corpus"} if isinstance(kept, dict) else None
+    return text.startswith(RECIPE_HEAD) or content in (former, recipe.to_dict())

@@ -1,15 +1,19 @@
-"""Which rows an optimizer step learns from: a function of the seed and the step's number, so a place is never lost."""
+"""Which rows each optimizer step learns from: they follow from the seed and the step number, so resuming is exact."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tavq_plugin.moved import old_names
 
-class Rows:
-    """Rows of each step, epoch after epoch, each epoch in an order of its own; a step may span two.
+__getattr__ = old_names(__name__)  # names that were renamed
 
-    >>> rows = Rows(4, batch_size=2, seed=0)
+
+class BatchSampler:
+    """The rows of each step, epoch after epoch, each epoch in its own random order; a step may span two epochs.
+
+    >>> rows = BatchSampler(4, batch_size=2, seed=0)
     >>> sorted([*rows(0).tolist(), *rows(1).tolist()])
     [0, 1, 2, 3]
     """
@@ -19,26 +23,26 @@ class Rows:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, number: int) -> Tensor:
-        """The rows of the step after `number` others; -> batch_size, int64."""
+        """The rows of step `number`, counted from 0; -> batch_size, int64."""
         place, end = number * self.batch_size, (number + 1) * self.batch_size
         parts = []
         while place < end:
             epoch, offset = divmod(place, self.n)
-            parts.append(self._of(epoch)[offset : offset + end - place])
+            parts.append(self._order_of(epoch)[offset : offset + end - place])
             place += len(parts[-1])
         return torch.cat(parts)
 
-    def _of(self, epoch: int) -> Tensor:
+    def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.n, generator=draw)
         return self._order
 
 
-def shares(rows: Tensor, *, passes: int, ranks: int, rank: int) -> list[Tensor]:
-    """One rank's rows of each pass: the ranks' parts beside each other are the pass; (p r b) -> p × b.
+def rows_of_rank(rows: Tensor, *, passes: int, ranks: int, rank: int) -> list[Tensor]:
+    """The rows that one rank reads in each pass; (p r b) -> p tensors of b.
 
-    >>> [part.tolist() for part in shares(torch.arange(8), passes=2, ranks=2, rank=1)]
+    >>> [part.tolist() for part in rows_of_rank(torch.arange(8), passes=2, ranks=2, rank=1)]
     [[2, 3], [6, 7]]
     """
     if len(rows) % (passes * ranks):

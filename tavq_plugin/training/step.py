@@ -1,4 +1,4 @@
-"""One generator pass as one module's forward, so that DDP and FSDP see every parameter where they expect it."""
+"""One generator pass as the forward of one module, so that DDP and FSDP see every parameter used in it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, Step, texts_of
-from tavq_plugin.training.build_host import picture
-from tavq_plugin.training.codebook_restarts import latents_of
+from tavq_plugin.training.build_host import find_reconstruction
+from tavq_plugin.training.codebook_restarts import encode_latents
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.timer import StepTimer
 from tavq_plugin.types import TextBatch, Units
 
 
 class TrainingStep(nn.Module):
-    """A tokenizer and a method; rows and their images -> (reconstruction, the loss's terms by name).
+    """A tokenizer and a method; rows and their images -> (reconstruction, the loss terms by name).
 
-    The terms are weighted and their sum is the loss: L1, perceptual, the host quantizer's own, the added levels' and
-    the method's. `last` is what the method saw in the latest pass. While settling the host is an autoencoder, its
-    latents unquantized. With bf16 the host and the perceptual network run in it; quantizer, method and losses do not.
+    The terms are weighted, and the loss is their sum: L1, perceptual, the host quantizer's own, the added levels' and
+    the method's. `last` is what the method saw in the latest pass. While the run settles, the host is an autoencoder
+    without quantization. With bf16, the host and the perceptual network run in bf16; quantizer, method and losses stay
+    in float32.
     """
 
     def __init__(
@@ -34,38 +35,42 @@ class TrainingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.method, self.recipe = tokenizer, method, recipe
-        self.clock: StepTimer | None = None
-        self.last: Step | None = None
-        self._aside = (corpus, perceptual)  # neither trained nor saved: in a tuple, no submodule
+        self.timer: StepTimer
+        self.last: Step
+        self._not_saved = (corpus, perceptual)  # in a tuple, so that the network is no submodule
 
     def forward(self, rows: Tensor, images: Tensor, number: int, settling: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rows b of the corpus, their images b 3 r r in [-1, 1], and how many optimizer steps came before."""
+        """One pass: rows b of the corpus, their images b 3 r r in [-1, 1], and how many optimizer steps came before."""
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             if settling:
                 adapter = self.tokenizer.adapter
-                reconstruction = adapter.decode(latents_of(adapter, images)).float()
-                return reconstruction, self._seen(reconstruction, images)
+                reconstruction = adapter.decode(encode_latents(adapter, images)).float()
+                return reconstruction, self._pixel_terms(reconstruction, images)
             with _in_float32(self.tokenizer, enabled=bf16):
                 output, codes = self.tokenizer(images)
-            reconstruction = picture(output).float()
-            terms = self._seen(reconstruction, images)
+            found = find_reconstruction(output)
+            assert found is not None  # `refuse_resolution` refuses such a host
+            reconstruction = found.float()
+            terms = self._pixel_terms(reconstruction, images)
         terms["quantizer"] = codes.quantizer_loss.float()
         terms["level"] = self.recipe.codebook_loss_weight * codes.loss
-        texts = LazyTexts(self._aside[0], rows, images.device)
+        texts = LazyTexts(self._not_saved[0], rows, images.device)
         self.last = Step(
             number, self.recipe.steps, rows, images, reconstruction, codes, texts, first=self.recipe.settled
         )
-        with self.clock.in_plugin():
+        with self.timer.in_plugin():
             added = self.method(self.last)
         if double := sorted(terms.keys() & added.keys()):
-            raise ValueError(f"method {self.method.name} names its term {double[0]}, which is the trainer's own")
+            raise ValueError(
+                f"method {self.method.name} names a term {double[0]}, which is the trainer's own: rename it"
+            )
         return reconstruction, terms | added
 
-    def _seen(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """What the pixels say."""
+    def _pixel_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """The terms that compare pixels: L1, and the perceptual loss where there is one."""
         terms = {"pixel": F.l1_loss(reconstruction, images)}
-        _, perceptual = self._aside
+        _, perceptual = self._not_saved
         if perceptual is not None:
             terms["perceptual"] = self.recipe.perceptual.weight * perceptual(reconstruction, images)
         return terms
@@ -75,26 +80,27 @@ class LazyTexts(Mapping[str, Units]):
     """The units of some rows' texts, gathered when a method first asks for them."""
 
     def __init__(self, corpus: Corpus, rows: Tensor, device: torch.device) -> None:
-        self._source, self._batch = (corpus, rows, device), None
+        self._source = (corpus, rows, device)
+        self._batch: TextBatch | None = None
 
-    def _gathered(self) -> TextBatch:
+    def _units(self) -> TextBatch:
         if self._batch is None:
             self._batch = texts_of(*self._source)
         return self._batch
 
     def __getitem__(self, granularity: str) -> Units:
-        return self._gathered()[granularity]
+        return self._units()[granularity]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._gathered())
+        return iter(self._units())
 
     def __len__(self) -> int:
-        return len(self._gathered())
+        return len(self._units())
 
 
 @contextmanager
 def _in_float32(tokenizer: Tokenizer, *, enabled: bool) -> Iterator[None]:
-    """Under autocast, the host's quantizer gets float32 and computes in it: bf16 changes up to 2 % of its choices."""
+    """Keep the host's quantizer in float32 under autocast: bf16 would change up to 2 % of the chosen codes."""
     if not enabled:
         yield
         return

@@ -1,4 +1,4 @@
-"""How much of a training step is spent in the plug-in, measured in the run itself."""
+"""Measure, in the run itself, how much of a training step is spent in the plug-in."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from torch import Tensor, nn
 
 
 class _Stamp(torch.autograd.Function):
-    """Identity; its backward notes the time."""
+    """Identity whose backward notes the time."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, clock: StepTimer) -> Tensor:
-        ctx.clock = clock
+    def forward(ctx: Any, tensor: Tensor, timer: StepTimer) -> Tensor:
+        ctx.timer = timer
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.clock._left_plugin = perf_counter()
+        ctx.timer._left_plugin = perf_counter()
         return grad, None
 
 
 class StepTimer:
-    """Seconds of whole steps and of the plug-in's part: hierarchy, text rows, alignment, their backward and update.
+    """Seconds of whole steps and of the plug-in's part: hierarchy, text, alignment, their backward and update.
 
     Autograd runs the newest nodes first, so the plug-in's backward ends when the gradient reaches the features
-    that entered the hierarchy; that moment is stamped. Of the optimizer's time the plug-in bears its parameters'
-    share. Exact on a CPU; on a GPU kernels run behind the clock, so synchronise or profile there.
+    that entered the hierarchy; that moment is stamped. The optimizer's time is divided by numbers of parameters. Exact
+    on a CPU; on a GPU kernels finish later, so synchronise or profile there.
     """
 
     def __init__(self, hierarchy: nn.Module) -> None:
-        self.steps, self.plugin = [], []
+        self.steps: list[float] = []  # seconds of each step
+        self.plugin: list[float] = []  # seconds of it in the plug-in
         self._inside = self._left_plugin = self._entered = 0.0
         self._handles = [
             hierarchy.register_forward_pre_hook(self._enter),
@@ -51,7 +52,7 @@ class StepTimer:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a whole training step."""
+        """Time a whole training step."""
         self._inside, start = 0.0, perf_counter()
         yield
         self.steps.append(perf_counter() - start)
@@ -59,26 +60,26 @@ class StepTimer:
 
     @contextmanager
     def in_plugin(self) -> Iterator[None]:
-        """Around a piece that is the plug-in's alone."""
+        """Count a block as the plug-in's time."""
         start = perf_counter()
         yield
         self._inside += perf_counter() - start
 
     def backward(self, loss: Tensor) -> None:
-        """loss.backward(), its first part charged to the plug-in."""
+        """Run loss.backward(), counting its first part as the plug-in's time."""
         self._left_plugin = start = perf_counter()
         loss.backward()
         self._inside += self._left_plugin - start
 
     @contextmanager
     def update(self, share: float) -> Iterator[None]:
-        """Around the optimizer's step, `share` of whose parameters are the plug-in's."""
+        """Time the optimizer's step; `share` of its parameters, and so of its time, is the plug-in's."""
         start = perf_counter()
         yield
         self._inside += share * (perf_counter() - start)
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -89,5 +90,5 @@ class StepTimer:
 
     @property
     def share(self) -> float:
-        """The plug-in's time over the whole steps' time, 0..1."""
+        """The plug-in's part of all steps' time, 0..1."""
         return sum(self.plugin) / sum(self.steps)

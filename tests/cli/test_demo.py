@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
+from tavq_plugin.cli.demo_folder import open_unfinished
 from tavq_plugin.data.synthetic_scenes import write_pack
 from tavq_plugin.io.ownership import MARKER, claim
-from tavq_plugin.training.run_folder import in_hand
 from tavq_plugin.training.timer import StepTimer
 
 pytest.importorskip("taming")
@@ -83,7 +83,7 @@ def test_finished_runs_are_kept(done):
 
 
 def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_path, monkeypatch):
-    from tavq_plugin.training.loop import Loop
+    from tavq_plugin.training.loop import TrainingLoop as Loop
 
     real, begun = Loop.step, []
 
@@ -111,11 +111,11 @@ def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_
 
 
 def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
-    in_hand(tmp_path / "hand", {"seed": 0})
+    open_unfinished(tmp_path / "hand", {"seed": 0})
     claim(tmp_path / "hand", ["history.json"], "tavq train")
     (tmp_path / "hand" / "history.json").touch()
-    assert (in_hand(tmp_path / "hand", {"seed": 0}) / "history.json").exists()
-    assert not (in_hand(tmp_path / "hand", {"seed": 1}) / "history.json").exists()
+    assert (open_unfinished(tmp_path / "hand", {"seed": 0}) / "history.json").exists()
+    assert not (open_unfinished(tmp_path / "hand", {"seed": 1}) / "history.json").exists()
 
 
 def test_a_folder_of_images_is_taken(tmp_path):

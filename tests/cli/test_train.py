@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from helpers.toy_corpus import SMALL, corpus
+from helpers.toy_corpus import SMALL, corpus, registered, save_as_scenes
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
@@ -18,14 +18,10 @@ pytest.importorskip("accelerate")
 
 
 @pytest.fixture
-def toy(monkeypatch):
-    """Images and texts that need no reading and no encoder."""
-    from tavq_plugin.cli import train as command
-
-    def given(folder, data, resolution, **numbers):
-        return corpus(side=resolution), {}
-
-    monkeypatch.setattr(command, "corpus_in", given)
+def out(tmp_path):
+    """A folder with images and texts that need no reading and no encoder."""
+    save_as_scenes(corpus(), tmp_path / "out" / "data")
+    return tmp_path / "out"
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +58,17 @@ def test_a_folder_is_trained_on_and_the_run_kept(recipe, tmp_path):
     assert code == 2 and "holds a run with optimizer.learning_rate=0.0002, and this one has 0.0003" in said, said
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, toy, tmp_path, monkeypatch):
-    from tavq_plugin.training.loop import Loop
-
-    real = Loop.step
-
-    def stopping(self):
-        if self.number == 3:
-            raise KeyboardInterrupt
-        return real(self)
-
-    command = recipe, "--out", tmp_path / "out", "--set", "checkpoint_every=2"
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "step", stopping)
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
+    interrupt = tmp_path / "interrupt"
+    interrupt.touch()
+    command = recipe, "--out", out, "--method", "noisy", "--set", "checkpoint_every=2"
+    command = *command, "--set", f"options.interrupt={interrupt}"
+    with registered():
         code, said = run(*command)
-    assert code == 130 and f"Checkpoints, if it came to one, are in {tmp_path}/out/checkpoints; the same" in said, said
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*")] == ["step-000000002"]
-    code, said = run(*command)
-    assert code == 0 and not (tmp_path / "out" / "checkpoints").exists(), said
+        assert code == 130 and f"Checkpoints, if it came to one, are in {out}/checkpoints; the same" in said, said
+        assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-000000002"]
+        code, said = run(*command)
+    assert code == 0 and not (out / "checkpoints").exists(), said
 
 
 @pytest.mark.parametrize(
@@ -95,8 +84,10 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, toy, tmp_path, mon
         (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(recipe, toy, tmp_path, arguments, words):
-    code, said = run(recipe, "--out", tmp_path / "out", *arguments)
+def test_bad_input_is_refused_in_a_sentence(recipe, out, arguments, words):
+    if "resolution=18" in arguments:
+        save_as_scenes(corpus(side=18), out / "data")
+    code, said = run(recipe, "--out", out, *arguments)
     assert code == 2 and words in said, said
 
 

@@ -11,7 +11,7 @@ from tavq_plugin.evaluation.metrics.codebook import code_counts, over_processes,
 from tavq_plugin.evaluation.metrics.frechet import Inception, frechet, kernel
 from tavq_plugin.evaluation.metrics.image import ssim
 from tavq_plugin.networks.lpips import Lpips
-from tavq_plugin.networks.weights import MOBILENET, Weights
+from tavq_plugin.networks.weights import MOBILENET, WeightFile
 
 
 def random(*shape, seed=0):
@@ -81,12 +81,12 @@ def test_a_weights_file_with_code_in_it_is_not_run(tmp_path):
     torch.save({"a": Bad()}, tmp_path / "w.pth")
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     with pytest.raises(pickle.UnpicklingError):
-        Weights("w.pth", digest, "a test").read(tmp_path)
+        WeightFile("w.pth", digest, "a test").read(tmp_path)
 
 
 def test_mobilenet_is_the_plain_loop_over_its_folded_convolutions():
     pytest.importorskip("torchvision")
-    from tavq_plugin.networks.frozen import mobilenet_of
+    from tavq_plugin.networks.frozen import mobilenet_from_state
 
     plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
     layers, width = [(3, 32, 3, 2, 1, True, "")], 32  # in, out, kernel, stride, groups, relu6, residual
@@ -105,7 +105,7 @@ def test_mobilenet_is_the_plain_loop_over_its_folded_convolutions():
         state[f"convs.{i}.weight"] = random(b, a // groups, k, k, seed=i) * (2 / (a // groups * k * k)) ** 0.5
         state[f"convs.{i}.bias"] = random(b, seed=100 + i) / 10
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    judge = mobilenet_of(state)
+    judge = mobilenet_from_state(state)
     judge.size = 64
     seen = judge.train()(images)
 

@@ -1,4 +1,4 @@
-"""A corpus of a dozen images, a tiny host and a method with state of its own, for the trainer's tests."""
+"""A corpus of a dozen images, tiny hosts and a method with state of its own, for the trainer's tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from helpers.tiny_hosts import DDCONFIG
 from torch import nn
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.io.atomic import save_json, save_tensors
 from tavq_plugin.methods import METHODS
 from tavq_plugin.methods.base import Method
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.training import Fitted, Recipe, fit
+from tavq_plugin.training import Recipe, TrainedRun, fit
 from tavq_plugin.training.recipe_yaml import recipe_of
 
 TINY = {**DDCONFIG, "resolution": 16, "ch_mult": [1, 1, 1], "attn_resolutions": []}
@@ -31,17 +32,23 @@ SMALL = {
 
 
 class Noisy(Method):
-    """Pulls pooled codes to a learned point with noise from a generator of its own; counts what is called."""
+    """Pulls pooled codes to a learned point with noise from its own generator, and counts its calls.
+
+    Step `broken_at` gives NaN. While the file `interrupt` exists, the fourth step removes it and raises Ctrl-C's error.
+    """
 
     name = "noisy"
     levels = True
 
-    def __init__(self, tokenizer: Any, corpus: Corpus, *, seed: int = 0, broken_at: int = -1) -> None:
+    def __init__(
+        self, tokenizer: Any, corpus: Corpus, *, seed: int = 0, broken_at: int = -1, interrupt: str = ""
+    ) -> None:
         super().__init__(tokenizer, corpus, seed=seed)
         self.point = nn.Parameter(torch.randn(tokenizer.code_width))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.draw = torch.Generator().manual_seed(seed)
-        self.broken_at, self.calls, self.finished = broken_at, 0, False
+        self.broken_at, self.interrupt = broken_at, interrupt
+        self.calls, self.finished = 0, False
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"draw": self.draw.get_state(), "calls": self.calls}
@@ -55,6 +62,9 @@ class Noisy(Method):
         pooled = torch.stack([level.quantized.mean((2, 3)) for level in step.codes.levels])
         noise = 1 + 0.1 * torch.rand(len(self.point), generator=self.draw)
         value = F.mse_loss(pooled, (self.point * noise).expand_as(pooled))
+        if step.number == 3 and self.interrupt and Path(self.interrupt).exists():
+            Path(self.interrupt).unlink()
+            raise KeyboardInterrupt
         if step.number == self.broken_at:
             value = value * float("nan")
         return {"pull": 0.1 * value * step.texts["word"].mask.any().float()}
@@ -95,6 +105,16 @@ def corpus(n: int = 10, n_train: int = 8, side: int = 16) -> Corpus:
     return Corpus("toy", images, texts, TextStore.build(texts, Letters(), centre_on=range(n_train)), n_train)
 
 
+def save_as_scenes(corpus: Corpus, folder: Path) -> None:
+    """Write a corpus as `corpus_in` keeps drawn scenes of its size, so that a command finds it and encodes nothing."""
+    n_eval, side = len(corpus.held_out_rows), corpus.images.shape[-1]
+    asked = {"data": "scenes", "resolution": side, "n_train_at_most": corpus.n_train, "n_eval_at_most": n_eval}
+    protocol = {"n_train": corpus.n_train, "n_eval": n_eval}
+    save_tensors({"images": corpus.images}, folder / "images.safetensors")
+    corpus.store.save(folder / "store.safetensors")
+    save_json(folder / "corpus.json", {"asked": asked, "texts": list(corpus.texts), "protocol": protocol})
+
+
 def recipe(**changes: Any) -> Recipe:
     """The small recipe, changed."""
     return recipe_of({**SMALL, **changes})
@@ -114,7 +134,7 @@ def stopped(method: str, recipe: Recipe, folder: Path, *, after: int, **settings
     raise AssertionError(f"{recipe.steps} steps ended before {after}")
 
 
-def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+def weights(fitted: TrainedRun) -> dict[str, torch.Tensor]:
     """Everything learned, by name."""
     named = {f"tokenizer.{name}": value for name, value in fitted.tokenizer.state_dict().items()}
     return named | {f"method.{name}": value.detach() for name, value in fitted.method.named_parameters()}
@@ -137,6 +157,12 @@ class Averaged(nn.Module):
         return self.inner(images)
 
 
+AVERAGED = {
+    "target": "helpers.toy_corpus.Averaged",
+    "wrap": {"codebook": "own", "codebook_size": 16, "grad_to": "encoder"},
+}
+
+
 class Tableless(Averaged):
     """The same with a codebook that is computed, not a table."""
 
@@ -145,3 +171,38 @@ class Tableless(Averaged):
         from vector_quantize_pytorch import SimVQ
 
         self.inner.vq, self.inner.tokens = SimVQ(dim=8, codebook_size=32, channel_first=True), False
+
+
+class Odd(nn.Module):
+    """An autoencoder whose decoder is held twice, whose weights may be channels_last, and whose state may be odd."""
+
+    def __init__(self, *, twice: bool = False, channels_last: bool = False, extra: str = "", complex: bool = False):
+        super().__init__()
+        from helpers.tiny_hosts import Autoencoder
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.inner = Autoencoder(VectorQuantize(dim=8, codebook_size=32, ema_update=False, learnable_codebook=True))
+        self.inner.vq.accept_image_fmap = True
+        if twice:
+            self.again = self.inner.up
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        if complex:
+            self.register_buffer("phases", torch.zeros(2, dtype=torch.complex128))
+        self.extra = extra
+
+    def decode(self, z_q):
+        return self.inner.decode(z_q)
+
+    def forward(self, images):
+        return self.inner(images)
+
+
+class WithExtra(Odd):
+    """One whose state dict holds a string."""
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state

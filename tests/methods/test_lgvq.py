@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers.small_methods import corpus, made, step_of
 
-from tavq_plugin.methods.lgvq import global_contrast, masked, positions, relation, training_words
+from tavq_plugin.methods.lgvq import draw_masked, global_contrast, positions, relation, training_words
 
 
 def drawn(*shape, seed=0):
@@ -49,7 +49,7 @@ def test_the_relation_is_a_loop_over_pairs_of_words():
 
 def test_masked_shares_follow_the_cut_normal():
     mask = torch.ones(2000, 200, dtype=torch.bool)
-    share = masked(mask, torch.Generator().manual_seed(0)).float().mean(1)
+    share = draw_masked(mask, torch.Generator().manual_seed(0)).float().mean(1)
     assert share.min() >= 0.1 and share.max() <= 0.3
     # mean of a normal cut to [a, b]: μ + σ (φ(a) − φ(b)) / (Φ(b) − Φ(a)) at a = −4, b = −2 of σ = .1, μ = .5
     phi = [math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) for z in (-4, -2)]
@@ -58,9 +58,9 @@ def test_masked_shares_follow_the_cut_normal():
 
 
 def test_masks_hide_words_alone_and_whatever_the_padding():
-    hidden = masked(MASK, torch.Generator().manual_seed(3))
+    hidden = draw_masked(MASK, torch.Generator().manual_seed(3))
     assert hidden.sum(1).tolist() == [1, 1, 0] and not (hidden & ~MASK).any()
-    wide = masked(F.pad(MASK, (0, 4)), torch.Generator().manual_seed(3))
+    wide = draw_masked(F.pad(MASK, (0, 4)), torch.Generator().manual_seed(3))
     assert torch.equal(wide[:, :5], hidden) and not wide[:, 5:].any()
 
 
@@ -72,7 +72,7 @@ def test_masked_words_are_read_image_by_image():
     units = step.texts["word"]
     seen = one.visual_tokens(step.codes.final.quantized.detach().double())
     tokens = F.normalize(units.embeddings.double(), dim=2) * units.mask[..., None]
-    hidden = masked(units.mask, torch.Generator().manual_seed(0))
+    hidden = draw_masked(units.mask, torch.Generator().manual_seed(0))
     losses = []
     for i in range(len(tokens)):
         text, hide = tokens[i][units.mask[i]], hidden[i][units.mask[i]]

@@ -1,16 +1,13 @@
 """Perceptual distances from local weights: hashes, known answers, gradients."""
 
 import hashlib
-from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from tavq_plugin.networks.perceptual_loss import FeatureDistance, build_perceptual
-from tavq_plugin.training.recipe import PerceptualRecipe
+from tavq_plugin.networks.perceptual_loss import FeatureDistance, PerceptualRecipe, build_perceptual
 
 SQUEEZENET = Path(__file__).parents[3] / "shared" / "weights" / "squeezenet1_0_imagenet.pth"
 LAYERS = ("features.3", "features.7", "features.12")
@@ -25,7 +22,7 @@ def images(seed=0):
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def is_a_distance(distance):
+def assert_is_a_distance(distance):
     one, other = images().requires_grad_(), images(1)
     assert distance(other, other).item() == pytest.approx(0, abs=1e-6)
     near, far = distance(other + 0.05 * one, other), distance(one, other)
@@ -64,11 +61,11 @@ def test_squeezenet_with_shared_weights():
     if not SQUEEZENET.exists():
         pytest.skip(f"no {SQUEEZENET}")
     recipe = PerceptualRecipe("frozen", path=str(SQUEEZENET), network="torchvision.models.squeezenet1_0", layers=LAYERS)
-    is_a_distance(build_perceptual(recipe))
+    assert_is_a_distance(build_perceptual(recipe))
 
 
 @pytest.mark.parametrize("name", ["alex", "squeeze"])
-def test_lpips_takes_torchvisions_own_file(tmp_path, monkeypatch, name):
+def test_lpips_takes_torchvisions_own_file(tmp_path, name):
     models = pytest.importorskip("torchvision").models
     pytest.importorskip("torchmetrics")
     builder = {"alex": "alexnet", "squeeze": "squeezenet1_1"}[name]
@@ -76,15 +73,14 @@ def test_lpips_takes_torchvisions_own_file(tmp_path, monkeypatch, name):
         features = getattr(models, builder)().features.to_empty(device="cpu")
     for parameter in features.parameters():
         nn.init.normal_(parameter, 0, 0.05)
-    # without the classifier, whose random start takes seconds
-    monkeypatch.setattr(models, builder, lambda weights: SimpleNamespace(features=deepcopy(features)))
     named = nn.ModuleDict({"features": features})  # as in the whole network's file
     path, digest = saved(named, tmp_path / "net.pth")
-    nn.init.zeros_(next(features.parameters()))
+    stream = torch.get_rng_state()
     distance = build_perceptual(PerceptualRecipe("lpips", path=path, sha256=digest[:8], network=name))
-    is_a_distance(distance)
-    ours = dict(distance.module.net.named_parameters())
-    assert len(ours) == len(torch.load(path, weights_only=True)) and next(iter(ours.values())).abs().sum() > 0
+    assert torch.equal(stream, torch.get_rng_state())
+    assert_is_a_distance(distance)
+    ours = list(distance.module.net.parameters())
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, features.parameters(), strict=True))
     torch.save({}, path)
     with pytest.raises(ValueError, match=rf"does not hold features\.0\.weight of {name}: give torchvision's {builder}"):
         build_perceptual(PerceptualRecipe("lpips", path=path, network=name))
@@ -95,9 +91,9 @@ def test_weights_that_are_missing_or_others_are_refused_with_the_mend(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"perceptual.path is ''.*vgg16-397923af.pth, --set perceptual.path="):
         build_perceptual(PerceptualRecipe("lpips"))
     path, _ = saved(nn.Conv2d(3, 4, 3), tmp_path / "net.pth")
-    with pytest.raises(ValueError, match=r"net.pth has sha256 [0-9a-f]{64} and perceptual.sha256 is 00000000: fetch"):
+    with pytest.raises(ValueError, match=r"net.pth has sha256 [0-9a-f]{64}, and 00000000 was expected: get the file"):
         build_perceptual(PerceptualRecipe("lpips", path=path, sha256="00000000"))
-    with pytest.raises(ValueError, match="of LPIPS there are vgg, alex, squeeze"):
+    with pytest.raises(ValueError, match="LPIPS has the backbones vgg, alex, squeeze"):
         build_perceptual(PerceptualRecipe("lpips", path=path, network="resnet"))
 
 

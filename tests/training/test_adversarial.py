@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.toy_corpus import corpus, recipe
+from helpers.toy_corpus import AVERAGED, corpus, recipe
 from torch import nn
 
 from tavq_plugin.training import fit
@@ -42,11 +42,11 @@ def test_the_generators_term_pulls_up_and_leaves_the_judge_alone():
     settings = AdversarialRecipe(weight=0.5, adaptive=False)
     adversary = Adversary(settings, judge, judge, torch.optim.Adam(judge.parameters()), lambda gradient: gradient)
     rec = layer(images)
-    term, factor = adversary.against(rec, rec.mean(), None)
+    term, factor = adversary.generator_term(rec, rec.mean(), None)
     assert term.item() == pytest.approx(-0.5 * judge(rec).mean().item()) and factor == 1
     term.backward()
     assert layer.weight.grad.abs().sum() > 0 and all(p.grad is None for p in judge.parameters())
-    adversary.own_loss(images, rec).backward()
+    adversary.discriminator_loss(images, rec).backward()
     assert all(p.grad is not None for p in judge.parameters())
 
 
@@ -64,19 +64,23 @@ def test_it_enters_at_its_optimizer_step_whatever_the_passes(tmp_path, accumulat
     assert fitted.method.updates == 4
 
 
-def test_it_is_not_built_where_it_never_enters(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "built"),
+    [({"start": 0}, True), ({"start": 1}, False), ({"weight": 0.0, "start": 0}, False)],
+    ids=["from the start", "after the last step", "weight 0"],
+)
+def test_it_is_built_only_where_it_enters(settings, built):
     pytest.importorskip("taming")
-    from tavq_plugin.training import loop
+    accelerate = pytest.importorskip("accelerate")
+    from tavq_plugin.training.loop import TrainingLoop
 
-    monkeypatch.setattr(loop, "PatchGAN", lambda **settings: pytest.fail("built"))
-    fit("noisy", recipe(steps=1, adversarial={"start": 1}), corpus(), tmp_path / "late")
-    fit("noisy", recipe(steps=1, adversarial={"weight": 0.0, "start": 0}), corpus(), tmp_path / "none")
+    loop = TrainingLoop(recipe(steps=1, adversarial=settings), corpus(), accelerate.Accelerator(cpu=True))
+    loop.close()
+    assert (loop.adversary is not None) == built
 
 
-def test_a_host_without_a_last_layer_is_told_how(tmp_path, monkeypatch):
-    pytest.importorskip("taming")
-    from tavq_plugin.adapters.taming import TamingVQGAN
-
-    monkeypatch.setattr(TamingVQGAN, "last_layer", lambda self: None)
-    with pytest.raises(ValueError, match="give adversarial.adaptive=false"):
-        fit("vqgan", recipe(adversarial={"start": 0}), corpus(), tmp_path / "run")
+def test_a_host_without_a_last_layer_is_refused_with_the_mend(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch")
+    settings = recipe(host=AVERAGED, adversarial={"start": 0})
+    with pytest.raises(ValueError, match="shows no last layer, .*: give adversarial.adaptive=false"):
+        fit("vqgan", settings, corpus(), tmp_path / "run", allow=["helpers"])

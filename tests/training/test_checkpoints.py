@@ -1,17 +1,18 @@
 """Checkpoints: whole or not there, whatever happens while one is written; no pickle in them."""
 
-import errno
+import itertools
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
-from helpers.toy_corpus import corpus, recipe, stopped
+from helpers.toy_corpus import corpus, recipe
 
 from tavq_plugin.io.ownership import MARKER
 from tavq_plugin.io.state_tree import load_tree, save_tree
-from tavq_plugin.training import checkpoint, fit
+from tavq_plugin.training import fit
 from tavq_plugin.training.checkpoint import Checkpoints
 
 TREE = {
@@ -55,49 +56,68 @@ def saved(folder, *steps, keep=1):
     return checkpoints
 
 
-@pytest.mark.parametrize("at", ["save_tree", "sync", "put_in_place", "os.replace"])
-def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path, at):
-    saved(tmp_path, 1)
+EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
-    def die(*arguments, **options):
-        if at == "save_tree":
-            (tmp_path / ".step-000000002.partial" / "state.safetensors").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
 
+def saved_until_a_kill(folder, step, count):
+    """Save a step in a child that dies just before its `count`-th look at or change of a file; -> whether it died."""
     child = os.fork()
     if child == 0:
+        seen = []
+
+        def watch(event, arguments):
+            if event in EVENTS and str(folder) in str(arguments[0]):
+                seen.append(event)
+                if len(seen) == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
         try:
-            owner, name = (os, "replace") if at == "os.replace" else (checkpoint, at)
-            setattr(owner, name, die)
-            saved(tmp_path, 2)
+            sys.addaudithook(watch)
+            saved(folder, step)
+            os._exit(0)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    state, history = Checkpoints(tmp_path).latest()
-    assert state["number"] == 1 and history == [{"step": 1}] and (state["weights"] == 1).all()
-    assert Checkpoints(tmp_path).there() == [tmp_path / "step-000000001"]
-    state, _ = saved(tmp_path, 2).latest()  # what was left half-written is not in the way
-    assert state["number"] == 2 and names(tmp_path) == ["step-000000002"]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
 
 
-def test_a_full_disk_is_said_and_the_one_before_is_whole(tmp_path, monkeypatch):
-    checkpoints = saved(tmp_path, 1)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path):
+    found = []
+    for count in itertools.count(1):
+        folder = tmp_path / str(count)
+        saved(folder, 1)
+        died = saved_until_a_kill(folder, 2, count)
+        state, history = Checkpoints(folder).latest()
+        assert history == [{"step": state["number"]}] and (state["weights"] == state["number"]).all()
+        found.append(state["number"])
+        again = (
+            2 + count % 2
+        )  # what was left half-written or half-removed is not in the way of the same step or another
+        state, _ = saved(folder, again).latest()
+        assert state["number"] == again and names(folder) == [f"step-{again:09}"]
+        if not died:
+            break
+    assert len(found) > 8 and found == sorted(found) and set(found) == {1, 2}
 
-    def full(path, tree):
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_tree", full)
-    with pytest.raises(OSError, match=r"step 2 could not be written .*No space left.*000001 is whole: free some space"):
-        saved(tmp_path, 2)
-    assert checkpoints.latest()[0]["number"] == 1 and names(tmp_path) == ["step-000000001"]
-    with pytest.raises(OSError, match="there was none before"):
-        saved(tmp_path / "new", 1)
+def test_a_disk_that_refuses_is_said_and_the_one_before_is_whole(tmp_path):
+    resource = pytest.importorskip("resource")
+    checkpoints, before = saved(tmp_path / "run", 1), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # bytes a file may have
+    try:
+        with pytest.raises(OSError, match=r"step 2 could not be written .*too large.*000001 is whole: free some space"):
+            saved(tmp_path / "run", 2)
+        with pytest.raises(OSError, match="there was none before"):
+            saved(tmp_path / "new", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.latest()[0]["number"] == 1 and names(tmp_path / "run") == ["step-000000001"]
 
 
 def test_only_so_many_are_kept(tmp_path):
-    assert [path.name for path in saved(tmp_path, 1, 2, 3, keep=2).there()] == ["step-000000002", "step-000000003"]
+    assert [path.name for path in saved(tmp_path, 1, 2, 3, keep=2).saved()] == ["step-000000002", "step-000000003"]
 
 
 def test_a_damaged_one_is_named_with_the_mend(tmp_path):
@@ -108,26 +128,22 @@ def test_a_damaged_one_is_named_with_the_mend(tmp_path):
         checkpoints.latest()
 
 
-def test_a_kill_while_the_finished_run_is_written_leaves_it_to_be_finished(tmp_path, monkeypatch):
+def test_a_finished_run_that_cannot_be_written_is_finished_by_the_same_command(tmp_path):
     pytest.importorskip("taming")
     settings = recipe(steps=3, checkpoint_every=2)
     whole = fit("noisy", settings, corpus(), tmp_path / "whole")
-    stopped("noisy", settings, tmp_path / "run", after=2)
-    assert Checkpoints(tmp_path / "run" / "checkpoints").there() == []  # the interrupt came before the save
-    from tavq_plugin.training import trainer
+    in_the_way = tmp_path / "run" / "history.json" / "thesis.txt"
 
-    real = trainer.save_json
+    def obstruct(done, row):
+        if done == 3:
+            in_the_way.parent.mkdir()
+            in_the_way.write_text("years: 4")
 
-    def refuse(path, content):
-        if path.name == "history.json":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_json", refuse)
-        with pytest.raises(OSError, match="finished run could not be written .*No space left.*free some"):
-            fit("noisy", settings, corpus(), tmp_path / "run")
-    assert not (tmp_path / "run" / "history.json").exists()
+    with pytest.raises(OSError, match="finished run could not be written .*free some"):
+        fit("noisy", settings, corpus(), tmp_path / "run", progress=obstruct)
+    assert [path.name for path in Checkpoints(tmp_path / "run" / "checkpoints").saved()] == ["step-000000002"]
+    in_the_way.unlink()
+    in_the_way.parent.rmdir()
     again = fit("noisy", settings, corpus(), tmp_path / "run")
     assert [row["pixel"] for row in again.history] == [row["pixel"] for row in whole.history]
     assert len(json.loads((tmp_path / "run" / "history.json").read_text())["history"]) == 3

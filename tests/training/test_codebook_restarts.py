@@ -14,14 +14,16 @@ def test_unused_codes_move_onto_latents_and_used_ones_stay():
     codebook = torch.nn.Parameter(torch.arange(6.0).view(6, 1).repeat(1, 3) + 100)
     latent = torch.randn(1, 3, 2, 2)
     stream = torch.get_rng_state()
-    revival = CodebookRestarts(6, seed=0, below=0.5)
-    revival.see(level([0, 1, 1, 4], latent))
-    revival.see(level([0, 0, 0, 5], latent))
-    assert revival.move(codebook, level([0, 0, 0, 0], latent)) == 2
+    restarts = CodebookRestarts(6, seed=0, below=0.5)
+    restarts.count(level([0, 1, 1, 4], latent))
+    restarts.count(level([0, 0, 0, 5], latent))
+    assert restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent)) == 2
     assert torch.equal(codebook[[0, 1, 4, 5], 0], torch.tensor([100.0, 101.0, 104.0, 105.0]))
     places = latent.flatten(2)[0].T
     assert all((places == row).all(1).any() for row in codebook[[2, 3]])
     assert torch.equal(stream, torch.get_rng_state())
-    assert revival.move(codebook, level([0, 0, 0, 0], latent)) == 0  # counted anew: nothing was seen
-    revival.see(level([0, 0, 0, 0], latent))
-    assert revival.move(codebook, level([0, 0, 0, 0], latent)) == 4  # of five, no more than there are latents
+    assert restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent)) == 0  # counted anew: nothing was seen
+    restarts.count(level([0, 0, 0, 0], latent))
+    assert (
+        restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent)) == 4
+    )  # of five, no more than there are latents

@@ -94,7 +94,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not YAML"):
         read_recipe(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ValueError, match="a recipe is names and values"):
+    with pytest.raises(ValueError, match="a recipe needs names and values"):
         read_recipe(tmp_path / "list.yaml")
 
 

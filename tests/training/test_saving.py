@@ -2,52 +2,18 @@
 
 import pytest
 import torch
-from helpers.tiny_hosts import Autoencoder
 from helpers.toy_corpus import corpus, recipe, stopped, weights
 from safetensors.torch import load_file
-from torch import nn
 
 from tavq_plugin.io.storable import refuse_unstorable, storable
 from tavq_plugin.training import fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.recipe import HostRecipe
-from tavq_plugin.training.run_folder import load_run, save_weights
+from tavq_plugin.training.run_folder import load_weights, save_weights
 
 pytest.importorskip("accelerate")
-vq = pytest.importorskip("vector_quantize_pytorch")
-
-
-class Odd(nn.Module):
-    """An autoencoder whose decoder is held twice, whose weights may be channels_last, and whose state may be odd."""
-
-    def __init__(self, *, twice: bool = False, channels_last: bool = False, extra: str = "", complex: bool = False):
-        super().__init__()
-        self.inner = Autoencoder(vq.VectorQuantize(dim=8, codebook_size=32, ema_update=False, learnable_codebook=True))
-        self.inner.vq.accept_image_fmap = True
-        if twice:
-            self.again = self.inner.up
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
-        if complex:
-            self.register_buffer("phases", torch.zeros(2, dtype=torch.complex128))
-        self.extra = extra
-
-    def decode(self, z_q):
-        return self.inner.decode(z_q)
-
-    def forward(self, images):
-        return self.inner(images)
-
-
-class WithExtra(Odd):
-    """One whose state dict holds a string."""
-
-    def get_extra_state(self):
-        return self.extra
-
-    def set_extra_state(self, state):
-        self.extra = state
+pytest.importorskip("vector_quantize_pytorch")
 
 
 ODD = [{"twice": True}, {"channels_last": True}]
@@ -55,7 +21,7 @@ ODD = [{"twice": True}, {"channels_last": True}]
 
 def odd(target="Odd", **params):
     return {
-        "target": f"training.test_saving.{target}",
+        "target": f"helpers.toy_corpus.{target}",
         "params": params,
         "wrap": {"taps": ["inner.first", "inner.second"]},
     }
@@ -64,7 +30,7 @@ def odd(target="Odd", **params):
 @pytest.mark.parametrize("params", ODD, ids=lambda params: next(iter(params)))
 def test_a_run_is_saved_resumed_and_loaded(params, tmp_path):
     asked = recipe(host=odd(**params), steps=6, checkpoint_every=2, ema=0.5, optimizer={"learning_rate": 0.01})
-    allow = {"allow": ["training"]}
+    allow = {"allow": ["helpers"]}
     whole = fit("vqgan", asked, corpus(), tmp_path / "whole", **allow)
     stopped("vqgan", asked, tmp_path / "run", after=5, **allow)
     resumed = fit("vqgan", asked, corpus(), tmp_path / "run", **allow)
@@ -83,7 +49,7 @@ def test_the_weights_alone_are_saved_and_loaded(params, tmp_path):
     ours, _ = build(asked, corpus(), allow=["training"])
     theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), allow=["training"])
     save_weights(tmp_path, ours, None)
-    load_run(tmp_path, theirs, None)
+    load_weights(tmp_path, theirs, None)
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
 
 
