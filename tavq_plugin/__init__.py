@@ -61,7 +61,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This package. Its `attach` is the function, also after Python has imported the module of the same name."""
+    """A package whose `attach` stays the function, even after Python has imported the module of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _MODULE_OF and isinstance(value, ModuleType)):
