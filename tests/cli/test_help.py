@@ -4,6 +4,12 @@ import json
 import subprocess
 import sys
 
+from typer.testing import CliRunner
+
+from tavq_plugin.cli.app import app
+from tavq_plugin.cli.demo import SCENES_WEIGHT
+from tavq_plugin.methods.tavq import WEIGHT
+
 HEAVY = ("torch", "numpy", "transformers", "PIL", "pyarrow", "einops", "ot")
 
 # Prints, as JSON, what each step loads; run in a process of its own, as this one has torch already.
@@ -34,3 +40,8 @@ def test_no_help_loads_torch():
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert {"tavq --help", "tavq demo --help", "tavq prepare --help", "tavq store merge --help"} <= loaded.keys()
     assert all(not modules for modules in loaded.values()), loaded
+
+
+def test_the_help_of_demo_tells_the_weights_that_it_takes():
+    shown = " ".join(CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert f"Default: {WEIGHT:g}, or {SCENES_WEIGHT:g} on drawn scenes".replace("0.", ".") in shown
