@@ -47,8 +47,7 @@ def demo(
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table.
 
-    Runs with other settings are replaced. A file that this command did not make is never changed: the command
-    stops and names it.
+    Runs with other settings are replaced. A file that this command did not make stays: it stops and names the file.
     """
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
     from tavq_plugin.methods.tavq import WEIGHT
@@ -92,13 +91,13 @@ def train(
 ) -> None:
     """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
 
-    The same command resumes a run that was stopped, with the same result, and keeps a finished run. A file that this
-    command did not make is never changed: the command stops and names it.
+    The same command resumes a run that was stopped, with the same result, and keeps a finished run.
+    It never changes a file that it did not make: it stops and names the file.
     """
     from tavq_plugin.cli.train import run_train
 
     console = Console()
-    with report_errors(console, f"Checkpoints, if any, are in {out}/checkpoints"):
+    with report_errors(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
         run_train(
             out=out, data=data, method=method, recipe=recipe, overrides=overrides or (), n_train=n_train, n_eval=n_eval,
             allow=allow or (), console=console,
@@ -180,7 +179,7 @@ def convert_checkpoint(
     ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite existing files.")] = False,
 ) -> None:
-    """Read an old checkpoint without running its code; write its tensors as safetensors and its configuration as JSON."""
+    """Read an old checkpoint without running its code; write safetensors, and its configuration as JSON."""
     from tavq_plugin.io.convert_checkpoint import convert_checkpoint as convert
 
     console = Console()
@@ -198,7 +197,7 @@ def doctor(
     taps: Annotated[list[str] | None, typer.Option(help="Path of a module to tap; give two, the finer first.")] = None,
     quantizer: Annotated[str | None, typer.Option(help="Path of the quantizer's module.")] = None,
     layout: Annotated[str | None, typer.Option(help='Axes of the tapped features: "b c h w", "b n c", …')] = None,
-    allow: Annotated[list[str] | None, typer.Option(help="One more package that a target in the YAML may name.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="One more package that the YAML may name.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Try one training step, changing nothing, and report what was found and what is missing.

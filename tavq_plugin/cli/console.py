@@ -1,4 +1,4 @@
-"""What commands print: errors, with their exit codes, and the progress of runs."""
+"""What commands say: errors, with the exit code, and how far runs have come."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-Report = Callable[[str, int, int], None]  # name of the run, optimizer steps done, all its steps
+Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
 
 
 @contextmanager
 def report_errors(console: Console, kept: str) -> Iterator[None]:
-    """Print an error that a user can fix as one line, and exit with code 2; on Ctrl-C print what is kept: code 130."""
+    """Errors that a user can mend, as one line and exit code 2; Ctrl-C as 130, with what is kept."""
     try:
         yield
     except KeyboardInterrupt:
@@ -26,10 +26,7 @@ def report_errors(console: Console, kept: str) -> Iterator[None]:
 
 @contextmanager
 def runs_progress(console: Console, number: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
-    """Show a progress bar over all runs and, below it, one over the steps of each run that trains.
-
-    Yields two functions: `report(run, done, steps)` moves the bar of a run, `finished(run)` takes it away.
-    """
+    """Progress bars over runs and, below, over the steps of those that train."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
