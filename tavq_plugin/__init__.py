@@ -1,12 +1,23 @@
-"""tavq-plugin: a codebook that speaks language, for any existing VQ image tokenizer (TA-VQ, arXiv 2503.01261)."""
+"""tavq-plugin: a codebook that speaks language, for any existing VQ image tokenizer (TA-VQ, arXiv 2503.01261).
+
+A public name is imported when it is first used, so that `import tavq_plugin` and `tavq --help` do not load torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from tavq_plugin import moved
-from tavq_plugin.attach import Attachment, attach, detach
-from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
-from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.types import Codes, Level, Quantized, Units
 
-moved.install()
+if TYPE_CHECKING:
+    from tavq_plugin.attach import Attachment, attach, detach
+    from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
+    from tavq_plugin.losses.text_alignment import TextAlignment
+    from tavq_plugin.types import Codes, Level, Quantized, Units
 
 __all__ = [
     "Attachment",
@@ -20,3 +31,42 @@ __all__ = [
     "detach",
     "wrap",
 ]
+
+_MODULE_OF = {
+    "Attachment": "attach",
+    "attach": "attach",
+    "detach": "attach",
+    "Tokenizer": "hosts.tokenizer",
+    "wrap": "hosts.tokenizer",
+    "TextAlignment": "losses.text_alignment",
+    "Codes": "types",
+    "Level": "types",
+    "Quantized": "types",
+    "Units": "types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value  # the next use finds it without this function
+        return value
+    if find_spec(f"{__name__}.{name}"):  # a room of the house, as in `tavq.ot.solve`
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A package whose `attach` stays the function, even after Python has imported the module of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+moved.install()

@@ -1,1 +1,1 @@
-"""The `tavq` command: each file parses, calls and prints; `app` holds the list of commands."""
+"""The `tavq` command. Each file parses options, calls the package and prints; `app` has the list of commands."""

@@ -1,4 +1,4 @@
-"""The `tavq` command; thin."""
+"""The list of `tavq` commands. Each parses its options, calls the package and prints."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli import text
-from tavq_plugin.cli.console import report_errors as _told
-from tavq_plugin.cli.console import runs_progress
+from tavq_plugin.cli.console import report_errors, runs_progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
 app.command()(text.prepare)
 app.add_typer(text.store, name="store")
 
-BROKEN = 1  # exit code of a comparison that went through, one of its runs apart
+BROKEN = 1  # exit code of a finished comparison in which a run broke
 
 
 @app.callback()
@@ -29,30 +28,32 @@ def main() -> None:
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files; default: drawn scenes."),
+        typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files. Default: drawn scenes."),
     ] = None,
-    resolution: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 250,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and the shuffled control.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where runs, demo.json and pictures go.")] = Path("tavq-demo"),
+    resolution: Annotated[int, typer.Option(min=16, help="Width and height of the images, in pixels.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps per run.")] = 250,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the shuffled texts.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the runs, demo.json and the pictures.")] = Path("tavq-demo"),
     n_train: Annotated[
-        int | None, typer.Option(min=2, help="Training images at most. Default: 3000, of drawn scenes 2000.")
+        int | None, typer.Option(min=2, help="At most this many training images. Default: 3000, or 2000 drawn scenes.")
     ] = None,
-    n_eval: Annotated[int, typer.Option(min=2, help="Held-out images at most.")] = 500,
+    n_eval: Annotated[int, typer.Option(min=2, help="At most this many held-out images.")] = 500,
     weight: Annotated[
         float | None,
-        typer.Option(min=0.0, help="λ of the alignment at the start; it falls to 0. Default: .3, on drawn scenes .03."),
+        typer.Option(
+            min=0.0, help="λ of the alignment at the start; it falls to 0. Default: .2, or .03 on drawn scenes."
+        ),
     ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table.
 
-    Runs of other settings are replaced; what this command did not make is refused by name and stays.
+    Runs with other settings are replaced. A file that this command did not make stays: it stops and names the file.
     """
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
     from tavq_plugin.methods.tavq import WEIGHT
 
     console = Console()
-    with _told(console, f"Finished runs are in {out}"):
+    with report_errors(console, f"Finished runs are in {out}"):
         if weight is None:  # a run on drawn scenes has few steps: a tenth of the weight
             weight = SCENES_WEIGHT if data is None else WEIGHT
         content = run_demo(
@@ -65,31 +66,38 @@ def demo(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
+        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt files. Default: drawn scenes.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="vqgan, tavq, … Default: the recipe's.")] = None,
-    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of one that ships.")] = "small",
+    method: Annotated[
+        str | None, typer.Option(help="Name of the method: vqgan, tavq, … Default: the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")
+    ] = "small",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Of the recipe, dotted, as optimizer.warmup=5."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the recipe, such as optimizer.warmup=5."),
     ] = None,
     n_train: Annotated[
-        int | None, typer.Option("--train", min=2, help="Training images at most. [all; 2000 scenes]")
+        int | None,
+        typer.Option("--train", min=2, help="At most this many training images. Default: all, or 2000 drawn scenes."),
     ] = None,
-    n_eval: Annotated[int, typer.Option("--eval", min=2, help="Images held out at most.")] = 500,
-    allow: Annotated[list[str] | None, typer.Option(help="A further package that a recipe's target may name.")] = None,
+    n_eval: Annotated[int, typer.Option("--eval", min=2, help="At most this many held-out images.")] = 500,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="One more package that a target in the recipe may name.")
+    ] = None,
 ) -> None:
-    """Train one tokenizer by one method; with `accelerate launch -m tavq_plugin train …` on several GPUs.
+    """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
 
-    The same command goes on where it was stopped, to what it would have been, and keeps a run that is finished.
-    A file in the folder that this command did not make is refused by name and stays.
+    The same command resumes a run that was stopped, with the same result, and keeps a finished run.
+    It never changes a file that it did not make: it stops and names the file.
     """
     from tavq_plugin.cli.train import run_train
 
     console = Console()
-    with _told(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
+    with report_errors(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
         run_train(
             out=out, data=data, method=method, recipe=recipe, overrides=overrides or (), n_train=n_train, n_eval=n_eval,
             allow=allow or (), console=console,
@@ -98,40 +106,55 @@ def train(
 
 @app.command()
 def compare(
-    out: Annotated[Path, typer.Option(help="Where runs, compare.json, tables and the page go.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, compare.json, the tables and the page.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt; default: drawn scenes.")
+        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt files. Default: drawn scenes.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    methods: Annotated[str, typer.Option(help="Names of methods, separated by commas, or all.")] = "all",
     seeds: Annotated[
-        str | None, typer.Option(help="Numbers with commas between. Default: the recipe's seed, 0 if it has none.")
+        str | None, typer.Option(help="Numbers, separated by commas. Default: the recipe's seed, or 0 if it has none.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of one that ships.")] = "small",
-    resolution: Annotated[int | None, typer.Option(min=16, help="Pixels a side. Default: the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: the recipe's.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")
+    ] = "small",
+    resolution: Annotated[
+        int | None, typer.Option(min=16, help="Width and height in pixels. Default: the recipe's.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps per run. Default: the recipe's.")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Of the recipe; METHOD.options.NAME=VALUE of one method."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting of the recipe, or of one method: METHOD.options.NAME=VALUE.",
+        ),
     ] = None,
-    n_train: Annotated[int | None, typer.Option("--train", min=2, help="Training images at most. [3000]")] = None,
-    n_eval: Annotated[int | None, typer.Option("--eval", min=2, help="Held-out images at most. [500]")] = None,
+    n_train: Annotated[
+        int | None, typer.Option("--train", min=2, help="At most this many training images. [3000]")
+    ] = None,
+    n_eval: Annotated[
+        int | None, typer.Option("--eval", min=2, help="At most this many held-out images. [500]")
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Folder with weights of judging networks: Inception, VGG16, MobileNetV2 …")
+        Path | None,
+        typer.Option(help="Folder with the weights of the judging networks: Inception, VGG16, MobileNetV2 …"),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, a process of one thread each.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at the same time; each is a process of one thread.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps and images: all methods in half an hour.")] = False,
-    allow: Annotated[list[str] | None, typer.Option(help="A further package that a recipe's target may name.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="One more package that a target in the recipe may name.")
+    ] = None,
 ) -> None:
-    """Train every method on the same data by one recipe, measure all alike; a table, a page, and what is behind them.
+    """Train every method on the same data by one recipe and measure all in the same way; write a table and a page.
 
-    The same command goes on where it was stopped. Exit code 1: finished, but a run broke (its loss was not finite).
+    The same command resumes a comparison that was stopped. Exit code 1: finished, but the loss of a run was not finite.
     """
     from tavq_plugin.evaluation.compare import compare as run
     from tavq_plugin.evaluation.plan import plan_of
     from tavq_plugin.evaluation.report.tables import markdown
 
     console = Console()
-    with _told(console, f"Finished runs are in {out}"):
+    with report_errors(console, f"Finished runs are in {out}"):
         plan = plan_of(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
             overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
@@ -148,17 +171,19 @@ def compare(
 @app.command()
 def convert_checkpoint(
     source: Annotated[Path, typer.Argument(help="A .ckpt, .pt or .pth file.", exists=True, dir_okay=False)],
-    out: Annotated[Path | None, typer.Option(help="Name without an ending; default: the file's, beside it.")] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="A further class name, package.Class, to read as a plain record.")
+    out: Annotated[
+        Path | None, typer.Option(help="Path to write, without an ending. Default: that of the source.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite what is there.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="One more class, package.Class, to read as a plain record.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite existing files.")] = False,
 ) -> None:
-    """Read an old checkpoint without running what is in it; write safetensors and a JSON of its configuration."""
+    """Read an old checkpoint without running its code; write safetensors, and its configuration as JSON."""
     from tavq_plugin.io.convert_checkpoint import convert_checkpoint as convert
 
     console = Console()
-    with _told(console, "Nothing was written"):
+    with report_errors(console, "Nothing was written"):
         written = convert(source, out, allow=allow or (), force=force)
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
 
@@ -166,16 +191,19 @@ def convert_checkpoint(
 @app.command()
 def doctor(
     target: Annotated[str, typer.Argument(
-        help="file.py:function or module:function giving a host, (host, optimizer) or (host, optimizer, align); "
+        help="file.py:function or module:function that returns a host, (host, optimizer) or (host, optimizer, align); "
              "or a YAML with target and params.")],
     captions: Annotated[Path | None, typer.Option(help="Folder with captions.jsonl or same-named .txt files.")] = None,
-    taps: Annotated[list[str] | None, typer.Option(help="Module path; give it twice, fine → mid.")] = None,
-    quantizer: Annotated[str | None, typer.Option(help="Its module path.")] = None,
-    layout: Annotated[str | None, typer.Option(help='How tapped features lie: "b c h w", "b n c", …')] = None,
-    allow: Annotated[list[str] | None, typer.Option(help="A further package that a YAML's target may name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    taps: Annotated[list[str] | None, typer.Option(help="Path of a module to tap; give two, the finer first.")] = None,
+    quantizer: Annotated[str | None, typer.Option(help="Path of the quantizer's module.")] = None,
+    layout: Annotated[str | None, typer.Option(help='Axes of the tapped features: "b c h w", "b n c", …')] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="One more package that the YAML may name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:  # fmt: skip
-    """Try one training step dry: what was found, where gradient goes, what is missing. Exit code 0 if it would work."""
+    """Try one training step, changing nothing, and report what was found and what is missing.
+
+    Exit code 0: a training step would work.
+    """
     import json
     import sys
     from contextlib import redirect_stdout
@@ -186,7 +214,7 @@ def doctor(
     from tavq_plugin.hosts.user_setup import load_setup
 
     console = Console(highlight=False)
-    with _told(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print
+    with report_errors(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print
         host, optimizer, align = load_setup(target, allow=allow or ())
     with redirect_stdout(sys.stderr):
         report = examine(host, optimizer, align, captions=captions, taps=taps, quantizer=quantizer, layout=layout)
