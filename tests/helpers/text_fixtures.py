@@ -82,8 +82,10 @@ def server():
             elif step == "cut":
                 self.close_connection = True
                 return
+            elif step == "redirect":
+                status, headers = 302, {"Location": f"http://localhost:{self.server.server_port}/elsewhere"}
             elif isinstance(step, int):
-                status, content, headers = step, b"no", {"Retry-After": "0"} if step == 429 else {}
+                status, content, headers = step, http.error_body, {"Retry-After": "0"} if step == 429 else {}
             elif isinstance(step, bytes):
                 content = step
             else:
@@ -95,6 +97,10 @@ def server():
             self.end_headers()
             self.wfile.write(content)
 
+        def do_GET(self):
+            http.redirected.append(dict(self.headers))
+            self.send_error(404)
+
         def log_message(self, *_):
             pass
 
@@ -102,7 +108,7 @@ def server():
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.handle_error = lambda *_: None  # a client that gave up
     threading.Thread(target=http.serve_forever, daemon=True).start()
-    http.script, http.seen, http.state = script, seen, state
+    http.script, http.seen, http.state, http.error_body, http.redirected = script, seen, state, b"no", []
     http.url = f"http://127.0.0.1:{http.server_port}/v1"
     yield http
     http.shutdown()

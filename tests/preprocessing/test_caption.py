@@ -210,6 +210,21 @@ def test_a_server_that_refuses_or_is_not_there_stops_the_run(server, pictures, t
     assert rows(tmp_path / "c.jsonl") == []
 
 
+def test_the_key_reaches_no_message_and_no_other_server(server, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server.script[:] = [500, b"you sent sk-secret", 400, GOOD]
+    server.error_body = b"wrong key: sk-secret"
+    done = caption(pictures, tmp_path / "c.jsonl", asking(server, retries=0, concurrency=1), progress=False)
+    assert (done.written, done.rejected) == (2, 3)
+    rejected = (tmp_path / "c.rejected.jsonl").read_text()
+    assert rejected.count("[key]") == 3 and "sk-secret" not in rejected
+    before = len(server.seen)
+    server.script[:] = ["redirect"]
+    with pytest.raises(PermissionError, match="refuses every request .HTTP 302"):
+        asking(server, retries=0)([Image.new("RGB", (4, 4))], ["What?"])
+    assert len(server.seen) == before + 1 and server.redirected == []
+
+
 def test_an_output_that_would_hide_the_images_is_refused(pictures):
     with pytest.raises(ValueError, match="another name or folder"):
         caption(pictures, pictures / "captions.jsonl", Fake(GOOD), progress=False)
