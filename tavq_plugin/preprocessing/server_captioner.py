@@ -92,7 +92,8 @@ class ServerCaptioner:
         Raises PermissionError if the server refuses every request.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda pair: self._ask(*pair, attempt), zip(images, prompts, strict=True)))
+            pairs = list(zip(images, prompts, strict=True))
+            return list(pool.map(lambda pair: self._ask(pair[0], pair[1], attempt), pairs))
 
     def _ask(self, image: Image.Image, prompt: str, attempt: int) -> str | ServerFailure:
         content = [{"type": "image_url", "image_url": {"url": _data_url(image)}}, {"type": "text", "text": prompt}]

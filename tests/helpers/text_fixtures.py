@@ -49,6 +49,12 @@ def tiny_vlm(tmp_path_factory):
 
 
 @pytest.fixture
+def decompression_limit(monkeypatch):
+    """A function that sets Pillow's limit of pixels, a setting of that library, for one test."""
+    return lambda pixels: monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+
+
+@pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
