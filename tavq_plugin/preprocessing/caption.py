@@ -32,9 +32,7 @@ def full_prompt(prompt: str | None, with_captions: bool) -> str:
     """
     prompt = prompt or PROMPT
     if not with_captions and "{captions}" in prompt:
-        raise ValueError(
-            "the prompt holds {captions}, but the captions are not given to the model: add --with-captions"
-        )
+        raise ValueError("the prompt holds {captions}, which the model is not given: add --with-captions")
     return CONTEXT + prompt if with_captions and "{captions}" not in prompt else prompt
 
 
@@ -71,9 +69,7 @@ def caption_images(
     if out.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"captions cannot be written to {out}: give --out a name that ends in .jsonl or .parquet")
     if out.resolve() == (Path(data) / "captions.jsonl").resolve():
-        raise ValueError(
-            f"the next run would read {out} and not the images of {data}: give --out another name or folder"
-        )
+        raise ValueError(f"the next run would read {out}, not the images of {data}: give --out another name or folder")
     if out.name.endswith(".rejected.jsonl"):
         raise ValueError(f"a name like {out} is reserved for lists of rejected records: give --out another name")
     refuse_foreign_list(rejections_path(out))

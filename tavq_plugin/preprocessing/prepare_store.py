@@ -167,22 +167,16 @@ def process_shard(
         with FileLock(out.parent / LOCKS / f"{out.stem}.lock", timeout=wait):
             if captions is not None:
                 records = captions.complete(records, out, place)
-            name = records_digest(records)
-            if is_current(out, name, fingerprint):
+            digest = records_digest(records)
+            if is_current(out, digest, fingerprint):
                 return False
-            for left in out.parent.glob(
-                f".{out.name}.*.tmp"
-            ):  # of a killed process: we hold the lock, so nobody writes it
+            # Files of a killed process; we hold the lock, so nobody is writing them.
+            for left in out.parent.glob(f".{out.name}.*.tmp"):
                 if intended(left.name) == out.name:
                     left.unlink()
-            store = TextStore.build(
-                [record.text for record in records],
-                encoder,
-                [record.id for record in records],
-                splitter=splitter,
-                progress=False,
-            )
-            write_shard(out, replace(store, fingerprint=fingerprint).shard(records=name))
+            texts, ids = [record.text for record in records], [record.id for record in records]
+            store = TextStore.build(texts, encoder, ids, splitter=splitter, progress=False)
+            write_shard(out, replace(store, fingerprint=fingerprint).shard(records=digest))
             return True
     except Timeout:
         return None

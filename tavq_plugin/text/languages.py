@@ -19,6 +19,17 @@ class Language:
     function_words: frozenset[str] = frozenset()  # words that the tagger takes for nouns, adjectives or verbs
 
 
+_ENGLISH_COMPOUNDS = (
+    "in front of; in back of; on top of; in spite of; instead of; because of; next to; close to; due to; such "
+    "as; a lot of; lots of; in order to; at least; kind of; sort of"
+)
+# Auxiliary, copular and modal verbs, which the tags of CGN do not tell from others
+_DUTCH_VERBS = (
+    "ben bent is was waren zijn geweest heb hebt heeft had hadden hebben gehad word wordt werd werden worden "
+    "geworden kan kun kunt kon konden kunnen moet moest moesten moeten mag mocht mochten mogen zal zult zullen "
+    "zou zouden wil wilt wilde wilden willen"
+)
+
 ENGLISH = Language(
     "en",
     "morphmodel_en.pgz",
@@ -45,27 +56,7 @@ ENGLISH = Language(
         "POS": "s",  # 's
         "CJC": "c",  # and
     },
-    tuple(
-        tuple(words.split())
-        for words in (
-            "in front of",
-            "in back of",
-            "on top of",
-            "in spite of",
-            "instead of",
-            "because of",
-            "next to",
-            "close to",
-            "due to",
-            "such as",
-            "a lot of",
-            "lots of",
-            "in order to",
-            "at least",
-            "kind of",
-            "sort of",
-        )
-    ),
+    tuple(tuple(words.split()) for words in _ENGLISH_COMPOUNDS.split("; ")),
     frozenset(["while", "whilst", "whereas", "via", "onto", "upon", "amid", "amidst", "et", "etc"]),
 )
 GERMAN = Language(
@@ -110,54 +101,7 @@ DUTCH = Language(
         "VZ": "p",
         "VG(neven": "c",
     },
-    function_words=frozenset(  # auxiliary, copular and modal verbs, which CGN does not tell from others
-        [
-            "ben",
-            "bent",
-            "is",
-            "was",
-            "waren",
-            "zijn",
-            "geweest",
-            "heb",
-            "hebt",
-            "heeft",
-            "had",
-            "hadden",
-            "hebben",
-            "gehad",
-            "word",
-            "wordt",
-            "werd",
-            "werden",
-            "worden",
-            "geworden",
-            "kan",
-            "kun",
-            "kunt",
-            "kon",
-            "konden",
-            "kunnen",
-            "moet",
-            "moest",
-            "moesten",
-            "moeten",
-            "mag",
-            "mocht",
-            "mochten",
-            "mogen",
-            "zal",
-            "zult",
-            "zullen",
-            "zou",
-            "zouden",
-            "wil",
-            "wilt",
-            "wilde",
-            "wilden",
-            "willen",
-        ]
-    ),
+    function_words=frozenset(_DUTCH_VERBS.split()),
 )
 LANGUAGES = {
     "en": ENGLISH,

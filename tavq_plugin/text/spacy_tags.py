@@ -11,17 +11,7 @@ __getattr__ = old_names(__name__)  # names of the last release
 
 
 # Universal part of speech → code letter of `phrase_chunker`; a part that is not listed ends a phrase.
-_CODES = {
-    "NOUN": "n",
-    "PROPN": "n",
-    "ADJ": "a",
-    "NUM": "m",
-    "DET": "d",
-    "ADP": "p",
-    "ADV": "r",
-    "CCONJ": "c",
-    "VERB": "w",
-}
+_CODES = dict(NOUN="n", PROPN="n", ADJ="a", NUM="m", DET="d", ADP="p", ADV="r", CCONJ="c", VERB="w")
 _FINER = {"VBG": "g", "VBN": "v", "VBD": "v", "POS": "s", "RP": "t"}  # of English models
 
 
