@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from torch.nn.functional import normalize
 from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.text import pretrained
+from tavq_plugin.text.dtype_trial import DtypeTrial
 from tavq_plugin.text.pretrained import Pooling
 from tavq_plugin.text.sentence_transformers_folder import EncoderFolder
 
@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # all-MiniLM-L6-v2, safetensors
 BATCH_TOKENS = 4096  # padded tokens per forward pass of more than 32 strings
 MANY_STRINGS = 2000  # from this number on, a progress bar is shown
-
-
-@dataclass(frozen=True)
-class DtypeTrial:
-    """When an encoder tries bfloat16, and when it takes it."""
-
-    min_strings: int = 2048  # the trial pays off only for so many strings
-    min_cosine: float = 0.999  # between the bfloat16 and float32 embeddings of the same string
-    min_speedup: float = 1.15  # of bfloat16 over float32
 
 
 @dataclass
@@ -263,25 +254,12 @@ class TextEncoder:
         return states[torch.arange(len(states), device=mask.device), chosen]
 
     def _choose_dtype(self, pieces: list[list[int]]) -> None:
-        """Time both dtypes, in turn, on a sample of all lengths; keep bfloat16 if it is faster and equal."""
-        by_length = sorted(pieces, key=len)
-        sample = by_length[:: len(by_length) // 64 + 1]
-        batches = [sample[i : i + 32] for i in range(0, len(sample), 32)]
-        models = {"float32": self.model, "bfloat16": copy.deepcopy(self.model).to(torch.bfloat16)}
-        seconds: dict[str, list[float]] = {name: [] for name in models}
-        pooled: dict[str, Tensor] = {}
-        for _ in range(3):  # the first round warms up
-            for name, model in models.items():
-                began = time.perf_counter()
-                found = torch.cat([self._forward(model, batch).cpu() for batch in batches])
-                pooled[name] = normalize(found, dim=-1)
-                seconds[name].append(time.perf_counter() - began)
-        self.stats.speedup = min(seconds["float32"][1:]) / min(seconds["bfloat16"][1:])
-        self.stats.cosine = (pooled["float32"] * pooled["bfloat16"]).sum(-1).min().item()
-        trial = self.dtype_trial
-        if self.stats.speedup >= trial.min_speedup and self.stats.cosine >= trial.min_cosine:
+        """Keep a bfloat16 copy of the model in its place if the trial finds it faster and equal."""
+        result = self.dtype_trial.run(self.model, pieces, self._forward)
+        self.stats.speedup, self.stats.cosine = result.speedup, result.cosine
+        if self.dtype_trial.passed(result):
             _ = self.fingerprint  # computed now, while the float32 weights are there
-            self.model, self.stats.dtype = models["bfloat16"], "bfloat16"
+            self.model, self.stats.dtype = result.model, "bfloat16"
 
 
 def offline_encoder(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TextEncoder:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
 from tavq_plugin.text import TextEncoder, offline_encoder
-from tavq_plugin.text.encoder import MINILM_SHA256, DtypeTrial, require_sha256
+from tavq_plugin.text.dtype_trial import DtypeTrial
+from tavq_plugin.text.encoder import MINILM_SHA256, require_sha256
 
 STRINGS = ["a red car", "the dog sleeps", "a", "two men in a blue boat . the sky", "a red car"]
 
