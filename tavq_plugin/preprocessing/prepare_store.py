@@ -19,6 +19,7 @@ from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Record
 from tavq_plugin.io.atomic import intended
 from tavq_plugin.io.progress import progress_bar
+from tavq_plugin.preprocessing.ray_backend import work_on_ray
 from tavq_plugin.preprocessing.rejections import REJECTED, refuse_foreign_list, write_rejections
 from tavq_plugin.preprocessing.scan_records import scan_records
 from tavq_plugin.preprocessing.shard_captions import ShardCaptions, all_rejections
@@ -112,7 +113,7 @@ def prepare(
                 yield number, records
 
     make = partial(process_shard, splitter=splitter, fingerprint=fingerprint, captions=captions, place=str(data))
-    work = _with_ray(ray, workers, load_encoder, make) if ray is not None else _in_this_process(encoder, make)
+    work = work_on_ray(ray, workers, load_encoder, make) if ray is not None else _in_this_process(encoder, make)
     made = 0
     claimed: list[int] = []
     with progress_bar(shown=progress) as bar:
@@ -242,17 +243,13 @@ def _chunks(data: Path, left_out: frozenset[int], size: int, *, images: bool) ->
 
 
 def _in_this_process(encoder: TextEncoder, make: Callable) -> Callable[..., Iterator[tuple[int, bool | None]]]:
+    """A function that makes shards one by one; it yields each number with the result of `process_shard`."""
+
     def work(todo: Iterator, out: Path, wait: float) -> Iterator:
         for number, records in todo:
             yield number, make(records, shard_path(out, number), encoder, wait=wait)
 
     return work
-
-
-def _with_ray(address: str, workers: int, load_encoder: Callable[[], TextEncoder], make: Callable) -> Callable:
-    from tavq_plugin.preprocessing.ray_backend import work_on_ray
-
-    return work_on_ray(address, workers, load_encoder, make)
 
 
 def _forget_locks(out: Path) -> None:

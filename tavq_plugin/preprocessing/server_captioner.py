@@ -1,7 +1,7 @@
 """Captions from an OpenAI-compatible server (vLLM, SGLang, …), with retries and a bounded number of requests at once.
 
-It uses the standard library and not the `openai` client, which cannot do without a key, needs as many lines, and adds
-a dependency. It follows no redirect: urllib would send the key along to the new address.
+It uses the standard library: the `openai` client would take as many lines and one more dependency, needs a placeholder
+if there is no key, and hides why a connection failed. Redirects are refused, because urllib would send the key along.
 """
 
 from __future__ import annotations
