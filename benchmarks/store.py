@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from tavq_plugin.text import ShardedStore, TextStore
 from tavq_plugin.text.manifest import Manifest, shard_path
-from tavq_plugin.text.ragged import Ragged
+from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.types import GRANULARITIES
 
 DIM, BATCH, SHARD = 384, 64, 4096
@@ -59,7 +59,7 @@ def corpus(images: int) -> Iterator[TextStore]:
             else:
                 ids = draw.integers(0, distinct, lengths.sum())
             offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
-            lists[name] = Ragged(torch.from_numpy(ids + first), offsets)
+            lists[name] = RaggedRows(torch.from_numpy(ids + first), offsets)
             first += distinct
             table.append(torch.from_numpy(draw.standard_normal((distinct, DIM), dtype=np.float32)).half())
         yield TextStore(

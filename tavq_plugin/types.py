@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,3 +70,15 @@ class Units:
 
 
 TextBatch = Mapping[str, Units]  # granularity → units
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """Gives the units of texts: `TextStore` and `ShardedStore` by id or row, `TextCache` from the text itself."""
+
+    @property
+    def dim(self) -> int:
+        """Width d of the embeddings."""
+
+    def batch(self, texts: Any, /, device: torch.device | str | None = None) -> TextBatch:
+        """Padded units of b texts; a text without units is a masked row."""

@@ -11,7 +11,7 @@ from helpers.toy_corpus import corpus
 
 from tavq_plugin.preprocessing.prepare_store import prepare
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore
-from tavq_plugin.text.manifest import verify
+from tavq_plugin.text.manifest import find_faults
 from tavq_plugin.training import fit
 from tavq_plugin.training.recipe_yaml import read_recipe
 
@@ -55,10 +55,10 @@ def test_stores_are_read_and_continued(tmp_path):
     store = TextStore.load(OLD / "store.safetensors")
     assert torch.equal(store.table, corpus().store.table) and store.batch([0, 9])["word"].mask.any()
     folder = shutil.copytree(OLD / "store", tmp_path / "store")
-    assert not list(verify(folder)) and len(ShardedStore.open(folder)) == 6
+    assert not list(find_faults(folder)) and len(ShardedStore.open(folder)) == 6
     lines = "".join(f'{{"id": "{i}", "text": "A red dog runs. Two men sleep in house {i}."}}\n' for i in range(6))
     (tmp_path / "captions.jsonl").write_text(lines)
     (folder / "shard-00001.safetensors").unlink()
     bert = save_tiny_bert(tmp_path / "tinybert")
     prepare(tmp_path / "captions.jsonl", folder, lambda: TextEncoder.from_pretrained(bert), shard_size=3)
-    assert not list(verify(folder)) and ShardedStore.open(folder).batch(["5"])["word"].mask.any()
+    assert not list(find_faults(folder)) and ShardedStore.open(folder).batch(["5"])["word"].mask.any()

@@ -1,4 +1,4 @@
-"""`tavq caption`, `tavq prepare` and `tavq store`; thin."""
+"""`tavq caption`, `tavq prepare` and `tavq store`: they parse, call and print."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ from tavq_plugin.cli.console import report_errors
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
 
-REJECTED = 3  # exit code of a run that went through and left something out
-FAULTY = 1  # exit code of `store verify` where something is to be made again
-store = typer.Typer(no_args_is_help=True, help="Look after prepared text stores.")
+LEFT_OUT = 3  # exit code of a run that finished and left records out
+FAULTY = 1  # exit code of `store verify` if a shard must be made again
+store = typer.Typer(no_args_is_help=True, help="Check, merge, extend and whiten text stores.")
 
-# Options that `caption` and `prepare` share.
+# Options of both `caption` and `prepare`.
 Server = Annotated[
-    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server, as http://localhost:8000/v1.")
+    str | None,
+    typer.Option(metavar="URL", help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1."),
 ]
-Prompt = Annotated[str | None, typer.Option(help="What to ask; {captions} marks the place of captions.")]
-WithCaptions = Annotated[bool, typer.Option(help="Give an image's own captions to the model.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Of a long text.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0: the likeliest text.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests to the server at once.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the server's answer.")]
-Retries = Annotated[int, typer.Option(min=0, help="Of a request that fails.")]
-Device = Annotated[str | None, typer.Option(help="Default: a GPU where there is one.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="What to ask; {captions} marks the place of the image's own captions.")
+]
+WithCaptions = Annotated[bool, typer.Option(help="Give the image's own captions to the model.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Most requests to the server at once.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
+Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
+Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
 
 
 def caption(
-    data: Annotated[Path, typer.Option(help="Images: a folder or file as for prepare.")],
+    data: Annotated[Path, typer.Option(help="Images: a folder or file, as for prepare.")],
     out: Annotated[Path, typer.Option(help="The file to write, .jsonl or .parquet.")],
-    model: Annotated[str, typer.Option(help="Image-text-to-text model, a folder or a hub name; or the server's.")],
-    revision: Annotated[str | None, typer.Option(help="Of the model; kept with every text.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Image-text-to-text model: a folder, a hub name, or its name on the server.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Revision of the model; noted beside every text.")] = None,
     server: Server = None,
     prompt: Prompt = None,
     with_captions: WithCaptions = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once; with a server, between writes.")] = 8,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images per call of the model; with a server, images per write to the file.")
+    ] = 8,
     max_new_tokens: NewTokens = 512,
     temperature: Temperature = 0.0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -49,27 +56,28 @@ def caption(
     timeout: Timeout = 120.0,
     retries: Retries = 4,
 ) -> None:
-    """Write a long text for every image, with a model here or on a server; go on where a former run stopped.
+    """Write a long text for every image, with a model here or on a server; continue where an earlier run stopped.
 
-    Exit code 3: finished, but some images got no text; they are in OUT.rejected.jsonl, so for captions.jsonl
-    in captions.rejected.jsonl.
+    Exit code 3: finished, but some images got no text. They are listed beside the output: for captions.jsonl in
+    captions.rejected.jsonl.
     """
     from tavq_plugin.preprocessing import caption as captioning
-    from tavq_plugin.preprocessing.choose_captioner import captioner_of
+    from tavq_plugin.preprocessing.choose_captioner import choose_captioner
+    from tavq_plugin.preprocessing.rejections import rejections_path
 
     console = Console()
     options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
     with report_errors(console, f"The texts so far are in {out}"):
-        load, batch = captioner_of(
+        load, batch = choose_captioner(
             model, server, batch, dtype=dtype, device=device, concurrency=concurrency, timeout=timeout,
             retries=retries, **options,
         )  # fmt: skip
-        done = captioning.caption(data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch)
+        done = captioning.caption_images(data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch)
     console.print(
-        f"{out}: {done.written:,} texts written now, {done.there:,} before; {done.retried:,} asked for twice, "
-        f"{done.flagged:,} of them flagged"
+        f"{out}: {done.written:,} texts written now, {done.already_written:,} before; "
+        f"{done.retried:,} asked for twice, {done.flagged:,} of them flagged"
     )
-    _left_out(console, done.rejected, captioning.report_beside(out))
+    _exit_if_left_out(console, done.rejected, rejections_path(out))
 
 
 def prepare(
@@ -82,19 +90,27 @@ def prepare(
         ),
     ] = None,
     captions: Annotated[
-        Path | None, typer.Option(help="In place of --data: a .jsonl or .parquet of id and text, as tavq caption's.")
+        Path | None,
+        typer.Option(
+            help="In place of --data: a .jsonl or .parquet file with id and text, such as tavq caption writes."
+        ),
     ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Texts a shard.")] = 8192,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th shard from the I-th (0 to N-1).")] = "0/1",
+    shard_size: Annotated[int, typer.Option(min=1, help="Texts per shard.")] = 8192,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Make only every N-th shard from the I-th on (0 to N-1).")
+    ] = "0/1",
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray; 'local' starts one on this machine.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Work on this Ray cluster; 'local' starts one on this machine."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on Ray.")] = 2,
     caption_model: Annotated[
-        str | None, typer.Option(help="Ask this image-text-to-text model, or the server's, for the texts first.")
+        str | None, typer.Option(help="Image-text-to-text model, here or on the server, that writes the texts first.")
     ] = None,
-    caption_revision: Annotated[str | None, typer.Option(help="Of that model; kept with every text.")] = None,
-    caption_batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+    caption_revision: Annotated[
+        str | None, typer.Option(help="Revision of that model; noted beside every text.")
+    ] = None,
+    caption_batch: Annotated[int, typer.Option(min=1, help="Images per call of that model.")] = 8,
     server: Server = None,
     prompt: Prompt = None,
     with_captions: WithCaptions = False,
@@ -104,39 +120,47 @@ def prepare(
     timeout: Timeout = 120.0,
     retries: Retries = 4,
     encoder: Annotated[
-        str | None, typer.Option(help="Text model, a folder or a hub name; default: MiniLM of the extra 'offline'.")
+        str | None, typer.Option(help="Text model: a folder or a hub name. Default: MiniLM from the extra 'offline'.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a text model from the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a text model on the hub.")] = None,
     pooling: Annotated[
-        str | None, typer.Option(help="mean, cls, last, pooler or features; default: the model's own way.")
+        str | None, typer.Option(help="mean, cls, last, pooler or features. Default: the model's own.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, while encoding.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the text model.")] = "float32",
     device: Device = None,
-    language: Annotated[str, typer.Option(help="en, de, nl; of zh and ja only sentences without --segmenter.")] = "en",
+    language: Annotated[
+        str, typer.Option(help="en, de or nl; also zh and ja, which give only sentences without --segmenter.")
+    ] = "en",
     segmenter: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Cuts zh and ja into words, as jieba:lcut.")
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Function that cuts zh or ja into words, such as jieba:lcut."),
     ] = None,
-    spacy: Annotated[str | None, typer.Option(help="A spaCy model that tags instead, a name or a folder.")] = None,
-    stop: Annotated[Path | None, typer.Option(help="File of words and phrases to leave out, one a line.")] = None,
-    check_images: Annotated[bool, typer.Option(help="Decode every image too, and leave broken ones out.")] = False,
+    spacy: Annotated[str | None, typer.Option(help="Name or folder of a spaCy model that tags the words.")] = None,
+    stop: Annotated[Path | None, typer.Option(help="File of words and phrases to leave out, one per line.")] = None,
+    check_images: Annotated[
+        bool, typer.Option(help="Decode every image, and leave out records with broken ones.")
+    ] = False,
 ) -> None:
-    """Describe images where asked to, split and encode the texts into a store; go on where a former run stopped.
+    """Split and encode texts into a store, after writing them if asked to; continue where an earlier run stopped.
 
-    Exit code 3: finished, but some records were left out; they are in OUT/rejected.jsonl.
+    Exit code 3: finished, but some records were left out. They are listed in OUT/rejected.jsonl.
     """
     from tavq_plugin.preprocessing import prepare_store as preparing
-    from tavq_plugin.preprocessing.choose_captioner import captions_of
+    from tavq_plugin.preprocessing.choose_captioner import choose_shard_captions
     from tavq_plugin.text import Splitter
 
     console = Console()
     with report_errors(console, f"Finished shards are in {out}"):
-        if (data is None) == (captions is None):
+        source = data or captions
+        if source is None or (data and captions):
             raise ValueError("give --data, or --captions in its place: a file of captions holds ids and texts itself")
         if caption_model is None and (server or prompt or with_captions):
-            raise ValueError("--server, --prompt and --with-captions need --caption-model, the name of a model")
+            raise ValueError("--server, --prompt and --with-captions need --caption-model: add the name of a model")
         if captions is not None and caption_model is not None:
-            raise ValueError("--captions holds the texts: leave --caption-model out, or give --data with the images")
-        asked = None if caption_model is None else captions_of(
+            raise ValueError(
+                "--captions already holds the texts: leave --caption-model out, or give --data with the images"
+            )
+        asked = None if caption_model is None else choose_shard_captions(
             caption_model, server, caption_batch, prompt=prompt, with_captions=with_captions,
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
             concurrency=concurrency, timeout=timeout, retries=retries,
@@ -144,55 +168,57 @@ def prepare(
         left_out = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
         splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(left_out))
         if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
-            console.print(f"{language}: no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
+            console.print(f"{language} gives no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
         result = preparing.prepare(
-            data or captions, out, preparing.encoder_of(encoder, revision, pooling, dtype, device),
-            splitter=splitter, shard_size=shard_size, part=preparing.part_of(shard), captions=asked,
+            source, out, preparing.encoder_loader(encoder, revision, pooling, dtype, device),
+            splitter=splitter, shard_size=shard_size, part=preparing.parse_part(shard), captions=asked,
             check_images=check_images, ray="" if ray == "local" else ray, workers=workers,
         )  # fmt: skip
-    state = "finished" if result.finished else "other parts are still to come"
+    state = "finished" if result.finished else "other parts are still missing"
     console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
     if result.in_pieces:
-        console.print(f"{result.in_pieces:,} units exceed the encoder's limit: encoded in pieces, none cut off")
-    _left_out(console, result.rejected, out / "rejected.jsonl")
+        console.print(
+            f"{result.in_pieces:,} units exceed the encoder's limit: they were encoded in pieces, none was cut off"
+        )
+    _exit_if_left_out(console, result.rejected, out / "rejected.jsonl")
 
 
 @store.command()
 def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")]) -> None:
-    """Read a whole store and say which of its shards to make again; exit code 1 where there is one."""
-    from tavq_plugin.text.manifest import verify as faults_of
+    """Read a whole store and name the shards that must be made again; exit code 1 if there is one."""
+    from tavq_plugin.text.manifest import find_faults
 
     console, faulty = Console(), False
     with report_errors(console, "Nothing was changed"):
-        for fault in faults_of(store):
+        for fault in find_faults(store):
             faulty = True
             console.print(f"{fault.path}: {fault.reason}", highlight=False, soft_wrap=True)
     if faulty:
-        console.print("Delete the named shards and run the same tavq prepare again: it makes only what is missing.")
+        console.print("Delete the named shards and run the same tavq prepare again, which makes only what is missing.")
         raise typer.Exit(FAULTY)
-    console.print(f"{store}: whole")
+    console.print(f"{store}: no fault found")
 
 
 @store.command()
 def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Folders of finished stores, in the order wanted.")],
+    stores: Annotated[list[Path], typer.Argument(help="Folders of finished stores, in the order of the new one.")],
     out: Annotated[Path, typer.Option(help="Folder of the new store.")],
 ) -> None:
-    """Put the shards of several stores into a new one; nothing is encoded, other fingerprints are refused."""
+    """Copy the shards of several stores into a new one; their fingerprints must be equal, nothing is encoded."""
     from tavq_plugin.text import manifest
 
-    _merged(out, lambda: manifest.merge(stores, out))
+    _print_new_store(out, lambda: manifest.merge_stores(stores, out))
 
 
 @store.command()
 def append(
-    store: Annotated[Path, typer.Argument(help="Folder of the store that grows.")],
+    store: Annotated[Path, typer.Argument(help="Folder of the store to extend.")],
     others: Annotated[list[Path], typer.Argument(help="Folders of finished stores.")],
 ) -> None:
-    """Add the shards of other stores to one; nothing is encoded, other fingerprints are refused."""
+    """Copy the shards of other stores into a store; their fingerprints must be equal, nothing is encoded."""
     from tavq_plugin.text import manifest
 
-    _merged(store, lambda: manifest.append(store, others))
+    _print_new_store(store, lambda: manifest.append_stores(store, others))
 
 
 @store.command()
@@ -200,24 +226,27 @@ def whiten(
     store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
     out: Annotated[Path, typer.Option(help="Folder of the new store.")],
     like: Annotated[
-        Path | None, typer.Option(help="By the whitening of this store: for held-out texts, the training store's.")
+        Path | None, typer.Option(help="Use the whitening of this store; for held-out texts, the training store's.")
     ] = None,
-    shrink: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of equal variance mixed in.")] = 0.1,
+    shrink: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of equal variance, in all directions, mixed into the covariance."),
+    ] = 0.1,
 ) -> None:
-    """Make a store of whitened units: without their mean, with equal spread in every direction; kept in the store."""
+    """Make a new store of whitened units: zero mean, equal variance in all directions."""
     from tavq_plugin.text import whitening
 
-    _merged(out, lambda: whitening.whiten(store, out, like=like, shrink=shrink))
+    _print_new_store(out, lambda: whitening.whiten(store, out, like=like, shrink=shrink))
 
 
-def _merged(out: Path, merge: Callable[[], Manifest]) -> None:
+def _print_new_store(out: Path, make: Callable[[], Manifest]) -> None:
     console = Console()
     with report_errors(console, "No store was changed"):
-        merged = merge()
-    console.print(f"{out}: {merged.texts:,} texts in {merged.shards} shards")
+        made = make()
+    console.print(f"{out}: {made.texts:,} texts in {made.shards} shards")
 
 
-def _left_out(console: Console, number: int, file: Path) -> None:
+def _exit_if_left_out(console: Console, number: int, file: Path) -> None:
     if number:
-        console.print(f"{number:,} records left out, with their place and reason in {file}")
-        raise typer.Exit(REJECTED)
+        console.print(f"{number:,} records left out; {file} lists each with its place and reason")
+        raise typer.Exit(LEFT_OUT)

@@ -17,7 +17,8 @@ from tavq_plugin.losses.point_clouds import PointClouds, pad_levels, point_cloud
 from tavq_plugin.losses.unique_codes import apply_once_per_code, merge_repeated_codes
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import Transport, TransportSettings, solve
-from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, Units
+from tavq_plugin.text.cache import TextCache
+from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, TextSource, Units
 
 
 class TextAlignment(nn.Module):
@@ -64,7 +65,7 @@ class TextAlignment(nn.Module):
         contrast_on: str = "pooled",
         temperature: float = 0.1,
         encoder: Any = None,
-        store: Any = None,
+        store: TextSource | None = None,
     ) -> None:
         super().__init__()
         width = tokenizer if isinstance(tokenizer, int) else tokenizer.code_width
@@ -91,11 +92,7 @@ class TextAlignment(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.contrast, self.contrast_on, self.temperature = contrast, contrast_on, temperature
         self.store = store
-        self.cache = None
-        if encoder is not None:
-            from tavq_plugin.text.cache import TextCache
-
-            self.cache = TextCache(encoder)
+        self.cache = None if encoder is None else TextCache(encoder)
         self.distribution = nn.ModuleList(CodeDistribution(distribution, width, samples) for _ in levels)
         self.project = nn.ModuleList(_head(projection, width, hidden or text_dim, text_dim) for _ in levels)
         self.last = Diagnostics()
@@ -105,7 +102,7 @@ class TextAlignment(nn.Module):
         points = self.distribution[level](codes)
         return F.normalize(self.project[level](points), dim=-1)
 
-    def units(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> TextBatch:
+    def units(self, texts: TextBatch | Sequence[Any]) -> TextBatch:
         """A TextBatch from itself, from strings (`encoder=`), or from ids (`store=`)."""
         if isinstance(texts, Mapping):
             return texts

@@ -15,7 +15,7 @@ from tavq_plugin.hosts.quantization import with_gradient
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.losses.point_clouds import pooled, text_measure
 from tavq_plugin.methods.base import Method, Step, drawn_from
-from tavq_plugin.text.ragged import gather
+from tavq_plugin.text.ragged import padded_units
 
 
 class LGVQ(Method):
@@ -139,7 +139,7 @@ def training_words(corpus: Corpus) -> Tensor:
     ids = store.lists["word"].subset(store.rows(corpus.train_rows)).ids.unique()
     if not len(ids):
         raise ValueError(f"lgvq reads words, and no training text of {corpus.name} holds any: give texts with words")
-    words = gather(store.table, ids[None], torch.ones_like(ids, dtype=torch.bool)[None], store.mean("word"))
+    words = padded_units(store.table, ids[None], torch.ones_like(ids, dtype=torch.bool)[None], store.mean("word"))
     return F.normalize(words.embeddings[0], dim=-1)
 
 

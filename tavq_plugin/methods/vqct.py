@@ -12,7 +12,7 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, drawn_from
 from tavq_plugin.methods.codebook_table import learnt_table
 from tavq_plugin.methods.word_graph import WordGraph, word_graph
-from tavq_plugin.text.ragged import gather
+from tavq_plugin.text.ragged import padded_units
 
 
 class VQCT(Method):
@@ -54,7 +54,7 @@ class VQCT(Method):
         texts = [corpus.texts[i] for i in corpus.train_rows]
         self.graph = word_graph(texts, above=threshold, known=row).most_frequent(len(table))
         ids = torch.tensor([[row[word] for word in self.graph.words]], device=store.table.device)
-        words = gather(store.table, ids, torch.ones_like(ids, dtype=torch.bool), store.mean("word")).embeddings[0]
+        words = padded_units(store.table, ids, torch.ones_like(ids, dtype=torch.bool), store.mean("word")).embeddings[0]
         with drawn_from(seed):
             transfer = Transfer(words.cpu(), self.graph, table.shape, hidden or table.shape[1])
         parametrize.register_parametrization(module, name, transfer.to(table.device))

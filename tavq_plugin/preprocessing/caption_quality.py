@@ -1,4 +1,4 @@
-"""Whether a generated text is a description at all: empty, a refusal, or a loop."""
+"""Finds generated texts that describe nothing: empty ones, refusals, and endless repetition."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _REFUSAL = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_LEAST_WORDS = 12  # below this, repeating says nothing
-_DISTINCT = 0.5  # least share of distinct triples of words; joined human captions of one image have .8 and more
-_PACKED = 5.0  # times that a text shrinks when packed; prose of some hundred letters shrinks 1.5 to 2.5 times
-_LEAST_BYTES = 200
+_MIN_WORDS = 12  # shorter texts may repeat words
+_MIN_DISTINCT = 0.5  # share of distinct word triples; joined human captions of one image have 0.8 and more
+_MAX_COMPRESSION = 5.0  # zlib shrinks prose of some hundred letters 1.5 to 2.5 times
+_MIN_BYTES = 200  # shorter texts are not compressed
 
 
-def flaw(text: str) -> str | None:
+def caption_flaw(text: str) -> str | None:
     """What is wrong with a text: "empty", "refusal" or "repeating"; None for a description.
 
-    >>> flaw("I'm sorry, but I can't help with that."), flaw("a dog " * 30), flaw(" ... ")
+    >>> caption_flaw("I'm sorry, but I can't help with that."), caption_flaw("a dog " * 30), caption_flaw(" ... ")
     ('refusal', 'repeating', 'empty')
-    >>> flaw("A dog sits beside a sorry-looking boat.") is None
+    >>> caption_flaw("A dog sits beside a sorry-looking boat.") is None
     True
     """
     if not any(character.isalnum() for character in text):
@@ -37,9 +37,9 @@ def flaw(text: str) -> str | None:
         return "refusal"
     words = text.lower().split()
     triples = list(zip(words, words[1:], words[2:], strict=False))
-    if len(words) >= _LEAST_WORDS and len(set(triples)) < _DISTINCT * len(triples):
+    if len(words) >= _MIN_WORDS and len(set(triples)) < _MIN_DISTINCT * len(triples):
         return "repeating"
     raw = text.encode("utf-8", "replace")
-    if len(raw) >= _LEAST_BYTES and len(raw) > _PACKED * len(zlib.compress(raw)):  # also without spaces
+    if len(raw) >= _MIN_BYTES and len(raw) > _MAX_COMPRESSION * len(zlib.compress(raw)):  # also without spaces
         return "repeating"
     return None

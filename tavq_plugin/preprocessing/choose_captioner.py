@@ -1,4 +1,4 @@
-"""Which captioner a command means: a model on this machine, or one on a server."""
+"""The captioner that a command asks for: a model on this machine, or one on a server."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from functools import partial
 from typing import Any
 
 from tavq_plugin.preprocessing.caption_batches import Captioner
-from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, commit_of
+from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, resolved_revision
 from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
-from tavq_plugin.preprocessing.shard_captions import Captions
+from tavq_plugin.preprocessing.shard_captions import ShardCaptions
 
-_HERE, _THERE = ("dtype", "device"), ("concurrency", "timeout", "retries")
+_LOCAL_OPTIONS, _SERVER_OPTIONS = ("dtype", "device"), ("concurrency", "timeout", "retries")
 
 
-def captioner_of(model: str, server: str | None, batch: int, **options: Any) -> tuple[Callable[[], Captioner], int]:
-    """How each process loads it, and the images between two writes; options of the other kind are left out."""
-    unused = _THERE if server is None else _HERE
+def choose_captioner(model: str, server: str | None, batch: int, **options: Any) -> tuple[Callable[[], Captioner], int]:
+    """A function that loads the captioner, and the images per batch; options of the other kind are ignored."""
+    unused = _SERVER_OPTIONS if server is None else _LOCAL_OPTIONS
     used = {name: value for name, value in options.items() if name not in unused}
     if server is None:
         return partial(LocalCaptioner, model, **used), batch
     return partial(ServerCaptioner, server, model, **used), max(batch, 2 * used["concurrency"])
 
 
-def captions_of(
+def choose_shard_captions(
     model: str, server: str | None, batch: int, *, prompt: str | None, with_captions: bool, **options: Any
-) -> Captions:
-    """The same for `prepare`, with what is known of the model without loading it."""
-    load, batch = captioner_of(model, server, batch, **options)
+) -> ShardCaptions:
+    """The captioner for `prepare`; no weights are loaded yet."""
+    load, batch = choose_captioner(model, server, batch, **options)
     if server is not None:
-        load()  # says at once what is wrong with an address
-    revision = options["revision"] if server is not None else commit_of(model, options["revision"])
-    return Captions(load, model, revision, prompt, with_captions, batch)
+        load()  # raises at once if the address is wrong
+    revision = options["revision"] if server is not None else resolved_revision(model, options["revision"])
+    return ShardCaptions(load, model, revision, prompt, with_captions, batch)

@@ -1,4 +1,4 @@
-"""Long text from a transformers image-text-to-text model on this machine."""
+"""Captions from a transformers image-text-to-text model on this machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ from PIL import Image
 class LocalCaptioner:
     """Any model that AutoModelForImageTextToText loads and whose processor has a chat template.
 
-    Batches are padded on the left, so a picture's text does not depend on its neighbours' lengths. The first
-    attempt is greedy at temperature 0; a second one always samples, seeded by its number.
+    Batches are padded on the left, so an image's text does not depend on the lengths of other prompts in its batch.
+
+    Args:
+        model: A folder, or a name on the Hugging Face hub.
+        revision: Revision on the hub. Default: main.
+        max_new_tokens: Longest text, in tokens.
+        temperature: Sampling temperature. 0 is greedy; a second attempt then samples at 0.7.
+        dtype: A torch dtype by name, or "auto": the checkpoint's own on a GPU, float32 on the CPU.
+        device: Default: a GPU if there is one.
+        seed: Seed of the sampling; a second attempt uses the next one.
+
+    Raises:
+        OSError: The model is neither a folder nor can it be downloaded.
+        ValueError: The model has no chat template.
     """
 
     def __init__(
@@ -41,13 +53,14 @@ class LocalCaptioner:
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(f"{model} has no chat template: give a model that takes chat messages with images")
         self.processor.tokenizer.padding_side = "left"
-        self.model = loaded.to(self.device).eval().requires_grad_(False)
+        loaded.to(self.device)  # type: ignore[arg-type]  # transformers' decorator hides the argument
+        self.model = loaded.eval().requires_grad_(False)
         self.name, self.revision = model, getattr(loaded.config, "_commit_hash", None) or revision
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0) -> list[str]:
-        """One text an image, without the prompt and special tokens."""
+        """One text per image, without the prompt and special tokens."""
         messages = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
             for image, prompt in zip(images, prompts, strict=True)
@@ -71,8 +84,8 @@ class LocalCaptioner:
         return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def commit_of(model: str, revision: str | None) -> str | None:
-    """The revision that `LocalCaptioner` will write beside its texts, without loading weights."""
+def resolved_revision(model: str, revision: str | None) -> str | None:
+    """The revision that `LocalCaptioner` notes beside its texts; no weights are loaded."""
     from transformers import AutoConfig
 
     try:

@@ -1,4 +1,4 @@
-"""Captions → units → embeddings → store, shard by shard: stopped anywhere, at most the shard in hand is lost."""
+"""Captions → units → embeddings → store, one shard after the other; a stopped run loses at most one shard."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from filelock import FileLock, Timeout
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Record
 from tavq_plugin.io.atomic import intended
-from tavq_plugin.preprocessing import shard_captions as captioned
-from tavq_plugin.preprocessing.caption import REJECTED, refuse_other_report, report
-from tavq_plugin.preprocessing.scan_records import look
-from tavq_plugin.preprocessing.shard_captions import Captions
-from tavq_plugin.text import shard_file as shards
+from tavq_plugin.io.progress import progress_bar
+from tavq_plugin.preprocessing.ray_backend import work_on_ray
+from tavq_plugin.preprocessing.rejections import REJECTED, refuse_foreign_list, write_rejections
+from tavq_plugin.preprocessing.scan_records import scan_records
+from tavq_plugin.preprocessing.shard_captions import ShardCaptions, all_rejections
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
+from tavq_plugin.text.pretrained import Pooling
+from tavq_plugin.text.shard_file import read_shard, shard_metadata, write_shard
 from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.text.store import TextStore
 
@@ -32,15 +34,15 @@ LOCKS = ".locks"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What one run did."""
+class PrepareResult:
+    """What one run of `prepare` did."""
 
     texts: int  # in the whole store
     shards: int  # of the whole store
-    made: int  # shards, by this run
-    rejected: int
-    in_pieces: int  # distinct units of its shards that are longer than the encoder's limit, encoded in pieces
-    finished: bool  # False: other parts of an array job are still to come
+    made: int  # shards that this run made
+    rejected: int  # records left out
+    in_pieces: int  # units longer than the encoder's limit, which were encoded in pieces
+    finished: bool  # False if other parts of an array job are still missing
 
 
 def prepare(
@@ -51,73 +53,91 @@ def prepare(
     splitter: Splitter | None = None,
     shard_size: int = 8192,
     part: tuple[int, int] = (0, 1),
-    captions: Captions | None = None,
+    captions: ShardCaptions | None = None,
     check_images: bool = False,
     ray: str | None = None,
     workers: int = 2,
     progress: bool = True,
-) -> Prepared:
-    """Write, or finish, the store of a folder or file that `read_records` knows.
+) -> PrepareResult:
+    """Write the text store of a folder or file, or finish one; the shards are byte for byte the same, however often
+    runs were stopped and however many shared the work.
 
-    `captions`: a long text of every image is asked for first, shard by shard; an image without one is rejected.
-    `part=(i, n)`: only every n-th shard from the i-th, as one of n jobs. `ray`: an address, or "" for a Ray of
-    this machine; `workers` processes share the shards. The shards are the same, byte for byte, whichever way.
-    Two runs on one folder share the work: a shard is claimed by a lock, which a killed process gives up.
+    Two runs may work on one folder: each locks the shard that it is making, and a killed process releases its lock.
+
+    Args:
+        data: Texts, or images, in any form that `read_records` knows.
+        out: Folder of the store.
+        load_encoder: Loads the text encoder; called once per process.
+        splitter: Default: `Splitter()`.
+        shard_size: Texts per shard.
+        part: (i, n) makes only every n-th shard from the i-th on, as one of n jobs.
+        captions: Writes a text for each image first; images that get none are rejected. Default: `data` has texts.
+        check_images: If true, every image is decoded, and records with broken ones are rejected.
+        ray: Address of a Ray cluster, or "" to start one on this machine. Default: work in this process.
+        workers: Processes on Ray.
+        progress: If false, no progress bar is shown.
+
+    Raises:
+        ValueError: A setting is out of range, no record can be read, or `out` holds another store.
+        FileExistsError: `out` holds files of others under the names of a store.
     """
     index, of = part
     if not 0 <= index < of:
-        raise ValueError(f"part {index} of {of}: give 0 to n-1 of n")
+        raise ValueError(f"part {index} of {of} does not exist: give (i, n) with i from 0 to n-1")
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1 text, got {shard_size}")
     data, out, splitter = Path(data), Path(out), splitter or Splitter()
-    refuse_other_report(out / REJECTED)
-    survey = look(data, check_images=check_images, captions=captions)
-    count = -(-survey.texts // shard_size)
+    refuse_foreign_list(out / REJECTED)
+    scan = scan_records(data, check_images=check_images, captions=captions)
+    count = -(-scan.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
-        raise ValueError(f"{out} holds more than the {count} shards of {data}: it is another store; give a new folder")
+        raise ValueError(
+            f"{out} holds more than the {count} shards of {data}, so it is another store: give a new folder"
+        )
     encoder = load_encoder()
-    fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, survey.captioners]))
-    manifest = Manifest(fingerprint).begin(out)
-    report(out / REJECTED, survey.rejected)  # only now: a refused run leaves another store's report as it is
+    fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, scan.captioners]))
+    manifest = Manifest(fingerprint).write_or_check(out)
+    write_rejections(out / REJECTED, scan.rejected)  # only now, so that a refused run leaves another store's list alone
     own = range(index, count, of)
     digests: dict[int, str] = {}
 
     def unfinished(numbers: Sequence[int]) -> Iterator[tuple[int, list[Record]]]:
-        for number, records in enumerate(_chunks(data, survey.left_out, shard_size, images=captions is not None)):
+        for number, records in enumerate(_chunks(data, scan.left_out, shard_size, images=captions is not None)):
             path = shard_path(out, number)
-            digests[number] = digest(records) if captions is None else digest(captions.found(records, path))
-            there = whole(path, digests[number], fingerprint) and not (captions and captions.wanting(path))
-            if number in numbers and not there:
+            texts = records if captions is None else captions.finished_texts(records, path)
+            digests[number] = records_digest(texts)
+            done = is_current(path, digests[number], fingerprint) and not (captions and captions.has_failures(path))
+            if number in numbers and not done:
                 if manifest.shards is not None:
                     replace(manifest, shards=None, texts=None).write(out)
                 yield number, records
 
     make = partial(process_shard, splitter=splitter, fingerprint=fingerprint, captions=captions, place=str(data))
-    work = _with_ray(ray, workers, load_encoder, make) if ray is not None else _here(encoder, make)
-    made, claimed = 0, []
-    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("", total=len(own))
+    work = work_on_ray(ray, workers, load_encoder, make) if ray is not None else _in_this_process(encoder, make)
+    made = 0
+    claimed: list[int] = []
+    with progress_bar(shown=progress) as bar:
+        task = bar.add_task("shards", total=len(own))
         for number, done in work(unfinished(own), out, 0):
             made += done is True
             claimed += [number] * (done is None)
             bar.update(task, completed=(number - index) // of + 1)
-        if claimed:  # by another run: wait for it, and do what it leaves
+        if claimed:  # another run is making these: wait for it, and make what it leaves
             for _, done in work(unfinished(claimed), out, -1):
                 made += done is True
         bar.update(task, completed=len(own))
-    texts, rejected = survey.texts, survey.rejected
+    texts, rejected = scan.texts, scan.rejected
     if captions is not None:
-        deque(unfinished(()), maxlen=0)  # digests of the texts that there are now
-        rejected += captioned.reports(out)
-        report(out / REJECTED, rejected)
-        texts = sum(len(shards.read(path).ids) for path in shard_paths(out))
-    finished = all(whole(shard_path(out, number), digests.get(number, ""), fingerprint) for number in range(count))
+        deque(unfinished(()), maxlen=0)  # fills `digests` with those of the texts that exist now
+        rejected += all_rejections(out)
+        write_rejections(out / REJECTED, rejected)
+        texts = sum(len(read_shard(path).ids) for path in shard_paths(out))
+    finished = all(is_current(shard_path(out, number), digests.get(number, ""), fingerprint) for number in range(count))
     if finished:
         Manifest(fingerprint, count, texts).write(out)
         _forget_locks(out)
-    in_pieces = sum((shards.metadata(path) or {"in_pieces": 0})["in_pieces"] for path in shard_paths(out))
-    return Prepared(texts, count, made, rejected.count(b"\n"), in_pieces, finished)
+    in_pieces = sum((shard_metadata(path) or {"in_pieces": 0})["in_pieces"] for path in shard_paths(out))
+    return PrepareResult(texts, count, made, rejected.count(b"\n"), in_pieces, finished)
 
 
 def process_shard(
@@ -127,44 +147,48 @@ def process_shard(
     splitter: Splitter,
     fingerprint: str,
     *,
-    captions: Captions | None = None,
+    captions: ShardCaptions | None = None,
     place: str = "",
     wait: float = 0,
 ) -> bool | None:
-    """Write the shard of some records; False: it is there already, None: another process is writing it.
+    """Write the shard of some records: True if it was written, False if it exists, None if another process writes it.
 
-    `wait`: seconds to wait for that process, -1 for ever. `place` of the records: for images that are rejected.
+    Args:
+        records: Ids with texts, or with images for `captions`.
+        out: File of the shard.
+        encoder: Encodes the units.
+        splitter: Splits the texts.
+        fingerprint: Of the whole store, noted in the shard.
+        captions: Writes the texts first. Default: the records hold them.
+        place: File or folder of the records, for the list of rejected images.
+        wait: Seconds to wait for the other process; -1 waits without limit.
     """
     (out.parent / LOCKS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out.parent / LOCKS / f"{out.stem}.lock", timeout=wait):
             if captions is not None:
-                records = captions.ask(records, out, place)
-            name = digest(records)
-            if whole(out, name, fingerprint):
+                records = captions.complete(records, out, place)
+            digest = records_digest(records)
+            if is_current(out, digest, fingerprint):
                 return False
-            for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a killed process: the lock says nobody writes it
+            # Files of a killed process; we hold the lock, so nobody is writing them.
+            for left in out.parent.glob(f".{out.name}.*.tmp"):
                 if intended(left.name) == out.name:
                     left.unlink()
-            store = TextStore.build(
-                [record.text for record in records],
-                encoder,
-                [record.id for record in records],
-                splitter=splitter,
-                progress=False,
-            )
-            shards.write(out, replace(store, fingerprint=fingerprint).shard(records=name))
+            texts, ids = [record.text for record in records], [record.id for record in records]
+            store = TextStore.build(texts, encoder, ids, splitter=splitter, progress=False)
+            write_shard(out, replace(store, fingerprint=fingerprint).shard(records=digest))
             return True
     except Timeout:
         return None
-    except FileNotFoundError:  # the folder of locks has gone: another run has just finished the store
-        if whole(out, digest(records), fingerprint):
+    except FileNotFoundError:  # another run has just finished the store and removed the folder of locks
+        if is_current(out, records_digest(records), fingerprint):
             return False
         raise
 
 
-def digest(records: Sequence[Record] | None) -> str:
-    """What a shard is made of: ids and texts; None, not yet known, is like nothing."""
+def records_digest(records: Sequence[Record] | None) -> str:
+    """SHA-256 of the ids and texts of a shard; "" if they are not known yet."""
     if records is None:
         return ""
     found = hashlib.sha256()
@@ -173,39 +197,41 @@ def digest(records: Sequence[Record] | None) -> str:
     return found.hexdigest()
 
 
-def whole(path: Path, records: str, fingerprint: str) -> bool:
-    """Whether a shard is there, is not truncated, and was made of these records in this way."""
-    meta = shards.metadata(path)
+def is_current(path: Path, records: str, fingerprint: str) -> bool:
+    """Whether a shard exists, is not truncated, and was made of these records with this encoder and splitter."""
+    meta = shard_metadata(path)
     return meta is not None and (meta["records"], meta["fingerprint"]) == (records, fingerprint)
 
 
-def encoder_of(
+def encoder_loader(
     model: str | None, revision: str | None, pooling: str | None, dtype: str, device: str | None
 ) -> Callable[[], TextEncoder]:
-    """How each process loads the encoder; the dtype is fixed, so that every run gives the same bytes."""
+    """A function that loads the encoder; its dtype is fixed, so that every run gives the same bytes."""
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r}: float32 or bfloat16")
+        raise ValueError(f"dtype={dtype!r} is not supported: give float32 or bfloat16")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"dtype": getattr(torch, dtype), "device": device}
     if model is None:
         return partial(offline_encoder, **settings)
-    return partial(TextEncoder.from_pretrained, model, revision=revision, pooling=pooling, **settings)
+    return partial(
+        TextEncoder.from_pretrained, model, revision=revision, pooling=cast(Pooling | None, pooling), **settings
+    )
 
 
-def part_of(text: str) -> tuple[int, int]:
-    """Which part of an array job.
+def parse_part(text: str) -> tuple[int, int]:
+    """The part (i, n) of an array job, from "i/n".
 
-    >>> part_of("3/8")
+    >>> parse_part("3/8")
     (3, 8)
     """
     index, _, of = text.partition("/")
     if not (index.isdigit() and of.isdigit()):
-        raise ValueError(f"--shard {text!r}: give I/N, as 0/8 to 7/8")
+        raise ValueError(f"--shard {text!r} is no part of a job: give I/N, such as 0/8 to 7/8")
     return int(index), int(of)
 
 
 def _chunks(data: Path, left_out: frozenset[int], size: int, *, images: bool) -> Iterator[list[Record]]:
-    """Ids and texts; images, which archives hold as bytes, are kept and sent on only where they are to be described."""
+    """Records, `size` at a time; images, which may be bytes, are kept only if `images` is true."""
     records = enumerate(read_records(data, lambda _: None))
     kept = (
         Record(record.id, record.image if images else None, record.text, line=record.line or number + 1)
@@ -216,7 +242,9 @@ def _chunks(data: Path, left_out: frozenset[int], size: int, *, images: bool) ->
         yield chunk
 
 
-def _here(encoder: TextEncoder, make: Callable) -> Callable[..., Iterator[tuple[int, bool | None]]]:
+def _in_this_process(encoder: TextEncoder, make: Callable) -> Callable[..., Iterator[tuple[int, bool | None]]]:
+    """A function that makes shards one by one; it yields each number with the result of `process_shard`."""
+
     def work(todo: Iterator, out: Path, wait: float) -> Iterator:
         for number, records in todo:
             yield number, make(records, shard_path(out, number), encoder, wait=wait)
@@ -224,14 +252,8 @@ def _here(encoder: TextEncoder, make: Callable) -> Callable[..., Iterator[tuple[
     return work
 
 
-def _with_ray(address: str, workers: int, load_encoder: Callable[[], TextEncoder], make: Callable) -> Callable:
-    from tavq_plugin.preprocessing.ray_backend import work_on_ray
-
-    return work_on_ray(address, workers, load_encoder, make)
-
-
 def _forget_locks(out: Path) -> None:
-    """Nothing is left to claim in a finished store; whoever still waits finds its shard whole."""
+    """Remove the locks of a finished store; a run that still waits finds its shard complete."""
     for lock in (out / LOCKS).glob("*.lock"):
         lock.unlink(missing_ok=True)
     try:

@@ -1,16 +1,17 @@
-"""Shards on Ray: one actor a worker, each with an encoder of its own; only as many shards in flight as workers."""
+"""Shards made on Ray: one actor per worker, each with its own encoder; at most one shard per worker is in flight."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.manifest import shard_path
 
 
-class Worker:
-    """Lives in a process of its own."""
+class ShardWorker:
+    """Makes shards in its own process."""
 
     def __init__(self, load_encoder: Callable[[], TextEncoder], make: Callable, threads: int) -> None:
         import torch
@@ -19,14 +20,17 @@ class Worker:
         self.encoder, self.make = load_encoder(), make
 
     def process(self, number: int, records: list, out: Path, wait: float) -> tuple:
-        """See `process_shard`; gives (number, what it gave)."""
+        """The shard's number, and what `process_shard` returned for it."""
         return number, self.make(records, shard_path(out, number), self.encoder, wait=wait)
 
 
 def work_on_ray(
     address: str, workers: int, load_encoder: Callable[[], TextEncoder], make: Callable
 ) -> Callable[..., Iterator[tuple[int, bool | None]]]:
-    """The work of `prepare` on a Ray at `address` ("" starts one here); the folder must be seen by all its nodes."""
+    """Like `_in_this_process`, on the Ray cluster at `address`; "" starts one on this machine.
+
+    All nodes must see the folder of the store. Raises ImportError if Ray is not installed.
+    """
     try:
         import ray
     except ImportError as error:
@@ -38,10 +42,10 @@ def work_on_ray(
         if ours:
             ray.init(address or None, include_dashboard=False, log_to_driver=False)
         try:
-            # reserves no CPU: an actor that waits for one hangs silently; so Ray is told to spread them
-            actor = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(Worker)
+            # reserve no CPU, because an actor that waits for one hangs silently; SPREAD then places the actors
+            actor = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(ShardWorker)
             idle = [actor.remote(load_encoder, make, torch.get_num_threads()) for _ in range(workers)]
-            busy = {}
+            busy: dict[Any, Any] = {}  # future → its actor
             for number, records in todo:
                 if not idle:
                     yield from _next(ray, busy, idle)

@@ -1,4 +1,4 @@
-"""A first look at the data of a store: how many texts, which records are left out, and why."""
+"""One pass over the data of a store: how many texts it has, which records are left out, and why."""
 
 from __future__ import annotations
 
@@ -12,43 +12,47 @@ import numpy as np
 from tavq_plugin.data.images import read_image
 from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Rejection
-from tavq_plugin.preprocessing.caption import line_of
-from tavq_plugin.preprocessing.shard_captions import Captions
-from tavq_plugin.text.shard_file import hashed
+from tavq_plugin.preprocessing.rejections import rejection_line
+from tavq_plugin.preprocessing.shard_captions import ShardCaptions
+from tavq_plugin.text.shard_file import id_hashes
 
-SHOWN = 3  # reasons in an error that no record can be read
+_REASONS_SHOWN = 3  # in the error for data without a readable record
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a first look at the data found: what a shard holds follows from this alone."""
+class RecordScan:
+    """What one pass over the data found; this alone decides what each shard holds."""
 
-    texts: int  # without those left out
-    left_out: frozenset[int]  # places among the readable records: a repeated id, a broken image
+    texts: int  # that are kept
+    left_out: frozenset[int]  # positions, among the readable records, of repeated ids and broken images
     rejected: bytes  # lines of rejected.jsonl
-    captioners: str  # hash of the models, revisions and prompts of its texts; "" where none is named
+    captioners: str  # hash of the models, revisions and prompts that wrote the texts; "" if the data names none
 
 
-def look(data: Path, *, check_images: bool = False, captions: Captions | None = None) -> Survey:
-    """Read all records once: count them, find repeated ids and what else is left out; keeps 8 bytes a record."""
-    hashes, captioners, broken = bytearray(), set(), {}
+def scan_records(data: Path, *, check_images: bool = False, captions: ShardCaptions | None = None) -> RecordScan:
+    """Count the records, and find repeated ids and broken images; memory grows by 8 bytes per record.
+
+    Raises ValueError if no record can be read.
+    """
+    hashes, broken = bytearray(), set()
+    captioners: set[str] = set()
     lines: list[bytes] = []
     first_rejections: list[Rejection] = []
 
     def reject(rejection: Rejection) -> None:
-        lines.append(line_of(rejection))
-        if len(first_rejections) < SHOWN:
+        lines.append(rejection_line(rejection))
+        if len(first_rejections) < _REASONS_SHOWN:
             first_rejections.append(rejection)
 
     number = -1
     for number, record in enumerate(read_records(data, reject)):
-        hashes += hashed([record.id]).tobytes()
-        captioners.add(record.captioner)
+        hashes += id_hashes([record.id]).tobytes()
+        captioners |= {record.captioner} if record.captioner is not None else set()
         if check_images and record.image is not None:
             try:
                 read_image(record.image, 8)
             except ValueError as error:
-                broken[number] = str(error)
+                broken.add(number)
                 reject(Rejection(str(data), record.line or number + 1, str(error)))
     ids = np.frombuffer(hashes, dtype="<u8")
     _, first = np.unique(ids, return_index=True)
@@ -56,16 +60,21 @@ def look(data: Path, *, check_images: bool = False, captions: Captions | None = 
     if repeated:
         for number, record in enumerate(read_records(data, lambda _: None)):
             if number in repeated:
-                reject(Rejection(str(data), record.line or number + 1, f"id {record.id!r} stands earlier; first kept"))
-    left_out = frozenset(repeated | broken.keys())
+                reject(
+                    Rejection(
+                        str(data),
+                        record.line or number + 1,
+                        f"id {record.id!r} appears twice; the first record is kept",
+                    )
+                )
+    left_out = frozenset(repeated | broken)
     if len(ids) == len(left_out):
-        reasons = "; ".join(map(str, first_rejections)) + ("; …" if len(lines) > SHOWN else "")
+        reasons = "; ".join(map(str, first_rejections)) + ("; …" if len(lines) > _REASONS_SHOWN else "")
         raise ValueError(
             f"no record of {data} can be read, {len(lines)} rejected"
             + (f": {reasons}" if reasons else ": it is empty; see the kinds of input in --help")
         )
     if captions is not None:
         captioners = {json.dumps([captions.model, captions.revision, captions.prompt])}
-    captioners.discard(None)
     name = hashlib.sha256("\n".join(sorted(captioners)).encode()).hexdigest()[:16]
-    return Survey(len(ids) - len(left_out), left_out, b"".join(lines), f"captions-{name}" if captioners else "")
+    return RecordScan(len(ids) - len(left_out), left_out, b"".join(lines), f"captions-{name}" if captioners else "")

@@ -1,4 +1,8 @@
-"""Long text from an OpenAI-compatible server (vLLM, SGLang, …): retries, and a bounded number of requests at once."""
+"""Captions from an OpenAI-compatible server (vLLM, SGLang, …), with retries and a bounded number of requests at once.
+
+It uses the standard library: the `openai` client would take as many lines and one more dependency, needs a placeholder
+if there is no key, and hides why a connection failed. Redirects are refused, because urllib would send the key along.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,41 @@ from typing import Any
 
 from PIL import Image
 
-_OURS = {400, 413, 415, 422}  # this request is refused; another one may pass
-_FATAL = {401, 403, 404, 405}  # every request would be refused
-_LONGEST = 16 * 2**20  # bytes of an answer
+_REQUEST_REFUSED = {400, 413, 415, 422}  # the server refuses this request; another one may pass
+_ALL_REFUSED = {301, 302, 303, 307, 308, 401, 403, 404, 405}  # the server would refuse every request
+_MAX_ANSWER_BYTES = 16 * 2**20
+_KEY = "OPENAI_API_KEY"  # environment variable
 
 
 class ServerFailure(RuntimeError):
-    """A request that got no text, after all its retries; the message says why."""
+    """A request that got no text after all its retries; the message says why."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None  # urllib then raises HTTPError
 
 
 class ServerCaptioner:
-    """Posts to `{url}/chat/completions`; up to `concurrency` requests at once.
+    """Posts each image to `{url}/chat/completions`.
 
-    429, 5xx, timeouts, broken connections and answers that are no answer are tried again `retries` times, after
-    1, 2, 4, … seconds or as the server's Retry-After says, never longer than `longest_wait`. The key comes from
-    the environment variable OPENAI_API_KEY, if set.
+    The key is read from the environment variable OPENAI_API_KEY, if it is set, and appears in no message.
+
+    Args:
+        url: Address of the server, such as http://localhost:8000/v1.
+        model: Name of the model on the server.
+        revision: Revision of the model, noted beside every text. Default: none.
+        max_new_tokens: Longest text, in tokens.
+        temperature: Sampling temperature. 0 is greedy; a second attempt then uses 0.7.
+        timeout: Seconds to wait for the server each time it is silent.
+        retries: How often a request is repeated after 429, 5xx, a timeout, a broken connection or an unreadable answer.
+        concurrency: Most requests at once.
+        first_wait: Seconds before the first retry; each further wait is twice as long. Retry-After overrides it.
+        longest_wait: Longest wait before a retry, in seconds.
+        seed: Seed sent with each request; a second attempt sends the next one.
+
+    Raises:
+        ValueError: The address has no http:// or https://, or `concurrency` is below 1.
     """
 
     def __init__(
@@ -49,22 +73,29 @@ class ServerCaptioner:
         seed: int = 0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"server {url!r}: give an address with http:// or https://, as http://localhost:8000/v1")
+            raise ValueError(
+                f"server {url!r}: give an address with http:// or https://, such as http://localhost:8000/v1"
+            )
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1 request, got {concurrency}")
         self.url, self.name, self.revision = url.rstrip("/") + "/chat/completions", model, revision
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
         self.first_wait, self.longest_wait = first_wait, longest_wait
+        self._opener = urllib.request.build_opener(_NoRedirect)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0
     ) -> list[str | ServerFailure]:
-        """One text an image, or why there is none; PermissionError where the server refuses every request."""
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda pair: self._one(*pair, attempt), zip(images, prompts, strict=True)))
+        """One text per image, or the reason why there is none.
 
-    def _one(self, image: Image.Image, prompt: str, attempt: int) -> str | ServerFailure:
+        Raises PermissionError if the server refuses every request.
+        """
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            pairs = list(zip(images, prompts, strict=True))
+            return list(pool.map(lambda pair: self._ask(pair[0], pair[1], attempt), pairs))
+
+    def _ask(self, image: Image.Image, prompt: str, attempt: int) -> str | ServerFailure:
         content = [{"type": "image_url", "image_url": {"url": _data_url(image)}}, {"type": "text", "text": prompt}]
         body = {
             "model": self.name,
@@ -76,15 +107,15 @@ class ServerCaptioner:
         reason = ""
         for trial in range(self.retries + 1):
             try:
-                return self._text(self._post(body))
+                return _text_of(self._post(body))
             except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {_said(error)}"
-                if error.code in _FATAL:
+                reason = f"HTTP {error.code}: {_body_of(error)}"
+                if error.code in _ALL_REFUSED:
                     raise PermissionError(
                         f"{self.url} refuses every request ({reason}): check the address, --model {self.name!r} and "
-                        "the key in OPENAI_API_KEY"
+                        f"the key in {_KEY}"
                     ) from error
-                if error.code in _OURS:
+                if error.code in _REQUEST_REFUSED:
                     break
                 wait = error.headers.get("Retry-After", "")
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -95,26 +126,28 @@ class ServerCaptioner:
 
     def _post(self, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+        if os.environ.get(_KEY):
+            headers["Authorization"] = f"Bearer {os.environ[_KEY]}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-            content = answer.read(_LONGEST + 1)
-        if len(content) > _LONGEST:
-            raise ValueError(f"an answer of more than {_LONGEST} bytes")
+        with self._opener.open(request, timeout=self.timeout) as answer:
+            content = answer.read(_MAX_ANSWER_BYTES + 1)
+        if len(content) > _MAX_ANSWER_BYTES:
+            raise ValueError(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
         return content
 
-    def _text(self, answer: bytes) -> str:
-        """The text of an answer; ValueError where it is no chat completion."""
-        try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            raise ValueError(f"no chat completion: {answer[:80]!r}") from error
-        if text is None:
-            return ""
-        if not isinstance(text, str):
-            raise ValueError(f"a text of type {type(text).__name__}")
-        return text.encode("utf-8", "replace").decode().strip()
+
+def _text_of(answer: bytes) -> str:
+    """The text of a chat completion; raises ValueError for any other answer."""
+    try:
+        text = json.loads(answer)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        start = _without_key(answer[:4096].decode("utf-8", "replace"))[:80]
+        raise ValueError(f"the answer is no chat completion: {start!r}") from error
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"the text of the answer is of type {type(text).__name__}")
+    return text.encode("utf-8", "replace").decode().strip()
 
 
 def _data_url(image: Image.Image) -> str:
@@ -123,8 +156,14 @@ def _data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _body_of(error: urllib.error.HTTPError) -> str:
     try:
-        return error.read(200).decode("utf-8", "replace")
+        return _without_key(error.read(4096).decode("utf-8", "replace"))[:200]
     except OSError:
         return error.reason
+
+
+def _without_key(message: str) -> str:
+    """The message without the key, which a server may have sent back."""
+    key = os.environ.get(_KEY)
+    return message.replace(key, "[key]") if key else message

@@ -1,7 +1,7 @@
-"""The texts of a store's shards, asked for while it is prepared: `OUT/captions/shard-00007.jsonl` for each shard.
+"""Captions written while a store is prepared, in one file per shard: `OUT/captions/shard-00007.jsonl`.
 
-The files keep the contract of `caption`. A batch holds the same images however often a run is stopped, so neither
-the texts nor the shards made of them depend on that.
+The files have the form of `caption_images`. A batch always holds the same images, however often a run was stopped, so
+stops change neither the texts nor the shards.
 """
 
 from __future__ import annotations
@@ -14,16 +14,29 @@ from typing import Any
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.tables import from_table
 from tavq_plugin.io.atomic import save_bytes
-from tavq_plugin.preprocessing.caption import line_of, prompted
-from tavq_plugin.preprocessing.caption_batches import Asking, Captioner, written
-from tavq_plugin.text.shard_file import hashed
+from tavq_plugin.preprocessing.caption import full_prompt
+from tavq_plugin.preprocessing.caption_batches import Captioner, CaptionRun, captions_in_file
+from tavq_plugin.preprocessing.rejections import rejection_line
+from tavq_plugin.text.shard_file import id_hash
 
 FOLDER = "captions"
 
 
 @dataclass
-class Captions:
-    """How texts are asked for; sent to every process that prepares shards, where the model is loaded at first need."""
+class ShardCaptions:
+    """Writes the captions of one shard at a time; each process loads the model when it first needs it.
+
+    Args:
+        load: Loads the captioner.
+        model: Name noted beside every text.
+        revision: Revision noted beside every text. Default: none.
+        prompt: What to ask. Default: `caption.PROMPT`.
+        with_captions: If true, the model is also given the image's own short captions.
+        batch: Images per call of the captioner.
+
+    Raises:
+        ValueError: `batch` is below 1, or the prompt holds `{captions}` without `with_captions`.
+    """
 
     load: Callable[[], Captioner]
     model: str
@@ -36,56 +49,57 @@ class Captions:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1 image, got {self.batch}")
-        self.prompt = prompted(self.prompt, self.with_captions)
+        self.prompt = full_prompt(self.prompt, self.with_captions)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_captioner": None}
 
     @property
-    def about(self) -> dict[str, str | None]:
-        """What stands beside every text."""
+    def source(self) -> dict[str, str | None]:
+        """What is noted beside every text."""
         return {"model": self.model, "revision": self.revision, "prompt": self.prompt}
 
-    def found(self, records: Sequence[Record], shard: Path) -> list[Record] | None:
-        """Ids and texts of a shard whose images have all been asked for; None for another."""
-        file, report = _files(shard)
-        return _texts(records, file) if report.exists() else None
+    def finished_texts(self, records: Sequence[Record], shard: Path) -> list[Record] | None:
+        """Ids and texts of a shard, once the model was asked about all its images; None before that."""
+        file, rejected = _files(shard)
+        return _texts(records, file) if rejected.exists() else None
 
-    def wanting(self, shard: Path) -> bool:
-        """Whether some image of a shard got no text: another run tries again."""
-        report = _files(shard)[1]
-        return report.exists() and report.stat().st_size > 0
+    def has_failures(self, shard: Path) -> bool:
+        """Whether some image of a shard got no text, so that another run tries again."""
+        rejected = _files(shard)[1]
+        return rejected.exists() and rejected.stat().st_size > 0
 
-    def ask(self, records: Sequence[Record], shard: Path, place: str) -> list[Record]:
-        """Ids and texts of a shard, asked for where a former run left them out; what fails is rejected, and absent.
+    def complete(self, records: Sequence[Record], shard: Path, place: str) -> list[Record]:
+        """Ids and texts of a shard, after asking for the missing ones; images that get no text are left out.
 
-        ValueError where the shard has texts of another model or prompt; ConnectionError where no server answers.
+        Raises ValueError if the shard has texts of another model or prompt, and ConnectionError if no server answers.
         """
-        file, report = _files(shard)
+        file, rejected = _files(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
         batches = [records[i : i + self.batch] for i in range(0, len(records), self.batch)]
-        there = written(file, self.about)
-        if not report.exists():  # stopped, perhaps inside a batch
-            _drop_part_of_a_batch(batches, there, file)
+        offsets = captions_in_file(file, self.source)
+        if not rejected.exists():  # the earlier run was stopped, perhaps inside a batch
+            offsets = _complete_batches(batches, offsets, file)
         rejections: list[Rejection] = []
-        if len(there) < len(records):
+        if len(offsets) < len(records):
             if self._captioner is None:
                 self._captioner = self.load()
-            asking = Asking(self._captioner, self.about, place, rejections.append, answered=bool(there))
+            run = CaptionRun(self._captioner, self.source, place, rejections.append, answered=bool(offsets))
             with file.open("ab") as lines:
                 for batch in batches:
-                    if opened := list(asking.opened(r for r in batch if _name(r) not in there)):
-                        asking.write(opened, lines)
-        save_bytes(report, b"".join(map(line_of, rejections)))  # empty where every image has its text
+                    if todo := list(run.with_images(r for r in batch if id_hash(r.id) not in offsets)):
+                        run.write(todo, lines)
+        save_bytes(rejected, b"".join(map(rejection_line, rejections)))  # empty if every image has its text
         return _texts(records, file)
 
 
-def reports(out: Path) -> bytes:
-    """What all shards' images were rejected for, as lines of `rejected.jsonl`."""
+def all_rejections(out: Path) -> bytes:
+    """The lists of rejected images of all shards, as lines of `rejected.jsonl`."""
     return b"".join(path.read_bytes() for path in sorted((out / FOLDER).glob("*.rejected.jsonl")))
 
 
 def _files(shard: Path) -> tuple[Path, Path]:
+    """A shard's captions and its list of rejected images."""
     folder = shard.parent / FOLDER
     return folder / f"{shard.stem}.jsonl", folder / f"{shard.stem}.rejected.jsonl"
 
@@ -95,17 +109,14 @@ def _texts(records: Sequence[Record], file: Path) -> list[Record]:
     return [Record(record.id, None, texts[record.id]) for record in records if record.id in texts]
 
 
-def _drop_part_of_a_batch(batches: Sequence[Sequence[Record]], there: dict[int, int], file: Path) -> None:
+def _complete_batches(batches: Sequence[Sequence[Record]], offsets: dict[int, int], file: Path) -> dict[int, int]:
+    """The offsets without those of a last batch that a stop cut in two; its lines are removed from the file."""
     for batch in reversed(batches):
-        found = [name for name in map(_name, batch) if name in there]
+        found = {name: offsets[name] for name in (id_hash(record.id) for record in batch) if name in offsets}
+        if len(found) == len(batch):
+            return offsets
         if found:
-            if len(found) < len(batch):
-                with file.open("r+b") as lines:
-                    lines.truncate(min(there[name] for name in found))
-                for name in found:
-                    del there[name]
-            return
-
-
-def _name(record: Record) -> int:
-    return int(hashed([record.id])[0])
+            with file.open("r+b") as lines:
+                lines.truncate(min(found.values()))
+            return {name: offset for name, offset in offsets.items() if name not in found}
+    return offsets

@@ -1,4 +1,4 @@
-"""Texts given as plain strings while training: split and encoded at first sight, remembered after."""
+"""Texts given as plain strings during training: each is split and encoded once, then remembered."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 
 from tavq_plugin.text.encoder import TextEncoder
-from tavq_plugin.text.ragged import Ragged, gather
+from tavq_plugin.text.ragged import RaggedRows, padded_units
 from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.types import GRANULARITIES, Units
 
 
 class TextCache:
-    """Strings → `TextBatch`, by the rules of `TextStore`; the table grows with the distinct units seen.
+    """Strings → `TextBatch`, with the units that `TextStore` gives.
 
-    Units are centred on `means` where given (a store's), else on the running mean over the distinct units
-    seen so far. It holds every text, every distinct unit and d half-precision numbers a unit; beyond `limit`
-    distinct units (400 MB at d = 384) it forgets all but the running means and begins again.
+    Args:
+        encoder: Encodes units that were not seen before.
+        means: Granularity → d, subtracted from the units, such as a store's. Default: running means over the distinct
+            units seen so far.
+        splitter: Default: `Splitter()`.
+        limit: Beyond so many distinct units (500 000 take 400 MB at d = 384), all but the running means is forgotten.
+
+    Raises:
+        ValueError: `limit` is below 1.
     """
 
     def __init__(
@@ -35,15 +41,20 @@ class TextCache:
         self._fixed = None if means is None else dict(means)
         self._sums = {name: torch.zeros(encoder.dim) for name in GRANULARITIES}
         self._numbers = dict.fromkeys(GRANULARITIES, 0)
-        self.without_text = 0  # texts met, by call, that had no unit
+        self.without_text = 0  # texts without units, counted at each call
         self.clear()
 
     def __len__(self) -> int:
         return len(self._vocabulary)
 
     @property
+    def dim(self) -> int:
+        """Width d of the embeddings."""
+        return self.encoder.dim
+
+    @property
     def means(self) -> dict[str, Tensor]:
-        """What `batch` centres on: granularity → d."""
+        """The means that `batch` subtracts: granularity → d."""
         return self._fixed or {name: total / max(1, self._numbers[name]) for name, total in self._sums.items()}
 
     def clear(self) -> None:
@@ -54,9 +65,9 @@ class TextCache:
         self._counted: dict[str, set[int]] = {name: set() for name in GRANULARITIES}
 
     def add(self, texts: Sequence[str | None], *, learn: bool = True, progress: bool | None = None) -> None:
-        """Split and encode what is new; `learn=False` leaves the running means alone."""
+        """Split and encode new texts; `learn=False` leaves the running means as they are."""
         if isinstance(texts, str):
-            raise TypeError("texts is a list of strings, got one string: give [text]")
+            raise TypeError("texts must be a list of strings, got a single string: give [text]")
         new: list[str] = []
         for text in dict.fromkeys(text or "" for text in texts):
             if text not in self._texts:
@@ -65,7 +76,7 @@ class TextCache:
         if new:
             try:
                 self._grow(self.encoder.encode(new, progress=progress))
-            except BaseException:  # also Ctrl-C: units with a place but no row must not stay
+            except BaseException:  # also Ctrl-C: no unit may stay without its row
                 self.clear()
                 raise
         if learn and self._fixed is None:
@@ -78,27 +89,28 @@ class TextCache:
     def batch(
         self, texts: Sequence[str | None], device: torch.device | str | None = None, *, learn: bool = True
     ) -> dict[str, Units]:
-        """Padded units of some texts; None or an empty text is a masked row. `learn=False` for held-out texts."""
+        """Padded units of some texts; None or an empty text is a masked row. Give `learn=False` for held-out texts."""
         if len(self) > self.limit:
             self.clear()
         self.add(texts, learn=learn)
         means, batch = self.means, {}
         for name in GRANULARITIES:
             lists = [self._texts[text or ""][name] for text in texts]
-            taken = Ragged.of(lists).take(torch.arange(len(lists)))
-            units = gather(self._table[: max(1, len(self))], *taken, means[name].to("cpu"))
+            taken = RaggedRows.from_lists(lists).pad(torch.arange(len(lists)))
+            units = padded_units(self._table[: max(1, len(self))], *taken, means[name].to("cpu"))
             batch[name] = units if device is None else units.to(device)
         self.without_text += sum(not any(self._texts[text or ""].values()) for text in texts)
         return batch
 
     def _place(self, unit: str, new: list[str]) -> int:
+        """The unit's row; a unit that was not seen before is added to `new`."""
         if unit not in self._vocabulary:
             self._vocabulary[unit] = len(self._vocabulary)
             new.append(unit)
         return self._vocabulary[unit]
 
     def _grow(self, rows: Tensor) -> None:
-        """Append rows; the table doubles, so that a long run copies each row a few times at most."""
+        """Append rows; the table doubles when it is full, so each row is copied a few times at most."""
         end = len(self._vocabulary)
         if end > len(self._table):
             larger = torch.zeros(max(1024, end, 2 * len(self._table)), self.encoder.dim, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""What is particular to a language: its model in HanTa's wheel, what its tags mean, its function words."""
+"""What each language needs: its model in HanTa's wheel, the meaning of its tags, and its function words."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Language:
-    """How a language's tags become the code letters of `chunk`; a tag counts by its longest listed beginning."""
+    """How a language's tags become the code letters of `phrase_chunker`; the longest listed prefix of a tag decides."""
 
     code: str  # ISO 639-1, as sentencex has it
-    model: str | None  # in HanTa's wheel; None: sentences only, words by a segmenter
+    model: str | None  # in HanTa's wheel; None if the language gives only sentences, and words need a segmenter
     tags: Mapping[str, str]
     compounds: tuple[tuple[str, ...], ...] = ()  # prepositions of several words
-    function_words: frozenset[str] = frozenset()  # taken for nouns, adjectives or verbs
+    function_words: frozenset[str] = frozenset()  # words that the tagger takes for nouns, adjectives or verbs
 
+
+_ENGLISH_COMPOUNDS = (
+    "in front of; in back of; on top of; in spite of; instead of; because of; next to; close to; due to; such "
+    "as; a lot of; lots of; in order to; at least; kind of; sort of"
+)
+# Auxiliary, copular and modal verbs, which the tags of CGN do not tell from others
+_DUTCH_VERBS = (
+    "ben bent is was waren zijn geweest heb hebt heeft had hadden hebben gehad word wordt werd werden worden "
+    "geworden kan kun kunt kon konden kunnen moet moest moesten moeten mag mocht mochten mogen zal zult zullen "
+    "zou zouden wil wilt wilde wilden willen"
+)
 
 ENGLISH = Language(
     "en",
     "morphmodel_en.pgz",
-    {  # the BNC's C5; what is not listed is "x": it ends every phrase
+    {  # the BNC's C5; a tag that is not listed is "x", which ends every phrase
         "AT0": "d",  # a, the, no, every
         "DPS": "d",  # his, their
         "DT0": "d",  # this, both, several
@@ -45,27 +56,7 @@ ENGLISH = Language(
         "POS": "s",  # 's
         "CJC": "c",  # and
     },
-    tuple(
-        tuple(words.split())
-        for words in (
-            "in front of",
-            "in back of",
-            "on top of",
-            "in spite of",
-            "instead of",
-            "because of",
-            "next to",
-            "close to",
-            "due to",
-            "such as",
-            "a lot of",
-            "lots of",
-            "in order to",
-            "at least",
-            "kind of",
-            "sort of",
-        )
-    ),
+    tuple(tuple(words.split()) for words in _ENGLISH_COMPOUNDS.split("; ")),
     frozenset(["while", "whilst", "whereas", "via", "onto", "upon", "amid", "amidst", "et", "etc"]),
 )
 GERMAN = Language(
@@ -110,54 +101,7 @@ DUTCH = Language(
         "VZ": "p",
         "VG(neven": "c",
     },
-    function_words=frozenset(  # auxiliary, copular and modal verbs, which CGN does not tell from others
-        [
-            "ben",
-            "bent",
-            "is",
-            "was",
-            "waren",
-            "zijn",
-            "geweest",
-            "heb",
-            "hebt",
-            "heeft",
-            "had",
-            "hadden",
-            "hebben",
-            "gehad",
-            "word",
-            "wordt",
-            "werd",
-            "werden",
-            "worden",
-            "geworden",
-            "kan",
-            "kun",
-            "kunt",
-            "kon",
-            "konden",
-            "kunnen",
-            "moet",
-            "moest",
-            "moesten",
-            "moeten",
-            "mag",
-            "mocht",
-            "mochten",
-            "mogen",
-            "zal",
-            "zult",
-            "zullen",
-            "zou",
-            "zouden",
-            "wil",
-            "wilt",
-            "wilde",
-            "wilden",
-            "willen",
-        ]
-    ),
+    function_words=frozenset(_DUTCH_VERBS.split()),
 )
 LANGUAGES = {
     "en": ENGLISH,
@@ -170,7 +114,7 @@ LANGUAGES = {
 
 @cache
 def tagger(model: str) -> Any:
-    """One of HanTa's models: they lie in its wheel, nothing is downloaded."""
+    """One of HanTa's models, from its wheel; nothing is downloaded."""
     from HanTa import HanoverTagger
 
     return HanoverTagger.HanoverTagger(model)

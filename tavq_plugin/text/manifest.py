@@ -1,8 +1,7 @@
-"""The folder of a text store: its manifest, its shards by number, and what is wrong with them."""
+"""The folder of a text store: its manifest, its numbered shards, and checks of both."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,17 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tavq_plugin.io.atomic import save_text, whole_file
-from tavq_plugin.text import shard_file as shards
-from tavq_plugin.text.shard_file import FORMAT
+from tavq_plugin.io.atomic import read_json, save_json, whole_file
+from tavq_plugin.moved import old_names
+from tavq_plugin.text.shard_file import FORMAT, content_matches_hash, read_shard
 
-NAME = "manifest.json"
-WHITENING = "whitening.safetensors"  # of a whitened store: the numbers that made its units
+__getattr__ = old_names(__name__)  # names of the last release
+
+
+MANIFEST_FILE = "manifest.json"
+WHITENING_FILE = "whitening.safetensors"  # only in a whitened store
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What all shards of a folder share; `shards` and `texts` are None until the last one is whole."""
+    """What all shards of a folder share; `shards` and `texts` are None until the last shard is written."""
 
     fingerprint: str  # of encoder and splitter, as in each shard
     shards: int | None = None
@@ -30,44 +32,50 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:
-        """ValueError where the folder's manifest is of another format, FileNotFoundError where there is none."""
-        file = Path(folder) / NAME
+        """Read a folder's manifest.
+
+        Raises FileNotFoundError if there is none, and ValueError if it has another format.
+        """
+        file = Path(folder) / MANIFEST_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"no text store in {folder} ({NAME} is missing): make one with tavq prepare")
+            raise FileNotFoundError(f"no text store in {folder}, {MANIFEST_FILE} is missing: run tavq prepare")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            found = cls(**content)
+            found = cls(**read_json(file))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{file} is no manifest of a text store ({error}): delete it and prepare again") from error
+            raise ValueError(
+                f"{file} is no manifest of a text store ({error}): delete it and run tavq prepare again"
+            ) from error
         if found.format != FORMAT:
-            raise ValueError(f"{file} has format {found.format}, this version reads {FORMAT}: prepare the store again")
+            raise ValueError(
+                f"{file} has format {found.format}, and this version reads {FORMAT}: prepare the store again"
+            )
         return found
 
     def write(self, folder: str | Path) -> None:
-        """Whole or not at all."""
-        save_text(Path(folder) / NAME, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        """Write the manifest atomically."""
+        save_json(Path(folder) / MANIFEST_FILE, dict(sorted(asdict(self).items())))
 
-    def begin(self, folder: str | Path) -> Manifest:
-        """Found or refresh a store.
+    def write_or_check(self, folder: str | Path) -> Manifest:
+        """The folder's manifest; if it has none, this one is written.
 
-        ValueError where the folder holds units of another encoder or splitter, FileExistsError where it holds files
-        of a shard's name and no manifest.
+        Raises ValueError if the folder holds units of another encoder or splitter, and FileExistsError if it holds
+        files named like shards but no manifest.
         """
         try:
             found = Manifest.read(folder)
         except FileNotFoundError:
             if there := shard_paths(folder):
                 raise FileExistsError(
-                    f"{there[0]} is in the way: {folder} has no {NAME}, so it is no store of ours; give another --out, "
-                    "or move it"
+                    f"{there[0]} is in the way: {folder} has no {MANIFEST_FILE}, so it is no store; "
+                    "give another --out, or move the file"
                 ) from None
             self.write(folder)
             return self
-        self.same(found.fingerprint, folder)
+        self.require_fingerprint(found.fingerprint, folder)
         return found
 
-    def same(self, fingerprint: str, place: str | Path) -> None:
-        """Refuse to mix; ValueError with both fingerprints."""
+    def require_fingerprint(self, fingerprint: str, place: str | Path) -> None:
+        """Raise ValueError, with both fingerprints, if they differ."""
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f"{place} was made with {fingerprint!r}, not {self.fingerprint!r}: units of different encoders, "
@@ -76,7 +84,7 @@ class Manifest:
 
 
 def shard_path(folder: str | Path, number: int) -> Path:
-    """Where a shard lies, whole or not yet.
+    """The path of a shard, whether it exists or not.
 
     >>> shard_path("store", 7).name
     'shard-00007.safetensors'
@@ -85,23 +93,23 @@ def shard_path(folder: str | Path, number: int) -> Path:
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
-    """The shards that are there, by number."""
+    """The shards that exist, by number."""
     return sorted(Path(folder).glob("shard-[0-9]*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
 
 
 class Fault(NamedTuple):
-    """Something wrong with a store."""
+    """A shard, or a manifest, that is wrong, and why."""
 
     path: Path
     reason: str
 
 
-def verify(folder: str | Path) -> Iterator[Fault]:
-    """Read everything and name each shard that is missing, truncated, changed, of other units, or repeats an id."""
+def find_faults(folder: str | Path) -> Iterator[Fault]:
+    """Read the whole store; yield each shard that is missing, truncated, changed, of other units, or repeats an id."""
     manifest = Manifest.read(folder)
     paths = shard_paths(folder)
     if manifest.shards is None:
-        yield Fault(Path(folder) / NAME, "the store is not finished")
+        yield Fault(Path(folder) / MANIFEST_FILE, "the store is not finished")
     else:
         expected = {shard_path(folder, number) for number in range(manifest.shards)}
         yield from (Fault(path, "missing") for path in sorted(expected.difference(paths)))
@@ -109,69 +117,77 @@ def verify(folder: str | Path) -> Iterator[Fault]:
     seen = np.empty(0, dtype=np.uint64)
     for path in paths:
         try:
-            shard = shards.read(path)
+            shard = read_shard(path)
         except (ValueError, KeyError) as error:
             yield Fault(path, f"truncated or no shard: {error}")
             continue
         if shard.fingerprint != manifest.fingerprint:
-            yield Fault(path, f"of other units: {shard.fingerprint!r}, the manifest says {manifest.fingerprint!r}")
-        elif not shards.intact(path):
+            yield Fault(path, f"of other units: it has {shard.fingerprint!r}, the manifest {manifest.fingerprint!r}")
+        elif not content_matches_hash(path):
             yield Fault(path, "its content has changed since it was written")
         elif (count := int(np.isin(shard.hashes, seen).sum())) > 0:
-            yield Fault(path, f"{count} of its ids stand in an earlier shard already")
+            yield Fault(path, f"{count} of its ids are in an earlier shard too")
         else:
             seen = np.concatenate([seen, shard.hashes])
 
 
-def finished(folder: str | Path, like: Manifest) -> list[Path]:
-    """The shards of a store, all of them; ValueError where it is not finished or not `like` the other."""
+def finished_shard_paths(folder: str | Path, like: Manifest) -> list[Path]:
+    """All shards of a store.
+
+    Raises ValueError if the store is not finished, or its fingerprint is not that of `like`.
+    """
     manifest = Manifest.read(folder)
-    like.same(manifest.fingerprint, folder)
+    like.require_fingerprint(manifest.fingerprint, folder)
     if manifest.shards is None:
-        raise ValueError(f"{folder} is not finished: run its tavq prepare again")
+        raise ValueError(f"{folder} is not finished: run the same tavq prepare again")
     return [shard_path(folder, number) for number in range(manifest.shards)]
 
 
-def append(folder: str | Path, others: Sequence[str | Path]) -> Manifest:
+def append_stores(folder: str | Path, others: Sequence[str | Path]) -> Manifest:
     """Add the shards of other finished stores; nothing is encoded again.
 
-    Raises ValueError where fingerprints differ or an id would stand twice; then the store stays as it was.
+    Raises ValueError if fingerprints differ or an id would appear twice; the store then stays as it was.
     """
     manifest = Manifest.read(folder)
-    added = [path for other in others for path in finished(other, manifest)]
-    _no_id_twice([*finished(folder, manifest), *added])
+    added = [path for other in others for path in finished_shard_paths(other, manifest)]
+    _refuse_repeated_ids([*finished_shard_paths(folder, manifest), *added])
     number = manifest.shards or 0
     for path in added:
         _copy(path, shard_path(folder, number))
         number += 1
-    texts = (manifest.texts or 0) + sum(len(shards.read(path).ids) for path in added)
+    texts = (manifest.texts or 0) + sum(len(read_shard(path).ids) for path in added)
     merged = replace(manifest, shards=number, texts=texts)
     merged.write(folder)
     return merged
 
 
-def merge(stores: Sequence[str | Path], out: str | Path) -> Manifest:
-    """One new store of the shards of several, in the order given; see `append`."""
+def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Manifest:
+    """Copy the shards of several stores into a new one, in the order given.
+
+    Raises ValueError as `append_stores`, and FileExistsError if `out` holds a store.
+    """
     if not stores:
-        raise ValueError("merge needs at least one store")
+        raise ValueError("there is nothing to merge: give at least one store")
     out = Path(out)
-    if (out / NAME).exists() or shard_paths(out):
-        raise FileExistsError(f"{out} holds a store already: give a new folder, or append to it")
+    if (out / MANIFEST_FILE).exists() or shard_paths(out):
+        raise FileExistsError(f"{out} already holds a store: give a new folder, or append to it")
     first = Manifest.read(stores[0])
-    _no_id_twice([path for store in stores for path in finished(store, first)])
+    _refuse_repeated_ids([path for store in stores for path in finished_shard_paths(store, first)])
     replace(first, shards=0, texts=0).write(out)
-    if (Path(stores[0]) / WHITENING).exists():
-        _copy(Path(stores[0]) / WHITENING, out / WHITENING)
-    return append(out, stores)
+    if (Path(stores[0]) / WHITENING_FILE).exists():
+        _copy(Path(stores[0]) / WHITENING_FILE, out / WHITENING_FILE)
+    return append_stores(out, stores)
 
 
-def _no_id_twice(paths: Iterable[Path]) -> None:
+def _refuse_repeated_ids(paths: Iterable[Path]) -> None:
     seen = np.empty(0, dtype=np.uint64)
     for path in paths:
-        shard = shards.read(path)
-        double = np.flatnonzero(np.isin(shard.hashes, seen))
-        if len(double):
-            raise ValueError(f"id {shard.ids[int(double[0])]!r} of {path} stands in another shard: keep one of them")
+        shard = read_shard(path)
+        repeated = np.flatnonzero(np.isin(shard.hashes, seen))
+        if len(repeated):
+            raise ValueError(
+                f"id {shard.ids[int(repeated[0])]!r} of {path} is in another shard too: keep one of the two"
+            )
         seen = np.concatenate([seen, shard.hashes])
 
 

@@ -1,8 +1,8 @@
 """Noun and verb phrases from part-of-speech tags, by a small chunker over tag codes.
 
-Every token becomes one code letter, so that a phrase is a regular expression over the codes and its span of letters
-is its span of tokens: d determiner, a adjective, m number, n noun, v past or passive verb, g verb in -ing, w other
-verb, r adverb, t particle, p preposition, f of, s possessive, c and, comma; x, anything else, ends a phrase.
+Every token becomes one code letter, so a phrase is a regular expression over the letters, and its span of letters is
+its span of tokens. The letters: d determiner, a adjective, m number, n noun, v past or passive verb, g verb in -ing,
+w other verb, r adverb, t particle, p preposition, f of, s possessive, c and, comma; x, anything else, ends a phrase.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ NOUN_PHRASE = re.compile(
 VERB_PHRASE = re.compile(rf"[vgw]t?[pf]?(?:d*(?:{_ATTRIBUTE}(?:{_LINKED})*)?{_HEAD})|[vgw]t")
 
 
-def encode(tokens: Sequence[str], tags: Sequence[str], language: Language = ENGLISH) -> str:
-    """One code letter a token.
+def code_letters(tokens: Sequence[str], tags: Sequence[str], language: Language = ENGLISH) -> str:
+    """One code letter per token.
 
-    >>> encode(["a", "red", "car", "."], ["AT0", "AJ0", "NN1", "PUN"])
+    >>> code_letters(["a", "red", "car", "."], ["AT0", "AJ0", "NN1", "PUN"])
     'danx'
     """
     codes = [_code(token, tag, language) for token, tag in zip(tokens, tags, strict=True)]
@@ -47,11 +47,11 @@ def _code(token: str, tag: str, language: Language) -> str:
         return ","
     if not any(character.isalnum() for character in token):
         return "x"
-    return "x" if token.lower() in language.function_words else _of_tag(tag, language.code)
+    return "x" if token.lower() in language.function_words else _code_of_tag(tag, language.code)
 
 
 @cache
-def _of_tag(tag: str, language: str) -> str:
+def _code_of_tag(tag: str, language: str) -> str:
     tags = LANGUAGES[language].tags
     return next((tags[tag[:length]] for length in range(len(tag), 0, -1) if tag[:length] in tags), "x")
 

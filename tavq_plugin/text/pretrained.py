@@ -1,4 +1,4 @@
-"""Loading a transformers text model, and what it and its tokenizer say of themselves."""
+"""Loads a transformers text model, and reads its pooling, its token limit and its special tokens."""
 
 from __future__ import annotations
 
@@ -6,40 +6,49 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-from torch import nn
 
+from tavq_plugin.moved import old_names
 from tavq_plugin.text.sentence_transformers_folder import EncoderFolder, read_encoder_folder
 
-# Trained on texts padded to one length, whose last position is the text's vector.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__getattr__ = old_names(__name__)  # names of the last release
+
+
+# These models were trained on texts padded to one length; the vector of the last position stands for the text.
 FIXED_LENGTH = frozenset(["siglip", "siglip_text_model", "siglip2", "siglip2_text_model"])
-# Text towers saved without their image tower: the vector is the one that the tower itself pools.
+# Text towers saved without their image tower; they pool the vector themselves.
 _TOWERS = frozenset(["clip_text_model", "metaclip_2_text_model", "siglip_text_model", "siglip2_text_model"])
 
 
+Pooling = Literal["mean", "cls", "last", "pooler", "features"]
+
+
 class Pretrained(NamedTuple):
-    """A text model as it lies in a folder or on the hub."""
+    """A text model from a folder or the hub."""
 
-    model: nn.Module  # float32
+    model: PreTrainedModel  # float32
     tokenizer: Any
-    name: str  # without the place on this machine
-    pooling: str  # that its authors chose
+    name: str  # without the folder's place on this machine
+    pooling: Pooling  # that its authors chose
     layout: EncoderFolder
-    untrained: tuple[str, ...]  # weights that the checkpoint lacks, drawn from seed 0
+    untrained: tuple[str, ...]  # weights that the checkpoint lacks; they are drawn from seed 0
 
 
-def load(place: str, revision: str | None = None, *, bare: bool = False) -> Pretrained:
-    """A transformers text model and its tokenizer, silently and without touching the global random state.
+def load_text_model(place: str, revision: str | None = None, *, transformer_only: bool = False) -> Pretrained:
+    """A transformers text model and its tokenizer, loaded without output and without touching the random state.
 
-    Of a model of images and texts only the part for texts stays; of an encoder and decoder, the encoder. `bare`:
-    without what a sentence-transformers folder puts after the transformer. OSError names the missing files, the
-    setting that forbids a download, and the mend.
+    Of a model of images and texts, the image tower is dropped; of an encoder-decoder, the decoder. If
+    `transformer_only`, the layers that a sentence-transformers folder adds are left out. Raises OSError, naming the
+    missing files, the setting that forbids a download, and the mend.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    layout = read_encoder_folder(place, revision, bare=bare)
+    layout = read_encoder_folder(place, revision, transformer_only=transformer_only)
     options = {"revision": revision, "subfolder": layout.folder} if layout.folder else {"revision": revision}
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
@@ -52,12 +61,12 @@ def load(place: str, revision: str | None = None, *, bare: bool = False) -> Pret
     if hasattr(model, "get_text_features") and hasattr(model, "vision_model"):
         del model.vision_model
     name = Path(place).resolve().name if Path(place).is_dir() else f"{place}@{revision or 'main'}"
-    pooling = layout.pooling or own_pooling(model)
+    pooling = cast(Pooling, layout.pooling) if layout.pooling else default_pooling(model)
     return Pretrained(model, tokenizer, name, pooling, layout, tuple(sorted(info["missing_keys"])))
 
 
-def own_pooling(model: nn.Module) -> str:
-    """How a model itself makes one vector of a text; "mean" for those that leave it to the user."""
+def default_pooling(model: PreTrainedModel) -> Pooling:
+    """How a model itself pools a text into one vector; "mean" if it leaves that to the user."""
     if hasattr(model, "get_text_features") or type(model).__name__.endswith("WithProjection"):
         return "features"
     return "pooler" if model.config.model_type in _TOWERS else "mean"
@@ -73,33 +82,35 @@ def _class_of(config: Any) -> Any:
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+    """The token ids that the tokenizer puts before and after a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     for start in range(len(full) - len(bare) + 1):
         if bare and full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]
     raise ValueError(
-        f"{type(tokenizer).__name__} gives {full} for 'a', which does not hold {bare}: give another tokenizer"
+        f"{type(tokenizer).__name__} turns 'a' into {full}, which does not contain {bare}: give another tokenizer"
     )
 
 
-def limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
-    """The least of what the model, its tokenizer and the user allow, in tokens."""
+def token_limit(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:
+    """The smallest of the limits of the model, its tokenizer and the user, in tokens."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    said = [n for n in (positions, tokenizer.model_max_length) if n and n < 1e6]  # without a limit they say 1e30
-    for name, module in model.named_modules():  # of RoBERTa and its kin: positions start after the padding's
+    limits = [
+        n for n in (positions, tokenizer.model_max_length) if n and n < 1e6
+    ]  # tokenizers without a limit give 1e30
+    for name, module in model.named_modules():  # RoBERTa's kind counts positions from after the padding index
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            said.append(module.num_embeddings - module.padding_idx - 1)
-    known = min(said) if said else 512
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    known = min(limits) if limits else 512
     if asked is not None and not 0 < asked <= known:
-        raise ValueError(f"max_length={asked}: this model takes 1 to {known} tokens")
+        raise ValueError(f"max_length={asked} does not fit: this model takes 1 to {known} tokens")
     return asked or known
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own bars for loading weights."""
+    """Hide the progress bars of transformers for the length of a block."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Lists of table rows of different lengths, and the rows they name as padded units."""
+"""Lists of table rows, of different lengths, and the units that they stand for, padded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tavq_plugin.moved import old_names
 from tavq_plugin.types import Units
+
+__getattr__ = old_names(__name__)  # names of the last release
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """For every text the table rows of its units: text i has ids[offsets[i]:offsets[i + 1]].
+class RaggedRows:
+    """The table rows of each text's units; text i has ids[offsets[i]:offsets[i + 1]].
 
-    >>> ids, mask = Ragged.of([[3, 1], []]).take(torch.tensor([1, 0]))
+    >>> ids, mask = RaggedRows.from_lists([[3, 1], []]).pad(torch.tensor([1, 0]))
     >>> ids.tolist(), mask.tolist()
     ([[0, 0], [3, 1]], [[False, False], [True, True]])
     """
@@ -25,13 +28,13 @@ class Ragged:
     offsets: Tensor  # n + 1, int64
 
     @classmethod
-    def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
-        """From one list of table rows a text."""
+    def from_lists(cls, lists: Sequence[Sequence[int]]) -> RaggedRows:
+        """From one list of table rows per text."""
         offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
         return cls(torch.tensor([i for ids in lists for i in ids], dtype=torch.long), offsets)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Padded table rows and their mask, b m; m is at least 1 and padding points at row 0."""
+    def pad(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Table rows of some texts, padded with row 0, and their mask; rows b -> b m and b m, m at least 1."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         m = max(1, int(lengths.max())) if len(rows) else 1
@@ -42,14 +45,14 @@ class Ragged:
         places = (starts[:, None] + steps).clamp(max=len(self.ids) - 1)
         return self.ids[places] * mask, mask
 
-    def subset(self, rows: Tensor) -> Ragged:
+    def subset(self, rows: Tensor) -> RaggedRows:
         """The lists of some texts."""
-        ids, mask = self.take(rows)
-        return Ragged(ids[mask], torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)]))
+        ids, mask = self.pad(rows)
+        return RaggedRows(ids[mask], torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)]))
 
 
-def gather(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Units:
-    """Rows of a table as padded units; ids and mask b m -> embeddings b m d, centred on `mean` if given."""
+def padded_units(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Units:
+    """Table rows as padded units, centred on `mean` if it is given; ids and mask b m -> embeddings b m d."""
     if not len(table):
         return Units(torch.zeros(*ids.shape, table.shape[1], device=table.device), mask)
     vectors = table.index_select(0, ids.flatten()).float().unflatten(0, ids.shape)
@@ -59,9 +62,9 @@ def gather(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) -> Uni
 
 
 def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Vectors less their mean, L2-normalised, zero where masked, in place; ... d float32.
+    """Subtract the mean in place, L2-normalise, and set masked vectors to zero; ... d float32.
 
-    A unit that equals the mean (the only one of its corpus) has no direction left and stays as it was.
+    A vector equal to the mean, such as the only unit of a corpus, has no direction left: it keeps its own.
     """
     vectors -= mean
     norms = torch.linalg.vector_norm(vectors, dim=-1)
@@ -73,6 +76,6 @@ def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
     return vectors.mul_((scale if mask is None else scale * mask)[..., None])
 
 
-def records(tensor: Tensor) -> np.ndarray:
-    """Rows of a tensor on the CPU as opaque records, n: NumPy moves those six times as fast as torch moves rows."""
+def opaque_rows(tensor: Tensor) -> np.ndarray:
+    """Rows of a CPU tensor as NumPy items, n d -> n; NumPy copies items six times as fast as torch copies rows."""
     return tensor.view(torch.uint8).numpy().view(f"V{tensor.shape[1] * tensor.element_size()}").reshape(-1)

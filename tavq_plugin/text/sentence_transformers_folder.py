@@ -1,4 +1,4 @@
-"""What a folder in the layout of sentence-transformers says of itself, read without that library."""
+"""Reads how a model folder of sentence-transformers is to be used, without that library."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 
 from torch import nn
 
-_POOLING = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}  # what we know, by its name there
+_POOLING = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}  # its name there → ours
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 
 
 @dataclass(frozen=True)
 class EncoderFolder:
-    """How such a model is used; its defaults are those of a folder without the layout."""
+    """How the model of such a folder is used; the defaults hold for any other folder."""
 
     pooling: str | None = None
     max_length: int | None = None
-    lower: bool = False  # texts are put in lower case first
-    folder: str = ""  # of the transformer, inside the model's
-    dense: nn.Module | None = None  # after pooling
+    lower: bool = False  # whether texts are put in lower case first
+    folder: str = ""  # of the transformer, inside the model folder
+    dense: nn.Module | None = None  # applied after pooling
 
 
-def read_encoder_folder(place: str, revision: str | None = None, *, bare: bool = False) -> EncoderFolder:
-    """The layout of a local folder or a hub name; `bare` leaves out what comes after the transformer.
+def read_encoder_folder(place: str, revision: str | None = None, *, transformer_only: bool = False) -> EncoderFolder:
+    """How the model of a folder or hub name is used; `transformer_only` ignores the layers after the transformer.
 
-    ValueError where the model does something that is not supported.
+    Raises ValueError if the model does something that is not supported.
     """
     listed = _json(place, "modules.json", revision)
     modules = listed or [{"type": "Transformer", "path": ""}]
     first = next(module["path"] for module in modules if _kind(module) == "Transformer")
     of_text = _json(place, os.path.join(first, "sentence_bert_config.json"), revision) or {}
     limit, lower = of_text.get("max_seq_length"), bool(of_text.get("do_lower_case"))
-    if bare or listed is None:
+    if transformer_only or listed is None:
         return EncoderFolder(None, limit, lower, first)
     prompt = (_json(place, "config_sentence_transformers.json", revision) or {}).get("default_prompt_name")
     unknown = [_kind(m) for m in modules if _kind(m) not in ("Transformer", "Pooling", "Dense", "Normalize")]
@@ -86,7 +86,7 @@ def _json(place: str, name: str, revision: str | None) -> Any:
 
 
 def _file(place: str, name: str, revision: str | None) -> Path | None:
-    """A file of a local folder, or of the hub where it can be reached; None where there is none."""
+    """A file of a local folder, or of the hub if it can be reached; None if there is no such file."""
     from transformers.utils.hub import cached_file
 
     if Path(place).is_dir():
@@ -94,6 +94,6 @@ def _file(place: str, name: str, revision: str | None) -> Path | None:
     missing = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
     try:
         found = cached_file(place, name, revision=revision, **missing)
-    except OSError:  # no such model: the loading of its weights says so
+    except OSError:  # no such model: loading its weights will say so
         return None
     return None if found is None else Path(found)

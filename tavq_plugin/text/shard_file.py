@@ -1,4 +1,4 @@
-"""One shard of a text store: a safetensors file of units and ragged lists, whole or not there, mapped when read."""
+"""One shard of a text store: a safetensors file of units and lists of their rows, memory-mapped when it is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, overload
 
@@ -16,17 +16,19 @@ from torch import Tensor
 
 from tavq_plugin.io.atomic import save_bytes
 from tavq_plugin.io.storable import storable
-from tavq_plugin.text.ragged import Ragged
+from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.types import GRANULARITIES
 
-FORMAT = 1  # of the files; a reader refuses what it does not know
-_META = "tavq"  # one key only: safetensors orders several at random, and shards are compared byte for byte
+FORMAT = 1  # of the files; readers refuse any other
+_METADATA_KEY = (
+    "tavq"  # a single key, because safetensors writes several in random order, and equal shards must have equal bytes
+)
 
 
-class Strings(Sequence[str]):
-    """Many strings in two flat tensors, read one at a time; what is not looked at is never decoded.
+class PackedStrings(Sequence[str]):
+    """Many strings in two flat tensors; a string is decoded when it is read.
 
-    >>> words = Strings.pack(["red", "", "café"])
+    >>> words = PackedStrings.pack(["red", "", "café"])
     >>> words[2], len(words), list(words)
     ('café', 3, ['red', '', 'café'])
     """
@@ -35,8 +37,8 @@ class Strings(Sequence[str]):
         self.data, self.offsets = data, offsets  # uint8; n + 1, int64
 
     @classmethod
-    def pack(cls, strings: Sequence[str]) -> Strings:
-        """Encode as UTF-8, one after the other."""
+    def pack(cls, strings: Sequence[str]) -> PackedStrings:
+        """Pack strings as UTF-8, one after the other."""
         encoded = [string.encode() for string in strings]
         data = torch.frombuffer(bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8)
         offsets = torch.tensor([0, *map(len, encoded)]).cumsum(0)
@@ -68,34 +70,39 @@ class Shard:
     """What one file holds."""
 
     ids: Sequence[str]  # n, of the texts
-    table: Tensor  # u d, one row a distinct unit
+    table: Tensor  # u d, one row per distinct unit
     vocabulary: Sequence[str]  # u
-    lists: Mapping[str, Ragged]  # by granularity
-    means: Mapping[str, Tensor]  # by granularity, d, over all units of its texts
+    lists: Mapping[str, RaggedRows]  # granularity → the table rows of each text
+    means: Mapping[str, Tensor]  # granularity → d, over all units of these texts
     fingerprint: str  # of encoder and splitter
-    about: Mapping[str, Any]  # the rest of its metadata
-    hashes: np.ndarray | None = None  # n uint64, of the ids
+    metadata: Mapping[str, Any]  # the rest, such as "in_pieces" and "records"
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # n, of the ids, once read
 
 
-def hashed(ids: Sequence[str]) -> np.ndarray:
-    """64 bits of each id, uint64: what an id is looked up by; equal hashes are compared as strings."""
+def id_hashes(ids: Sequence[str]) -> np.ndarray:
+    """64 bits of each id, uint64. Ids are looked up by hash, and compared as strings if hashes are equal."""
     digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
     return np.frombuffer(digests, dtype="<u8")
 
 
-def write(path: str | os.PathLike[str], shard: Shard) -> None:
-    """Write one file, flushed to the disk and then renamed: whole under its name, or not at all.
+def id_hash(name: str) -> int:
+    """64 bits of one id."""
+    return int(id_hashes([name])[0])
 
-    The bytes depend on nothing but the content.
+
+def write_shard(path: str | os.PathLike[str], shard: Shard) -> None:
+    """Write one file atomically: it appears under its name only when it is complete.
+
+    The bytes depend on the content alone.
     """
     from safetensors.torch import save
 
-    names, vocabulary = Strings.pack(shard.ids), Strings.pack(shard.vocabulary)
+    names, vocabulary = PackedStrings.pack(shard.ids), PackedStrings.pack(shard.vocabulary)
     tensors = {
         "units": shard.table.cpu(),
         "images": names.data,
         "images.offsets": names.offsets.to(torch.uint32),
-        "images.hash": torch.from_numpy(hashed(shard.ids).copy()),
+        "images.hash": torch.from_numpy(id_hashes(shard.ids).copy()),
         "strings": vocabulary.data,
         "strings.offsets": vocabulary.offsets.to(torch.uint32),
     }
@@ -104,59 +111,62 @@ def write(path: str | os.PathLike[str], shard: Shard) -> None:
         tensors[f"{name}.offsets"] = ragged.offsets.cpu().to(torch.uint32)
         tensors[f"{name}.mean"] = shard.means[name].cpu()
     tensors = storable(tensors)
-    meta = {**shard.about, "format": FORMAT, "fingerprint": shard.fingerprint, "content": _digest(tensors)}
-    save_bytes(path, save(tensors, {_META: json.dumps(meta, sort_keys=True)}))
+    meta = {**shard.metadata, "format": FORMAT, "fingerprint": shard.fingerprint, "content": _digest(tensors)}
+    save_bytes(path, save(tensors, {_METADATA_KEY: json.dumps(meta, sort_keys=True)}))
 
 
-def read(path: str | os.PathLike[str]) -> Shard:
-    """Map a file into memory; ValueError says what is wrong with one that is truncated or of another kind."""
+def read_shard(path: str | os.PathLike[str]) -> Shard:
+    """Map a file into memory.
+
+    Raises FileNotFoundError if it is missing, and ValueError if it is truncated or no shard.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            meta = _known(path, file.metadata())
+            meta = _checked_metadata(path, file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
-        raise FileNotFoundError(f"no shard {path}") from None
+        raise FileNotFoundError(f"there is no shard {path}: run tavq prepare again") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no shard ({error}): delete it and run tavq prepare again") from error
     lists = {
-        name: Ragged(tensors[f"{name}.ids"].view(torch.int32), tensors[f"{name}.offsets"].view(torch.int32))
+        name: RaggedRows(tensors[f"{name}.ids"].view(torch.int32), tensors[f"{name}.offsets"].view(torch.int32))
         for name in GRANULARITIES
     }
     return Shard(
-        ids=Strings(tensors["images"], tensors["images.offsets"].view(torch.int32)),
+        ids=PackedStrings(tensors["images"], tensors["images.offsets"].view(torch.int32)),
         table=tensors["units"],
-        vocabulary=Strings(tensors["strings"], tensors["strings.offsets"].view(torch.int32)),
+        vocabulary=PackedStrings(tensors["strings"], tensors["strings.offsets"].view(torch.int32)),
         lists=lists,
         means={name: tensors[f"{name}.mean"] for name in GRANULARITIES},
         fingerprint=meta["fingerprint"],
-        about=meta,
+        metadata=meta,
         hashes=tensors["images.hash"].numpy(),
     )
 
 
-def metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What a whole file says of itself, without reading its content; None where it is missing or truncated."""
+def shard_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """A shard's metadata, without reading its tensors; None if the file is missing or truncated."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            return _known(path, file.metadata())
+            return _checked_metadata(path, file.metadata())
     except (SafetensorError, OSError, ValueError):
         return None
 
 
-def intact(path: str | os.PathLike[str]) -> bool:
-    """Whether the content is, bit for bit, what was written; reads all of the file."""
+def content_matches_hash(path: str | os.PathLike[str]) -> bool:
+    """Whether the tensors are, bit for bit, those that were written; this reads the whole file."""
     from safetensors.torch import load_file
 
-    meta = metadata(path)
+    meta = shard_metadata(path)
     return meta is not None and _digest(load_file(path)) == meta["content"]
 
 
-def _known(path: str | os.PathLike[str], raw: Mapping[str, str] | None) -> dict[str, Any]:
-    meta = json.loads((raw or {}).get(_META, "{}"))
+def _checked_metadata(path: str | os.PathLike[str], raw: Mapping[str, str] | None) -> dict[str, Any]:
+    meta = json.loads((raw or {}).get(_METADATA_KEY, "{}"))
     if meta.get("format") != FORMAT:
         raise ValueError(f"{path} is no text shard of format {FORMAT} but {meta.get('format')!r}: prepare it again")
     return meta

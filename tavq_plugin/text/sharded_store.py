@@ -1,74 +1,80 @@
-"""A text store of many shards, mapped into memory: random access to any number of texts without loading them."""
+"""A text store of many memory-mapped shards: random access to any number of texts, without loading them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.manifest import Manifest, shard_path
-from tavq_plugin.text.ragged import Ragged, centre, records
-from tavq_plugin.text.shard_file import Shard
+from tavq_plugin.text.ragged import RaggedRows, centre, opaque_rows
+from tavq_plugin.text.shard_file import Shard, id_hashes, read_shard
 from tavq_plugin.text.store import Rows, TextStore
 from tavq_plugin.types import GRANULARITIES, Units
 
-CENTRED_AT_ONCE = 16  # texts, whose rows then still lie in the processor's cache
-Texts = list[tuple[int, int, int]]  # of each text its shard, where its list begins there, and its length
+CENTRED_AT_ONCE = 16  # texts; few, so that their rows stay in the processor's cache
+TextPlaces = list[tuple[int, int, int]]  # of each text: number of its shard, start of its list there, length
 
 
 class ShardedStore:
-    """The units of n texts in shards; `batch(ids)` gives them padded, centred on the corpus mean, as `TextStore` does.
+    """The units of n texts in shards; `batch` gives them padded and centred on the corpus mean, as `TextStore` does.
 
-    Workers of a DataLoader need only pass on ids or row numbers (`collate`): the process that trains gathers,
-    moves the padded half-precision rows to its device and centres there. A store that fits the device is faster
-    whole: `store.in_memory().to("cuda")`.
+    Workers of a DataLoader pass on ids or row numbers only (`collate`). The training process gathers the
+    half-precision rows, moves them to its device, and centres them there. If the store fits on the device,
+    `store.in_memory().to("cuda")` is faster.
     """
 
     def __init__(
         self,
-        parts: Sequence[Shard],
+        shards: Sequence[Shard],
         rows: np.ndarray | None = None,
         means: Mapping | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._parts, self._folder = list(parts), folder
-        self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        self._chosen = np.arange(self._starts[-1]) if rows is None else rows  # of each text, its place in the shards
-        hashes = np.concatenate([part.hashes for part in parts] or [np.empty(0, np.uint64)])[self._chosen]
+        self._shards, self._folder = list(shards), folder
+        self._starts = np.cumsum([0, *(len(shard.ids) for shard in shards)])
+        self._chosen = np.arange(self._starts[-1]) if rows is None else rows  # of each text, its row over all shards
+        hashes = np.concatenate([shard.hashes for shard in shards] or [np.empty(0, np.uint64)])[self._chosen]
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
-        self._tables = [records(part.table) for part in parts]
-        self._ids = {name: [part.lists[name].ids.numpy() for part in parts] for name in GRANULARITIES}
-        offsets = {name: [part.lists[name].offsets.numpy() for part in parts] for name in GRANULARITIES}
-        self._begins = {name: np.concatenate([o[:-1] for o in its] or [[]]) for name, its in offsets.items()}
-        self._lengths = {name: np.concatenate([np.diff(o) for o in its] or [[]]) for name, its in offsets.items()}
-        self.fingerprint = parts[0].fingerprint if parts else ""
+        self._tables = [opaque_rows(shard.table) for shard in shards]
+        self._ids = {name: [shard.lists[name].ids.numpy() for shard in shards] for name in GRANULARITIES}
+        offsets = {name: [shard.lists[name].offsets.numpy() for shard in shards] for name in GRANULARITIES}
+        self._begins = {
+            name: np.concatenate([o[:-1] for o in its] or [np.empty(0, np.int64)]) for name, its in offsets.items()
+        }
+        self._lengths = {
+            name: np.concatenate([np.diff(o) for o in its] or [np.empty(0, np.int64)]) for name, its in offsets.items()
+        }
+        self.fingerprint = shards[0].fingerprint if shards else ""
         self.means = dict(means) if means is not None else self._means()
 
     @classmethod
     def open(
         cls, folder: str | Path, rows: np.ndarray | None = None, means: Mapping[str, Tensor] | None = None
     ) -> ShardedStore:
-        """Map a finished store; `rows` chooses texts by number.
+        """Map a finished store into memory; `rows` chooses texts by number.
 
-        ValueError names what is unfinished, missing, truncated or of other units.
+        Raises ValueError if the store is unfinished, or a shard is truncated or has other units, and FileNotFoundError
+        if a shard or the manifest is missing.
         """
         manifest = Manifest.read(folder)
         if manifest.shards is None:
-            raise ValueError(f"{folder} is not finished: run its tavq prepare again, it does only what is missing")
-        parts = [shards.read(shard_path(folder, number)) for number in range(manifest.shards)]
-        for number, part in enumerate(parts):
-            manifest.same(part.fingerprint, shard_path(folder, number))
-        return cls(parts, rows, means, Path(folder).resolve())
+            raise ValueError(
+                f"{folder} is not finished: run the same tavq prepare again, which makes only what is missing"
+            )
+        shards = [read_shard(shard_path(folder, number)) for number in range(manifest.shards)]
+        for number, shard in enumerate(shards):
+            manifest.require_fingerprint(shard.fingerprint, shard_path(folder, number))
+        return cls(shards, rows, means, Path(folder).resolve())
 
     def __reduce__(self) -> Any:
-        """Another process opens the folder anew: what is mapped is not copied."""
+        """Another process opens the folder again, so that mapped memory is not copied."""
         return (ShardedStore.open, (self._folder, self._chosen, self.means)) if self._folder else super().__reduce__()
 
     def __len__(self) -> int:
@@ -77,15 +83,18 @@ class ShardedStore:
     @property
     def dim(self) -> int:
         """Width d of the embeddings."""
-        return self._parts[0].table.shape[1] if self._parts else 0
+        return self._shards[0].table.shape[1] if self._shards else 0
 
     @property
     def ids(self) -> Iterator[str]:
         """The texts' ids, in order."""
-        return (self._parts[part].ids[row] for part, row in map(self._place, range(len(self))))
+        return (self._shards[part].ids[row] for part, row in map(self._place, range(len(self))))
 
     def rows(self, rows: Rows) -> Tensor:
-        """Row numbers of rows or ids, int64 b; KeyError or IndexError for what the store does not hold."""
+        """Row numbers of texts given by id or row number, int64 b.
+
+        Raises KeyError or IndexError for texts that are not in the store.
+        """
         if not isinstance(rows, Tensor):
             strings = [(i, row) for i, row in enumerate(rows) if isinstance(row, str)]
             numbers = np.array([0 if isinstance(row, str) else int(row) for row in rows], dtype=np.int64)
@@ -95,17 +104,21 @@ class ShardedStore:
             rows = torch.from_numpy(numbers)
         rows = rows.cpu().long()
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(self)):
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} asked of a store of {len(self)} texts")
+            raise IndexError(
+                f"rows {int(rows.min())} to {int(rows.max())} were asked for, of a store of {len(self)} texts"
+            )
         return rows
 
     def batch(self, rows: Rows, device: torch.device | str | None = None, *, centred: bool = True) -> dict[str, Units]:
         """Padded units of some texts: granularity → b m d, zero where masked.
 
-        `centred`: less the store's mean, then L2-normalised, float32; else as they lie in the store, float16.
+        If `centred`, the store's mean is subtracted, and the units are L2-normalised, float32; else they come as
+        stored.
         """
         places = self._chosen[self.rows(rows).numpy()]
         parts = (np.searchsorted(self._starts, places, side="right") - 1).tolist()
-        gather = self._padded if torch.device(device or "cpu").type == "cpu" else partial(self._sent, device)
+        device = torch.device(device or "cpu")
+        gather = self._padded if device.type == "cpu" else partial(self._padded_on_device, device)
         batch = {}
         for name in GRANULARITIES:
             begins, lengths = self._begins[name][places], self._lengths[name][places]
@@ -115,41 +128,44 @@ class ShardedStore:
         return batch
 
     def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
-        """(image, id or row) pairs of a dataset → images b c h w and row numbers b: for a DataLoader, in any worker."""
+        """(image, id or row number) pairs → images b c h w and row numbers b; the `collate_fn` of a DataLoader."""
         images, rows = zip(*pairs, strict=True)
         return torch.stack(images), self.rows(rows)
 
     def units(self, row: int | str, granularity: str) -> list[str]:
         """The strings behind one text's units, in the order `batch` gives them."""
         if granularity not in GRANULARITIES:
-            raise KeyError(f"no granularity {granularity!r}: one of {', '.join(GRANULARITIES)}")
-        part, local = self._place(int(self.rows([row])[0]))
-        ids, mask = self._parts[part].lists[granularity].take(torch.tensor([local]))
-        return [self._parts[part].vocabulary[i] for i in ids[mask].tolist()]
+            raise KeyError(f"there is no granularity {granularity!r}: give one of {', '.join(GRANULARITIES)}")
+        part, local = self._place(int(self.rows(cast(Rows, [row]))[0]))
+        ids, mask = self._shards[part].lists[granularity].pad(torch.tensor([local]))
+        return [self._shards[part].vocabulary[i] for i in ids[mask].tolist()]
 
     def mean(self, granularity: str) -> Tensor:
-        """The mean that `batch` centres on: over all units of the whole store; d float32."""
+        """The mean that `batch` subtracts, over all units of the whole store; d float32."""
         return self.means[granularity]
 
     def with_mean_of(self, other: ShardedStore | TextStore) -> ShardedStore:
-        """The same units, centred on another store's means: for held-out texts, the training store's."""
+        """The same units, centred on another store's means; held-out texts take those of the training store."""
         if other.fingerprint != self.fingerprint:
-            raise ValueError(f"stores of different encoders: {self.fingerprint!r} and {other.fingerprint!r}")
+            raise ValueError(
+                f"the stores have different encoders, {self.fingerprint!r} and {other.fingerprint!r}: "
+                "build both with one encoder"
+            )
         means = {name: other.mean(name).cpu() for name in GRANULARITIES}
-        return ShardedStore(self._parts, self._chosen, means, self._folder)
+        return ShardedStore(self._shards, self._chosen, means, self._folder)
 
     def subset(self, rows: Rows) -> ShardedStore:
         """Some texts, in the order given, on the same files and with the same means."""
-        return ShardedStore(self._parts, self._chosen[self.rows(rows).numpy()], self.means, self._folder)
+        return ShardedStore(self._shards, self._chosen[self.rows(rows).numpy()], self.means, self._folder)
 
     def in_memory(self) -> TextStore:
-        """A copy whose table is one tensor: distinct units of all shards once, only those that are used."""
+        """A copy with a single table, which holds each unit that is used once."""
         vocabulary: dict[str, int] = {}
         vectors: list[Tensor] = []
         lists: dict[str, list[list[int]]] = {name: [[] for _ in range(len(self))] for name in GRANULARITIES}
         for part, at, local in self._by_part():
             for name in GRANULARITIES:
-                ids, mask = part.lists[name].take(local)
+                ids, mask = part.lists[name].pad(local)
                 used = ids[mask].unique().tolist()
                 before = len(vocabulary)
                 renumbered = {i: vocabulary.setdefault(part.vocabulary[i], len(vocabulary)) for i in used}
@@ -161,33 +177,33 @@ class ShardedStore:
             ids=tuple(self.ids),
             table=torch.cat(vectors or [torch.empty(0, self.dim)]),
             vocabulary=tuple(vocabulary),
-            lists={name: Ragged.of(found) for name, found in lists.items()},
+            lists={name: RaggedRows.from_lists(found) for name, found in lists.items()},
             means=self.means,
             fingerprint=self.fingerprint,
-            split_units=sum(part.about["in_pieces"] for part in self._parts),
+            split_units=sum(part.metadata["in_pieces"] for part in self._shards),
         )
 
     def counts(self) -> dict[str, int]:
-        """Texts, texts without any unit, units by granularity, shards, and their strings encoded in pieces."""
-        totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._parts)}
-        totals["in_pieces"] = sum(part.about["in_pieces"] for part in self._parts)
+        """Numbers of texts, texts without units, units of each granularity, shards, and strings encoded in pieces."""
+        totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._shards)}
+        totals["in_pieces"] = sum(part.metadata["in_pieces"] for part in self._shards)
         for part, _, local in self._by_part():
             lengths = {name: part.lists[name].offsets.diff()[local] for name in GRANULARITIES}
-            totals["without_text"] += int((sum(lengths.values()) == 0).sum())
+            totals["without_text"] += int((torch.stack(list(lengths.values())).sum(0) == 0).sum())
             for name, length in lengths.items():
                 totals[name] += int(length.sum())
         return totals
 
     def _by_part(self) -> Iterator[tuple[Shard, np.ndarray, Tensor]]:
-        """Each shard with the rows of this store that lie in it, and where."""
+        """Each shard, with the row numbers of this store that lie in it, and their rows in the shard."""
         part_of = np.searchsorted(self._starts, self._chosen, side="right") - 1
-        for part in range(len(self._parts)):
+        for part in range(len(self._shards)):
             at = np.flatnonzero(part_of == part)
-            yield self._parts[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
+            yield self._shards[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
 
-    def _padded(self, name: str, texts: Texts, mask: Tensor, mean: Tensor | None) -> Units:
-        """On the CPU: rows go where they belong at once, then some texts at a time are centred in the cache."""
-        (b, m), dtype = mask.shape, self._parts[0].table.dtype
+    def _padded(self, name: str, texts: TextPlaces, mask: Tensor, mean: Tensor | None) -> Units:
+        """Padded units on the CPU; a few texts at a time are copied and then centred while they are in the cache."""
+        (b, m), dtype = mask.shape, self._shards[0].table.dtype
         padded = torch.empty(b, m, self.dim, dtype=dtype if mean is None else torch.float32)
         some = padded if mean is None else torch.empty(CENTRED_AT_ONCE, m, self.dim, dtype=dtype)
         for first in range(0, b, max(1, len(some))):
@@ -197,9 +213,11 @@ class ShardedStore:
                 centre(padded[group].copy_(some[: len(texts[group])]), mean, mask[group])
         return Units(padded, mask)
 
-    def _sent(self, device: torch.device | str, name: str, texts: Texts, mask: Tensor, mean: Tensor | None) -> Units:
-        """On another device: rows go there as stored, without padding, and are padded and centred there."""
-        vectors = torch.empty(sum(length for *_, length in texts), self.dim, dtype=self._parts[0].table.dtype)
+    def _padded_on_device(
+        self, device: torch.device | str, name: str, texts: TextPlaces, mask: Tensor, mean: Tensor | None
+    ) -> Units:
+        """Padded units on another device; rows are moved as stored, then centred and padded there."""
+        vectors = torch.empty(sum(length for *_, length in texts), self.dim, dtype=self._shards[0].table.dtype)
         self._fill(vectors, name, texts)
         vectors, mask = vectors.to(device), mask.to(device)
         if mean is not None:
@@ -208,9 +226,9 @@ class ShardedStore:
         padded[mask] = vectors
         return Units(padded, mask)
 
-    def _fill(self, out: Tensor, name: str, texts: Texts, padded_to: int = 0) -> None:
-        """Rows of some texts one after the other, each text with zeros up to a length where one is given."""
-        rows, numbers, at = records(out), out.numpy(), 0
+    def _fill(self, out: Tensor, name: str, texts: TextPlaces, padded_to: int = 0) -> None:
+        """Copy the rows of some texts into `out`, one text after the other, each with zeros up to `padded_to` rows."""
+        rows, numbers, at = opaque_rows(out), out.numpy(), 0
         for part, begin, length in texts:
             ids = self._ids[name][part][begin : begin + length]
             if length:
@@ -219,7 +237,8 @@ class ShardedStore:
             at += max(length, padded_to)
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
-        wanted = shards.hashed(names)
+        """Row numbers of ids; raises KeyError."""
+        wanted = id_hashes(names)
         at = np.searchsorted(self._hashes, wanted)
         found, missing = np.zeros(len(names), dtype=np.int64), []
         for i, name in enumerate(names):
@@ -227,7 +246,7 @@ class ShardedStore:
             while place < len(self) and self._hashes[place] == wanted[i]:
                 row = int(self._order[place])
                 part, local = self._place(row)
-                if self._parts[part].ids[local] == name:
+                if self._shards[part].ids[local] == name:
                     found[i] = row
                     break
                 place += 1
@@ -238,14 +257,17 @@ class ShardedStore:
         return found
 
     def _place(self, row: int) -> tuple[int, int]:
+        """The number of a text's shard, and its row there."""
         part = int(np.searchsorted(self._starts, self._chosen[row], side="right")) - 1
         return part, int(self._chosen[row] - self._starts[part])
 
     def _means(self) -> dict[str, Tensor]:
-        """From the shards' own, weighted by their numbers of units."""
+        """The means of the shards, weighted by their numbers of units."""
         means = {}
         for name in GRANULARITIES:
-            numbers = [len(part.lists[name].ids) for part in self._parts]
-            total = sum((n * part.means[name].double() for n, part in zip(numbers, self._parts, strict=True)), 0.0)
-            means[name] = (torch.zeros(self.dim) if not sum(numbers) else total / sum(numbers)).float()
+            numbers = [len(part.lists[name].ids) for part in self._shards]
+            total = torch.zeros(self.dim, dtype=torch.float64)
+            for number, part in zip(numbers, self._shards, strict=True):
+                total += number * part.means[name].double()
+            means[name] = (total / max(1, sum(numbers))).float()
         return means

@@ -1,28 +1,26 @@
-"""A spaCy model instead of HanTa, where one is importable or lies in a folder; nothing is downloaded."""
+"""Part-of-speech tags from a spaCy model, installed or in a folder, in place of HanTa; nothing is downloaded."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-# Universal part of speech → the code letters of `chunk`; what is not listed ends a phrase.
-_CODES = {
-    "NOUN": "n",
-    "PROPN": "n",
-    "ADJ": "a",
-    "NUM": "m",
-    "DET": "d",
-    "ADP": "p",
-    "ADV": "r",
-    "CCONJ": "c",
-    "VERB": "w",
-}
+from tavq_plugin.moved import old_names
+
+__getattr__ = old_names(__name__)  # names of the last release
+
+
+# Universal part of speech → code letter of `phrase_chunker`; a part that is not listed ends a phrase.
+_CODES = dict(NOUN="n", PROPN="n", ADJ="a", NUM="m", DET="d", ADP="p", ADV="r", CCONJ="c", VERB="w")
 _FINER = {"VBG": "g", "VBN": "v", "VBD": "v", "POS": "s", "RP": "t"}  # of English models
 
 
 @cache
-def load(model: str) -> Any:
-    """The model, without the parts that words and phrases do not need; ImportError says how to get it."""
+def load_spacy_model(model: str) -> Any:
+    """The model, without the parts that words and phrases do not need.
+
+    Raises ImportError, saying how to get the model.
+    """
     try:
         import spacy
 
@@ -33,18 +31,18 @@ def load(model: str) -> Any:
         ) from error
 
 
-def name_of(model: str) -> str:
-    """Language, name and version of a model: equal means equal tags."""
-    meta = load(model).meta
+def model_name(model: str) -> str:
+    """Language, name and version of a model; equal names mean equal tags."""
+    meta = load_spacy_model(model).meta
     return f"spacy-{meta['lang']}-{meta['name']}-{meta['version']}"
 
 
-def tagged(model: str, sentence: str) -> tuple[list[tuple[int, int]], str]:
-    """Token spans of a sentence, and one code letter a token.
+def tag_sentence(model: str, sentence: str) -> tuple[list[tuple[int, int]], str]:
+    """Token spans of a sentence, and one code letter per token.
 
-    Raises ValueError where the model gives no part of speech.
+    Raises ValueError if the model gives no part of speech.
     """
-    document = load(model)(sentence)
+    document = load_spacy_model(model)(sentence)
     tokens = [token for token in document if not token.is_space]
     if tokens and not any(token.pos_ for token in tokens):
         raise ValueError(f"spaCy model {model!r} gives no parts of speech: give one with a tagger")

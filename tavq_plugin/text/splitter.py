@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 
-from tavq_plugin.text import phrase_chunker as chunk
-from tavq_plugin.text import spacy_tags
+from tavq_plugin.text import phrase_chunker, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
 from tavq_plugin.types import GRANULARITIES
 
-VERSION = 1  # of the splitting rules: part of a store's fingerprint
+VERSION = 1  # of the splitting rules; part of a store's fingerprint
 
-# One character for one, so that offsets into the normalised text are offsets into the user's.
+# Each character becomes one character, so offsets into the normalised text hold in the user's text.
 _PLAIN = str.maketrans(
     {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
     | {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
@@ -32,7 +31,7 @@ _TOKEN = re.compile(
       | [^\w\s]""",
     re.VERBOSE | re.IGNORECASE,
 )
-_LONGEST_WORD = 40  # characters; what is longer is no word, and HanTa's time grows with its square
+_LONGEST_WORD = 40  # characters; longer tokens are no words, and HanTa's time grows with the square of the length
 _LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 _FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of clitics and "2 x 3"
 
@@ -41,10 +40,10 @@ _FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of cliti
 class Unit:
     """A distinct unit of one text."""
 
-    text: str  # as it is encoded: words and phrases in lower case, white space single
-    start: int  # of its first appearance: text[start:end] shows it in place
+    text: str  # as it is encoded: single spaces; words and phrases in lower case
+    start: int  # text[start:end] is its first appearance
     end: int
-    count: int  # appearances in this text
+    count: int  # how often it appears in this text
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,28 @@ class TextUnits:
         return getattr(self, granularity)
 
     def texts(self, granularity: str) -> list[str]:
-        """Only the strings of one granularity."""
+        """The strings of one granularity."""
         return [unit.text for unit in self[granularity]]
 
 
 @dataclass(frozen=True)
 class Splitter:
-    """What counts as a word and as a phrase; call it on a text.
+    """Splits a text into words, phrases and sentences; call it on a text.
 
-    Words are content words as written, in lower case, without auxiliaries. Phrases drop their leading
-    determiner: it says nothing about the image, and "a dog", "the dog" and "his dog" become one unit,
-    encoded once. A verb phrase is a verb with what it acts on: "wearing a red hat".
+    Words are content words in lower case, without auxiliaries. Phrases drop their leading determiner, which says
+    nothing about the image: "a dog", "the dog" and "his dog" become one unit. A verb phrase is a verb with its
+    object: "wearing a red hat".
+
+    Args:
+        words: Kinds of words to keep. Default: nouns, adjectives, verbs and numbers.
+        phrases: Kinds of phrases to keep: "noun", "verb". Default: both.
+        language: "en", "de" or "nl"; "zh" and "ja" give sentences, and words if there is a segmenter.
+        spacy: Name or folder of a spaCy model, of any language, that tags in place of HanTa.
+        segmenter: "module:function" that cuts a string into its words in order, such as "jieba:lcut".
+        stop: Words and phrases to leave out; see `frequent_units`.
+
+    Raises:
+        ValueError: A kind or the language is unknown, or the language needs no segmenter.
 
     >>> Splitter(phrases=("noun",))("A red car is parked.").texts("phrase")
     ['red car']
@@ -79,14 +89,17 @@ class Splitter:
 
     words: tuple[str, ...] = ("noun", "adjective", "verb", "number")
     phrases: tuple[str, ...] = ("noun", "verb")
-    language: str = "en"  # also "de", "nl"; of "zh" and "ja" sentences, and words by a segmenter
-    spacy: str | None = None  # name or folder of a spaCy model that tags instead of HanTa; any spaCy language
-    segmenter: str | None = None  # "module:function", a string → its words in order, as "jieba:lcut"
-    stop: frozenset[str] = frozenset()  # words and phrases that are left out; see `frequent`
+    language: str = "en"
+    spacy: str | None = None
+    segmenter: str | None = None
+    stop: frozenset[str] = frozenset()
     _codes: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, given, known in (("words", self.words, tuple(chunk.WORD_KINDS)), ("phrases", self.phrases, _PHRASES)):
+        for name, given, known in (
+            ("words", self.words, tuple(phrase_chunker.WORD_KINDS)),
+            ("phrases", self.phrases, _PHRASES),
+        ):
             unknown = [kind for kind in given if kind not in known]
             if isinstance(given, str) or unknown:
                 raise ValueError(f"{name}={given!r}: give a tuple of {', '.join(map(repr, known))}")
@@ -97,39 +110,39 @@ class Splitter:
         if isinstance(self.stop, str):
             raise ValueError(f"stop={self.stop!r}: give a set of strings")
         object.__setattr__(self, "stop", frozenset(self.stop))
-        object.__setattr__(self, "_codes", frozenset("".join(chunk.WORD_KINDS[kind] for kind in self.words)))
+        object.__setattr__(self, "_codes", frozenset("".join(phrase_chunker.WORD_KINDS[kind] for kind in self.words)))
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same text may give other units."""
+        """Splitters with equal fingerprints split every text alike."""
         name = f"units-{VERSION}:{'+'.join(self.words)}:{'+'.join(self.phrases)}"
         if self.language != "en":
             name += f":{self.language}" + (f":{self.segmenter}" if self.segmenter else "")
         if self.spacy:
-            name += f":{spacy_tags.name_of(self.spacy)}"
+            name += f":{spacy_tags.model_name(self.spacy)}"
         if self.stop:
             name += ":stop-" + hashlib.sha256("\n".join(sorted(self.stop)).encode()).hexdigest()[:12]
         return name
 
     @property
     def supported(self) -> tuple[str, ...]:
-        """The granularities that this language gives: not words in zh and ja without a segmenter, and no phrases."""
+        """The granularities of this language: zh and ja give no phrases, and no words without a segmenter."""
         if self.spacy is not None or LANGUAGES[self.language].model is not None:
             return GRANULARITIES
         return ("word", "sentence") if self.segmenter else ("sentence",)
 
     def __call__(self, text: str | None) -> TextUnits:
-        """Split one text; None, empty or without a letter → no units. Words and phrases need Latin script."""
+        """Split one text; without a letter or digit it has no units. Words and phrases need Latin script."""
         if text is None:
             return TextUnits()
         if not isinstance(text, str):
-            raise TypeError(f"a text is a string, got {type(text).__name__}: read its text field first")
+            raise TypeError(f"a text must be a string, got {type(text).__name__}: give its text field")
         plain = text.translate(_PLAIN)
         found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
         for start, end in _sentences(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
             if self.spacy is not None or LANGUAGES[self.language].model is not None:
-                self._tagged(plain, start, end, found)
+                self._add_tagged(plain, start, end, found)
             elif self.segmenter is not None:
                 for first, last in _segments(plain, start, end, self.segmenter):
                     found["word"].add(first, last, plain[first:last].lower())
@@ -137,8 +150,8 @@ class Splitter:
             found[granularity].drop(self.stop)
         return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
 
-    def _tagged(self, plain: str, start: int, end: int, found: Mapping[str, _Tally]) -> None:
-        """Words and phrases of one sentence by its part-of-speech tags."""
+    def _add_tagged(self, plain: str, start: int, end: int, found: Mapping[str, _Tally]) -> None:
+        """Add the words and phrases of one sentence to the tallies."""
         spans, tokens, codes = self._codes_of(plain, start, end)
         for token, code, span in zip(tokens, codes, spans, strict=True):
             if code in self._codes and _is_word(token):
@@ -149,15 +162,17 @@ class Splitter:
                 found["phrase"].add(start, end, plain[start:end].lower())
 
     def tagged(self, text: str | None) -> Iterator[list[tuple[str, str]]]:
-        """Each sentence's tokens in lower case with their code letters (`chunk`); "x" for what is no word.
+        """Each sentence's tokens, in lower case, with their code letters (`phrase_chunker`); "x" if a token is no word.
 
-        Raises ValueError for a language without a tagger.
+        Raises ValueError if the language has no tagger.
 
         >>> list(Splitter().tagged("A red car."))
         [[('a', 'd'), ('red', 'a'), ('car', 'n'), ('.', 'x')]]
         """
         if "phrase" not in self.supported:
-            raise ValueError(f"parts of speech need a tagger, and {self.language!r} has none: give spacy= a model")
+            raise ValueError(
+                f"parts of speech need a tagger, and {self.language!r} has none: give spacy=, the name of a model"
+            )
         plain = (text or "").translate(_PLAIN)
         for start, end in _sentences(plain, self.language):
             _, tokens, codes = self._codes_of(plain, start, end)
@@ -166,24 +181,24 @@ class Splitter:
     def _codes_of(self, plain: str, start: int, end: int) -> tuple[list[tuple[int, int]], list[str], str]:
         """Spans, tokens and code letters of one sentence."""
         if self.spacy is not None:
-            within, codes = spacy_tags.tagged(self.spacy, plain[start:end])
+            within, codes = spacy_tags.tag_sentence(self.spacy, plain[start:end])
             spans = [(start + a, start + b) for a, b in within]
             tokens = [_composed(plain[a:b]) for a, b in spans]
         else:
             language = LANGUAGES[self.language]
             spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
             tokens = [_composed(plain[a:b]) for a, b in spans]
-            # surface case; what is too long for a word is punctuation
+            # in the case of the text; too long tokens are tagged as punctuation
             short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
-            codes = chunk.encode(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
+            codes = phrase_chunker.code_letters(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
         return spans, tokens, codes
 
 
-_PHRASES = {"noun": chunk.noun_phrases, "verb": chunk.verb_phrases}
+_PHRASES = {"noun": phrase_chunker.noun_phrases, "verb": phrase_chunker.verb_phrases}
 
 
 class _Tally:
-    """Distinct strings in order of first appearance, with their first place and their number."""
+    """Distinct strings in order of first appearance, each with its first span and its count."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -235,9 +250,9 @@ def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
 
 
 def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tuple[int, int]]:
-    """Spans of the words that a segmenter finds; those of one sign of punctuation are none."""
+    """Spans of the words that a segmenter finds, without punctuation."""
     place = start
-    for word in _function(segmenter)(plain[start:end]):
+    for word in _load_function(segmenter)(plain[start:end]):
         first = plain.find(word, place, end)
         if word.strip() and first >= 0:
             place = first + len(word)
@@ -246,7 +261,7 @@ def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tupl
 
 
 @cache
-def _function(name: str) -> Callable[[str], Iterable[str]]:
+def _load_function(name: str) -> Callable[[str], Iterable[str]]:
     module, _, function = name.partition(":")
     try:
         return getattr(import_module(module), function)
@@ -254,15 +269,16 @@ def _function(name: str) -> Callable[[str], Iterable[str]]:
         raise ImportError(f"segmenter {name!r} cannot be loaded ({error}): give 'module:function'") from error
 
 
-def frequent(texts: Iterable[str | None], share: float = 0.2, splitter: Splitter | None = None) -> frozenset[str]:
-    """Words and phrases that stand in more than this share of the texts ("image", "scene"): for `Splitter(stop=...)`.
+def frequent_units(texts: Iterable[str | None], share: float = 0.2, splitter: Splitter | None = None) -> frozenset[str]:
+    """Words and phrases of more than this share of the texts, such as "image" and "scene"; for `Splitter(stop=...)`.
 
-    >>> sorted(frequent(["The image shows a dog.", "The image shows a car.", "A dog."], share=0.6))
+    >>> sorted(frequent_units(["The image shows a dog.", "The image shows a car.", "A dog."], share=0.6))
     ['dog', 'image', 'shows']
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share={share}: give the share of texts, above 0 and at most 1")
-    splitter, counts, number = splitter or _DEFAULT, Counter(), 0
+        raise ValueError(f"share={share} is no share of the texts: give a number above 0 and at most 1")
+    splitter, number = splitter or _DEFAULT, 0
+    counts: Counter[str] = Counter()
     for number, text in enumerate(texts, 1):  # noqa: B007 - used after
         units = splitter(text)
         counts.update({*units.texts("word"), *units.texts("phrase")})

@@ -1,19 +1,18 @@
-"""Unit embeddings: a table of distinct strings and ragged lists of its rows, so that training never encodes."""
+"""Unit embeddings: a table with one row per distinct string, and the rows of each text, so training never encodes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from tavq_plugin.text import shard_file as shards
 from tavq_plugin.text.encoder import TextEncoder
-from tavq_plugin.text.ragged import Ragged, gather
-from tavq_plugin.text.shard_file import Shard
+from tavq_plugin.text.ragged import RaggedRows, padded_units
+from tavq_plugin.text.shard_file import Shard, read_shard, write_shard
 from tavq_plugin.text.splitter import Splitter, TextUnits
 from tavq_plugin.types import GRANULARITIES, Units
 
@@ -22,25 +21,25 @@ Rows = Sequence[int] | Sequence[str] | Tensor
 
 @dataclass(frozen=True)
 class TextStore:
-    """The units of n texts; `batch(rows)` gives them padded, centred on the corpus mean.
+    """The units of n texts; `batch` gives them padded and centred on the corpus mean.
 
-    Nothing is changed in place: `subset`, `centred_on` and `with_mean_of` give a new store on the same table.
+    A store never changes: `subset`, `centred_on` and `with_mean_of` give a new store on the same table.
     """
 
     ids: tuple[str, ...]  # of the texts, usually image names
-    table: Tensor  # u d, one row a distinct string
+    table: Tensor  # u d, one row per distinct string
     vocabulary: tuple[str, ...]  # u
-    lists: Mapping[str, Ragged]  # by granularity
-    means: Mapping[str, Tensor]  # by granularity, d: what `batch` centres on
+    lists: Mapping[str, RaggedRows]  # granularity → the table rows of each text
+    means: Mapping[str, Tensor]  # granularity → d, the mean that `batch` subtracts
     fingerprint: str = ""  # of encoder and splitter
-    split_units: int = 0  # strings beyond the encoder's limit, encoded in pieces
+    split_units: int = 0  # strings longer than the encoder's limit, which were encoded in pieces
     _row: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_row", {name: i for i, name in enumerate(self.ids)})
         if len(self._row) < len(self.ids):
             double = next(name for i, name in enumerate(self.ids) if self._row[name] != i)
-            raise ValueError(f"id {double!r} is given twice: every text needs an id of its own")
+            raise ValueError(f"id {double!r} is given twice: give each text its own id")
 
     @classmethod
     def build(
@@ -54,16 +53,26 @@ class TextStore:
         dtype: torch.dtype = torch.float16,
         progress: bool | None = None,
     ) -> TextStore:
-        """Split and encode n texts, each distinct unit once; an empty or missing text is kept and counted.
+        """Split and encode n texts, each distinct unit once; empty and missing texts are kept.
 
-        The mean is fitted on the texts of `centre_on` (rows or ids; default all): name the training ones, and
-        held-out texts fit nothing.
+        Args:
+            texts: The texts; None or "" is a text without units.
+            encoder: Encodes the units.
+            ids: One per text. Default: "0", "1", …
+            centre_on: Row numbers or ids of the texts whose mean is subtracted; give the training texts, so that
+                held-out texts influence nothing. Default: all texts.
+            splitter: Splits the texts. Default: `Splitter()`.
+            dtype: Of the table.
+            progress: Whether to show a progress bar. Default: for many strings.
+
+        Raises:
+            ValueError: The numbers of texts and ids differ, or an id is given twice.
         """
         if isinstance(texts, str):
-            raise TypeError("build takes a list of texts, got one string: give [text]")
+            raise TypeError("build needs a list of texts, got a single string: give [text]")
         names = tuple(map(str, range(len(texts)))) if ids is None else tuple(ids)
         if len(names) != len(texts):
-            raise ValueError(f"{len(texts)} texts but {len(names)} ids: give one id a text")
+            raise ValueError(f"{len(texts)} texts but {len(names)} ids: give one id per text")
         splitter = splitter or Splitter()
         rows: dict[str, int] = {}
         lists: dict[str, list[list[int]]] = {granularity: [] for granularity in GRANULARITIES}
@@ -77,7 +86,7 @@ class TextStore:
             ids=names,
             table=table,
             vocabulary=tuple(rows),
-            lists={granularity: Ragged.of(found) for granularity, found in lists.items()},
+            lists={granularity: RaggedRows.from_lists(found) for granularity, found in lists.items()},
             means={granularity: torch.zeros(encoder.dim) for granularity in lists},
             fingerprint=f"{encoder.fingerprint}|{splitter.fingerprint}",
             split_units=encoder.stats.split - before,
@@ -93,7 +102,10 @@ class TextStore:
         return self.table.shape[1]
 
     def rows(self, rows: Rows) -> Tensor:
-        """Row numbers of rows or ids, int64 b; KeyError or IndexError for what the store does not hold."""
+        """Row numbers of texts given by id or row number, int64 b.
+
+        Raises KeyError or IndexError for texts that are not in the store.
+        """
         if not isinstance(rows, Tensor):
             missing = [name for name in rows if isinstance(name, str) and name not in self._row]
             if missing:
@@ -101,40 +113,42 @@ class TextStore:
             rows = torch.tensor([self._row[r] if isinstance(r, str) else int(r) for r in rows], dtype=torch.long)
         rows = rows.to(self.table.device, torch.long)
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(self)):
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} asked of a store of {len(self)} texts")
+            raise IndexError(
+                f"rows {int(rows.min())} to {int(rows.max())} were asked for, of a store of {len(self)} texts"
+            )
         return rows
 
     def batch(self, rows: Rows, device: torch.device | str | None = None, *, centred: bool = True) -> dict[str, Units]:
         """Padded units of some texts: granularity → b m d float32, zero where masked.
 
-        `centred`: less the store's mean of that granularity, then L2-normalised.
+        If `centred`, the store's mean of that granularity is subtracted, and the units are L2-normalised.
         """
         rows = self.rows(rows)
         batch = {}
         for granularity, ragged in self.lists.items():
-            units = gather(self.table, *ragged.take(rows), self.means[granularity] if centred else None)
+            units = padded_units(self.table, *ragged.pad(rows), self.means[granularity] if centred else None)
             batch[granularity] = units if device is None else units.to(device)
         return batch
 
     def units(self, row: int | str, granularity: str) -> list[str]:
         """The strings behind one text's units, in the order `batch` gives them."""
-        ids, mask = self._ragged(granularity).take(self.rows([row]))
+        ids, mask = self._ragged(granularity).pad(self.rows(cast(Rows, [row])))
         return [self.vocabulary[i] for i in ids[mask].tolist()]
 
     def counts(self) -> dict[str, int]:
-        """Texts, texts without any unit, units by granularity, distinct strings, strings encoded in pieces."""
+        """Numbers of texts, texts without units, units per granularity, distinct strings, strings encoded in pieces."""
         lengths = torch.stack([ragged.offsets.diff() for ragged in self.lists.values()])
         counts = {"texts": len(self), "without_text": int((lengths.sum(0) == 0).sum())}
         counts |= {granularity: len(ragged.ids) for granularity, ragged in self.lists.items()}
         return counts | {"distinct": len(self.vocabulary), "in_pieces": self.split_units}
 
     def mean(self, granularity: str) -> Tensor:
-        """The mean that `batch` centres on: over all units of the texts it was fitted on; d float32."""
+        """The mean that `batch` subtracts, over all units of the texts it was fitted on; d float32."""
         self._ragged(granularity)
         return self.means[granularity]
 
     def unit_frequency(self, granularity: str = "word") -> dict[str, int]:
-        """In how many texts each unit stands (each counts once a text), most frequent first."""
+        """The number of texts that hold each unit, most frequent first."""
         ids = self._ragged(granularity).ids
         counts = torch.bincount(ids, minlength=len(self.vocabulary))
         order = counts.argsort(descending=True, stable=True).tolist()
@@ -142,7 +156,7 @@ class TextStore:
         return {self.vocabulary[i]: numbers[i] for i in order if numbers[i]}
 
     def centred_on(self, rows: Rows) -> TextStore:
-        """The same units with the mean fitted on some texts only."""
+        """The same units, centred on the mean of some texts only."""
         rows = self.rows(rows)
         means = {}
         for granularity, ragged in self.lists.items():
@@ -156,9 +170,12 @@ class TextStore:
         return replace(self, means=means)
 
     def with_mean_of(self, other: TextStore) -> TextStore:
-        """The same units, centred on another store's means: for held-out texts, the training store's."""
+        """The same units, centred on another store's means; held-out texts take those of the training store."""
         if other.dim != self.dim or other.fingerprint != self.fingerprint:
-            raise ValueError(f"stores of different encoders: {self.fingerprint!r} and {other.fingerprint!r}")
+            raise ValueError(
+                f"the stores have different encoders, {self.fingerprint!r} and {other.fingerprint!r}: "
+                "build both with one encoder"
+            )
         return replace(self, means={name: mean.to(self.table.device) for name, mean in other.means.items()})
 
     def subset(self, rows: Rows) -> TextStore:
@@ -169,38 +186,39 @@ class TextStore:
 
     def to(self, device: torch.device | str) -> TextStore:
         """The store with its table on another device, where `batch` then gathers."""
-        lists = {name: Ragged(r.ids.to(device), r.offsets.to(device)) for name, r in self.lists.items()}
+        lists = {name: RaggedRows(r.ids.to(device), r.offsets.to(device)) for name, r in self.lists.items()}
         means = {name: mean.to(device) for name, mean in self.means.items()}
         return replace(self, table=self.table.to(device), lists=lists, means=means)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file: whole under its name, or not at all."""
-        shards.write(path, self.shard())
+        """Write one safetensors file, atomically."""
+        write_shard(path, self.shard())
 
-    def shard(self, **about: Any) -> Shard:
-        """The store as the content of one file, with what is to be known of it."""
-        about["in_pieces"] = self.split_units
-        return Shard(self.ids, self.table, self.vocabulary, self.lists, self.means, self.fingerprint, about)
+    def shard(self, **metadata: Any) -> Shard:
+        """The store as the content of one file, with more metadata."""
+        metadata["in_pieces"] = self.split_units
+        return Shard(self.ids, self.table, self.vocabulary, self.lists, self.means, self.fingerprint, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextStore:
-        """Read what `save` wrote, or one shard of a prepared store; its table is mapped, not copied, into memory."""
-        shard = shards.read(path)
+        """Read a file of `save`, or one shard of a prepared store; the table is memory-mapped."""
+        shard = read_shard(path)
         return cls(
             ids=tuple(shard.ids),
             table=shard.table,
             vocabulary=tuple(shard.vocabulary),
-            lists={name: Ragged(ragged.ids.long(), ragged.offsets.long()) for name, ragged in shard.lists.items()},
+            lists={name: RaggedRows(ragged.ids.long(), ragged.offsets.long()) for name, ragged in shard.lists.items()},
             means=shard.means,
             fingerprint=shard.fingerprint,
-            split_units=shard.about["in_pieces"],
+            split_units=shard.metadata["in_pieces"],
         )
 
-    def _ragged(self, granularity: str) -> Ragged:
+    def _ragged(self, granularity: str) -> RaggedRows:
         if granularity not in self.lists:
-            raise KeyError(f"no granularity {granularity!r}: one of {', '.join(self.lists)}")
+            raise KeyError(f"there is no granularity {granularity!r}: give one of {', '.join(self.lists)}")
         return self.lists[granularity]
 
 
 def _rows(units: TextUnits, granularity: str, vocabulary: dict[str, int]) -> list[int]:
+    """Table rows of one text's units; new units get the next rows of the vocabulary."""
     return [vocabulary.setdefault(text, len(vocabulary)) for text in units.texts(granularity)]

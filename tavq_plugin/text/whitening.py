@@ -1,4 +1,4 @@
-"""Whitening: unit embeddings without their mean and with equal spread in all directions, fitted on a whole store."""
+"""Whitening, fitted on a whole store: unit embeddings of zero mean and equal variance in all directions."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tavq_plugin.io.atomic import save_tensors
-from tavq_plugin.text import shard_file as shards
-from tavq_plugin.text.manifest import NAME, WHITENING, Manifest, finished, shard_path, shard_paths
+from tavq_plugin.text.manifest import (
+    MANIFEST_FILE,
+    WHITENING_FILE,
+    Manifest,
+    finished_shard_paths,
+    shard_path,
+    shard_paths,
+)
+from tavq_plugin.text.shard_file import shard_metadata, write_shard
 from tavq_plugin.text.store import TextStore
 
-ROWS = 65536  # of a table at once, so that no float64 copy of a large one is made
+ROWS = 65536  # at once, so that no float64 copy of a large table is made
 
 
 @dataclass(frozen=True)
 class Whitening:
     """x → (x - mean) · matrix, then L2-normalised; matrix is the inverse root of the shrunk covariance.
 
-    Cosines of raw text embeddings lie in a narrow cone; here a unit's distance from others tells more.
+    Raw text embeddings lie in a narrow cone; whitened, their cosines differ more.
     """
 
     mean: Tensor  # d float32
@@ -31,14 +39,18 @@ class Whitening:
 
     @classmethod
     def fit(cls, tables: Iterable[tuple[Tensor, Tensor]], shrink: float = 0.1) -> Whitening:
-        """From tables u d and how often each row is used, u; one table at a time.
+        """Fit on pairs of a table u d and the number of uses of each row, u; one table at a time is in memory.
 
-        `shrink` mixes the covariance with its own mean variance in every direction: 0 trusts a small corpus fully.
-        ValueError where nothing is used.
+        `shrink` is the share of equal variance in all directions that is mixed into the covariance; a small corpus
+        needs more. Raises ValueError if `shrink` is not in 0 to 1, or no row is used.
         """
         if not 0 <= shrink <= 1:
-            raise ValueError(f"shrink={shrink}: give 0 (the covariance as it is) to 1 (only the mean is taken away)")
-        total, first, second = 0.0, 0.0, 0.0
+            raise ValueError(
+                f"shrink={shrink} is out of range: give 0 (the covariance as it is) to 1 (only the mean is subtracted)"
+            )
+        total: Any = 0.0  # tensors, after the first table
+        first: Any = 0.0
+        second: Any = 0.0
         for table, uses in tables:
             for start in range(0, len(table), ROWS):
                 rows, weights = table[start : start + ROWS].double(), uses[start : start + ROWS].double()
@@ -46,78 +58,89 @@ class Whitening:
                 first += weights @ rows
                 second += (rows * weights[:, None]).T @ rows
         if not total:
-            raise ValueError("no units to fit a whitening on: the store has no text")
+            raise ValueError("there are no units to fit a whitening on: give a store with texts")
         mean = first / total
         covariance = second / total - mean[:, None] * mean
         width = len(mean)
         variance = covariance.trace() / width
         covariance = (1 - shrink) * covariance + shrink * variance * torch.eye(width, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(covariance)
-        roots = values.clamp(min=1e-6 * variance.item() or 1.0).rsqrt()  # directions without any spread stay finite
+        roots = values.clamp(min=1e-6 * variance.item() or 1.0).rsqrt()  # keeps directions without variance finite
         return cls(mean.float(), (vectors * roots @ vectors.T).float())
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows n d of any dtype, whitened; n d of the same dtype."""
+        """Whitened rows of the same dtype; n d -> n d."""
         return normalize((rows.float() - self.mean) @ self.matrix, dim=-1).to(rows.dtype)
 
     @property
     def name(self) -> str:
-        """Equal for equal numbers: stands in the fingerprint of a whitened store."""
+        """A hash of the numbers, which is part of a whitened store's fingerprint."""
         content = self.mean.numpy().tobytes() + self.matrix.numpy().tobytes()
         return f"whitened-{hashlib.sha256(content).hexdigest()[:16]}"
 
     def save(self, folder: Path) -> None:
-        """Beside the store's shards, whole or not at all."""
-        save_tensors({"mean": self.mean, "matrix": self.matrix}, folder / WHITENING)
+        """Write it beside the store's shards, atomically."""
+        save_tensors({"mean": self.mean, "matrix": self.matrix}, folder / WHITENING_FILE)
 
     @classmethod
     def load(cls, folder: str | Path) -> Whitening:
-        """Of a whitened store; ValueError where it is missing, or not the one that made the store."""
+        """The whitening of a whitened store; raises ValueError if it is missing, or did not make the store."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         fingerprint = Manifest.read(folder).fingerprint
         try:
-            found = cls(**load_file(Path(folder) / WHITENING))
+            found = cls(**load_file(Path(folder) / WHITENING_FILE))
         except (FileNotFoundError, SafetensorError, TypeError) as error:
-            raise ValueError(
-                f"{folder} has no whitening ({error}): give a store that tavq store whiten made"
-            ) from error
+            raise ValueError(f"{folder} has no whitening ({error}): give a store made by tavq store whiten") from error
         if not fingerprint.endswith(f"|{found.name}"):
             raise ValueError(
-                f"{Path(folder) / WHITENING} did not make this store ({fingerprint}): whiten the first one again"
+                f"{Path(folder) / WHITENING_FILE} did not make this store ({fingerprint}): whiten the first one again"
             )
         return found
 
 
 def whiten(store: str | Path, out: str | Path, *, like: str | Path | None = None, shrink: float = 0.1) -> Manifest:
-    """A new store of the same units, whitened; `like`: by the whitening of another store, for held-out texts.
+    """Write a new store of the same units, whitened.
 
-    ValueError where `store` is whitened already or `like` is of another encoder; FileExistsError where `out` is there.
+    Args:
+        store: Folder of a finished store.
+        out: Folder of the new store.
+        like: A whitened store whose whitening is used, such as the training store's for held-out texts. Default: fit
+            one.
+        shrink: As `Whitening.fit`.
+
+    Raises:
+        ValueError: `store` is whitened already, or `like` has another encoder.
+        FileExistsError: `out` holds a store.
     """
     source, out = Manifest.read(store), Path(out)
-    paths = finished(store, source)
+    paths = finished_shard_paths(store, source)
     if "|whitened-" in source.fingerprint:
-        raise ValueError(f"{store} is whitened already: give the store it was made of")
-    if (out / NAME).exists() or (out / WHITENING).exists() or shard_paths(out):
-        raise FileExistsError(f"{out} holds a store already: give a new folder")
+        raise ValueError(f"{store} is whitened already: give the store that it was made from")
+    if (out / MANIFEST_FILE).exists() or (out / WHITENING_FILE).exists() or shard_paths(out):
+        raise FileExistsError(f"{out} already holds a store: give a new folder")
     if like is None:
         whitening = Whitening.fit((_table_and_uses(path) for path in paths), shrink)
     else:
         whitening = Whitening.load(like)
-        Manifest(Manifest.read(like).fingerprint.removesuffix(f"|{whitening.name}")).same(source.fingerprint, store)
+        Manifest(Manifest.read(like).fingerprint.removesuffix(f"|{whitening.name}")).require_fingerprint(
+            source.fingerprint, store
+        )
     fingerprint = f"{source.fingerprint}|{whitening.name}"
     whitening.save(out)
     for number, path in enumerate(paths):
-        part, about = TextStore.load(path), shards.metadata(path)
+        part, metadata = TextStore.load(path), shard_metadata(path) or {}
         table = torch.cat([whitening(rows) for rows in part.table.split(ROWS)] or [part.table])
         part = replace(part, table=table, fingerprint=fingerprint).centred_on(range(len(part)))
-        shards.write(shard_path(out, number), part.shard(records=about.get("records", "")))
+        write_shard(shard_path(out, number), part.shard(records=metadata.get("records", "")))
     made = replace(source, fingerprint=fingerprint)
     made.write(out)
     return made
 
 
 def _table_and_uses(path: Path) -> tuple[Tensor, Tensor]:
+    """A shard's table u d, and how often each row is used, u."""
     part = TextStore.load(path)
-    return part.table, sum(torch.bincount(r.ids, minlength=len(part.table)) for r in part.lists.values())
+    rows = torch.cat([ragged.ids for ragged in part.lists.values()])
+    return part.table, torch.bincount(rows, minlength=len(part.table))

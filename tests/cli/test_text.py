@@ -137,7 +137,7 @@ def test_stores_merge_and_append_by_command(tavq, tmp_path, bert_folder):
     assert result.exit_code == 2 and "do not mix" in " ".join(result.output.split())
     assert not (tmp_path / "n").exists()
     result = tavq("store", "merge", a, a, "--out", tmp_path / "n")
-    assert result.exit_code == 2 and "stands in another shard" in " ".join(result.output.split())
+    assert result.exit_code == 2 and "is in another shard too" in " ".join(result.output.split())
     assert tavq("store", "append", a, tmp_path / "none").exit_code == 2
     result = tavq("store", "whiten", tmp_path / "m", "--out", tmp_path / "w")
     assert result.exit_code == 0 and "3 texts in 3 shards" in " ".join(result.output.split())

@@ -13,7 +13,7 @@ from tavq_plugin.evaluation.metrics.stability import code_word_stability, word_i
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import histograms, masked_words, presence
 from tavq_plugin.evaluation.probes import Ridge, fit_ridge
-from tavq_plugin.text.ragged import Ragged
+from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.types import Units
 
@@ -60,7 +60,7 @@ def test_images_shares_of_average_precision_add_up_to_it():
 def test_presence_of_words_by_hand():
     store = TextStore(
         ids=("a", "b", "c"), table=torch.zeros(3, 2), vocabulary=("dog", "ball", "runs"),
-        lists={"word": Ragged.of([[0, 2, 0], [], [1, 2]])}, means={"word": torch.zeros(2)},
+        lists={"word": RaggedRows.from_lists([[0, 2, 0], [], [1, 2]])}, means={"word": torch.zeros(2)},
     )  # fmt: skip
     table = presence(store, [0, 1, 2], ["runs", "dog"])
     assert table.tolist() == [[True, True], [False, False], [True, False]]

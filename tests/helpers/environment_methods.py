@@ -14,7 +14,7 @@ import tavq_plugin as tavq
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.methods import method_class
 from tavq_plugin.methods.base import Step
-from tavq_plugin.text.ragged import Ragged
+from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.types import GRANULARITIES
 
@@ -24,7 +24,7 @@ TEXTS = ["a red car", "a blue dog", "a red dog", "a blue car"]
 
 def corpus() -> Corpus:
     """Four texts whose words, phrases and sentences are all their two words; width 6."""
-    lists = Ragged.of([[0, 2], [1, 3], [0, 3], [1, 2]])
+    lists = RaggedRows.from_lists([[0, 2], [1, 3], [0, 3], [1, 2]])
     table = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     means = {name: torch.zeros(6) for name in GRANULARITIES}
     store = TextStore(("0", "1", "2", "3"), table, WORDS, dict.fromkeys(GRANULARITIES, lists), means)

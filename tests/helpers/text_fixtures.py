@@ -49,6 +49,12 @@ def tiny_vlm(tmp_path_factory):
 
 
 @pytest.fixture
+def decompression_limit(monkeypatch):
+    """A function that sets Pillow's limit of pixels, a setting of that library, for one test."""
+    return lambda pixels: monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+
+
+@pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -82,8 +88,10 @@ def server():
             elif step == "cut":
                 self.close_connection = True
                 return
+            elif step == "redirect":
+                status, headers = 302, {"Location": f"http://localhost:{self.server.server_port}/elsewhere"}
             elif isinstance(step, int):
-                status, content, headers = step, b"no", {"Retry-After": "0"} if step == 429 else {}
+                status, content, headers = step, http.error_body, {"Retry-After": "0"} if step == 429 else {}
             elif isinstance(step, bytes):
                 content = step
             else:
@@ -95,6 +103,10 @@ def server():
             self.end_headers()
             self.wfile.write(content)
 
+        def do_GET(self):
+            http.redirected.append(dict(self.headers))
+            self.send_error(404)
+
         def log_message(self, *_):
             pass
 
@@ -102,7 +114,7 @@ def server():
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.handle_error = lambda *_: None  # a client that gave up
     threading.Thread(target=http.serve_forever, daemon=True).start()
-    http.script, http.seen, http.state = script, seen, state
+    http.script, http.seen, http.state, http.error_body, http.redirected = script, seen, state, b"no", []
     http.url = f"http://127.0.0.1:{http.server_port}/v1"
     yield http
     http.shutdown()

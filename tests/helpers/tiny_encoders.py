@@ -17,7 +17,7 @@ EYE |= {"intermediate_size": 16}
 ENDS = {"bos_token_id": 2, "eos_token_id": 3}
 DUAL = {**SIZE, **ENDS, "max_position_embeddings": POSITIONS}
 
-# name → class, its config, and what its tokenizer is told
+# name → class, its config, and the options of its tokenizer
 FAMILIES = {
     "bert": ("BertModel", {**SIZE, "max_position_embeddings": POSITIONS}, {}),
     "roberta": ("RobertaModel", {**SIZE, "max_position_embeddings": POSITIONS}, {}),
@@ -68,12 +68,12 @@ FAMILIES = {
 
 def save_tiny(name: str, folder: Path) -> Path:
     """Write config, weights and tokenizer of one family."""
-    kind, config, told = FAMILIES[name]
+    kind, config, options = FAMILIES[name]
     model = getattr(transformers, kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model(model.config_class(**config)).save_pretrained(folder)
-    tokenizer(**told).save_pretrained(folder)
+    tokenizer(**options).save_pretrained(folder)
     return folder
 
 
@@ -82,7 +82,7 @@ def save_tiny_bert(folder: Path) -> Path:
     return save_tiny("bert", folder)
 
 
-def tokenizer(**told) -> PreTrainedTokenizerFast:
+def tokenizer(**options) -> PreTrainedTokenizerFast:
     """One token a word, between [CLS] and [SEP]."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -90,4 +90,4 @@ def tokenizer(**told) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **names, **told)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names, **options)

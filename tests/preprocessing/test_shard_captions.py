@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tavq_plugin.preprocessing.caption import caption
+from tavq_plugin.preprocessing.caption import caption_images
 from tavq_plugin.preprocessing.prepare_store import prepare
 from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
-from tavq_plugin.preprocessing.shard_captions import FOLDER, Captions
+from tavq_plugin.preprocessing.shard_captions import FOLDER, ShardCaptions
 from tavq_plugin.text import ShardedStore, TextEncoder
-from tavq_plugin.text.manifest import verify
+from tavq_plugin.text.manifest import find_faults
 
 COLOURS = ("red", "blue", "green", "white", "black", "grey", "pink")
 
@@ -21,13 +21,14 @@ class Painter:
     """Says each image's colour, and its place in the batch: a text that another batch would change."""
 
     name, revision = "painter", "1"
-    calls = ()  # sizes of all batches
-    stop_after = None
+
+    def __init__(self, calls=None, stop_after=None):
+        self.calls, self.stop_after = [] if calls is None else calls, stop_after  # sizes of all batches
 
     def __call__(self, images, prompts, attempt=0):
-        if len(Painter.calls) == Painter.stop_after:
+        if len(self.calls) == self.stop_after:
             raise KeyboardInterrupt
-        Painter.calls = (*Painter.calls, len(images))
+        self.calls.append(len(images))
         pixels = [image.getpixel((0, 0)) for image in images]
         return [f"A dog of {len(set(p))} shades, {sum(p)}, is number {i}." for i, p in enumerate(pixels)]
 
@@ -38,9 +39,7 @@ def load(bert_folder):
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch):
-    monkeypatch.setattr(Painter, "calls", ())
-    monkeypatch.setattr(Painter, "stop_after", None)
+def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(13):
@@ -48,8 +47,8 @@ def images(tmp_path, monkeypatch):
     return folder
 
 
-def painted(**settings):
-    return Captions(Painter, "painter", "1", **{"batch": 2, **settings})
+def painted(painter=Painter, **settings):
+    return ShardCaptions(painter, "painter", "1", **{"batch": 2, **settings})
 
 
 def run(data, out, load, captions, **settings):
@@ -61,7 +60,7 @@ def content(store):
 
 
 def test_it_equals_a_file_of_captions_prepared(tmp_path, images, load):
-    caption(images, tmp_path / "c.jsonl", Painter(), batch=1, progress=False)
+    caption_images(images, tmp_path / "c.jsonl", Painter(), batch=1, progress=False)
     run(tmp_path / "c.jsonl", tmp_path / "two", load, None)
     done = run(images, tmp_path / "one", load, painted(batch=1))
     assert (done.texts, done.shards, done.made, done.rejected, done.finished) == (13, 3, 3, 0, True)
@@ -69,16 +68,16 @@ def test_it_equals_a_file_of_captions_prepared(tmp_path, images, load):
     assert {name: one[name] for name in two} == two
     lines = b"".join(one[f"{FOLDER}/shard-0000{i}.jsonl"] for i in range(3))
     assert lines == (tmp_path / "c.jsonl").read_bytes()
-    assert not list(verify(tmp_path / "one"))
+    assert not list(find_faults(tmp_path / "one"))
 
 
 def test_a_second_run_asks_nothing_and_loads_no_model(tmp_path, images, load):
     run(images, tmp_path / "s", load, painted())
     before = content(tmp_path / "s")
-    again = run(images, tmp_path / "s", load, Captions(None, "painter", "1", batch=2))
+    again = run(images, tmp_path / "s", load, ShardCaptions(None, "painter", "1", batch=2))
     assert (again.made, again.finished) == (0, True) and content(tmp_path / "s") == before
     (tmp_path / "s" / "shard-00001.safetensors").unlink()  # the texts are kept
-    assert run(images, tmp_path / "s", load, Captions(None, "painter", "1", batch=2)).made == 1
+    assert run(images, tmp_path / "s", load, ShardCaptions(None, "painter", "1", batch=2)).made == 1
     assert content(tmp_path / "s") == before
     with pytest.raises(ValueError, match="do not mix"):
         run(images, tmp_path / "s", load, painted(prompt="What?"))
@@ -101,28 +100,26 @@ def test_two_workers_on_ray_give_the_same_bytes(tmp_path, images, load):
 
 @pytest.mark.parametrize("torn", [b"", b'{"id": "half a li', "whole"])
 @pytest.mark.parametrize("after", [1, 4])
-def test_a_stop_costs_one_batch_and_changes_no_text(tmp_path, images, load, monkeypatch, after, torn):
-    run(images, tmp_path / "straight", load, painted())
-    asked = sum(Painter.calls)
-    Painter.calls, Painter.stop_after = (), after
+def test_a_stop_costs_one_batch_and_changes_no_text(tmp_path, images, load, after, torn):
+    straight, stopped, resumed = [], [], []
+    run(images, tmp_path / "straight", load, painted(partial(Painter, straight)))
     with pytest.raises(KeyboardInterrupt):
-        run(images, tmp_path / "s", load, painted())
+        run(images, tmp_path / "s", load, painted(partial(Painter, stopped, after)))
     file = max((tmp_path / "s" / FOLDER).glob("shard-0000?.jsonl"))
     if torn == "whole":  # killed between two lines of a batch
         lines = file.read_bytes().splitlines(keepends=True)
         file.write_bytes(b"".join(lines[:-1]))
     else:
         file.write_bytes(file.read_bytes() + torn)
-    paid, Painter.stop_after = sum(Painter.calls), None
-    assert run(images, tmp_path / "s", load, painted()).finished
-    assert sum(Painter.calls) <= asked + 2 and paid < asked
+    assert run(images, tmp_path / "s", load, painted(partial(Painter, resumed))).finished
+    assert sum(stopped) + sum(resumed) <= sum(straight) + 2 and sum(stopped) < sum(straight)
     assert content(tmp_path / "s") == content(tmp_path / "straight")
 
 
 def test_what_cannot_be_described_is_rejected_and_asked_for_again(tmp_path, images, load, server):
     (images / "03.png").write_bytes(b"none")
     server.script[:] = ["A red dog runs.", 500, "A blue boat."]
-    asked = Captions(
+    asked = ShardCaptions(
         partial(ServerCaptioner, server.url, "m", retries=0, concurrency=1), "m", prompt="Say it.", batch=4
     )
     done = run(images, tmp_path / "s", load, asked)
@@ -139,7 +136,7 @@ def test_what_cannot_be_described_is_rejected_and_asked_for_again(tmp_path, imag
 
 def test_short_captions_go_with_the_image(tmp_path, images, load, server):
     (images / "00.txt").write_text("a red thing")
-    asked = Captions(partial(ServerCaptioner, server.url, "m"), "m", with_captions=True)
+    asked = ShardCaptions(partial(ServerCaptioner, server.url, "m"), "m", with_captions=True)
     run(images, tmp_path / "s", load, asked, shard_size=20)
     prompts = {body["messages"][0]["content"][1]["text"] for body, _ in server.seen}
     assert len(prompts) == 2 and any("A red thing." in prompt for prompt in prompts)
@@ -148,7 +145,7 @@ def test_short_captions_go_with_the_image(tmp_path, images, load, server):
 
 
 def test_a_server_that_is_not_there_stops_the_run_and_leaves_no_shard(tmp_path, images, load):
-    asked = Captions(partial(ServerCaptioner, "http://127.0.0.1:9", "m", retries=0), "m")
-    with pytest.raises(ConnectionError, match="is it running"):
+    asked = ShardCaptions(partial(ServerCaptioner, "http://127.0.0.1:9", "m", retries=0), "m")
+    with pytest.raises(ConnectionError, match="is the server running"):
         run(images, tmp_path / "s", load, asked)
     assert not list((tmp_path / "s").glob("shard*"))

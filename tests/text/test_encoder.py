@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
 from tavq_plugin.text import TextEncoder, offline_encoder
-from tavq_plugin.text import encoder as embed
+from tavq_plugin.text.dtype_trial import DtypeTrial
+from tavq_plugin.text.encoder import MINILM_SHA256, require_sha256
 
 STRINGS = ["a red car", "the dog sleeps", "a", "two men in a blue boat . the sky", "a red car"]
 
@@ -40,15 +41,11 @@ def test_shape_norm_and_order(encoder):
     assert encoder.encode([]).shape == (0, 32)
 
 
-def test_each_distinct_string_is_encoded_once(encoder, monkeypatch):
+def test_each_distinct_string_is_encoded_once(encoder):
     rows = []
-    inner = encoder.model.forward
-
-    def count(*args, **kwargs):
-        rows.append(len(kwargs["input_ids"]))
-        return inner(*args, **kwargs)
-
-    monkeypatch.setattr(encoder.model, "forward", count)
+    encoder.model.register_forward_pre_hook(
+        lambda model, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     encoder.encode(["a dog", "a cat", "a dog"] * 50)
     assert sum(rows) == 2
     assert encoder.stats.strings == 2
@@ -96,9 +93,8 @@ def test_random_state_is_untouched_and_the_model_is_frozen(bert_folder):
 
 
 @pytest.mark.parametrize(("faster", "chosen"), [(0.0, "bfloat16"), (float("inf"), "float32")])
-def test_bfloat16_is_taken_where_it_is_faster_and_equal(encoder, monkeypatch, faster, chosen):
-    monkeypatch.setattr(embed, "PROBE", 8)
-    monkeypatch.setattr(embed, "FASTER", faster)
+def test_bfloat16_is_taken_where_it_is_faster_and_equal(encoder, faster, chosen):
+    encoder.dtype_trial = DtypeTrial(min_strings=8, min_speedup=faster)
     strings = [f"{a} {b}" for a in ("red", "blue", "long") for b in ("car", "dog", "cat")]
     plain = copy.deepcopy(encoder)
     plain.dtype = torch.float32
@@ -109,10 +105,8 @@ def test_bfloat16_is_taken_where_it_is_faster_and_equal(encoder, monkeypatch, fa
     assert encoder.fingerprint == plain.fingerprint
 
 
-def test_unequal_bfloat16_is_refused_however_fast(encoder, monkeypatch):
-    monkeypatch.setattr(embed, "PROBE", 2)
-    monkeypatch.setattr(embed, "FASTER", 0.0)
-    monkeypatch.setattr(embed, "EQUAL", 1.1)
+def test_unequal_bfloat16_is_refused_however_fast(encoder):
+    encoder.dtype_trial = DtypeTrial(min_strings=2, min_speedup=0.0, min_cosine=1.1)
     encoder.encode(["a dog", "a cat"])
     assert encoder.stats.dtype == "float32"
 
@@ -167,7 +161,7 @@ def test_a_changed_file_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"not the weights")
     with pytest.raises(ValueError, match="expected 53aa5117.*force-reinstall"):
-        embed.verify(file, embed.MINILM_SHA256)
+        require_sha256(file, MINILM_SHA256)
 
 
 def test_offline_encoder_is_minilm():

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tavq_plugin.text import ShardedStore, TextStore
-from tavq_plugin.text.manifest import Manifest, append, merge, shard_path, verify
-from tavq_plugin.text.shard_file import Strings
+from tavq_plugin.text.manifest import Manifest, append_stores, find_faults, merge_stores, shard_path
+from tavq_plugin.text.shard_file import PackedStrings
 from tavq_plugin.types import GRANULARITIES
 
 TEXTS = ["A red car. The dog sleeps on a red boat.", "", "Two men in a blue boat.", None, "The sky. A house. A dog."]
@@ -107,10 +107,10 @@ def test_workers_ship_row_numbers_only(store):
 
 def test_stores_merge_and_append_without_encoding(tmp_path, encoder, whole):
     first, second = (save(tmp_path / n, encoder, r) for n, r in (("x", [[0, 1]]), ("y", [[2], [3, 4]])))
-    merged = merge([first, second], tmp_path / "m")
+    merged = merge_stores([first, second], tmp_path / "m")
     assert (merged.shards, merged.texts) == (3, 5)
-    assert not list(verify(tmp_path / "m"))
-    appended = append(first, [second])
+    assert not list(find_faults(tmp_path / "m"))
+    appended = append_stores(first, [second])
     assert appended == merged
     for folder in (tmp_path / "m", first):
         ours = ShardedStore.open(folder)
@@ -123,17 +123,17 @@ def test_mixed_or_doubled_stores_are_refused_and_stay_as_they_were(tmp_path, enc
     first = save(tmp_path / "x", encoder, [[0, 1]])
     other = save(tmp_path / "y", type(encoder).from_pretrained(bert_folder, pooling="cls"), [[2]])
     with pytest.raises(ValueError, match="do not mix"):
-        append(first, [other])
-    with pytest.raises(ValueError, match=r"id 'a.png' of .* stands in another shard"):
-        append(first, [first])
+        append_stores(first, [other])
+    with pytest.raises(ValueError, match=r"id 'a.png' of .* is in another shard too"):
+        append_stores(first, [first])
     with pytest.raises(FileExistsError, match="append to it"):
-        merge([first], first)
+        merge_stores([first], first)
     assert len(list(first.iterdir())) == 2 and len(ShardedStore.open(first)) == 2
     shard_path(other, 0).rename(shard_path(first, 1))
     Manifest(Manifest.read(first).fingerprint, 2, 3).write(first)
     with pytest.raises(ValueError, match="do not mix"):
         ShardedStore.open(first)
-    assert "of other units" in [fault.reason[:14] for fault in verify(first)]
+    assert "of other units" in [fault.reason[:14] for fault in find_faults(first)]
 
 
 def test_verify_names_each_fault(tmp_path, encoder):
@@ -145,19 +145,19 @@ def test_verify_names_each_fault(tmp_path, encoder):
     shard_path(folder, 3).write_bytes(b"")
     shard_path(folder, 4).write_bytes(shard_path(folder, 0).read_bytes())
     shard_path(folder, 7).write_bytes(shard_path(folder, 0).read_bytes())
-    faults = {(fault.path.name[8:11], fault.reason.split(":")[0]) for fault in verify(folder)}
+    faults = {(fault.path.name[8:11], fault.reason.split(":")[0]) for fault in find_faults(folder)}
     assert faults == {
         ("001", "missing"),
         ("002", "its content has changed since it was written"),
         ("003", "truncated or no shard"),
-        ("004", "1 of its ids stand in an earlier shard already"),
+        ("004", "1 of its ids are in an earlier shard too"),
         ("007", "not in the manifest"),
-        ("007", "1 of its ids stand in an earlier shard already"),
+        ("007", "1 of its ids are in an earlier shard too"),
     }
 
 
 def test_a_store_that_is_none_says_what_to_do(tmp_path, encoder):
-    with pytest.raises(FileNotFoundError, match="make one with tavq prepare"):
+    with pytest.raises(FileNotFoundError, match="run tavq prepare"):
         ShardedStore.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="no manifest"):
@@ -173,8 +173,8 @@ def test_a_store_that_is_none_says_what_to_do(tmp_path, encoder):
 
 def test_packed_strings_read_like_a_list():
     strings = ["", "café", "🙂", "a"]
-    packed = Strings.pack(strings)
+    packed = PackedStrings.pack(strings)
     assert (list(packed), packed[-1], packed[1:3]) == (strings, "a", ["café", "🙂"])
     with pytest.raises(IndexError):
         packed[4]
-    assert list(Strings.pack([])) == []
+    assert list(PackedStrings.pack([])) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tavq_plugin.text import Splitter, frequent, split
+from tavq_plugin.text import Splitter, frequent_units, split
 
 
 def test_content_words_and_noun_phrases_of_annotated_text(annotated):
@@ -210,13 +210,13 @@ def test_a_missing_spacy_model_says_how_to_get_it():
 
 def test_what_stands_nearly_everywhere_can_be_left_out():
     texts = [f"The image shows a {thing}." for thing in ("red car", "dog", "boat", "red house")]
-    stop = frequent(texts, share=0.5)
+    stop = frequent_units(texts, share=0.5)
     assert stop == {"image", "shows"}
     units = Splitter(stop=stop)(texts[0])
     assert units.texts("word") == ["red", "car"] and "image" not in units.texts("phrase")
     assert units.texts("sentence") == [texts[0]]
     with pytest.raises(ValueError, match="above 0"):
-        frequent(texts, share=0)
+        frequent_units(texts, share=0)
 
 
 def test_settings_are_in_the_fingerprint_and_checked():

@@ -1,11 +1,14 @@
 """The store against plain loops: padding, masks, centring, subsets, saving."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tavq_plugin.text import TextStore, split
-from tavq_plugin.types import GRANULARITIES, Units
+from tavq_plugin.text import ShardedStore, TextCache, TextStore, split
+from tavq_plugin.text.manifest import Manifest, shard_path
+from tavq_plugin.types import GRANULARITIES, TextSource, Units
 
 TEXTS = ["A red car. The dog sleeps on a red boat.", "", "Two men in a blue boat.", None, "The sky. A house. A dog."]
 IDS = ["a.png", "b.png", "c.png", "d.png", "e.png"]
@@ -124,14 +127,28 @@ def test_save_and_load(store, tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["text.safetensors"]
 
 
-def test_a_failed_save_leaves_the_old_file_whole(store, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file_whole(store, tmp_path):
     file = tmp_path / "text.safetensors"
     store.save(file)
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
-    with pytest.raises(OSError, match="no space"):
-        store.subset([0]).save(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["text.safetensors"]
-    assert TextStore.load(file).ids == store.ids
+    before = file.read_bytes()
+    with pytest.raises(RuntimeError):  # a table that cannot be written
+        replace(store, table=store.table.to("meta")).save(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.safetensors"] and file.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["store", "shards", "cache"])
+def test_stores_and_cache_are_text_sources(kind, store, encoder, tmp_path):
+    store.save(shard_path(tmp_path, 0))
+    Manifest(store.fingerprint, 1, len(store)).write(tmp_path)
+    source: TextSource = {
+        "store": lambda: store,
+        "shards": lambda: ShardedStore.open(tmp_path),
+        "cache": lambda: TextCache(encoder, means=store.means),
+    }[kind]()
+    assert isinstance(source, TextSource) and source.dim == 32
+    texts = [IDS[0], IDS[4]] if kind != "cache" else [TEXTS[0], TEXTS[4]]
+    for units in (source.batch(texts, "cpu"), source.batch(texts, device="cpu")):
+        torch.testing.assert_close(units["word"].embeddings, store.batch([0, 4])["word"].embeddings, atol=5e-3, rtol=0)
 
 
 def test_wrong_requests_say_what_is_needed(store, encoder, bert_folder):

@@ -85,7 +85,7 @@ def test_features_of_a_model_without_any_are_refused(tiny_text):
 
 @pytest.fixture
 def sentence_folder(tiny_text, tmp_path):
-    """A function: a BERT in the layout of sentence-transformers, as its parts are told."""
+    """A function: a BERT in the layout of sentence-transformers, with its parts as given."""
 
     def write(pooling, *, lower=False, dense=None, extra=(), prompt=None, inside="", limit=12):
         folder = tmp_path / "sentence"
@@ -100,8 +100,8 @@ def sentence_folder(tiny_text, tmp_path):
         for path in paths[1:]:
             (folder / path).mkdir()
         (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
-        told = {"max_seq_length": limit, "do_lower_case": lower}
-        (folder / inside / "sentence_bert_config.json").write_text(json.dumps(told))
+        limits = {"max_seq_length": limit, "do_lower_case": lower}
+        (folder / inside / "sentence_bert_config.json").write_text(json.dumps(limits))
         (folder / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": prompt}))
         if dense:
             torch.manual_seed(1)
@@ -116,7 +116,7 @@ def sentence_folder(tiny_text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "pooling"),
+    ("settings", "pooling"),
     [
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
@@ -125,8 +125,8 @@ def sentence_folder(tiny_text, tmp_path):
     ],
 )
 @pytest.mark.parametrize("inside", ["", "0_Transformer"])
-def test_a_sentence_folder_says_how_it_pools(sentence_folder, tiny_text, told, pooling, inside):
-    encoder = TextEncoder.from_pretrained(sentence_folder(told, inside=inside))
+def test_a_sentence_folder_says_how_it_pools(sentence_folder, tiny_text, settings, pooling, inside):
+    encoder = TextEncoder.from_pretrained(sentence_folder(settings, inside=inside))
     assert (encoder.pooling, encoder.max_length) == (pooling, 12)
     loop = torch.stack([alone(tiny_text("bert"), text, pooling) for text in STRINGS])
     torch.testing.assert_close(encoder.encode(STRINGS), loop, atol=2e-5, rtol=1e-4)
@@ -149,7 +149,7 @@ def test_its_dense_layer_and_lower_case_count(sentence_folder):
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("settings", "words"),
     [
         ({"pooling": {"pooling_mode_max_tokens": True}}, "pools by max_tokens"),
         ({"pooling": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}}, "by cls and mean"),
@@ -158,8 +158,8 @@ def test_its_dense_layer_and_lower_case_count(sentence_folder):
         ({"pooling": {}, "dense": "torch.nn.Softsign"}, "uses Softsign"),
     ],
 )
-def test_what_is_not_supported_is_said_and_can_be_left_out(sentence_folder, told, words):
-    folder = sentence_folder(**told)
+def test_what_is_not_supported_is_said_and_can_be_left_out(sentence_folder, settings, words):
+    folder = sentence_folder(**settings)
     folder = folder[0] if isinstance(folder, tuple) else folder
     with pytest.raises(ValueError, match=f"{words}.*give\\s+pooling="):
         TextEncoder.from_pretrained(folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tavq_plugin.text import ShardedStore, TextStore
-from tavq_plugin.text.manifest import WHITENING, Manifest, merge, shard_path, verify
+from tavq_plugin.text.manifest import WHITENING_FILE, Manifest, find_faults, merge_stores, shard_path
 from tavq_plugin.text.whitening import Whitening, whiten
 
 TEXTS = ["A red car. The dog sleeps on a red boat.", "Two men in a blue boat.", "", "The sky. A house. A long dog."]
@@ -36,7 +36,7 @@ def test_rows_have_equal_spread_in_every_direction():
 def test_a_store_is_whitened_and_held_out_texts_by_the_same_numbers(tmp_path, encoder):
     train, test = save(tmp_path / "train", encoder, TEXTS), save(tmp_path / "test", encoder, ["A cat.", "A blue dog."])
     made = whiten(train, tmp_path / "w")
-    assert (made.texts, made.shards) == (4, 2) and not list(verify(tmp_path / "w"))
+    assert (made.texts, made.shards) == (4, 2) and not list(find_faults(tmp_path / "w"))
     store, plain = ShardedStore.open(tmp_path / "w"), ShardedStore.open(train)
     assert list(store.ids) == list(plain.ids) and store.units(0, "phrase") == plain.units(0, "phrase")
     whitening = Whitening.load(tmp_path / "w")
@@ -45,7 +45,7 @@ def test_a_store_is_whitened_and_held_out_texts_by_the_same_numbers(tmp_path, en
     whiten(test, tmp_path / "v", like=tmp_path / "w")
     held_out = ShardedStore.open(tmp_path / "v").with_mean_of(store)
     assert held_out.fingerprint == store.fingerprint != plain.fingerprint
-    assert merge([tmp_path / "w", tmp_path / "v"], tmp_path / "m").texts == 6
+    assert merge_stores([tmp_path / "w", tmp_path / "v"], tmp_path / "m").texts == 6
     assert Whitening.load(tmp_path / "m").name == whitening.name
 
 
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_refused(tmp_path, encoder, bert_folder):
         (lambda: whiten(tmp_path / "w", tmp_path / "x"), "whitened already"),
         (lambda: whiten(other, tmp_path / "x", like=tmp_path / "w"), "do not mix"),
         (lambda: whiten(train, tmp_path / "x", like=train), "has no whitening"),
-        (lambda: merge([train, tmp_path / "w"], tmp_path / "x"), "do not mix"),
+        (lambda: merge_stores([train, tmp_path / "w"], tmp_path / "x"), "do not mix"),
         (lambda: whiten(train, tmp_path / "x", shrink=2), "shrink=2"),
         (lambda: whiten(save(tmp_path / "none", encoder, [""]), tmp_path / "x"), "no units"),
     ):
@@ -66,6 +66,6 @@ def test_what_does_not_fit_is_refused(tmp_path, encoder, bert_folder):
         assert not (tmp_path / "x").exists()
     with pytest.raises(FileExistsError, match="give a new folder"):
         whiten(train, tmp_path / "w")
-    (tmp_path / "w" / WHITENING).write_bytes((tmp_path / "w" / WHITENING).read_bytes()[:-4] + b"\0\0\0\1")
+    (tmp_path / "w" / WHITENING_FILE).write_bytes((tmp_path / "w" / WHITENING_FILE).read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ValueError, match="did not make this store"):
         Whitening.load(tmp_path / "w")

@@ -26,7 +26,7 @@ def presence(store: TextStore, rows: Sequence[int], words: Sequence[str]) -> Ten
         return torch.zeros(len(rows), len(words), dtype=torch.bool)
     number = {word: i for i, word in enumerate(words)}
     column = torch.tensor([number.get(unit, -1) for unit in store.vocabulary], dtype=torch.long)
-    ids, mask = store.lists["word"].take(store.rows(rows))
+    ids, mask = store.lists["word"].pad(store.rows(rows))
     table = torch.zeros(len(rows), len(words) + 1, dtype=torch.bool)  # the last column takes other words
     table.scatter_(1, torch.where(mask, column[ids], -1) % (len(words) + 1), True)
     return table[:, : len(words)]
