@@ -1,9 +1,10 @@
-"""The docs run: every docstring, by import name, and the README's Python."""
+"""The docs run: every docstring, by import name, and the README's Python; and what pages name exists."""
 
 import doctest
 import importlib
 import pkgutil
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import tavq_plugin.adapters
 
 import tavq_plugin
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 MODULES = sorted(
     module.name
     for package in (tavq_plugin, tavq_plugin.adapters)
@@ -38,3 +40,58 @@ def test_the_first_two_shell_blocks_are_one_line_each():
     demo, tests = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[:2]
     assert demo.count("\n") == 1 and "tavq demo" in demo
     assert tests.count("\n") == 1 and "pytest" in tests
+
+
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/migration.md", "docs/findings.md", "docs/metrics.md")
+FOLDERS = "tavq_plugin|adapters|tests|benchmarks|examples|docs"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page):
+    """But for files of another project, as in: diffusers' `examples/…`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    named = re.findall(rf"(?<!' )`((?:{FOLDERS})/[\w./-]+)`", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_python_paths_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8").replace("tavq_plugin.adapters.name:Class", "")
+    paths = set(re.findall(r"`(tavq_plugin(?:\.\w+)+)`", text))
+    assert paths
+    assert [path for path in paths if pkgutil.resolve_name(path) is None] == []
+
+
+def imports(cell):
+    """Module and names of `from module import a, b` in a cell of a table."""
+    module, names = re.search(r"from ([\w.]+) import ([^`]+)`", cell).groups()
+    return module, names.split(", ")
+
+
+def test_the_imports_in_the_migration_guide_work():
+    rows = re.findall(r"^\| (`from .*?) \| (`from .*?) \|$", (ROOT / "docs/migration.md").read_text("utf-8"), re.M)
+    assert rows
+    for old, new in rows:
+        (old_module, old_names), (module, names) = imports(old), imports(new)
+        names = old_names if names == ["…"] else names
+        for old_name, name in zip(old_names, names, strict=True):
+            with pytest.warns(DeprecationWarning):
+                was = getattr(importlib.import_module(old_module), old_name)
+            assert was is getattr(importlib.import_module(module), name), (old, new)
+
+
+def test_the_modules_in_the_migration_guide_exist():
+    """In a cell such as `tavq_plugin.io.ownership`, `legacy_pickle`, a bare name lies beside the one before it."""
+    text = (ROOT / "docs/migration.md").read_text("utf-8").split("## Arguments")[0]
+    rows = re.findall(r"^\| (`tavq_plugin\..*?) \| (`tavq_plugin\..*?) \|$", text, re.M)
+    assert rows
+    for cell in (cell for row in rows for cell in row):
+        package = "tavq_plugin"
+        for path in re.findall(r"`([\w.]+)`", cell):
+            if path.startswith("tavq_plugin."):
+                package = path.rpartition(".")[0]
+                assert importlib.import_module(path)
+            else:
+                assert find_spec(f"{package}.{path}") or find_spec(f"tavq_plugin.{path}"), (cell, path)
