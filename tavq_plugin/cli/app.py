@@ -48,7 +48,8 @@ def demo(
 
     Runs of other settings are replaced; what this command did not make is refused by name and stays.
     """
-    from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
+    from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo
+    from tavq_plugin.cli.demo_table import table
     from tavq_plugin.methods.tavq import WEIGHT
 
     console = Console()
