@@ -193,7 +193,7 @@ def _corpus(
     else:
         train, held_out = Pack.read(data).split(n_train=n_train, n_eval=n_eval)
         records, name, n_train = [*train, *held_out], str(data), len(train)
-        images = load_images([record.image for record in records if record.image is not None], resolution)
+        images = load_images([record.image for record in records], resolution)  # type: ignore[misc]  # a pack has files
         texts = [record.text for record in records]
         if empty := sum(not text.strip() for text in texts):
             console.print(f"{empty} of {len(texts)} images have no text: they train without alignment")
@@ -283,6 +283,10 @@ def _draw(trained: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Co
     words, maps = [], []
     for i, row in enumerate(rows):
         units = corpus.store.units(row, granularity)
+        if not units:
+            words.append([])
+            maps.append(plan.new_empty(0))
+            continue
         mass = rearrange(plan[i, :, : len(units)], "(h w) m -> m h w", h=fine.shape[2])
         contrast = (mass.flatten(1).std(1) / mass.flatten(1).mean(1)).argsort(descending=True)[:5].tolist()
         words.append([units[j] for j in contrast])

@@ -160,9 +160,13 @@ def _with_level_means(results: RunResults, levels: int) -> RunResults:
     """The results with the mean over the levels, `name`, of each metric that every level has as `name_1`, …"""
 
     def means(table: dict) -> dict:
-        names = [name[:-2] for name in table if name.endswith("_1") and name[:-2] not in table]
-        parts = {name: [table.get(f"{name}_{level + 1}") for level in range(levels)] for name in names}
-        return {name: sum(values) / levels for name, values in parts.items() if all(v is not None for v in values)}
+        names = {name[:-2] for name in table if name.endswith("_1")} - table.keys()
+        parts = {name: [f"{name}_{level + 1}" for level in range(levels)] for name in sorted(names)}
+        return {
+            name: sum(table[part] for part in of_levels) / levels
+            for name, of_levels in parts.items()
+            if table.keys() >= set(of_levels)
+        }
 
     return results | RunResults(means(results.values), means(results.per_image))
 

@@ -111,8 +111,8 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """The shared recipe with the method's own options."""
-        own = {"method": self.method, "seed": self.seed, "options": dict(self.plan.method_options.get(self.method, {}))}
-        return replace(self.plan.recipe, **own)
+        options = dict(self.plan.method_options.get(self.method, {}))
+        return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def word_regions(
     figure, axes = plt.subplots(
         len(images), columns, figsize=(1.8 * columns, 2.0 * len(images)), squeeze=False, layout="constrained"
     )
-    shown = rearrange(to_uint8(images), "n c h w -> n h w c").numpy()
+    shown, drawn = rearrange(to_uint8(images), "n c h w -> n h w c").numpy(), None
     for axis in axes.flat:
         axis.set_axis_off()
     for line, image, names, grids in zip(axes, shown, words, maps, strict=True):
@@ -53,7 +53,8 @@ def word_regions(
             axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
             drawn = axis.imshow(smooth.numpy(), cmap="coolwarm", alpha=0.6, vmin=-2, vmax=2)
             axis.set_title(name, fontsize=9)
-    figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
+    if drawn is not None:  # None where no image has a word
+        figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
