@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from rich.console import Console
+from torch import Tensor
 
 from tavq_plugin.cli.demo_table import LEVELS
 from tavq_plugin.data.corpus import Corpus
@@ -280,7 +281,8 @@ def _draw(trained: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Co
     rows, images, granularity = rows[:4], images[:4], align.levels[0]
     fine = tokenizer.encode(images).levels[0].quantized
     plan = align.match(fine, corpus.store.batch(rows)[granularity], 0).plan()
-    words, maps = [], []
+    words: list[list[str]] = []
+    maps: list[Tensor] = []
     for i, row in enumerate(rows):
         units = corpus.store.units(row, granularity)
         if not units:

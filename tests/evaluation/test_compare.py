@@ -176,7 +176,7 @@ def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
 
 
 def test_a_broken_run_is_named_and_the_others_go_on(tmp_path):
-    broken = ("--set", "tavq.options.weight=1e39")  # overflows float32
+    broken = ("--set", "tavq.options.weight=1.0e+39")  # overflows float32
     result = run("--out", tmp_path, "--seeds", "0", *broken)
     assert result.exit_code == 1, result.output
     content = json.loads((tmp_path / "compare.json").read_text())
