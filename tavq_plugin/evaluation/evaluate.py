@@ -106,11 +106,8 @@ def retrieval_scores(level: int, train: EncodedImages, held_out: EncodedImages, 
         return RunResults(missing=dict.fromkeys(names, f"{why}{level + 1}"))
     probe = fit_ridge(train.pooled[level][train_has], targets.train_means[level][train_has])
     predicted = probe.predict(held_out.pooled[level][held_out_has])
-    text, images, n = (
-        targets.held_out_means[level][held_out_has].double(),
-        held_out_has.nonzero().flatten(),
-        len(held_out_has),
-    )
+    text = targets.held_out_means[level][held_out_has].double()
+    images, n = held_out_has.nonzero().flatten(), len(held_out_has)
     recalls = {
         "image_text": recall_per_query(predicted, text, at=RECALL_AT),
         "text_image": recall_per_query(text, predicted, at=RECALL_AT),
