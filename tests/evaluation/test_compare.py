@@ -166,7 +166,12 @@ def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     for marker in out.rglob(MARKER):
         marker.unlink()
-    before = (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns
+    file = out / "tavq" / "seed1" / "measured.json"
+    former = {'"evaluation"': '"measuring"', '"transport_images"': '"transported"'}  # as settings were called then
+    for name, old in former.items():
+        assert name in file.read_text()
+        file.write_text(file.read_text().replace(name, old))
+    before = file.stat().st_mtime_ns
     result = run("--out", out)
     assert result.exit_code == 0, result.output
     assert (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns == before
