@@ -147,6 +147,8 @@ NAMES: dict[str, str] = {
     "baselines.method:Corpus": "data.corpus:Corpus",
     "baselines.vqct:repeated": "methods.vqct:words_of_codes",
     "clock:Clock": "training.timer:StepTimer",
+    "compare:judges_of": "evaluation.compare:load_judges",
+    "compare:texts_in": "evaluation.compare:load_targets",
     "console:progress_of_runs": "cli.console:runs_progress",
     "console:told": "cli.console:report_errors",
     "contract:Adapter": "hosts.protocols:Adapter",
@@ -157,6 +159,7 @@ NAMES: dict[str, str] = {
     "data.records:from_table": "data.tables:from_table",
     "data.records:read_records": "data.read:read_records",
     "data.records:record": "data.tables:record",
+    "demo:table": "cli.demo_table:table",
     "doctor:Report": "cli.doctor_report:Report",
     "doctor:lines": "cli.doctor_report:lines",
     "dry_run:Candidate": "hosts.find_taps:TapCandidate",
@@ -173,16 +176,32 @@ NAMES: dict[str, str] = {
     "host:Embedded": "hosts.base:EmbeddingQuantizer",
     "host:Given": "hosts.base:CustomQuantizer",
     "host:Host": "hosts.base:HostAdapter",
-    "metrics.alignment:found": "evaluation.metrics.retrieval:found",
-    "metrics.alignment:found_by": "evaluation.metrics.retrieval:found_by",
-    "metrics.alignment:mean_average_precision": "evaluation.metrics.retrieval:mean_average_precision",
-    "metrics.alignment:precision_shares": "evaluation.metrics.retrieval:precision_shares",
+    "measure:AT": "evaluation.evaluate:RECALL_AT",
+    "measure:Measured": "evaluation.results:RunResults",
+    "measure:Measuring": "evaluation.settings:EvaluationSettings",
+    "measure:SHOWN": "evaluation.evaluate:GRID_IMAGES",
+    "measure:Texts": "evaluation.text_targets:TextTargets",
+    "measure:measure": "evaluation.evaluate:evaluate_run",
+    "measured:load_measured": "evaluation.results:load_results",
+    "measured:save_measured": "evaluation.results:save_results",
+    "metrics.alignment:found": "evaluation.metrics.retrieval:recall_per_query",
+    "metrics.alignment:found_by": "evaluation.metrics.retrieval:recall_from_scores",
+    "metrics.alignment:precision_shares": "evaluation.metrics.retrieval:average_precision_per_image",
     "metrics.alignment:recall": "evaluation.metrics.retrieval:recall",
+    "metrics.codebook:over_processes": "evaluation.metrics.codebook:sum_over_processes",
+    "metrics.codebook:use_of": "evaluation.metrics.codebook:codebook_use_from_counts",
+    "metrics.frechet:frechet": "evaluation.metrics.frechet:frechet_distance",
+    "metrics.frechet:kernel": "evaluation.metrics.frechet:kernel_distance",
     "metrics.frozen:Seen": "networks.frozen:JudgeOutput",
     "metrics.frozen:mobilenet_of": "networks.frozen:mobilenet_from_state",
     "metrics.image:to_uint8": "pixels:to_uint8",
+    "metrics.judges:OF": "evaluation.judges:METRICS_BY_JUDGE",
     "metrics.weights:Weights": "networks.weights:WeightFile",
     "metrics.weights:refuse_other_weights": "networks.weights:require_known_hashes",
+    "metrics.words:histograms": "evaluation.metrics.words:code_histograms",
+    "metrics.words:presence": "evaluation.metrics.words:word_presence",
+    "plan:QUICK_MEASURING": "evaluation.plan:QUICK_EVALUATION",
+    "plan:divided": "evaluation.plan:split_overrides",
     "registry:reading_for": "hosts.registry:quantizer_adapter_for",
     "revival:KeptCodebook": "training.codebook_restarts:HostCodebookRestarts",
     "revival:Revival": "training.codebook_restarts:CodebookRestarts",
@@ -193,6 +212,9 @@ NAMES: dict[str, str] = {
     "runs:save_run": "cli.demo_folder:save_run",
     "runs:writable": "io.atomic:writable",
     "settings:TransportSettings": "ot.solve:TransportSettings",
+    "summary:AGAINST": "evaluation.aggregate:REFERENCES",
+    "summary:best": "evaluation.aggregate:best_methods",
+    "summary:told_by_codes": "evaluation.aggregate:most_informative_codes",
     "tap:Seen": "hosts.hooks:Capture",
     "tap:find": "hosts.hooks:find_module",
     "tap:install": "hosts.hooks:install_hooks",
@@ -353,14 +375,23 @@ def current_settings(settings: Any) -> Any:
     {'codebook_loss_weight': 1.0, 'host': {'wrap': {'detach_added_levels': True}}, 'options': {'level_weights': [2, 1]}}
     """
     if isinstance(settings, Mapping):
-        return {_current_key(key, value): current_settings(value) for key, value in settings.items()}
+        return {_current_key(key, value): _current_value(key, value) for key, value in settings.items()}
     return [current_settings(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _current_key(key: Any, value: Any) -> Any:
     if key == "level_weight":  # it had two meanings
         return "level_weights" if isinstance(value, Sequence) else "codebook_loss_weight"
-    return "detach_added_levels" if key == "beside" else key
+    return _SETTINGS.get(key, key)
+
+
+def _current_value(key: Any, value: Any) -> Any:
+    if key == "run" and value == "baseline":  # the demo's run without alignment
+        return "lambda-0"
+    return current_settings(value)
+
+
+_SETTINGS = {"beside": "detach_added_levels", "measuring": "evaluation", "transported": "transport_images"}
 
 
 class _OldModules(MetaPathFinder, Loader):

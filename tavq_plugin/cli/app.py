@@ -49,7 +49,8 @@ def demo(
 
     Runs with other settings are replaced. A file that this command did not make stays: it stops and names the file.
     """
-    from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo, table
+    from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo
+    from tavq_plugin.cli.demo_table import table
     from tavq_plugin.methods.tavq import WEIGHT
 
     console = Console()

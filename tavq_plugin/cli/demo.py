@@ -1,9 +1,9 @@
-"""`tavq demo`: one tokenizer trained three times from one seed, without alignment, with it, with shuffled texts."""
+"""`tavq demo`: train one tokenizer three times from one seed: without alignment, with it, and with shuffled texts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from torch import Tensor
 
 from tavq_plugin.cli.demo_folder import (
     MAKER,
@@ -26,16 +25,23 @@ from tavq_plugin.cli.demo_folder import (
     save_run,
     unfinished_before_markers,
 )
+from tavq_plugin.cli.demo_table import LEVELS
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.folders import Pack
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.synthetic_scenes import scenes
+from tavq_plugin.evaluation.evaluate import evaluate_run
+from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.evaluation.own_heads import OwnHeadResults, own_head_retrieval
 from tavq_plugin.evaluation.probes import PENALTY
 from tavq_plugin.evaluation.report.pictures import reconstruction_grid, word_regions
-from tavq_plugin.evaluation.text_targets import Encoded, TextTargets, encode, score, text_targets
+from tavq_plugin.evaluation.results import RunResults
+from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import save_json, writable
-from tavq_plugin.io.ownership import claim
+from tavq_plugin.io.atomic import read_json, save_json, writable
+from tavq_plugin.io.ownership import claim, strangers
+from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.base import Method
 from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHTS
@@ -48,17 +54,18 @@ from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.training.run_folder import load_weights
 
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
-SCENES = 2000  # that train
-RUNS = {"baseline": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # and the method of each
+SCENES = 2000  # training images
+RUNS = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # and the method of each
+FORMER_NAMES = {"lambda-0": "baseline"}  # run folders as they were named before
 FILES = ("demo.json", "reconstructions.png", "words.png")
 NAMES = (*FILES, ".training/", *(f"{name}/" for name in RUNS), *(f".{name}.partial/" for name in RUNS))
 """What the demo writes into its folder, and replaces there."""
 
 
 def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
-    """What all runs share: the recipe `small`, with one checkpoint, at half.
+    """The recipe that all runs share: `small`, with one checkpoint halfway.
 
-    The host learns through the added levels in the baseline too, so that runs differ by their alignment alone.
+    At λ = 0, too, the host learns through the added levels, so that the runs differ only in their alignment.
     """
     changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}"]
     changed += ["host.wrap.detach_added_levels=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
@@ -66,35 +73,102 @@ def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
 
 
 def run_demo(
-    *, data: Path | None, recipe: Recipe, weight: float, out: Path, n_train: int, n_eval: int, console: Console
+    *,
+    data: Path | None,
+    recipe: Recipe,
+    weight: float,
+    out: Path,
+    n_train: int,
+    n_eval: int,
+    console: Console,
+    train: Callable[..., TrainedRun] = fit,
 ) -> dict[str, Any]:
-    """Train, evaluate and draw; what was finished with the same settings is kept. Returns what `demo.json` holds."""
+    """Train, evaluate and draw; returns the content of `demo.json`. Finished runs with the same settings are kept.
+
+    Args:
+        data: Folder of images and texts; None for drawn scenes.
+        recipe: What all runs share, from `demo_recipe`.
+        weight: λ of the alignment at the start.
+        out: Folder of the demo.
+        n_train: Training images at most.
+        n_eval: Held-out images at most.
+        console: Where progress is shown.
+        train: Trains one run, called as `training.fit` is. Default: `fit`.
+
+    Raises:
+        FileExistsError: Before training, for a file in the way that the demo did not write.
+    """
     writable(out)
+    _rename_former_runs(out)
     claim(out, NAMES, MAKER, former=_former(out))
     encoder = offline_encoder()
     corpus = _corpus(data, recipe.resolution, encoder, n_train=n_train, n_eval=n_eval, console=console)
-    targets = text_targets(corpus.store, corpus.train_rows, corpus.held_out_rows)
     options = {"weight": weight, "weight_end": 0.0, **_alignment(recipe.resolution)}
     protocol = _protocol(corpus, recipe, options, encoder)
-    content: dict[str, Any] = {"protocol": protocol, "runs": {}}
-    shown: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
     _refuse_unlike_runs(out, protocol)
+    settings = EvaluationSettings(probe_rows=max(2, corpus.n_train), transport_images=0, judges=())
+    targets = TextTargets(corpus, settings)
+    judges = Judges(None, corpus.images[corpus.n_train :], names=settings.judges)
+    content: dict[str, Any] = {"protocol": protocol, "runs": {}}
+    trained: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
     for name, method in RUNS.items():
-        own = replace(recipe, method=method, options={} if name == "baseline" else options)
-        tokenizer, align, metrics = _one_run(name, own, corpus, targets, protocol, out, console)
-        shown[name] = tokenizer, align
-        content["runs"][name] = metrics
+        own = replace(recipe, method=method, options={} if name == "lambda-0" else options)
+        folder, run_settings = out / name, {"run": name, **protocol}
+        metrics = load_metrics(folder, run_settings)
+        if metrics is not None:
+            console.print(f"{name}: kept from {folder}, finished with these settings")
+            trained[name] = _load_trained(folder, own, corpus)
+        else:
+            training = open_unfinished(out / ".training", run_settings)
+            fitted = _train_on_screen(name, own, corpus, training, console, train)
+            tokenizer, align = trained[name] = fitted.tokenizer, _align_of(fitted.method)
+            results = evaluate_run(tokenizer, targets, judges)
+            own_heads = None if align is None else own_head_retrieval(tokenizer, align, targets)
+            metrics = demo_metrics(results, own_heads, fitted)
+            save_run(folder, tokenizer, align, run_settings, metrics)
+            remove_unfinished(training)
+        content["runs"][name] = {key: value for key, value in metrics.items() if key != "history"}
         save_json(out / "demo.json", content)
-    _draw(shown, corpus, out)
+    _draw(trained, corpus, out)
     return content
 
 
+def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: TrainedRun) -> dict[str, Any]:
+    """The numbers of one run as `metrics.json` holds them; None for what a run has not."""
+    values, psnr = results.values, results.per_image["psnr"]
+    fitted_recall = {
+        level: {f"r{k}": values.get(f"image_text_r{k}_{i}") for k in (1, 10, 50)} for i, level in enumerate(LEVELS, 1)
+    }
+    terms = set().union(*fitted.history)
+    history = [dict.fromkeys({"level", "alignment"} - terms, 0.0) | row for row in fitted.history]
+    return {
+        "psnr": values["psnr"],
+        "psnr_standard_error": (psnr.std() / len(psnr) ** 0.5).item(),
+        "usage": values["usage"],
+        "perplexity": values["perplexity"],
+        "dead_codes": int(values["dead_codes"]),
+        "retrieval_fitted": fitted_recall,
+        "word_map": {level: values.get(f"word_map_{i}") for i, level in enumerate(LEVELS, 1)},
+        "retrieval": own_heads and dict(zip(LEVELS, own_heads.retrieval, strict=True)),
+        "plan_entropy": own_heads.plan_entropy if own_heads else [None] * len(LEVELS),
+        "marginal_error": own_heads.marginal_error if own_heads else [None] * len(LEVELS),
+        "seconds_per_step": fitted.seconds_per_step,
+        "plugin_share": fitted.plugin_share,
+        "history": history,
+    }
+
+
+def _rename_former_runs(out: Path) -> None:
+    """Give run folders of an earlier release today's names, unless they hold something that is not ours."""
+    for name, former in FORMER_NAMES.items():
+        old, new = out / former, out / name
+        if run_before_markers(old) and not os.path.lexists(new) and not strangers(old, former=run_before_markers(old)):
+            os.replace(old, new)
+
+
 def _former(out: Path) -> list[str]:
-    """What a demo left in its folder before there were markers."""
-    try:
-        content = json.loads((out / "demo.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {}
+    """What a demo of before there were markers left in its folder."""
+    content = read_json(out / "demo.json", strict=False)
     files = FILES if isinstance(content, dict) and {"protocol", "runs"} <= content.keys() else ()
     runs = [f"{name}/" for name in RUNS if run_before_markers(out / name)]
     partial = [f".{name}.partial/" for name in RUNS if run_before_markers(out / f".{name}.partial")]
@@ -102,7 +176,7 @@ def _former(out: Path) -> list[str]:
 
 
 def _refuse_unlike_runs(out: Path, protocol: dict[str, Any]) -> None:
-    """FileExistsError, before anything is trained, where a folder to be replaced holds something that is not ours."""
+    """Raise FileExistsError, before training, where a folder to be replaced holds something that is not ours."""
     refuse_foreign_unfinished(out / ".training")
     for name in RUNS:
         refuse_foreign_run(out / f".{name}.partial")
@@ -113,63 +187,44 @@ def _refuse_unlike_runs(out: Path, protocol: dict[str, Any]) -> None:
 def _corpus(
     data: Path | None, resolution: int, encoder: TextEncoder, *, n_train: int, n_eval: int, console: Console
 ) -> Corpus:
-    """Scenes where `data` is None, else the folder's images and texts."""
+    """Drawn scenes where `data` is None, else the folder's images and texts."""
     if data is None:
         name = "scenes"
         images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
     else:
-        taught, held_out = Pack.read(data).split(n_train=n_train, n_eval=n_eval)
-        records, name, n_train = [*taught, *held_out], str(data), len(taught)
-        images, texts = load_images([record.image for record in records], resolution), [r.text for r in records]
+        train, held_out = Pack.read(data).split(n_train=n_train, n_eval=n_eval)
+        records, name, n_train = [*train, *held_out], str(data), len(train)
+        images = load_images([record.image for record in records], resolution)  # type: ignore[misc]  # a pack has files
+        texts = [record.text for record in records]
         if empty := sum(not text.strip() for text in texts):
-            console.print(f"{empty} of {len(texts)} images have no text: kept, with zero alignment")
+            console.print(f"{empty} of {len(texts)} images have no text: they train without alignment")
     store = TextStore.build(texts, encoder, centre_on=range(n_train))
     return Corpus(name, images, texts, store, n_train)
 
 
 def _alignment(resolution: int) -> dict[str, Any]:
-    """The alignment's settings; below 64 px the host is light: so are the heads, and every third step is aligned."""
+    """The alignment's settings; below 64 px the host is small, so heads are small and every third step is aligned."""
     light = {"hidden": 128, "every": 3} if resolution < 64 else {"hidden": None, "every": 1}
     return {"level_weights": list(LEVEL_WEIGHTS), "contrast": CONTRAST, **light}
 
 
-def _one_run(
-    name: str,
-    recipe: Recipe,
-    corpus: Corpus,
-    targets: TextTargets,
-    protocol: dict[str, Any],
-    out: Path,
-    console: Console,
-) -> tuple[Tokenizer, TextAlignment | None, dict[str, Any]]:
-    folder, settings = out / name, {"run": name, **protocol}
-    metrics = load_metrics(folder, settings)
-    if metrics is not None:
-        console.print(f"{name}: kept from {folder}, finished with these settings")
-        tokenizer, method = build(recipe, corpus)
-        load_weights(folder, tokenizer, _align_of(method))
-        del metrics["history"]
-        return tokenizer, _align_of(method), metrics
-    training = open_unfinished(out / ".training", settings)
-    fitted = _fitted(name, recipe, corpus, training, console)
-    tokenizer, align = fitted.tokenizer, _align_of(fitted.method)
-    encoded = _encoded(tokenizer, align, corpus)
-    metrics = score(*encoded, targets, codebook_size=len(tokenizer.adapter.codebook()))
-    metrics |= {"seconds_per_step": fitted.seconds_per_step, "plugin_share": fitted.plugin_share}
-    learnt = set().union(*fitted.history)
-    history = [dict.fromkeys({"level", "alignment"} - learnt, 0.0) | row for row in fitted.history]
-    save_run(folder, tokenizer, align, settings, metrics | {"history": history})
-    remove_unfinished(training)
-    return tokenizer, align, metrics
+def _load_trained(folder: Path, recipe: Recipe, corpus: Corpus) -> tuple[Tokenizer, TextAlignment | None]:
+    tokenizer, method = build(recipe, corpus)
+    load_weights(folder, tokenizer, _align_of(method))
+    return tokenizer, _align_of(method)
 
 
-def _fitted(name: str, recipe: Recipe, corpus: Corpus, folder: Path, console: Console) -> TrainedRun:
-    """The trained run, on the CPU."""
-    with _progress(console) as progress:
+def _train_on_screen(
+    name: str, recipe: Recipe, corpus: Corpus, folder: Path, console: Console, train: Callable[..., TrainedRun]
+) -> TrainedRun:
+    """The trained run, moved to the CPU; its steps are shown as a progress bar."""
+    with progress_bar(console) as progress:
         task = progress.add_task(f"{name:9}", total=recipe.steps)
-        fitted = fit(
-            recipe.method, recipe, corpus, folder, progress=lambda done, row: progress.update(task, completed=done)
-        )
+
+        def show(done: int, row: dict[str, float]) -> None:
+            progress.update(task, completed=done)
+
+        fitted = train(recipe.method, recipe, corpus, folder, progress=show)
         progress.update(task, completed=recipe.steps)
     fitted.tokenizer.cpu()
     fitted.method.cpu()
@@ -178,18 +233,6 @@ def _fitted(name: str, recipe: Recipe, corpus: Corpus, folder: Path, console: Co
 
 def _align_of(method: Method) -> TextAlignment | None:
     return getattr(method, "align", None)
-
-
-def _encoded(tokenizer: Tokenizer, align: TextAlignment | None, corpus: Corpus) -> tuple[Encoded, Encoded]:
-    size = 50
-    held_out = list(corpus.held_out_rows)
-    texts = [corpus.store.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
-    return (
-        encode(tokenizer, corpus.images[: corpus.n_train], batch_size=size),
-        encode(
-            tokenizer, corpus.images[corpus.n_train :], align=align, texts=texts, reconstruct=True, batch_size=size
-        ),
-    )  # fmt: skip
 
 
 def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: TextEncoder) -> dict[str, Any]:
@@ -224,76 +267,30 @@ def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: 
 
 
 @torch.no_grad()
-def _draw(shown: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Corpus, out: Path) -> None:
+def _draw(trained: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Corpus, out: Path) -> None:
     rows = list(corpus.held_out_rows)[:8]
     images = to_float(corpus.images[rows])
     grid = {"image": images}
-    for name, (tokenizer, _) in shown.items():
+    for name, (tokenizer, _) in trained.items():
         tokenizer.eval()
         grid[name] = tokenizer.decode(tokenizer.encode(images))
     reconstruction_grid(grid, out / "reconstructions.png")
 
-    tokenizer, align = shown["tavq"]
+    tokenizer, align = trained["tavq"]
+    assert align is not None  # this run trains one
     rows, images, granularity = rows[:4], images[:4], align.levels[0]
     fine = tokenizer.encode(images).levels[0].quantized
     plan = align.match(fine, corpus.store.batch(rows)[granularity], 0).plan()
-    words, maps = [], []
+    words: list[list[str]] = []
+    maps: list[Tensor] = []
     for i, row in enumerate(rows):
         units = corpus.store.units(row, granularity)
+        if not units:
+            words.append([])
+            maps.append(plan.new_empty(0))
+            continue
         mass = rearrange(plan[i, :, : len(units)], "(h w) m -> m h w", h=fine.shape[2])
         contrast = (mass.flatten(1).std(1) / mass.flatten(1).mean(1)).argsort(descending=True)[:5].tolist()
         words.append([units[j] for j in contrast])
         maps.append(mass[contrast])
     word_regions(images, words, maps, out / "words.png", title="where the transport plan sends a word (level 1)")
-
-
-def table(content: dict[str, Any]) -> Table:
-    """The runs beside each other, the headline first."""
-    protocol, levels = content["protocol"], ("level1", "level2", "level3")
-    made = Table(
-        title=f"{protocol['data']}, {protocol['resolution']} px, {protocol['steps']} steps, seed {protocol['seed']}: "
-        f"{protocol['n_train']} train, {protocol['n_eval']} held out"
-    )
-    made.add_column("", no_wrap=True)
-    for name in content["runs"]:
-        made.add_column(name, justify="right", no_wrap=True)
-
-    def row(label: str, read: Callable[[dict], Any]) -> None:
-        cells = []
-        for run in content["runs"].values():
-            value = read(run)
-            cells.append("–" if value is None else value if isinstance(value, str) else f"{value:.2f}")
-        made.add_row(label, *cells)
-
-    def three(values: Sequence[float | None]) -> str | None:
-        return None if None in values else " ".join(f"{value:.1f}" for value in values)
-
-    chance = protocol["chance"]
-    row("word mAP, fitted", lambda run: sum(run["word_map"].values()) / 3)
-    row("  level 1 2 3", lambda run: three([run["word_map"][level] for level in levels]))
-    row(
-        f"R@50, fitted (chance {chance['r50']:.0f})",
-        lambda run: sum(run["retrieval_fitted"][level]["r50"] for level in levels) / 3,
-    )
-    row("  level 1 2 3", lambda run: three([run["retrieval_fitted"][level]["r50"] for level in levels]))
-    for key in ("r10", "r50"):
-        row(
-            f"R@{key[1:]}, own head (chance {chance[key]:.0f})",
-            lambda run, key=key: run["retrieval"] and three([run["retrieval"][level][key] for level in levels]),
-        )
-    row("PSNR, dB", lambda run: f"{run['psnr']:.2f} ± {run['psnr_standard_error']:.2f}")
-    row("codebook usage, %", lambda run: run["usage"])
-    row("perplexity", lambda run: run["perplexity"])
-    row(
-        "plan entropy / max",
-        lambda run: None if None in run["plan_entropy"] else " ".join(f"{v:.2f}" for v in run["plan_entropy"]),
-    )
-    row("seconds a step", lambda run: f"{run['seconds_per_step']:.3f}")
-    row("plug-in, % of step", lambda run: 100 * run["plugin_share"])
-    return made
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )

@@ -1,1 +1,1 @@
-"""What trained tokenizers are worth: metrics, probes, comparisons and their report."""
+"""Evaluate trained tokenizers: metrics, probes, comparisons and their report."""

@@ -1,9 +1,8 @@
-"""`tavq compare`: every method trained and measured on the same data by the same recipe, resumably; one table."""
+"""`tavq compare`: train and evaluate every method on the same data by the same recipe, resumably; one table."""
 
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
@@ -20,12 +19,14 @@ import torch
 
 from tavq_plugin.data.corpus import corpus_in, load_corpus
 from tavq_plugin.evaluation.aggregate import summarise
-from tavq_plugin.evaluation.evaluate import AT, Measured, Measuring, Texts, measure
+from tavq_plugin.evaluation.evaluate import RECALL_AT, evaluate_run
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.plan import Job, Plan
-from tavq_plugin.evaluation.results import load_measured, refuse_unlike_figures, save_measured
-from tavq_plugin.io.atomic import save_json, writable
+from tavq_plugin.evaluation.results import RunResults, load_results, refuse_foreign_results, save_results
+from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.evaluation.text_targets import TextTargets
+from tavq_plugin.io.atomic import read_json, save_json, writable
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import files_of, require_known_hashes
 from tavq_plugin.training import fit
@@ -35,7 +36,7 @@ from tavq_plugin.training.run_folder import refuse_foreign_files
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
 Tell = Callable[[str], None]
-Report = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
+ReportProgress = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
 
 
 def compare(
@@ -43,40 +44,51 @@ def compare(
     *,
     workers: int = 1,
     tell: Tell = print,
-    report: Report = lambda name, done, steps: None,
+    report: ReportProgress = lambda name, done, steps: None,
     finished: Tell = lambda name: None,
 ) -> dict[str, Any]:
-    """Train, measure and tabulate; -> what compare.json holds, which is written anew after every run.
+    """Train, evaluate and tabulate all runs of a plan; returns the content of compare.json.
 
-    Finished runs are kept, interrupted ones go on from their last checkpoint. A run whose loss breaks is named under
-    "failed" and the others go on. With `workers` above 1, runs go side by side, a process of one thread each.
+    compare.json is rewritten after every run. Finished runs are kept; interrupted runs resume from their last
+    checkpoint. A run whose loss is not finite is named under "failed", and the other runs continue.
 
-    Raises ValueError where the recipe names what may not be built and where `out` holds a comparison by another recipe
-    or on other data, FloatingPointError where every run broke, and OSError, with the mend, where the disk is full.
+    Args:
+        plan: What is compared, and where.
+        workers: Runs trained at the same time, each in a process of one thread. Default: 1, in this process.
+        tell: Called with each message for the user. Default: print.
+        report: Called with a run's name, its optimizer steps done and their total. Default: nothing.
+        finished: Called with the name of each run that ended. Default: nothing.
+
+    Raises:
+        ValueError: The recipe names what may not be built, or `out` holds a comparison by another recipe or on other
+            data.
+        FileExistsError: A file that would be overwritten was not made by this command.
+        FloatingPointError: Every run broke.
+        OSError: The disk is full.
     """
     from tavq_plugin.evaluation.report.write import write_report
 
     refuse_targets(plan.recipe, allow=plan.allow)
     writable(Path(plan.out))
-    with _full_disk_told(plan.out):
+    with _explain_full_disk(plan.out):
         refuse_unlike_comparison(plan)
         claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
         _, about = corpus_in(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
         require_known_hashes(plan.weights)
-        texts = texts_in(plan.out, plan.measuring)
-        content: dict[str, Any] = {"protocol": _protocol(plan, about, texts, workers)}
-        runs: dict[str, dict[int, Measured]] = {name: {} for name in plan.methods}
+        targets = load_targets(plan.out, plan.evaluation)
+        content: dict[str, Any] = {"protocol": _protocol(plan, about, targets, workers)}
+        runs: dict[str, dict[int, RunResults]] = {name: {} for name in plan.methods}
         failed: dict[str, str] = {}
-        for job, outcome in (_side_by_side if workers > 1 else _in_turn)(plan, report, workers):
+        for job, outcome in (_outcomes_in_parallel if workers > 1 else _outcomes_in_turn)(plan, report, workers):
             finished(job.name)
             if isinstance(outcome, FloatingPointError):
                 failed[job.name] = str(outcome)
                 tell(f"{job.name} broke: {outcome}")
                 continue
             runs[job.method][job.seed] = outcome
-            content |= summarise({name: seeds for name, seeds in runs.items() if seeds}, texts)
+            content |= summarise({name: seeds for name, seeds in runs.items() if seeds}, targets)
             save_json(plan.out / "compare.json", content | {"failed": failed})
         if not any(runs.values()):
             raise FloatingPointError("every run broke: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
@@ -88,59 +100,58 @@ def compare(
             for metric in table
         }
         save_json(plan.out / "compare.json", content)
-        write_report(content, {name: seeds for name, seeds in runs.items() if seeds}, texts, plan.out)
+        write_report(content, {name: seeds for name, seeds in runs.items() if seeds}, targets, plan.out)
     return content
 
 
 def refuse_unlike_comparison(plan: Plan) -> None:
-    """FileExistsError, before anything is trained, where a file that would be overwritten is not ours."""
+    """Raise FileExistsError, before anything is trained, for a file in the way that tavq-plugin did not write."""
     refuse_taken(plan.out, FILES, MAKER, former=former_comparison(plan.out))
     for job in plan.jobs:
         refuse_foreign_files(job.folder, job.recipe)
-        refuse_unlike_figures(job.folder)
+        refuse_foreign_results(job.folder)
 
 
 def former_comparison(out: Path) -> tuple[str, ...]:
-    """What a comparison left in its folder before there were markers; none where it holds none."""
-    try:
-        shared = json.loads((out / "shared.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ()
+    """The files of a comparison from before there were markers; none where `out` holds no such comparison."""
+    shared = read_json(out / "shared.json", strict=False)
     return FILES if isinstance(shared, dict) and {"host", "optimizer", "steps"} <= shared.keys() else ()
 
 
-def run_job(job: Job, report: Report) -> Measured:
-    """One run: trained, or taken up where it stopped, then measured; kept where both are done already."""
-    kept = load_measured(job.folder, job.settings)
+def run_job(job: Job, report: ReportProgress) -> RunResults:
+    """Train and evaluate one run; an interrupted one resumes, and a finished one is only read."""
+    kept = load_results(job.folder, job.settings)
     if kept is not None:
         return kept
     steps = job.recipe.steps
-    texts = texts_in(job.plan.out, job.plan.measuring)
+    targets = load_targets(job.plan.out, job.plan.evaluation)
     fitted = fit(
-        job.method, job.recipe, texts.corpus, job.folder, progress=lambda done, row: report(job.name, done, steps),
+        job.method, job.recipe, targets.corpus, job.folder, progress=lambda done, row: report(job.name, done, steps),
         allow=job.plan.allow,
     )  # fmt: skip
-    measured = measure(fitted.tokenizer, texts, judges_of(job.plan.out, job.plan.measuring, job.plan.weights))
-    measured.values["seconds_per_step"] = fitted.seconds_per_step
-    measured.values["plugin_share"] = fitted.plugin_share
-    save_measured(job.folder, measured, job.settings)
-    return measured
+    judges = load_judges(job.plan.out, job.plan.evaluation, job.plan.weights)
+    speed = {"seconds_per_step": fitted.seconds_per_step, "plugin_share": fitted.plugin_share}
+    results = evaluate_run(fitted.tokenizer, targets, judges) | RunResults(speed)
+    save_results(job.folder, results, job.settings)
+    return results
 
 
 @lru_cache(maxsize=1)
-def texts_in(out: Path, measuring: Measuring) -> Texts:
-    """A comparison's corpus and its text side; made once a process."""
-    return Texts(load_corpus(out / "data"), measuring)
+def load_targets(out: Path, settings: EvaluationSettings) -> TextTargets:
+    """The text targets of a comparison's corpus; computed once per process."""
+    return TextTargets(load_corpus(out / "data"), settings)
 
 
 @lru_cache(maxsize=1)
-def judges_of(out: Path, measuring: Measuring, weights: Path | None) -> Judges:
-    """The judging networks and what they make of the held-out images; made once a process."""
-    corpus = texts_in(out, measuring).corpus
-    return Judges(weights, corpus.images[corpus.n_train :], names=measuring.judges)
+def load_judges(out: Path, settings: EvaluationSettings, weights: Path | None) -> Judges:
+    """The judging networks with their features of the held-out images; computed once per process."""
+    corpus = load_targets(out, settings).corpus
+    return Judges(weights, corpus.images[corpus.n_train :], names=settings.judges)
 
 
-def _in_turn(plan: Plan, report: Report, workers: int) -> Iterator[tuple[Job, Measured | Exception]]:
+def _outcomes_in_turn(
+    plan: Plan, report: ReportProgress, workers: int
+) -> Iterator[tuple[Job, RunResults | FloatingPointError]]:
     for job in plan.jobs:
         try:
             yield job, run_job(job, report)
@@ -148,28 +159,30 @@ def _in_turn(plan: Plan, report: Report, workers: int) -> Iterator[tuple[Job, Me
             yield job, error
 
 
-def _side_by_side(plan: Plan, report: Report, workers: int) -> Iterator[tuple[Job, Measured | Exception]]:
-    """The same in processes; an error other than a broken loss ends all of them, and so does Ctrl-C."""
+def _outcomes_in_parallel(
+    plan: Plan, report: ReportProgress, workers: int
+) -> Iterator[tuple[Job, RunResults | FloatingPointError]]:
+    """The same, in processes. Ctrl-C, or an error other than FloatingPointError, ends all of them."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
-        told = manager.Queue()
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
-        waiting = {pool.submit(_work, job, told): job for job in plan.jobs}
+        progress_queue = manager.Queue()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        waiting = {pool.submit(_run_in_worker, job, progress_queue): job for job in plan.jobs}
         try:
             while waiting:
                 done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                _pass_on(told, report)
+                _report_queued(progress_queue, report)
                 for future in done:
                     job = waiting.pop(future)
                     error = future.exception()
                     if isinstance(error, BrokenProcessPool):
                         raise OSError(
-                            f"a process ended by itself ({error}), for want of memory as a rule: give fewer --workers "
-                            "or a smaller batch_size, and run the same command again"
+                            f"a worker process died ({error}), most likely out of memory: give fewer --workers or a "
+                            "smaller batch_size, and run the same command again"
                         ) from error
                     if error is not None and not isinstance(error, FloatingPointError):
                         raise error
-                    yield job, error or load_measured(job.folder, job.settings)
+                    yield job, error or _saved_results(job)
             pool.shutdown()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -178,25 +191,32 @@ def _side_by_side(plan: Plan, report: Report, workers: int) -> Iterator[tuple[Jo
             raise
 
 
-def _begin() -> None:
-    """A worker's start: one thread, and Ctrl-C is the parent's to act on."""
+def _start_worker() -> None:
+    """Use one thread, and leave Ctrl-C to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _work(job: Job, told: Any) -> None:
-    run_job(job, lambda *progress: told.put(progress))
+def _run_in_worker(job: Job, progress_queue: Any) -> None:
+    run_job(job, lambda *progress: progress_queue.put(progress))
 
 
-def _pass_on(told: Any, report: Report) -> None:
+def _saved_results(job: Job) -> RunResults:
+    results = load_results(job.folder, job.settings)
+    if results is None:
+        raise FileNotFoundError(f"{job.folder} lost its results during the comparison: run the same command again")
+    return results
+
+
+def _report_queued(progress_queue: Any, report: ReportProgress) -> None:
     while True:
         try:
-            report(*told.get_nowait())
+            report(*progress_queue.get_nowait())
         except Empty:
             return
 
 
-def _protocol(plan: Plan, about: dict[str, Any], texts: Texts, workers: int) -> dict[str, Any]:
+def _protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: int) -> dict[str, Any]:
     n = about["n_eval"]
     return {
         "data": "scenes" if plan.data is None else str(plan.data),
@@ -204,20 +224,20 @@ def _protocol(plan: Plan, about: dict[str, Any], texts: Texts, workers: int) -> 
         "methods": list(plan.methods),
         "seeds": list(plan.seeds),
         "recipe": plan.shared,
-        "own": {name: dict(plan.own.get(name, {})) for name in plan.methods},
+        "own": {name: dict(plan.method_options.get(name, {})) for name in plan.methods},
         "measuring": {
-            "words": len(texts.words),
-            "probe_rows": len(texts.fitted),
-            "transported": len(texts.transported),
+            "words": len(targets.top_words),
+            "probe_rows": len(targets.probe_rows),
+            "transported": len(targets.transport_images),
         },
         "weights": files_of(plan.weights),
         "chance": {
-            **{f"r{k}": min(100.0, 100 * k / n) for k in AT},
-            "word_map": 100 * texts.held_out_words.float().mean(0).mean().item(),
+            **{f"r{k}": min(100.0, 100 * k / n) for k in RECALL_AT},
+            "word_map": 100 * targets.held_out_words.float().mean(0).mean().item(),
         },
         "spread": "standard deviation over seeds; none for one seed",
         "significance": "paired bootstrap over images and, with several seeds, seeds: 2000 draws, two-sided p; "
-        "p_images over images alone; of mAP the images' parts are drawn, ranks stay",
+        "p_images over images alone; for mAP, images' parts are resampled and ranks stay",
         "images": "every run sees the same images in the same order (the seed's), and the same held-out ones",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": 1 if workers > 1 else torch.get_num_threads(),
@@ -227,23 +247,23 @@ def _protocol(plan: Plan, about: dict[str, Any], texts: Texts, workers: int) -> 
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("tavq-plugin", "torch", "torchmetrics", "transformers", "accelerate"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 @contextmanager
-def _full_disk_told(out: Path) -> Iterator[None]:
+def _explain_full_disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise OSError(
-            f"the disk is full at {out} ({error}): free some space and run the same command again; finished runs are "
-            "whole and are kept"
+            f"the disk is full at {out} ({error}): free some space and run the same command again; finished runs "
+            "are kept"
         ) from error

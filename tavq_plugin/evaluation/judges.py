@@ -1,4 +1,4 @@
-"""The networks that judge reconstructions, each where its weights are; what is not there is named, with the reason."""
+"""The frozen networks that judge reconstructions; a metric whose weights are missing is named with the reason."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tavq_plugin.evaluation.metrics.frechet import Inception, frechet, kernel
+from tavq_plugin.evaluation.metrics.frechet import Inception, frechet_distance, kernel_distance
+from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.networks.frozen import Judge, mobilenet, squeezenet
 from tavq_plugin.networks.lpips import Lpips
 
 FROZEN = {"mobilenet": mobilenet, "squeezenet": squeezenet}
-OF = {
+METRICS_BY_JUDGE = {
     "inception": ("rfid", "kid"),
     "lpips": ("lpips",),
     "mobilenet": ("fd_mobilenet", "kd_mobilenet", "agreement_mobilenet"),
     "squeezenet": ("fd_squeezenet", "kd_squeezenet", "agreement_squeezenet"),
 }
-"""The metrics of each network."""
+"""Which metrics need which network."""
 
 
 class Judges:
-    """The networks of a folder of weights, and what they make of the same held-out images, worked out once.
+    """The judging networks, and their features of the held-out images, computed once for all runs.
 
-    Raises ValueError where a file of weights is there and has another hash.
+    folder: weights of the networks; None where there are none. names: the networks that take part.
+    Raises ValueError for a file of weights with another hash.
     """
 
-    def __init__(self, folder: Path | None, images: Tensor, *, names: tuple[str, ...] = tuple(OF)) -> None:
+    def __init__(
+        self, folder: Path | None, images: Tensor, *, names: tuple[str, ...] = tuple(METRICS_BY_JUDGE)
+    ) -> None:
         self.images = images  # n 3 h w uint8
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.absent: dict[str, str] = {}  # metric → why it is not computed
+        self.missing: dict[str, str] = {}  # metric → why it is not computed
         self._nets: dict[str, Any] = {}
-        for name, metrics in OF.items():
+        for name, metrics in METRICS_BY_JUDGE.items():
             if name not in names:
-                self.absent |= dict.fromkeys(metrics, f"{name} was left out of this protocol")
+                self.missing |= dict.fromkeys(metrics, f"{name} was left out of this protocol")
                 continue
             try:
                 self._nets[name] = self._build(name, folder).to(self.device)
             except (FileNotFoundError, ImportError) as error:
-                self.absent |= dict.fromkeys(metrics, str(error))
-        self._reference = {name: self._look(net, images) for name, net in self._nets.items() if name != "lpips"}
+                self.missing |= dict.fromkeys(metrics, str(error))
+        self._reference = {name: self._features(net, images) for name, net in self._nets.items() if name != "lpips"}
 
     @staticmethod
     def _build(name: str, folder: Path | None) -> Any:
@@ -52,28 +56,28 @@ class Judges:
         return Lpips(folder) if name == "lpips" else FROZEN[name](folder)
 
     @torch.no_grad()
-    def judge(self, reconstruction: Tensor) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Distances of the whole set, and what can be said of each image; n 3 h w uint8 -> by metric."""
+    def judge(self, reconstruction: Tensor) -> RunResults:
+        """Distances between images and reconstructions as sets, and what is measured per image; n 3 h w uint8."""
         values: dict[str, float] = {}
-        each: dict[str, Tensor] = {}
+        per_image: dict[str, Tensor] = {}
         for name, net in self._nets.items():
             if name == "lpips":
-                pairs = zip(reconstruction.split(25), self.images.split(25), strict=True)
-                pairs = ([side.to(self.device).float() / 127.5 - 1 for side in pair] for pair in pairs)
+                batches = zip(reconstruction.split(25), self.images.split(25), strict=True)
+                pairs = ([side.to(self.device).float() / 127.5 - 1 for side in batch] for batch in batches)
                 with _in_full_float32():
-                    each["lpips"] = torch.cat([net(*pair).cpu() for pair in pairs])
+                    per_image["lpips"] = torch.cat([net(*pair).cpu() for pair in pairs])
                 continue
-            seen, real = self._look(net, reconstruction), self._reference[name]
-            distance, spread, *agreement = OF[name]
-            values[distance] = frechet(real["features"], seen["features"])
+            seen, real = self._features(net, reconstruction), self._reference[name]
+            distance, kernel, *agreement = METRICS_BY_JUDGE[name]
+            values[distance] = frechet_distance(real["features"], seen["features"])
             if len(real["features"]) >= 4:
-                values[spread] = kernel(real["features"], seen["features"])
+                values[kernel] = kernel_distance(real["features"], seen["features"])
             for metric in agreement:
-                each[metric] = 100 * (real["classes"] == seen["classes"]).float()
-        return values, each
+                per_image[metric] = 100 * (real["classes"] == seen["classes"]).float()
+        return RunResults(values, per_image, dict(self.missing))
 
     @torch.no_grad()
-    def _look(self, net: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def _features(self, net: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
         parts = []
         with _in_full_float32():
             for part in images.split(500):
@@ -84,7 +88,7 @@ class Judges:
 
 @contextmanager
 def _in_full_float32() -> Iterator[None]:
-    """Convolutions on a GPU in float32 throughout: a distance is the same wherever it is measured."""
+    """Convolutions on a GPU use full float32, so that a distance is the same on every machine."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,15 +1,14 @@
-"""What is compared: methods, seeds and one recipe for all; what may differ between methods and what may not."""
+"""What is compared: methods, seeds, and one recipe for all; only a method's own options may differ."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.evaluation.evaluate import Measuring
+from tavq_plugin.evaluation.settings import EvaluationSettings
 from tavq_plugin.io.atomic import read_json, save_json
 from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.moved import current_settings
@@ -19,16 +18,16 @@ from tavq_plugin.training.recipe_yaml import file_settings, read_recipe, refuse_
 from tavq_plugin.training.run_folder import BOOKKEEPING
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
-"""What --quick changes in the recipe: few steps, what lets so few come to codes that are used, and a discriminator for
-their last third."""
-DECIDED = {"seed": "--seeds", "method": "--methods"}  # settings of a run, and the options that decide them here
+"""What --quick changes in the recipe: few steps, frequent restarts of dead codes so that codes are used after so few
+steps, and a discriminator for the last third of them."""
+DECIDED = {"seed": "--seeds", "method": "--methods"}  # settings of a run, and the option of the command that sets each
 QUICK_TRAIN, QUICK_EVAL = 1000, 300  # images
-QUICK_MEASURING = Measuring(transported=60, judges=("inception", "lpips", "mobilenet"))
+QUICK_EVALUATION = EvaluationSettings(transport_images=60, judges=("inception", "lpips", "mobilenet"))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison; everything but `own` is the same for all methods.
+    """A comparison; everything but `method_options` is the same for all methods.
 
     Raises ValueError for unknown methods, repeated ones or seeds, and options that no method owns.
     """
@@ -40,16 +39,16 @@ class Plan:
     data: Path | None = None  # None: drawn scenes
     n_train: int = 3000  # images at most
     n_eval: int = 500
-    weights: Path | None = None  # folder of the judging networks
-    measuring: Measuring = field(default_factory=Measuring)
-    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options by method
+    weights: Path | None = None  # folder with weights of the judging networks
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
     allow: tuple[str, ...] = ()  # further packages that the recipe's targets may name
 
     def __post_init__(self) -> None:
-        for name in (*self.methods, *self.own):
+        for name in (*self.methods, *self.method_options):
             if name not in METHODS:
                 raise ValueError(f"no method {name!r}: give some of {', '.join(METHODS)}")
-        for name, options in self.own.items():
+        for name, options in self.method_options.items():
             known = set(signature(method_class(name)).parameters) - {"tokenizer", "corpus", "seed"}
             if unknown := sorted(options.keys() - known):
                 raise ValueError(f"{name} has no option {unknown[0]!r}: {', '.join(sorted(known)) or 'it has none'}")
@@ -71,23 +70,23 @@ class Plan:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The recipe without what is a method's, a run's, or without effect."""
-        apart = ("method", "options", "seed", *BOOKKEEPING)
-        return {name: value for name, value in self.recipe.to_dict().items() if name not in apart}
+        """The part of the recipe that all runs share and that affects their results."""
+        not_shared = ("method", "options", "seed", *BOOKKEEPING)
+        return {name: value for name, value in self.recipe.to_dict().items() if name not in not_shared}
 
     def refuse_changed(self) -> None:
-        """ValueError where `out` holds a comparison by another recipe; else the recipe is noted there."""
+        """Raise ValueError where `out` holds a comparison by another recipe; write shared.json where there is none."""
         path = self.out / "shared.json"
         if not path.exists():
             save_json(path, self.shared)
             return
-        ours, theirs = (_flat(side) for side in (self.shared, current_settings(read_json(path))))
+        ours, theirs = (_flatten(side) for side in (self.shared, current_settings(read_json(path))))
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
                     f"{self.out} compares runs with {name}={theirs.get(name)}, and this asks for {ours.get(name)}: all "
-                    "methods share one recipe; give another --out, or the same. What is a method's own is "
-                    "--set METHOD.options.NAME=VALUE"
+                    "methods share one recipe; give another --out, or the same recipe. An option of one method is "
+                    "given as --set METHOD.options.NAME=VALUE"
                 )
 
 
@@ -101,27 +100,27 @@ class Job:
 
     @property
     def name(self) -> str:
-        """As it is called on the screen."""
+        """The run's name on the screen and in messages."""
         return f"{self.method}, seed {self.seed}"
 
     @property
     def folder(self) -> Path:
-        """Where it lives."""
+        """The run's own folder."""
         return self.plan.out / self.method / f"seed{self.seed}"
 
     @property
     def recipe(self) -> Recipe:
         """The shared recipe with the method's own options."""
-        options = dict(self.plan.own.get(self.method, {}))
+        options = dict(self.plan.method_options.get(self.method, {}))
         return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its figures depend on; those of a run with the same are kept."""
-        learnt = {name: value for name, value in self.recipe.to_dict().items() if name not in BOOKKEEPING}
+        """What the run's results depend on; results with equal settings are kept."""
+        trained = {name: value for name, value in self.recipe.to_dict().items() if name not in BOOKKEEPING}
         asked = read_json(self.plan.out / "data" / "corpus.json")["asked"]
-        measuring = json.loads(json.dumps(asdict(self.plan.measuring)))
-        return {"recipe": learnt, "data": asked, "measuring": measuring, "weights": files_of(self.plan.weights)}
+        evaluation = asdict(self.plan.evaluation) | {"judges": list(self.plan.evaluation.judges)}  # as JSON reads it
+        return {"recipe": trained, "data": asked, "evaluation": evaluation, "weights": files_of(self.plan.weights)}
 
 
 def plan_of(
@@ -140,45 +139,61 @@ def plan_of(
     quick: bool = False,
     allow: Sequence[str] = (),
 ) -> Plan:
-    """A plan from what a command line gives; later ones win: recipe, quick, resolution and steps, overrides.
+    """A plan from the options of `tavq compare`.
 
-    Where neither the recipe nor an override names a tracker, none is used. A run has five checkpoints, or as many as
-    the recipe asks for where that is more; an override has the last word. `seeds` None: the recipe's.
+    Settings are applied in this order, later ones win: recipe, quick, resolution and steps, overrides.
 
-    Raises ValueError, with the mend, for an override of what a comparison decides by an option of its own.
+    Args:
+        out: Folder of the comparison.
+        data: Folder of images and texts. Default: drawn scenes.
+        methods: Names with commas between, or "all".
+        seeds: Whole numbers with commas between. Default: the recipe's seed.
+        recipe: A YAML file, or the name of a recipe that ships.
+        resolution: Pixels per side. Default: the recipe's.
+        steps: Optimizer steps of each run. Default: the recipe's.
+        overrides: NAME=VALUE of the recipe, or METHOD.options.NAME=VALUE. Unless the recipe or an override says
+            otherwise, there is no tracker and each run has at least five checkpoints.
+        n_train: Training images at most. Default: 3000, quick 1000.
+        n_eval: Held-out images at most. Default: 500, quick 300.
+        weights: Folder with weights of the judging networks. Default: none.
+        quick: Few steps and images.
+        allow: Further packages that the recipe's targets may name.
+
+    Raises:
+        ValueError: An override sets what an option of the command decides, or sets a recipe's setting for one method.
     """
-    shared, own = divided(overrides)
+    shared, method_options = split_overrides(overrides)
     refuse_decided(shared)
     refuse_given_twice(shared, resolution=resolution, steps=steps)
-    said = file_settings(recipe)
-    given = [*(() if "tracker" in said else ("tracker=none",)), *(QUICK if quick else ())]
+    named = file_settings(recipe)
+    given = [*(() if "tracker" in named else ("tracker=none",)), *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
-    whole = read_recipe(recipe, [*given, *shared])
+    resolved = read_recipe(recipe, [*given, *shared])
     if not any(override.startswith("checkpoint_every=") for override in shared):
-        fifth = max(1, whole.steps // 5)
-        asked = whole.checkpoint_every if "checkpoint_every" in said else 0
-        whole = replace(whole, checkpoint_every=min(asked or fifth, fifth))
+        fifth = max(1, resolved.steps // 5)
+        asked = resolved.checkpoint_every if "checkpoint_every" in named else 0
+        resolved = replace(resolved, checkpoint_every=min(asked or fifth, fifth))
     try:
-        numbers = (whole.seed,) if seeds is None else tuple(int(seed) for seed in seeds.split(","))
+        numbers = (resolved.seed,) if seeds is None else tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
-        raise ValueError(f"--seeds {seeds}: give whole numbers with commas between, as 0,1,2") from None
+        raise ValueError(f"--seeds {seeds}: give whole numbers with commas between, such as 0,1,2") from None
     return Plan(
         methods=tuple(METHODS) if methods == "all" else tuple(name.strip() for name in methods.split(",")),
         seeds=numbers,
-        recipe=whole,
+        recipe=resolved,
         out=out,
         data=data,
         n_train=n_train or (QUICK_TRAIN if quick else 3000),
         n_eval=n_eval or (QUICK_EVAL if quick else 500),
         weights=weights,
-        measuring=QUICK_MEASURING if quick else Measuring(),
-        own=own,
+        evaluation=QUICK_EVALUATION if quick else EvaluationSettings(),
+        method_options=method_options,
         allow=tuple(allow),
     )
 
 
 def refuse_decided(overrides: Sequence[str]) -> None:
-    """ValueError for a setting of a recipe that a comparison sets itself in each run: seed and method.
+    """Raise ValueError for an override of seed or method, which a comparison sets for each run.
 
     >>> refuse_decided(["seed=3"])
     Traceback (most recent call last):
@@ -190,18 +205,18 @@ def refuse_decided(overrides: Sequence[str]) -> None:
             raise ValueError(f"--set {override}: a comparison takes it as {DECIDED[name]} {value}".rstrip())
 
 
-def divided(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Overrides of the recipe, and options by method, from NAME=VALUE and METHOD.options.NAME=VALUE.
 
-    Raises ValueError for a setting of the recipe that is given for one method alone.
+    Raises ValueError where a setting of the recipe is given for a single method.
 
-    >>> divided(["batch_size=8", "tavq.options.weight=0.1"])
+    >>> split_overrides(["batch_size=8", "tavq.options.weight=0.1"])
     (['batch_size=8'], {'tavq': {'weight': 0.1}})
     """
     import yaml
 
     shared: list[str] = []
-    own: dict[str, dict[str, Any]] = {}
+    method_options: dict[str, dict[str, Any]] = {}
     for override in overrides:
         name, equals, value = override.partition("=")
         method, _, rest = name.partition(".")
@@ -213,12 +228,12 @@ def divided(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, An
                 f"--set {override}: only options.NAME=VALUE may differ between methods, or the comparison is of "
                 f"settings, not of methods; give {rest or 'NAME=VALUE'} for all, without {method}."
             )
-        own.setdefault(method, {})[rest.removeprefix("options.")] = yaml.safe_load(value)
-    return shared, own
+        method_options.setdefault(method, {})[rest.removeprefix("options.")] = yaml.safe_load(value)
+    return shared, method_options
 
 
-def _flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
-    return found
+        flat |= _flatten(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
+    return flat

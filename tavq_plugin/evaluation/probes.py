@@ -1,7 +1,7 @@
-"""Text alignment measured through the quantized codes, on held-out pairs, with one probe for every run.
+"""The linear probe through which quantized codes are evaluated: one ridge regression, fitted alike for every run.
 
-A projection trained with the loss flatters its own method, so the headline numbers fit the same ridge
-regression afterwards on every run's codes, on the training split, and score it on held-out images.
+A projection that was trained with the loss flatters its own method. So the same regression is fitted after training on
+every run's codes of the training images, and scored on held-out images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PENALTY = 300.0  # of the ridge regressions, on standardised features
+PENALTY = 300.0  # ridge penalty, on standardised features
 
 
 class Ridge(NamedTuple):
@@ -28,13 +28,15 @@ class Ridge(NamedTuple):
 
 
 def fit_ridge(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) -> Ridge:
-    """Ridge regression on standardised features, offset unpenalised; n c, n d -> c d.
+    """Ridge regression on standardised features, with an unpenalised offset; n c, n d -> c d.
 
     Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y), or, where there
     are more features than rows, its dual W = Xᵀ (XXᵀ + penalty·I)⁻¹ (Y − mean Y), which is the same.
     """
     if len(features) != len(targets):
-        raise ValueError(f"{len(features)} rows of features for {len(targets)} of targets: give one each an image")
+        raise ValueError(
+            f"{len(features)} rows of features for {len(targets)} of targets: give one row per image to both"
+        )
     features, targets = features.double(), targets.double()
     mean, spread = features.mean(0), features.std(0, correction=0)
     scale = torch.where(spread > 1e-12, spread, torch.inf)

@@ -1,13 +1,18 @@
-"""A run's figures as two files in its folder, measured.safetensors and, written last, measured.json."""
+"""The results of one run, and the two files in its folder that keep them.
+
+measured.safetensors is written first and measured.json last. Names and keys in both files are those of the first
+release, so that older comparisons can be read.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
-from tavq_plugin.evaluation.evaluate import Measured
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import claim, claims, refuse_taken
 from tavq_plugin.moved import current_settings
@@ -16,38 +21,60 @@ MAKER = "tavq compare"
 FILES = ("measured.safetensors", "measured.json")
 
 
-def save_measured(folder: Path, measured: Measured, settings: dict[str, Any]) -> None:
-    """Write a run's figures and what they were measured on."""
+@dataclass(frozen=True)
+class RunResults:
+    """Metrics of one run, by name. `a | b` has the entries of both; b's win.
+
+    >>> (RunResults({"psnr": 20.0}) | RunResults({"usage": 50.0})).values
+    {'psnr': 20.0, 'usage': 50.0}
+    """
+
+    values: dict[str, float] = field(default_factory=dict)  # a metric of levels also as the mean of its levels
+    per_image: dict[str, Tensor] = field(default_factory=dict)  # n held-out images, NaN where an image has no value
+    missing: dict[str, str] = field(default_factory=dict)  # why a metric has no value
+    artifacts: dict[str, Tensor] = field(default_factory=dict)  # indices, word scores, reconstructions of this run
+
+    def __or__(self, other: RunResults) -> RunResults:
+        return RunResults(
+            self.values | other.values,
+            self.per_image | other.per_image,
+            self.missing | other.missing,
+            self.artifacts | other.artifacts,
+        )
+
+
+def save_results(folder: Path, results: RunResults, settings: dict[str, Any]) -> None:
+    """Write a run's results, with the settings they depend on."""
     claim(folder, FILES, MAKER, former=_former(folder))
     (folder / "measured.json").unlink(missing_ok=True)
-    parts = {"each": measured.each, "kept": measured.kept}
+    parts = {"each": results.per_image, "kept": results.artifacts}
     tensors = {f"{part}/{name}": value for part, table in parts.items() for name, value in table.items()}
     save_tensors(tensors, folder / "measured.safetensors")
-    content = {"settings": settings, "values": measured.values, "absent": measured.absent}
+    content = {"settings": settings, "values": results.values, "absent": results.missing}
     save_json(folder / "measured.json", content)
 
 
-def refuse_unlike_figures(folder: Path) -> None:
-    """FileExistsError where a file of figures in a run's folder is not ours."""
-    refuse_taken(folder, FILES, MAKER, former=_former(folder))
-
-
-def _former(folder: Path) -> tuple[str, ...]:
-    """The figures of a run that was made before there were markers; its settings.json tells such a run."""
-    if claims(folder):
-        return ()
-    kept = read_json(folder / "settings.json", strict=False)
-    return FILES if isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys() else ()
-
-
-def load_measured(folder: Path, settings: dict[str, Any]) -> Measured | None:
-    """The figures of a run that was measured with the same settings; None where there are none."""
+def load_results(folder: Path, settings: dict[str, Any]) -> RunResults | None:
+    """The results of a run that was evaluated with the same settings; None where there are none."""
     content = read_json(folder / "measured.json", strict=False)
     if content is None or current_settings(content["settings"]) != settings:
         return None
     tensors = load_file(folder / "measured.safetensors")
-    each, kept = (
+    per_image, artifacts = (
         {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
         for part in ("each/", "kept/")
     )
-    return Measured(content["values"], each, content["absent"], kept)
+    return RunResults(content["values"], per_image, content["absent"], artifacts)
+
+
+def refuse_foreign_results(folder: Path) -> None:
+    """Raise FileExistsError where a run's folder holds a file of results that tavq-plugin did not write."""
+    refuse_taken(folder, FILES, MAKER, former=_former(folder))
+
+
+def _former(folder: Path) -> tuple[str, ...]:
+    """The result files of a run from before there were markers; such a run is recognised by its settings.json."""
+    if claims(folder):
+        return ()
+    kept = read_json(folder / "settings.json", strict=False)
+    return FILES if isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys() else ()

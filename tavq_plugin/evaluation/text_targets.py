@@ -1,129 +1,61 @@
-"""What a run's codes are worth on held-out images: reconstruction, codebook use, and text through the codes."""
+"""The text side of an evaluation, computed once for all runs: what the probes are fitted to and scored against."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
 
 import torch
-from einops import reduce
+import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.evaluation.metrics.codebook import codebook_use
-from tavq_plugin.evaluation.metrics.image import psnr
-from tavq_plugin.evaluation.metrics.retrieval import mean_average_precision, recall
-from tavq_plugin.evaluation.metrics.words import frequent_words, presence
-from tavq_plugin.evaluation.probes import fit_ridge
-from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.pixels import to_float
-from tavq_plugin.text.store import TextStore
-from tavq_plugin.types import GRANULARITIES, TextBatch
+from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.evaluation.metrics.words import frequent_words, word_presence
+from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.types import GRANULARITIES, Units
 
 
-class Encoded(NamedTuple):
-    """A set of images through a tokenizer."""
+class TextTargets:
+    """Targets from a corpus' texts. Lists have one entry per level, fine → coarse.
 
-    pooled: list[Tensor]  # per level n c: quantized codes, averaged over the grid
-    projected: list[Tensor] | None  # per level n d: the same through the trained heads
-    indices: Tensor  # n h w, the host's own level
-    psnr: Tensor | None  # n, dB
-    transport: dict[str, list[float]] | None  # per level: plan_entropy, marginal_error
-
-
-class TextTargets(NamedTuple):
-    """The text side of the probes, the same for every run."""
-
-    train: list[Tensor]  # per granularity n d: mean unit embedding
-    held_out: list[Tensor]
-    train_words: Tensor  # n w bool, which of the frequent words a text has
-    held_out_words: Tensor
-
-
-@torch.no_grad()
-def encode(
-    tokenizer: Tokenizer,
-    images: Tensor,
-    *,
-    align: TextAlignment | None = None,
-    texts: Sequence[TextBatch] | None = None,
-    reconstruct: bool = False,
-    batch_size: int = 50,
-) -> Encoded:
-    """Run images (n 3 r r uint8) through a tokenizer in eval mode; with `align`, through its heads as well.
-
-    texts: the TextBatch of each batch of `batch_size` images, for the transport's diagnostics.
+    top_words: w frequent words, chosen on all training rows; word_vectors: their centred embeddings, w d, unit length.
+    train_words, held_out_words: which of them each text has, n w bool.
+    train_means, held_out_means: mean unit embedding of each text, n d; 0 for a text without units.
+    train_has_text, held_out_has_text: which texts have units, n bool.
     """
-    tokenizer.eval()
-    pooled, projected, indices, quality, seen = [], [], [], [], []
-    for number, part in enumerate(images.split(batch_size)):
-        batch = to_float(part)
-        codes = tokenizer.encode(batch)
-        pooled.append([reduce(level.quantized, "b c h w -> b c", "mean") for level in codes.levels])
-        if align is not None:
-            projected.append([align.embed(level.quantized, i).mean(1) for i, level in enumerate(codes.levels)])
-        if align is not None and texts is not None:
-            align(codes, texts[number])
-            seen.append({name: align.last[name] * len(part) for name in ("plan_entropy", "marginal_error")})
-        indices.append(codes.final.indices)
-        if reconstruct:
-            quality.append(psnr(tokenizer.decode(codes), batch))
-    transport = None
-    if seen:
-        transport = {name: (sum(part[name] for part in seen) / len(images)).tolist() for name in seen[0]}
-    return Encoded(
-        [torch.cat(level) for level in zip(*pooled, strict=True)],
-        [torch.cat(level) for level in zip(*projected, strict=True)] if projected else None,
-        torch.cat(indices),
-        torch.cat(quality) if quality else None,
-        transport,
-    )
+
+    def __init__(self, corpus: Corpus, settings: EvaluationSettings) -> None:
+        self.corpus, self.settings = corpus, settings
+        store, held_out = corpus.store, corpus.held_out_rows
+        self.probe_rows = corpus.train_rows[: settings.probe_rows]
+        self.top_words = frequent_words(store, corpus.train_rows, settings.words)
+        self.train_words = word_presence(store, self.probe_rows, self.top_words)
+        self.held_out_words = word_presence(store, held_out, self.top_words)
+        self.train_means = self._mean_units(self.probe_rows)
+        self.held_out_means = self._mean_units(held_out)
+        self.train_has_text = [means.abs().sum(1) > 0 for means in self.train_means]
+        self.held_out_has_text = [means.abs().sum(1) > 0 for means in self.held_out_means]
+        table_row = {word: i for i, word in enumerate(store.vocabulary)}
+        vectors = store.table[[table_row[word] for word in self.top_words]].float() - store.mean("word")
+        self.word_vectors = F.normalize(vectors, dim=1)
+
+    def _mean_units(self, rows: range) -> list[Tensor]:
+        parts = []
+        for start in range(0, len(rows), 500):
+            batch = self.corpus.store.batch(rows[start : start + 500])
+            parts.append([_mean_embedding(batch[name]) for name in GRANULARITIES])
+        return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+    @cached_property
+    def transport_images(self) -> Tensor:
+        """Which held-out images take part in the retrieval by transport: the first with text at every level."""
+        return torch.stack(self.held_out_has_text).all(0).nonzero().flatten()[: self.settings.transport_images]
+
+    @cached_property
+    def transport_units(self) -> list[Units]:
+        """The text units of those images, by level."""
+        batch = self.corpus.store.batch([self.corpus.n_train + i for i in self.transport_images.tolist()])
+        return [batch[name] for name in GRANULARITIES]
 
 
-def text_targets(store: TextStore, train: Sequence[int], held_out: Sequence[int], *, words: int = 100) -> TextTargets:
-    """Mean unit embeddings and frequent words of the texts; the words are chosen on the training rows alone."""
-    chosen = frequent_words(store, train, words)
-
-    def means(rows: Sequence[int]) -> list[Tensor]:
-        batch = store.batch(rows)
-        return [
-            (units.embeddings * units.mask[..., None]).sum(1) / units.mask.sum(1, keepdim=True).clamp(min=1)
-            for units in (batch[name] for name in GRANULARITIES)
-        ]
-
-    return TextTargets(means(train), means(held_out), presence(store, train, chosen), presence(store, held_out, chosen))
-
-
-def score(
-    train: Encoded,
-    held_out: Encoded,
-    targets: TextTargets,
-    *,
-    codebook_size: int,
-) -> dict[str, Any]:
-    """The numbers of one run, as `demo.json` holds them; images without text take no part in retrieval."""
-    use = codebook_use(held_out.indices, codebook_size)
-    fitted, word_map, trained = {}, {}, {}
-    for i, name in enumerate(f"level{i + 1}" for i in range(len(held_out.pooled))):
-        told = targets.train[i].abs().sum(1) > 0
-        asked = targets.held_out[i].abs().sum(1) > 0
-        x, y = train.pooled[i], held_out.pooled[i]
-        text = targets.held_out[i][asked].double()
-        fitted[name] = recall(fit_ridge(x[told], targets.train[i][told]).predict(y[asked]), text)
-        words = fit_ridge(x, targets.train_words.double()).predict(y)
-        word_map[name] = mean_average_precision(words, targets.held_out_words)
-        if held_out.projected is not None:
-            trained[name] = recall(held_out.projected[i][asked].double(), text)
-    levels = len(held_out.pooled)
-    return {
-        "psnr": held_out.psnr.mean().item(),
-        "psnr_standard_error": (held_out.psnr.std() / len(held_out.psnr) ** 0.5).item(),
-        "usage": use.usage,
-        "perplexity": use.perplexity,
-        "dead_codes": use.dead,
-        "retrieval_fitted": fitted,
-        "word_map": word_map,
-        "retrieval": trained or None,
-        "plan_entropy": (held_out.transport or {}).get("plan_entropy", [None] * levels),
-        "marginal_error": (held_out.transport or {}).get("marginal_error", [None] * levels),
-    }
+def _mean_embedding(units: Units) -> Tensor:
+    return (units.embeddings * units.mask[..., None]).sum(1) / units.mask.sum(1, keepdim=True).clamp(min=1)

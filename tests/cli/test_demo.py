@@ -1,17 +1,22 @@
 """The demo, small: its files, its numbers, what it keeps, and what it refuses."""
 
+import io
 import json
 import shutil
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
+from tavq_plugin.cli.demo import SCENES_WEIGHT, demo_recipe, run_demo
 from tavq_plugin.cli.demo_folder import open_unfinished
 from tavq_plugin.data.synthetic_scenes import write_pack
 from tavq_plugin.io.ownership import MARKER, claim
+from tavq_plugin.training import TrainedRun, fit
+from tavq_plugin.training.build import build
 from tavq_plugin.training.timer import StepTimer
 
 pytest.importorskip("taming")
@@ -23,6 +28,21 @@ SMALL = ["demo", "--steps", "3", "--n-train", "32", "--n-eval", "12"]
 
 def run(*arguments):
     return CliRunner().invoke(app, [*SMALL, *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+def demo_of_seed_1(out, train):
+    """The same demo of another seed, trained by a function of the test's own; what it printed."""
+    console = Console(file=io.StringIO(), width=120)
+    recipe = demo_recipe(resolution=32, steps=3, seed=1)
+    run_demo(
+        data=None, recipe=recipe, weight=SCENES_WEIGHT, out=out, n_train=32, n_eval=12, console=console, train=train
+    )
+    return console.file.getvalue()
+
+
+def untrained(method, recipe, corpus, folder, *, progress):
+    """Stands in for `fit` where a test needs a run and no training."""
+    return TrainedRun(*build(recipe, corpus), [{"step": 0}], 0.1, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +60,12 @@ def test_everything_is_written(done):
         content["protocol"]
     )
     assert (content["protocol"]["n_train"], content["protocol"]["n_eval"]) == (32, 12)
-    assert list(content["runs"]) == ["baseline", "tavq", "shuffled"]
+    assert list(content["runs"]) == ["lambda-0", "tavq", "shuffled"]
     levels = {"level1", "level2", "level3"}
     for name, metrics in content["runs"].items():
         assert set(metrics["word_map"]) == set(metrics["retrieval_fitted"]) == levels
         assert set(metrics["retrieval_fitted"]["level1"]) == {"r1", "r10", "r50"}
-        assert (metrics["retrieval"] is None) == (name == "baseline")
+        assert (metrics["retrieval"] is None) == (name == "lambda-0")
         assert len(metrics["plan_entropy"]) == len(metrics["marginal_error"]) == 3
         assert 0 < metrics["plugin_share"] < 1 and metrics["seconds_per_step"] > 0
         assert 0 < metrics["usage"] <= 100 and metrics["psnr"] > 5
@@ -53,24 +73,24 @@ def test_everything_is_written(done):
         assert files == {"settings.json", "host.safetensors", "tavq.safetensors", "metrics.json", MARKER}
     for picture in ("reconstructions.png", "words.png"):
         assert (out / picture).stat().st_size > 1000
-    assert "PSNR" in printed and "baseline" in printed
+    assert "PSNR" in printed and "lambda-0" in printed
 
 
 def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
     from tavq_plugin.training.build_host import small_vqgan
 
     out, _ = done
-    for name in ("baseline", "tavq", "shuffled"):
+    for name in ("lambda-0", "tavq", "shuffled"):
         loaded = small_vqgan(32).load_state_dict(load_file(out / name / "host.safetensors"), strict=True)
         assert not loaded.missing_keys and not loaded.unexpected_keys
 
 
 def test_runs_differ_by_their_texts_alone(done):
     out, _ = done
-    runs = {n: json.loads((out / n / "metrics.json").read_text())["history"] for n in ("baseline", "tavq", "shuffled")}
+    runs = {n: json.loads((out / n / "metrics.json").read_text())["history"] for n in ("lambda-0", "tavq", "shuffled")}
     assert len({history[0]["pixel"] for history in runs.values()}) == 1
     aligned = {n: [row["alignment"] for row in history if "alignment" in row] for n, history in runs.items()}
-    assert not any(aligned["baseline"]) and aligned["tavq"][0] != aligned["shuffled"][0]
+    assert not any(aligned["lambda-0"]) and aligned["tavq"][0] != aligned["shuffled"][0]
 
 
 def test_finished_runs_are_kept(done):
@@ -82,32 +102,60 @@ def test_finished_runs_are_kept(done):
     assert (out / "demo.json").read_text() == numbers
 
 
-def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_path, monkeypatch):
-    from tavq_plugin.training.loop import TrainingLoop as Loop
+def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_path):
+    steps = []
 
-    real, begun = Loop.step, []
+    def train(method, recipe, corpus, folder, *, progress):
+        def stop(number, row):
+            steps.append((method, number))
+            progress(number, row)
+            if len(steps) == 6:  # in the second run, after its checkpoint at step 2
+                raise KeyboardInterrupt
 
-    def stopping(self):
-        begun.append((self.recipe.method, self.number))
-        if len(begun) == 6:  # the third step of the second run
-            raise KeyboardInterrupt
-        return real(self)
+        return fit(method, recipe, corpus, folder, progress=stop)
 
     def seed_of(name):
         return json.loads((out / name / "settings.json").read_text())["seed"]
 
-    monkeypatch.setattr(Loop, "step", stopping)
     out = shutil.copytree(done[0], tmp_path / "out")  # runs of other settings give way once the new ones are whole
-    stopped = run("--out", out, "--seed", 1)
-    assert stopped.exit_code == 130 and "Finished runs are in" in stopped.output and "kept from" not in stopped.output
-    assert list(json.loads((out / "demo.json").read_text())["runs"]) == ["baseline"]
-    assert [seed_of(name) for name in ("baseline", "tavq", "shuffled")] == [1, 0, 0]
-    result = run("--out", out, "--seed", 1)
-    assert result.exit_code == 0 and result.output.count("kept from") == 1, result.output
-    assert begun[6:] == [("tavq", 2), *[("tavq-shuffled", number) for number in range(3)]]
-    assert [seed_of(name) for name in ("baseline", "tavq", "shuffled")] == [1, 1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        demo_of_seed_1(out, train)
+    assert list(json.loads((out / "demo.json").read_text())["runs"]) == ["lambda-0"]
+    assert [seed_of(name) for name in ("lambda-0", "tavq", "shuffled")] == [1, 0, 0]
+    assert demo_of_seed_1(out, train).count("kept from") == 1
+    assert steps[6:] == [("tavq", 3), *[("tavq-shuffled", number) for number in (1, 2, 3)]]
+    assert [seed_of(name) for name in ("lambda-0", "tavq", "shuffled")] == [1, 1, 1]
     history = json.loads((out / "tavq" / "metrics.json").read_text())["history"]
     assert [row["step"] for row in history] == [0, 1, 2] and not (out / ".training").exists()
+
+
+def test_a_run_that_was_called_baseline_is_kept(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "out")
+    (out / "lambda-0").rename(out / "baseline")
+    settings = out / "baseline" / "settings.json"
+    settings.write_text(settings.read_text().replace('"lambda-0"', '"baseline"'))
+    assert run("--out", out).output.count("kept from") == 3
+    assert (out / "lambda-0" / "host.safetensors").exists() and not (out / "baseline").exists()
+
+
+def test_a_folder_called_baseline_that_is_not_ours_stays(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "out")
+    (out / "lambda-0").rename(out / "baseline")
+    (out / "baseline" / "thesis.txt").write_text("years")
+    assert "kept from" not in demo_of_seed_1(out, untrained)
+    assert (out / "baseline" / "thesis.txt").read_text() == "years" and (out / "lambda-0").exists()
+
+
+def test_without_text_the_numbers_of_texts_are_none(tmp_path):
+    write_pack(tmp_path / "pack", 20, resolution=32)
+    (tmp_path / "pack" / "captions.jsonl").unlink()
+    for number, path in enumerate(sorted((tmp_path / "pack" / "images").iterdir())):
+        path.rename(tmp_path / "pack" / f"{number}{path.suffix}")
+        (tmp_path / "pack" / f"{number}.txt").write_text("")
+    result = run("--data", tmp_path / "pack", "--out", tmp_path / "out", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out" / "demo.json").read_text())["runs"]["lambda-0"]
+    assert metrics["word_map"] == {"level1": None, "level2": None, "level3": None} and metrics["psnr"] > 0
 
 
 def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
@@ -169,7 +217,7 @@ def test_the_clock_charges_the_plug_in_with_its_part():
 
 
 @pytest.mark.parametrize(
-    "name", ["baseline/thesis.txt", "tavq/thesis.txt", "shuffled/thesis.txt", ".training/thesis.txt", "demo.json",
+    "name", ["lambda-0/thesis.txt", "tavq/thesis.txt", "shuffled/thesis.txt", ".training/thesis.txt", "demo.json",
              "words.png", "tavq/settings.json"],
 )  # fmt: skip
 def test_what_somebody_else_made_is_refused_by_name_and_stays(tmp_path, name):
@@ -208,6 +256,5 @@ def test_a_demo_of_before_markers_is_kept_and_replaced(done, tmp_path):
     assert run("--out", out).output.count("kept from") == 3
     for marker in out.rglob(MARKER):
         marker.unlink()
-    result = run("--out", out, "--seed", 1)
-    assert result.exit_code == 0 and "kept from" not in result.output, result.output
+    assert "kept from" not in demo_of_seed_1(out, untrained)
     assert json.loads((out / "tavq" / "settings.json").read_text())["seed"] == 1 and not (out / ".training").exists()

@@ -104,7 +104,7 @@ def test_accelerate_prepares_the_attachment(ranks):
     assert_equal(one, in_one_process(), **CLOSE)
 
 
-def test_counts_of_codes_add_up_over_processes(ranks):
-    from tavq_plugin.evaluation.metrics.codebook import over_processes
+def test_counts_of_codes_add_up_sum_over_processes(ranks):
+    from tavq_plugin.evaluation.metrics.codebook import sum_over_processes
 
-    assert [counts.tolist() for counts in ranks.both(over_processes, torch.tensor([1, 0, 2]))] == [[2, 0, 4]] * 2
+    assert [counts.tolist() for counts in ranks.both(sum_over_processes, torch.tensor([1, 0, 2]))] == [[2, 0, 4]] * 2

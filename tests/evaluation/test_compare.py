@@ -1,5 +1,6 @@
 """`tavq compare`, small: its files and figures, what it resumes, keeps and refuses, and its page in a browser."""
 
+import errno
 import json
 import math
 import re
@@ -15,13 +16,17 @@ from tavq_plugin.cli.app import app
 from tavq_plugin.data.corpus import Corpus, corpus_in
 from tavq_plugin.data.leakage import dhash, find_leaks
 from tavq_plugin.data.synthetic_scenes import scenes, write_pack
-from tavq_plugin.evaluation.aggregate import best, summarise
-from tavq_plugin.evaluation.evaluate import Measured, Measuring, Texts, measure
+from tavq_plugin.evaluation.aggregate import best_methods, summarise
+from tavq_plugin.evaluation.compare import compare
+from tavq_plugin.evaluation.evaluate import evaluate_run
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import HEADLINE, card_of
-from tavq_plugin.evaluation.plan import divided, plan_of
+from tavq_plugin.evaluation.plan import plan_of, split_overrides
 from tavq_plugin.evaluation.report.tables import lines_of, markdown
 from tavq_plugin.evaluation.report.write import page
+from tavq_plugin.evaluation.results import RunResults
+from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import wrap
 from tavq_plugin.io.ownership import MARKER
 from tavq_plugin.text.encoder import offline_encoder
@@ -41,30 +46,28 @@ def run(*arguments):
     return CliRunner().invoke(app, ["compare", *SMALL, *map(str, arguments)], env={"COLUMNS": "200"})
 
 
+def small_plan(out, **changed):
+    """The plan of `run`."""
+    settings = {"methods": "vqgan,tavq", "seeds": "0,1", "resolution": 16, "steps": 2, "n_train": 24, "n_eval": 14}
+    return plan_of(out=out, **{**settings, "overrides": ["batch_size=4", "checkpoint_every=1"], **changed})
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A comparison that was stopped in its second run, and then finished by the same command."""
-    import tavq_plugin.evaluation.compare as comparing
-
     out = tmp_path_factory.mktemp("compare")
-    real, calls = comparing.fit, []
+    seen = []
 
-    def stopping(*arguments, progress, **settings):
-        calls.append(arguments[0])
+    def stop(name, done, steps):
+        seen.append((name, done))
+        if name == "tavq, seed 0":
+            raise KeyboardInterrupt
 
-        def stop(done, row):
-            progress(done, row)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-
-        return real(*arguments, progress=stop, **settings)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing, "fit", stopping)
-        stopped = run("--out", out)
+    with pytest.raises(KeyboardInterrupt):
+        compare(small_plan(out), report=stop)
     first = out / "vqgan" / "seed0" / "measured.json"
     before = {
-        "stopped": stopped,
+        "seen": seen,
         "mtime": first.stat().st_mtime_ns,
         "runs": sorted(p.parent for p in out.glob("*/*/measured.json")),
     }
@@ -74,9 +77,9 @@ def done(tmp_path_factory):
     return out, before, result.output
 
 
-def test_a_stop_keeps_what_is_finished_and_says_so(done):
+def test_a_stop_keeps_what_is_finished(done):
     out, before, _ = done
-    assert before["stopped"].exit_code == 130 and "Finished runs are in" in before["stopped"].output
+    assert before["seen"] == [("vqgan, seed 0", 1), ("vqgan, seed 0", 2), ("tavq, seed 0", 1)]
     assert before["runs"] == [out / "vqgan" / "seed0"]
 
 
@@ -128,7 +131,7 @@ def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
     ):
         result = run("--out", out, *arguments)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
-    assert divided(["tavq.options.weight=0.5", "steps=3"]) == (["steps=3"], {"tavq": {"weight": 0.5}})
+    assert split_overrides(["tavq.options.weight=0.5", "steps=3"]) == (["steps=3"], {"tavq": {"weight": 0.5}})
 
 
 def test_a_host_of_ones_own_is_compared_where_its_package_is_allowed(tmp_path):
@@ -163,7 +166,12 @@ def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     for marker in out.rglob(MARKER):
         marker.unlink()
-    before = (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns
+    file = out / "tavq" / "seed1" / "measured.json"
+    former = {'"evaluation"': '"measuring"', '"transport_images"': '"transported"'}  # as settings were called then
+    for name, old in former.items():
+        assert name in file.read_text()
+        file.write_text(file.read_text().replace(name, old))
+    before = file.stat().st_mtime_ns
     result = run("--out", out)
     assert result.exit_code == 0, result.output
     assert (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns == before
@@ -172,37 +180,23 @@ def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
     assert run("--out", out).exit_code == 0 and (out / "tavq" / "seed1" / "measured.json").exists()
 
 
-def test_a_broken_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    import tavq_plugin.evaluation.compare as comparing
-
-    real = comparing.run_job
-
-    def breaking(job, report):
-        if job.method == "tavq":
-            raise FloatingPointError("alignment is nan at step 1")
-        return real(job, report)
-
-    monkeypatch.setattr(comparing, "run_job", breaking)
-    result = run("--out", tmp_path, "--seeds", "0")
-    assert result.exit_code == 1 and "broke: tavq, seed 0: alignment is nan" in " ".join(result.output.split())
+def test_a_broken_run_is_named_and_the_others_go_on(tmp_path):
+    broken = ("--set", "tavq.options.weight=1.0e+39")  # overflows float32
+    result = run("--out", tmp_path, "--seeds", "0", *broken)
+    assert result.exit_code == 1, result.output
     content = json.loads((tmp_path / "compare.json").read_text())
-    assert list(content["methods"]) == ["vqgan"] and content["failed"] == {"tavq, seed 0": "alignment is nan at step 1"}
+    why = content["failed"]["tavq, seed 0"]
+    assert f"broke: tavq, seed 0: {why}" in " ".join(result.output.split()) and "at step" in why
+    assert list(content["methods"]) == ["vqgan"] and list(content["failed"]) == ["tavq, seed 0"]
     assert "seeds 0,1,2" in content["absent"]["vqgan"]["stability_codes"]
 
 
-def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
-    import errno
-
-    import tavq_plugin.evaluation.compare as comparing
-
-    def full(*arguments):
+def test_a_full_disk_is_said_in_a_sentence(tmp_path):
+    def full(name):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(comparing, "run_job", full)
-    result = run("--out", tmp_path)
-    assert (
-        result.exit_code == 2 and "the disk is full" in result.output and "run the same command again" in result.output
-    )
+    with pytest.raises(OSError, match=r"the disk is full at .*run the same command again; finished runs are kept"):
+        compare(small_plan(tmp_path, methods="vqgan", seeds="0"), finished=full)
 
 
 def test_the_page_in_a_browser(done, tmp_path):
@@ -226,32 +220,41 @@ def test_a_corpus_without_text_has_figures_of_images_and_reasons_for_the_rest():
     store = TextStore.build([""] * 12, offline_encoder(), centre_on=range(8))
     corpus = Corpus("mute", images, [""] * 12, store, 8)
     tokenizer = wrap(small_vqgan(16), max_grid=16)
-    texts = Texts(corpus, Measuring())
-    found = measure(tokenizer, texts, Judges(None, images[8:]))
-    assert {"psnr", "usage", "ssim"} <= set(found.values) and all(map(math.isfinite, found.values.values()))
-    assert "0 held-out texts have units" in found.absent["image_text_r10"]
-    assert {"word_map_1", "masked_word", "purity"} <= set(found.absent) - set(found.values)
+    results = evaluate_run(tokenizer, TextTargets(corpus, EvaluationSettings()), Judges(None, images[8:]))
+    assert {"psnr", "usage", "ssim"} <= set(results.values) and all(map(math.isfinite, results.values.values()))
+    assert "0 held-out texts have units" in results.missing["image_text_r10"]
+    assert {"word_map_1", "masked_word", "purity"} <= set(results.missing) - set(results.values)
 
 
-def fake(seed, shift=0.0):
+def test_settings_are_checked():
+    assert EvaluationSettings(transport_images=0).transport_images == 0
+    for name in ("words", "probe_rows", "transport_images", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 2, got 1"):
+            EvaluationSettings(**{name: 1})
+
+
+def fake_results(seed, shift=0.0):
     draw = torch.Generator().manual_seed(seed)
     each = {"psnr": 20 + shift + torch.randn(40, generator=draw), "word_map": 10 + torch.randn(40, generator=draw)}
     kept = {f"{side}_indices": torch.randint(0, 8, (40, 2, 2), generator=draw) for side in ("train", "held_out")}
     kept |= {"codes": torch.tensor(8), "word_scores_1": torch.randn(40, 5, generator=draw)}
     values = {name: value.mean().item() for name, value in each.items()} | {"usage": 50.0 + seed}
-    return Measured(values, each, {"ssim": "why <not>"}, kept)
+    return RunResults(values, each, {"ssim": "why <not>"}, kept)
 
 
-class Words:
-    words = ("a", "b", "c", "d", "e")
+class FakeTargets:
+    top_words = ("a", "b", "c", "d", "e")
     held_out_words = torch.rand(40, 5, generator=torch.Generator().manual_seed(0)) > 0.5
 
 
 def test_the_best_is_bold_and_a_sure_difference_marked():
-    content = summarise({"vqgan": {0: fake(0), 1: fake(1)}, "tavq": {0: fake(0, 1.0), 1: fake(1, 1.0)}}, Words)
+    content = summarise(
+        {"vqgan": {0: fake_results(0), 1: fake_results(1)}, "tavq": {0: fake_results(0, 1.0), 1: fake_results(1, 1.0)}},
+        FakeTargets,
+    )
     content |= {"failed": {}, "protocol": {"data": "x", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}}}
     content["protocol"] |= {"n_train": 1, "n_eval": 1, "seeds": [0, 1]}
-    assert best(content, "psnr") == {"tavq"} and best(content, "word_map") == {"vqgan", "tavq"}
+    assert best_methods(content, "psnr") == {"tavq"} and best_methods(content, "word_map") == {"vqgan", "tavq"}
     (line,) = lines_of(content, ["psnr"])
     assert [(cell.best, cell.marks) for cell in line.cells] == [(False, "▽"), (True, "▲")]
     assert content["significance"]["psnr"]["tavq"]["vqgan"]["mean"] == pytest.approx(1.0)
@@ -261,12 +264,12 @@ def test_the_best_is_bold_and_a_sure_difference_marked():
 
 
 def test_what_comes_from_data_is_escaped_on_the_page():
-    content = summarise({"vqgan": {0: fake(0)}}, Words)
+    content = summarise({"vqgan": {0: fake_results(0)}}, FakeTargets)
     protocol = {"data": "<b>x</b>", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}, "versions": {}}
     protocol |= dict.fromkeys(("n_train", "n_eval", "spread", "significance", "images"), 1)
     protocol |= {"seeds": [0], "chance": {}, "versions": {"tavq-plugin": "0"}}
-    told = {"vqgan": [{"code": 1, "share": 2.0, "words": [("<i>", 1.0)]}]}
-    made = page({**content, "failed": {}, "protocol": protocol}, told, {})
+    codes = {"vqgan": [{"code": 1, "share": 2.0, "words": [("<i>", 1.0)]}]}
+    made = page({**content, "failed": {}, "protocol": protocol}, codes, {})
     assert "<b>x" not in made and "&lt;b&gt;x" in made and "<i>" not in made and "why &lt;not&gt;" in made
 
 
@@ -322,8 +325,8 @@ def test_what_a_recipe_file_says_takes_effect(tmp_path):
     plan = plan_of(out=tmp_path, recipe=str(file))
     assert plan.seeds == (3,) and {job.recipe.seed for job in plan.jobs} == {3}
     assert (plan.recipe.tracker, plan.recipe.checkpoint_every) == ("tensorboard", 4)
-    told = plan_of(out=tmp_path, recipe=str(file), seeds="1,2", overrides=["tracker=none", "checkpoint_every=25"])
-    assert (told.seeds, told.recipe.tracker, told.recipe.checkpoint_every) == ((1, 2), "none", 25)
+    given = plan_of(out=tmp_path, recipe=str(file), seeds="1,2", overrides=["tracker=none", "checkpoint_every=25"])
+    assert (given.seeds, given.recipe.tracker, given.recipe.checkpoint_every) == ((1, 2), "none", 25)
     assert plan_of(out=tmp_path).seeds == (0,) and plan_of(out=tmp_path).recipe.checkpoint_every == 100
 
 

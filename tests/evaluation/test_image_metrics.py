@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from tavq_plugin.evaluation.metrics.bootstrap import paired_bootstrap
-from tavq_plugin.evaluation.metrics.codebook import code_counts, over_processes, use_of
-from tavq_plugin.evaluation.metrics.frechet import Inception, frechet, kernel
+from tavq_plugin.evaluation.metrics.codebook import code_counts, codebook_use_from_counts, sum_over_processes
+from tavq_plugin.evaluation.metrics.frechet import Inception, frechet_distance, kernel_distance
 from tavq_plugin.evaluation.metrics.image import ssim
 from tavq_plugin.networks.lpips import Lpips
 from tavq_plugin.networks.weights import MOBILENET, WeightFile
@@ -32,26 +32,26 @@ def test_ssim_of_constant_images_is_its_luminance_term():
 
 def test_frechet_distance_of_a_shift_is_its_square():
     features = random(60, 8)
-    assert frechet(features, features + 0.5) == pytest.approx(8 * 0.25, rel=1e-6)
-    assert frechet(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(features, features + 0.5) == pytest.approx(8 * 0.25, rel=1e-6)
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
     scaled = features - features.mean(0)  # twice the spread: tr(C + 4C − 2·2C) = tr C
-    assert frechet(scaled, 2 * scaled) == pytest.approx(scaled.var(0).sum().item(), rel=1e-6)
+    assert frechet_distance(scaled, 2 * scaled) == pytest.approx(scaled.var(0).sum().item(), rel=1e-6)
 
 
 def test_kernel_distance_is_near_0_for_one_source_and_grows_with_a_shift():
     features = random(200, 8)
-    assert abs(kernel(features[:100], features[100:])) < 0.2
-    assert kernel(features[:100], features[100:] + 2) > 2
+    assert abs(kernel_distance(features[:100], features[100:])) < 0.2
+    assert kernel_distance(features[:100], features[100:] + 2) > 2
     before = torch.random.get_rng_state()
-    assert kernel(features[:100], features[100:]) == kernel(features[:100], features[100:])
+    assert kernel_distance(features[:100], features[100:]) == kernel_distance(features[:100], features[100:])
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="needs two"):
-        frechet(random(1, 4), random(1, 4))
+        frechet_distance(random(1, 4), random(1, 4))
     with pytest.raises(ValueError, match="needs four"):
-        kernel(random(3, 4), random(3, 4))
+        kernel_distance(random(3, 4), random(3, 4))
 
 
 @pytest.mark.parametrize("build", [Inception, Lpips, MOBILENET.read])
@@ -155,7 +155,7 @@ def test_images_without_a_value_are_left_out_of_both_sides():
 
 def test_counts_of_one_process_are_its_own():
     assert code_counts(torch.tensor([[0, 0], [2, 1]]), 4).tolist() == [2, 1, 1, 0]
-    assert use_of(torch.tensor([2, 2, 2, 0])).usage == 75
-    assert over_processes(torch.tensor([1, 2])).tolist() == [1, 2]
+    assert codebook_use_from_counts(torch.tensor([2, 2, 2, 0])).usage == 75
+    assert sum_over_processes(torch.tensor([1, 2])).tolist() == [1, 2]
     with pytest.raises(ValueError, match="no code was counted"):
-        use_of(torch.zeros(4, dtype=torch.int64))
+        codebook_use_from_counts(torch.zeros(4, dtype=torch.int64))

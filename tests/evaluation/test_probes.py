@@ -7,7 +7,7 @@ import torch
 
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import psnr
-from tavq_plugin.evaluation.metrics.retrieval import mean_average_precision, recall
+from tavq_plugin.evaluation.metrics.retrieval import average_precision_per_image, recall
 from tavq_plugin.evaluation.probes import fit_ridge
 
 
@@ -63,7 +63,7 @@ def test_constant_queries_score_as_chance():
 def test_average_precision_of_a_known_ranking():
     scores = torch.tensor([[4.0, 0.0], [3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
     present = torch.tensor([[True, False], [False, False], [True, False], [False, False]])
-    assert mean_average_precision(scores, present) == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert average_precision_per_image(scores, present).mean().item() == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 
 def test_recall_is_a_share_of_the_queries_to_the_last_digit():

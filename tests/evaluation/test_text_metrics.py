@@ -8,10 +8,14 @@ import torch.nn.functional as F
 
 from tavq_plugin.evaluation.metrics.purity import code_word_purity, mutual_information
 from tavq_plugin.evaluation.metrics.relation import similarity_error
-from tavq_plugin.evaluation.metrics.retrieval import found, found_by, mean_average_precision, precision_shares
+from tavq_plugin.evaluation.metrics.retrieval import (
+    average_precision_per_image,
+    recall_from_scores,
+    recall_per_query,
+)
 from tavq_plugin.evaluation.metrics.stability import code_word_stability, word_image_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
-from tavq_plugin.evaluation.metrics.words import histograms, masked_words, presence
+from tavq_plugin.evaluation.metrics.words import code_histograms, masked_words, word_presence
 from tavq_plugin.evaluation.probes import Ridge, fit_ridge
 from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.text.store import TextStore
@@ -35,26 +39,31 @@ def test_ridge_of_more_features_than_rows_is_the_same_map():
     torch.testing.assert_close(fit_ridge(wide, y, penalty=18.0).predict(wide), primal)
 
 
-def test_what_a_query_found_is_its_rank():
+def test_recall_per_query_is_its_rank():
     score = torch.tensor([[3.0, 2.0, 1.0], [5.0, 4.0, 3.0], [9.0, 9.0, 9.0]])
-    assert found_by(score, at=(1, 2))["r1"].tolist() == pytest.approx([1, 0, 1 / 3])
-    assert found_by(score, at=(1, 2))["r2"].tolist() == pytest.approx([1, 1, 2 / 3])
+    assert recall_from_scores(score, at=(1, 2))["r1"].tolist() == pytest.approx([1, 0, 1 / 3])
+    assert recall_from_scores(score, at=(1, 2))["r2"].tolist() == pytest.approx([1, 1, 2 / 3])
     keys = random(6, 4)
-    assert found(keys, keys, at=(1,))["r1"].tolist() == [1.0] * 6
+    assert recall_per_query(keys, keys, at=(1,))["r1"].tolist() == [1.0] * 6
 
 
 def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="not finite"):
-        found_by(torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
+        recall_from_scores(torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
 
 
-def test_images_shares_of_average_precision_add_up_to_it():
+def test_images_parts_of_average_precision_add_up_to_it():
+    from torchmetrics.functional.classification import binary_average_precision
+
     present = random(40, 7) > 0.8
     present[:, 3] = False
     scores = random(40, 7, seed=1)
-    shares = precision_shares(scores, present)
-    assert shares.mean().item() == pytest.approx(mean_average_precision(scores, present))
-    assert shares[~present.any(1)].abs().sum() == 0
+    ranks = scores.double().argsort(0).argsort(0).double() / len(scores)  # torchmetrics takes scores within [0, 1]
+    words = [word for word in range(7) if word != 3]
+    expected = [binary_average_precision(ranks[:, word], present[:, word].long()).item() for word in words]
+    parts = average_precision_per_image(scores, present)
+    assert parts.mean().item() == pytest.approx(100 * sum(expected) / len(expected))
+    assert parts[~present.any(1)].abs().sum() == 0
 
 
 def test_presence_of_words_by_hand():
@@ -62,17 +71,17 @@ def test_presence_of_words_by_hand():
         ids=("a", "b", "c"), table=torch.zeros(3, 2), vocabulary=("dog", "ball", "runs"),
         lists={"word": RaggedRows.from_lists([[0, 2, 0], [], [1, 2]])}, means={"word": torch.zeros(2)},
     )  # fmt: skip
-    table = presence(store, [0, 1, 2], ["runs", "dog"])
+    table = word_presence(store, [0, 1, 2], ["runs", "dog"])
     assert table.tolist() == [[True, True], [False, False], [True, False]]
 
 
 def test_masked_words_are_found_where_codes_name_them():
     words = torch.rand(400, 8, generator=torch.Generator().manual_seed(0)) < 0.3
     codes, vectors = words.float(), random(8, 16)
-    told = masked_words(codes[:300], codes[300:], words[:300], words[300:], vectors)
-    assert told.with_codes.nanmean() > 0.95
-    assert told.text_alone.nanmean() < 0.4
-    assert torch.equal(told.with_codes.isnan(), ~words[300:].any(1))
+    guessed = masked_words(codes[:300], codes[300:], words[:300], words[300:], vectors)
+    assert guessed.with_codes.nanmean() > 0.95
+    assert guessed.text_alone.nanmean() < 0.4
+    assert torch.equal(guessed.with_codes.isnan(), ~words[300:].any(1))
 
 
 def test_an_image_is_nearest_to_the_text_its_codes_are():
@@ -95,7 +104,7 @@ def test_information_of_codes_about_words():
 
 def test_purity_of_noise_is_its_null_and_of_words_above_it():
     words = random(200, 10) > 0.7
-    noise = code_word_purity(histograms(torch.randint(0, 16, (200, 2, 4)), 16), words)
+    noise = code_word_purity(code_histograms(torch.randint(0, 16, (200, 2, 4)), 16), words)
     assert abs(noise.z) < 4 and noise.null > 0
     named = code_word_purity(words.float() / words.sum(1, keepdim=True).clamp(min=1), words)
     assert named.z > 20 and named.excess > 100

@@ -1,4 +1,4 @@
-"""Whether a difference between two methods would stand on other images and other seeds: the paired bootstrap."""
+"""The paired bootstrap: would a difference between two methods hold on other images and other seeds?"""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(first: Tensor, second: Tensor, *, over_seeds: bool = True, draws: int = DRAWS) -> Difference:
-    """Difference of the means of two methods' per-image values, same images and seeds; s n, s n.
+    """Difference between the means of two methods' per-image values, same images and seeds; s n, s n.
 
-    Images are drawn again with replacement, the same for both sides and for every seed; with `over_seeds` and more
-    than one seed, seeds are drawn again as well. Images that are NaN on either side are left out. Raises ValueError
+    Images are resampled with replacement, the same ones for both methods and every seed; with `over_seeds` and more
+    than one seed, seeds are resampled as well. Images that are NaN for either method are left out. Raises ValueError
     where shapes differ or no image is left.
     """
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: give seeds × images, the same for both")
+        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: both must be seeds × images, of one shape")
     apart = (first - second).double()
     apart = apart[:, apart.isfinite().all(0)]
     seeds, images = apart.shape
     if not images:
-        raise ValueError("no image has a value on both sides: nothing to compare")
+        raise ValueError("no image has a value for both methods: there is nothing to compare")
     draw = torch.Generator().manual_seed(0)
     picked = torch.randint(images, (draws, images), generator=draw)
     counts = torch.zeros(draws, images, dtype=torch.float64)

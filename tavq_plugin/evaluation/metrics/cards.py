@@ -1,9 +1,9 @@
-"""The protocol card of every metric: what it is, its direction and unit, what it is measured on, by which probe."""
+"""The protocol card of every metric: what it is, its direction and unit, on what and by which probe it is measured."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tavq_plugin.evaluation.metrics.frechet import SUBSETS
@@ -13,10 +13,10 @@ from tavq_plugin.evaluation.probes import PENALTY
 
 @dataclass(frozen=True)
 class Card:
-    """What a reader must know of a figure."""
+    """What a reader must know about a metric."""
 
     title: str
-    better: str  # "higher" | "lower" | "–": neither by itself
+    better: str  # "higher", "lower", or "–" where neither is better by itself
     unit: str
     what: str
     probe: str = "none"
@@ -24,7 +24,7 @@ class Card:
     digits: int = 2
 
     def to_dict(self) -> dict[str, Any]:
-        """For a protocol."""
+        """The card as a protocol records it."""
         return vars(self)
 
 
@@ -71,7 +71,7 @@ CARDS = {
         "masked word R@1, above text alone",
         "higher",
         "points",
-        "the same less what the other words tell without codes",
+        "the same, minus the score from the other words without codes",
         _RIDGE,
     ),
     "similarity_mse": Card(
@@ -88,7 +88,7 @@ CARDS = {
         "code–word purity",
         "higher",
         "millibit",
-        "mutual information of code and frequent word, less its mean over "
+        "mutual information of code and frequent word, minus its mean over "
         f"{PERMUTATIONS} permutations of the texts; {_LEVELS}",
         digits=1,
     ),
@@ -101,7 +101,7 @@ CARDS = {
         digits=3,
     ),
     "stability_codes_null": Card(
-        "code→word stability, codes dealt at random", "–", "−1–1", "the null of the line above", digits=3
+        "code→word stability, codes matched at random", "–", "−1–1", "the null of the line above", digits=3
     ),
     "stability_words": Card(
         "word→image stability",
@@ -122,20 +122,20 @@ CARDS = {
     ),
 }
 for _k in (1, 5, 10, 50):
-    for _way, _said in (("image_text", "image→text"), ("text_image", "text→image")):
+    for _way, _arrow in (("image_text", "image→text"), ("text_image", "text→image")):
         CARDS[f"{_way}_r{_k}"] = Card(
-            f"R@{_k}, {_said}",
+            f"R@{_k}, {_arrow}",
             "higher",
             "%",
             f"own pair among the {_k} of greatest cosine to the mean unit embedding, both sides centred; {_LEVELS}",
             _POOLED,
         )
         CARDS[f"{_way}_ot_r{_k}"] = Card(
-            f"R@{_k}, {_said}, by transport",
+            f"R@{_k}, {_arrow}, by transport",
             "higher",
             "%",
             "own pair among the least transport costs between codes and "
-            f"text units, freed of each image's and text's mean; {_LEVELS}",
+            f"text units, minus each image's and each text's mean; {_LEVELS}",
             f"{_POOLED}; applied to every code",
             on="the first held-out images with text",
         )
@@ -152,21 +152,19 @@ HEADLINE = (
     "text_image_r50", "image_text_ot_r10", "word_map", "word_map_codes", "masked_word_gain", "purity",
     "stability_codes", "seconds_per_step",
 )  # fmt: skip
-"""What the first table shows; the page has all."""
+"""The metrics of the first table; the page shows all."""
 
 
 def card_of(metric: str) -> Card:
-    """The card of a metric, also of one level (name_2); KeyError for one without.
+    """The card of a metric, or of one level of it (`name_2`). Raises KeyError for a metric without a card.
 
     >>> card_of("word_map_2").title
     'word mAP, level 2'
     """
     if metric in CARDS:
         return CARDS[metric]
-    name, level = re.fullmatch(r"(.+)_([123])", metric).groups() if re.fullmatch(r".+_[123]", metric) else (metric, "")
-    if name not in CARDS:
+    of_level = re.fullmatch(r"(.+)_([123])", metric)
+    if of_level is None or of_level[1] not in CARDS:
         raise KeyError(f"metric {metric!r} has no protocol card: add one to CARDS")
-    whole = CARDS[name]
-    return Card(
-        f"{whole.title}, level {level}", whole.better, whole.unit, whole.what, whole.probe, whole.on, whole.digits
-    )
+    card = CARDS[of_level[1]]
+    return replace(card, title=f"{card.title}, level {of_level[2]}")

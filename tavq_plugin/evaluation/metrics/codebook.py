@@ -1,4 +1,4 @@
-"""How much of a codebook is used: usage, perplexity, dead codes; over all processes where there are several."""
+"""How much of a codebook is used: usage, perplexity and dead codes, in one process or over several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class CodebookUse(NamedTuple):
     """Counts over a set of images."""
 
     usage: float  # percent of the codes that occur
-    perplexity: float  # exp of the entropy of the codes' frequencies; k where all are alike
+    perplexity: float  # exp of the entropy of the codes' frequencies; k where all codes are equally frequent
     dead: int  # codes that never occur
 
 
@@ -22,19 +22,19 @@ def codebook_use(indices: Tensor, size: int) -> CodebookUse:
     >>> codebook_use(torch.tensor([0, 1, 1, 0]), size=4)
     CodebookUse(usage=50.0, perplexity=2.0, dead=2)
     """
-    return use_of(code_counts(indices, size))
+    return codebook_use_from_counts(code_counts(indices, size))
 
 
 def code_counts(indices: Tensor, size: int) -> Tensor:
-    """How often each code occurs; any shape -> k int64. Raises ValueError where an index is outside the codebook."""
+    """How often each code occurs; any shape -> k int64. Raises ValueError for an index outside the codebook."""
     counts = torch.bincount(indices.flatten(), minlength=size)
     if len(counts) > size:
-        raise ValueError(f"indices reach {len(counts) - 1} and the codebook has {size} codes")
+        raise ValueError(f"indices reach {len(counts) - 1} and the codebook has {size} codes: give its real size")
     return counts
 
 
-def over_processes(counts: Tensor) -> Tensor:
-    """The same counts added up over the processes of `torch.distributed`; themselves where there is one; k -> k."""
+def sum_over_processes(counts: Tensor) -> Tensor:
+    """Counts summed over the processes of `torch.distributed`; unchanged in a single process; k -> k."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -43,10 +43,10 @@ def over_processes(counts: Tensor) -> Tensor:
     return counts
 
 
-def use_of(counts: Tensor) -> CodebookUse:
-    """Usage, perplexity and dead codes of counts, k; ValueError where nothing was counted.
+def codebook_use_from_counts(counts: Tensor) -> CodebookUse:
+    """Usage, perplexity and dead codes from counts, k. Raises ValueError where all counts are 0.
 
-    >>> use_of(torch.tensor([5, 5, 0, 0]))
+    >>> codebook_use_from_counts(torch.tensor([5, 5, 0, 0]))
     CodebookUse(usage=50.0, perplexity=2.0, dead=2)
     """
     if not counts.sum():

@@ -13,8 +13,8 @@ from tavq_plugin.networks.weights import INCEPTION
 SUBSETS = 20  # of the kernel distance
 
 
-class _AsTheyAre(nn.Module):
-    """The feature network of features that are there already."""
+class _Identity(nn.Module):
+    """Stands in for torchmetrics' feature network: its input is features already."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,49 +24,51 @@ class _AsTheyAre(nn.Module):
         return features
 
 
-def frechet(real: Tensor, ours: Tensor) -> float:
-    """Fréchet distance of two sets of features, n c, m c; of few images it is biased upwards, so compare equal n.
+def frechet_distance(real: Tensor, ours: Tensor) -> float:
+    """Fréchet distance between two sets of features; n c, m c. Few images bias it upwards: compare equal n only.
 
     Raises ValueError for fewer than two images.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    _at_least_two(real, ours)
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1])).set_dtype(torch.float64)
+    _require_two_each(real, ours)
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(ours.double(), real=False)
     return metric.compute().item()
 
 
-def kernel(real: Tensor, ours: Tensor) -> float:
-    """Kernel distance (cubic polynomial, unbiased), 20 subsets of half the images; n c, m c.
+def kernel_distance(real: Tensor, ours: Tensor) -> float:
+    """Kernel distance (cubic polynomial, unbiased) over 20 random subsets of half the images; n c, m c.
 
-    The subsets are drawn from a stream of their own. Raises ValueError for fewer than four images.
+    The caller's random state is left alone. Raises ValueError for fewer than four images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(len(real), len(ours)) // 2
     if size < 2:
-        raise ValueError(f"{len(real)} and {len(ours)} images: a kernel distance needs four each; give more held out")
+        raise ValueError(
+            f"{len(real)} and {len(ours)} images: a kernel distance needs four each; give more held-out images"
+        )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
+        warnings.simplefilter("ignore", UserWarning)  # it warns that it keeps all features in memory
         torch.manual_seed(0)
-        metric = KernelInceptionDistance(_AsTheyAre(real.shape[1]), subsets=SUBSETS, subset_size=min(1000, size))
+        metric = KernelInceptionDistance(_Identity(real.shape[1]), subsets=SUBSETS, subset_size=min(1000, size))
         metric.update(real.double(), real=True)
         metric.update(ours.double(), real=False)
         return metric.compute()[0].item()
 
 
 class Inception(nn.Module):
-    """FID's Inception by a folder's weights, fed as TensorFlow's protocol resizes; n 3 h w uint8 -> n 2048.
+    """FID's Inception of 2015 with weights from a folder, inputs resized as TensorFlow does; n 3 h w uint8 -> n 2048.
 
-    Raises as `Weights.path` does, and ImportError without torch-fidelity.
+    Raises FileNotFoundError or ValueError as `Weights.path` does, and ImportError without torch-fidelity.
     """
 
     def __init__(self, folder: Path | None) -> None:
         super().__init__()
         path = INCEPTION.path(folder)
-        INCEPTION.read(folder)  # tensors alone: torch-fidelity itself would run what else is in it
+        INCEPTION.read(folder)  # refuses a file with more than tensors in it, which torch-fidelity would run
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -75,10 +77,12 @@ class Inception(nn.Module):
             raise ImportError(f'FID needs torch-fidelity ({error}): pip install "tavq-plugin[eval]"') from error
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features in batches of 50."""
+        """Features, computed in batches of 50."""
         return torch.cat([self.net(part) for part in images.split(50)])
 
 
-def _at_least_two(real: Tensor, ours: Tensor) -> None:
+def _require_two_each(real: Tensor, ours: Tensor) -> None:
     if min(len(real), len(ours)) < 2:
-        raise ValueError(f"{len(real)} and {len(ours)} images: a Fréchet distance needs two each; give more held out")
+        raise ValueError(
+            f"{len(real)} and {len(ours)} images: a Fréchet distance needs two each; give more held-out images"
+        )

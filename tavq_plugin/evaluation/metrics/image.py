@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tavq_plugin.pixels import to_uint8
 
-WINDOW = 11  # of SSIM, Gaussian, σ 1.5
+WINDOW = 11  # pixels: SSIM's Gaussian window, σ 1.5
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -28,10 +28,15 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     Raises ValueError for images smaller than the window.
     """
     if min(images.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM has a window of {WINDOW} pixels and images are {tuple(images.shape[-2:])}")
+        raise ValueError(
+            f"SSIM has a window of {WINDOW} pixels and images are {tuple(images.shape[-2:])}: leave SSIM out, or give "
+            "larger images"
+        )
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return structural_similarity_index_measure(
+    similarity = structural_similarity_index_measure(
         to_uint8(reconstruction).double(), to_uint8(images).double(),
         gaussian_kernel=True, kernel_size=WINDOW, sigma=1.5, data_range=255.0, reduction="none",
-    ).reshape(len(images)).float()  # fmt: skip
+    )  # fmt: skip
+    assert isinstance(similarity, Tensor)  # a pair only where the full image is asked for too
+    return similarity.reshape(len(images)).float()

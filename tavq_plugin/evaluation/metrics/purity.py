@@ -1,4 +1,4 @@
-"""Code–word purity: what a code tells of the words of its image, in mutual information above a permutation null."""
+"""Code–word purity: mutual information between a code and the words of its image, above a permutation null."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Purity(NamedTuple):
     """Mutual information of code and word, in thousandths of a bit."""
 
     information: float
-    null: float  # mean over texts dealt to other images
+    null: float  # mean over texts shuffled among the images
     excess: float  # information − null
     z: float  # excess over the null's standard deviation
 
 
 def mutual_information(histograms: Tensor, words: Tensor) -> float:
-    """Bits that the code at a random place tells of a random word of its image's text; n k, n w bool.
+    """Bits that the code at a random place carries about a random word of its image's text; n k, n w bool.
 
     The joint distribution of code and word is the mean, over the images with words, of (share of the code in the
     image) × (1 / number of its words).
@@ -29,25 +29,25 @@ def mutual_information(histograms: Tensor, words: Tensor) -> float:
     >>> mutual_information(codes, words)
     2.0
     """
-    held = words.sum(1)
-    told = held > 0
-    joint = histograms[told].double().T @ (words[told].double() / held[told, None]) / told.sum().clamp(min=1)
-    alone = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-    return ((torch.special.xlogy(joint, joint) - torch.special.xlogy(joint, alone)).sum() / torch.log(
-        torch.tensor(2.0, dtype=torch.float64)
-    )).item()  # fmt: skip
+    count = words.sum(1)
+    has_words = count > 0
+    word_share = words[has_words].double() / count[has_words, None]
+    joint = histograms[has_words].double().T @ word_share / has_words.sum().clamp(min=1)
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    nats = (torch.special.xlogy(joint, joint) - torch.special.xlogy(joint, independent)).sum()
+    return (nats / torch.log(torch.tensor(2.0, dtype=torch.float64))).item()
 
 
 def code_word_purity(histograms: Tensor, words: Tensor, *, permutations: int = PERMUTATIONS) -> Purity:
-    """The information of codes about words, and what chance gives: the same texts dealt to the images at random.
+    """Mutual information of codes and words beside its null: the same texts shuffled among the images; n k, n w bool.
 
-    Finite samples alone give information above 0, more so with more codes in use; so the excess is the figure.
+    A finite sample alone gives information above 0, and more of it with more codes in use; so report the excess.
     Raises ValueError where fewer than two texts have words.
     """
-    told = words.any(1)
-    if told.sum() < 2:
-        raise ValueError(f"{int(told.sum())} texts have frequent words: purity needs two at least")
-    histograms, words = histograms[told], words[told]
+    has_words = words.any(1)
+    if has_words.sum() < 2:
+        raise ValueError(f"{int(has_words.sum())} texts have frequent words: purity needs at least two")
+    histograms, words = histograms[has_words], words[has_words]
     histograms = histograms[:, histograms.sum(0) > 0]
     draw = torch.Generator().manual_seed(0)
     value = mutual_information(histograms, words)

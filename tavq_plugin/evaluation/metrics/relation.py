@@ -1,4 +1,4 @@
-"""Code–word similarity as LG-VQ measures it: are codes to each other as their words are?"""
+"""Code–word similarity after LG-VQ: are two codes as similar as the words that pick them?"""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tavq_plugin.types import Units
 
 
 def similarity_error(codes: Tensor, units: Units, probe: Ridge) -> Tensor:
-    """Mean squared difference of two cosine tables, words' and their codes', over pairs of words; b n c, b m d -> b.
+    """Mean squared difference between cosines of words and cosines of their codes; b n c, b m d -> b.
 
     LG-VQ (arXiv 2405.14206, relationship alignment and its similarity figure), in our reading: each word picks the
-    code of the image that is nearest to it by cosine; the table of cosines among the picked codes is compared with
-    that among the words, a pair of different words each. LG-VQ reads codes through the head it trained; here all
-    runs' codes go through the fitted probe, and words are the store's centred units. NaN for an image with fewer
-    than two words.
+    code of the image that is nearest to it by cosine. For each pair of different words, the cosine of the two picked
+    codes is compared with the cosine of the two words. LG-VQ reads codes through the head it trained; here the codes of
+    all runs go through the fitted probe, and words are the store's centred units. NaN for an image with fewer than two
+    words.
     """
     points = F.normalize((probe.predict(codes.flatten(0, 1)) - probe.offset).unflatten(0, codes.shape[:2]), dim=2)
     words = F.normalize(units.embeddings.double(), dim=2)

@@ -1,4 +1,4 @@
-"""Retrieval by cosine, and average precision of word scores."""
+"""Retrieval by cosine or by given scores, and average precision of word scores."""
 
 from __future__ import annotations
 
@@ -12,58 +12,46 @@ from torch import Tensor
 def recall(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 10, 50)) -> dict[str, float]:
     """Percent of queries whose own key (same row) is among the k of greatest cosine; n d, n d -> {"r1": …}.
 
-    Both sides are centred first. Ties are broken as by a fair lot, so constant queries score as chance.
+    Both sides are centred first. Ties count by the chance of a random order, so constant queries score as chance.
 
     >>> recall(torch.eye(4), torch.eye(4), at=(1, 2))
     {'r1': 100.0, 'r2': 100.0}
     """
-    return {name: 100 * share.mean().item() for name, share in found(queries, keys, at=at).items()}
+    return {name: 100 * share.mean().item() for name, share in recall_per_query(queries, keys, at=at).items()}
 
 
-def found(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
-    """The same of each query, 0 to 1 (a tie is shared); n d, n d -> {"r1": n, …}."""
+def recall_per_query(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
+    """`recall` of each query, 0 to 1; a query tied with others gets a fraction; n d, n d -> {"r1": n, …}."""
     if queries.shape != keys.shape:
-        raise ValueError(f"queries are {tuple(queries.shape)} and keys {tuple(keys.shape)}: give one key a query")
+        raise ValueError(f"queries are {tuple(queries.shape)} and keys {tuple(keys.shape)}: give one key per query")
     queries = F.normalize((queries - queries.mean(0)).double(), dim=1)
     keys = F.normalize((keys - keys.mean(0)).double(), dim=1)
-    return found_by(queries @ keys.T, at=at)
+    return recall_from_scores(queries @ keys.T, at=at)
 
 
-def found_by(score: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
-    """The same from scores, greater is nearer, each query's own key on the diagonal; n n -> {"r1": n, …}."""
+def recall_from_scores(score: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
+    """`recall_per_query` from scores, queries by keys, greater is nearer; n n -> {"r1": n, …}.
+
+    Each query's own key is on the diagonal. Raises ValueError for scores that are not finite.
+    """
     if not score.isfinite().all():
-        raise ValueError("a retrieval score is not finite: the codes or the texts hold NaN")
+        raise ValueError("a retrieval score is not finite: check the codes and the text embeddings for NaN")
     own = score.diagonal()[:, None]
     better = (score > own + 1e-12).sum(1).double()
-    tied = ((score - own).abs() <= 1e-12).sum(1).double()  # itself among them
+    tied = ((score - own).abs() <= 1e-12).sum(1).double()  # counts the query's own key too
     return {f"r{k}": ((k - better) / tied).clamp(0, 1) for k in at}
 
 
-def mean_average_precision(scores: Tensor, present: Tensor) -> float:
-    """Mean over words of the average precision of ranking images for a word, percent; n w, n w bool.
+def average_precision_per_image(scores: Tensor, present: Tensor) -> Tensor:
+    """Each image's part of the mean average precision of ranking images for each word; n w, n w bool -> n.
 
-    Words that no held-out image has are left out; NaN where none is left.
-    """
-    from torchmetrics.functional.classification import binary_average_precision
-
-    words = present.any(0).nonzero().flatten().tolist()
-    ranks = scores.double().argsort(0).argsort(0).double() / len(scores)  # order alone counts, within [0, 1]
-    return (
-        100 * torch.stack([binary_average_precision(ranks[:, w], present[:, w].long()) for w in words]).mean().item()
-        if words
-        else float("nan")
-    )
-
-
-def precision_shares(scores: Tensor, present: Tensor) -> Tensor:
-    """What each image adds to `mean_average_precision`, percent: their mean is it exactly; n w, n w bool -> n.
-
-    A word's average precision is the mean, over the images that have it, of the precision down to that image; an
-    image adds its own part for each of its words. NaN everywhere where no word is present.
+    The mean over the images is exactly the mean average precision, in percent, over the words that any image has. A
+    word's average precision is the mean, over the images that have it, of the precision down to that image's rank; an
+    image's part sums this over its own words. NaN for every image where no word is present.
     """
     order = scores.double().argsort(dim=0, descending=True, stable=True)
     hit = present.gather(0, order).double()
     precision = hit.cumsum(0) / torch.arange(1, len(hit) + 1, dtype=torch.float64)[:, None]
     own = torch.zeros_like(precision).scatter(0, order, precision * hit)
-    held = present.sum(0)
-    return 100 * len(own) * (own[:, held > 0] / held[held > 0]).sum(1) / (held > 0).sum()
+    count = present.sum(0)
+    return 100 * len(own) * (own[:, count > 0] / count[count > 0]).sum(1) / (count > 0).sum()

@@ -1,23 +1,24 @@
-"""Figures of a comparison: training curves, how codes are used, reconstructions side by side."""
+"""Pictures of a comparison: training curves, code usage, reconstructions side by side."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tavq_plugin.evaluation.report.pictures import _pyplot, _save, reconstruction_grid
+from tavq_plugin.evaluation.report.pictures import pyplot, reconstruction_grid, save_figure
+from tavq_plugin.io.atomic import read_json
 from tavq_plugin.pixels import to_float
 
-SMOOTHED = 0.9  # of a curve's running mean
+SMOOTHING = 0.9  # weight of the past in a curve's running mean
 
 
 def curves(histories: Mapping[str, list[list[dict[str, float]]]], path: Path) -> None:
-    """L1 and usage over the steps, a line a method: the mean over its seeds, smoothed; -> PNG."""
-    plt = _pyplot()
+    """Draw L1 and usage over the steps, one line per method: mean over its seeds, smoothed; PNG."""
+    plt = pyplot()
     shown = [name for name in ("pixel", "usage3") if any(name in row for runs in histories.values() for row in runs[0])]
     figure, axes = plt.subplots(1, len(shown), figsize=(5.4 * len(shown), 3.6), squeeze=False, layout="constrained")
     titles = {"pixel": "L1 of a batch", "usage3": "codes used in a batch, %"}
@@ -33,12 +34,12 @@ def curves(histories: Mapping[str, list[list[dict[str, float]]]], path: Path) ->
         axis.set(xlabel="optimizer step", title=titles[term])
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=7, frameon=False, ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def usage(counts: Mapping[str, Tensor], path: Path) -> None:
-    """How often each code occurs, most used first, a panel a method; {name: k counts} -> PNG."""
-    plt = _pyplot()
+    """Draw how often each code occurs, most used first, one panel per method; {name: k counts}, PNG."""
+    plt = pyplot()
     columns = min(5, len(counts))
     lines = -(-len(counts) // columns)
     figure, axes = plt.subplots(
@@ -54,27 +55,27 @@ def usage(counts: Mapping[str, Tensor], path: Path) -> None:
         axis.tick_params(labelsize=7)
     figure.supxlabel("codes, most used first", fontsize=8)
     figure.supylabel("share of places, %", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def reconstructions(images: Tensor, shown: Mapping[str, Tensor], path: Path) -> None:
-    """The held-out images and every method's reconstruction of them; n 3 h w uint8 -> PNG."""
+    """Draw the held-out images and every method's reconstructions; n 3 h w uint8, PNG."""
     reconstruction_grid({name: to_float(rows) for name, rows in {"image": images, **shown}.items()}, path)
 
 
 def history_of(folder: Path) -> list[dict[str, float]]:
-    """A finished run's rows, as the trainer left them."""
-    return json.loads((folder / "history.json").read_text(encoding="utf-8"))["history"]
+    """The rows of a finished run's history.json, one per logged step."""
+    return read_json(folder / "history.json")["history"]
 
 
 def _smooth(values: Tensor) -> list[float]:
-    """Running mean, its start unbiased."""
+    """Exponential running mean, corrected for its start at 0."""
     mean, weight, out = 0.0, 0.0, []
     for value in values.tolist():
-        mean, weight = SMOOTHED * mean + (1 - SMOOTHED) * value, SMOOTHED * weight + 1 - SMOOTHED
+        mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * value, SMOOTHING * weight + 1 - SMOOTHING
         out.append(mean / weight)
     return out
 
 
-def _colour(plt, number: int):
+def _colour(plt: Any, number: int) -> Any:
     return plt.get_cmap("tab10")(number % 10)

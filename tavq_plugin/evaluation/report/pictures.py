@@ -1,9 +1,10 @@
-"""Pictures of a run: reconstructions side by side, and where in an image a word's mass lies."""
+"""Pictures of runs: reconstructions side by side, and where in an image the transport sends a word."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from tavq_plugin.pixels import to_uint8
 
 
 def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:
-    """One row of images a name, the same images in each; {name: n 3 h w in [-1, 1]} -> a PNG."""
-    plt = _pyplot()
+    """Draw one row of images per name; {name: n 3 h w in [-1, 1]}, PNG."""
+    plt = pyplot()
     n = len(next(iter(rows.values())))
     figure, axes = plt.subplots(
         len(rows), n, figsize=(1.5 * n + 1.2, 1.5 * len(rows)), squeeze=False, layout="constrained"
@@ -26,22 +27,22 @@ def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def word_regions(
     images: Tensor, words: Sequence[Sequence[str]], maps: Sequence[Tensor], path: Path, *, title: str
 ) -> None:
-    """Each image beside the share of each code's mass that goes to a word; n 3 h w, n × k words, n × (k g g) -> PNG.
+    """Draw each image beside maps of the mass that its codes send to k words; n 3 h w, n × k words, n × (k g g), PNG.
 
-    A map is shown relative to what the word gets on average over the grid: red = more, blue = less.
+    Colours are relative to the word's mean over the grid: red is more, blue is less.
     """
-    plt = _pyplot()
+    plt = pyplot()
     columns = 1 + max(len(row) for row in words)
     figure, axes = plt.subplots(
         len(images), columns, figsize=(1.8 * columns, 2.0 * len(images)), squeeze=False, layout="constrained"
     )
-    shown = rearrange(to_uint8(images), "n c h w -> n h w c").numpy()
+    shown, drawn = rearrange(to_uint8(images), "n c h w -> n h w c").numpy(), None
     for axis in axes.flat:
         axis.set_axis_off()
     for line, image, names, grids in zip(axes, shown, words, maps, strict=True):
@@ -52,19 +53,21 @@ def word_regions(
             axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
             drawn = axis.imshow(smooth.numpy(), cmap="coolwarm", alpha=0.6, vmin=-2, vmax=2)
             axis.set_title(name, fontsize=9)
-    figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
+    if drawn is not None:  # None where no image has a word
+        figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG and close it."""
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
-def _pyplot():
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing without a display. Raises ImportError, with the fix, where there is none."""
     try:
         import matplotlib
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A comparison's figures as cells of a table, and as Markdown."""
+"""A comparison's metrics as table cells and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.aggregate import best
+from tavq_plugin.evaluation.aggregate import best_methods
 from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
 
-SURE = 0.05  # p of a difference that is marked
+MARKED_BELOW = 0.05  # a difference with a smaller p is marked
 MARKS = {"vqgan": ("▲", "▼"), "tavq": ("△", "▽")}
 LEGEND = (
     "mean ± standard deviation over seeds; best mean bold; ▲ ▼ better, worse than vqgan, △ ▽ than "
-    "tavq: paired bootstrap over images and seeds, p < .05, where the metric is one of single images"
+    "tavq: paired bootstrap over images and seeds, p < .05, for metrics with one value per image"
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure as it is shown."""
+    """One value as it is shown."""
 
     method: str
-    text: str  # "not computed" where there is none
+    text: str  # "not computed" where there is no value
     best: bool = False
     marks: str = ""
-    why: str = ""  # there is no figure
+    why: str = ""  # why there is no value
 
 
 @dataclass(frozen=True)
 class Line:
-    """One metric, all methods."""
+    """One metric of all methods."""
 
     metric: str
     card: Card
@@ -38,7 +38,7 @@ class Line:
 
 
 def lines_of(content: Mapping[str, Any], metrics: Sequence[str]) -> list[Line]:
-    """A line a metric that any method has or lacks for a reason, methods in the content's order."""
+    """One line per metric that any method has, or lacks for a stated reason; methods in the content's order."""
     known = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
     return [
         Line(metric, card_of(metric), [_cell(content, metric, name) for name in content["methods"]])
@@ -48,14 +48,14 @@ def lines_of(content: Mapping[str, Any], metrics: Sequence[str]) -> list[Line]:
 
 
 def every_metric(content: Mapping[str, Any]) -> list[str]:
-    """All metrics, in the cards' order, levels after their mean."""
+    """All metrics in the order of the cards; the levels of a metric follow their mean."""
     order = {name: i for i, name in enumerate(CARDS)}
-    found = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
-    return sorted(found, key=lambda name: (order.get(name, order.get(name[:-2], len(order))), name))
+    names = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
+    return sorted(names, key=lambda name: (order.get(name, order.get(name[:-2], len(order))), name))
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The headline as a Markdown table, with its protocol in a sentence."""
+    """The headline metrics as a Markdown table, after a sentence on the protocol."""
     protocol = content["protocol"]
     recipe = protocol["recipe"]
     lines = lines_of(content, HEADLINE)
@@ -79,7 +79,7 @@ def markdown(content: Mapping[str, Any]) -> str:
 def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
     value = content["methods"][name].get(metric)
     if value is None:
-        why = content["absent"].get(name, {}).get(metric, "no run of this method gave it")
+        why = content["absent"].get(name, {}).get(metric, "no run of this method has it")
         return Cell(name, "not computed", why=why)
     digits = card_of(metric).digits
     text = f"{value['mean']:.{digits}f}"
@@ -87,10 +87,10 @@ def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
         text += f" ± {value['spread']:.{digits}f}"
     lower = card_of(metric).better == "lower"
     marks = ""
-    for rival, difference in content["significance"].get(metric, {}).get(name, {}).items():
-        if difference["p"] < SURE and difference["mean"] != 0:
-            marks += MARKS[rival][(difference["mean"] > 0) == lower]
-    return Cell(name, text, name in best(content, metric), marks)
+    for reference, difference in content["significance"].get(metric, {}).get(name, {}).items():
+        if difference["p"] < MARKED_BELOW and difference["mean"] != 0:
+            marks += MARKS[reference][(difference["mean"] > 0) == lower]
+    return Cell(name, text, name in best_methods(content, metric), marks)
 
 
 def _plain(cell: Cell) -> str:
