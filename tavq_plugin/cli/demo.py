@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.evaluation.probes import PENALTY
@@ -118,7 +118,7 @@ def _corpus(
         name = "scenes"
         images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
     else:
-        taught, held_out = Pack.read(data).split(n_train=n_train, n_eval=n_eval)
+        taught, held_out = ImageTextFolder.read(data).split(n_train=n_train, n_eval=n_eval)
         records, name, n_train = [*taught, *held_out], str(data), len(taught)
         images, texts = load_images([record.image for record in records], resolution), [r.text for r in records]
         if empty := sum(not text.strip() for text in texts):

@@ -177,11 +177,11 @@ def _some(names: list[str]) -> str:
 
 
 def _texts(report: Report, captions: str | Path) -> None:
-    from tavq_plugin.data.folders import Pack
+    from tavq_plugin.data.folders import ImageTextFolder
     from tavq_plugin.text.splitter import split
 
     try:
-        pack = Pack.read(captions)
+        pack = ImageTextFolder.read(captions)
     except (ValueError, OSError) as error:
         report.problems.append(f"no captions: {error}")
         return

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tavq_plugin.data.corpus import corpus_in
+from tavq_plugin.data.corpus import load_or_build_corpus
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of, refuse_given_twice
@@ -43,7 +43,7 @@ def run_train(
     name = method or settings.method
     refuse_unlike_run(out, recipe_of({**settings.to_dict(), "method": name}))
     with state.main_process_first():
-        corpus, _ = corpus_in(
+        corpus, _ = load_or_build_corpus(
             out / "data", data, settings.resolution, n_train=n_train or (SCENES if data is None else ALL),
             n_eval=n_eval, tell=console.print,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tavq_plugin.data.corpus import corpus_in, load_corpus
+from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
 from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.evaluation.evaluate import AT, Measured, Measuring, Texts, measure
 from tavq_plugin.evaluation.judges import Judges
@@ -63,7 +63,7 @@ def compare(
         claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
-        _, about = corpus_in(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
+        _, about = load_or_build_corpus(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
         refuse_other_weights(plan.weights)
         texts = texts_in(plan.out, plan.measuring)
         content: dict[str, Any] = {"protocol": _protocol(plan, about, texts, workers)}

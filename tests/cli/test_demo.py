@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.data.synthetic_scenes import write_pack
+from tavq_plugin.data.synthetic_scenes import write_scenes
 from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training.run_folder import in_hand
 from tavq_plugin.training.timer import StepTimer
@@ -119,7 +119,7 @@ def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
 
 
 def test_a_folder_of_images_is_taken(tmp_path):
-    write_pack(tmp_path / "pack", 30, resolution=32)
+    write_scenes(tmp_path / "pack", 30, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]
