@@ -12,10 +12,12 @@ import random
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.result_files import save_results
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -77,12 +79,12 @@ def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write benchmarks/results/prepare.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--note", default="", help="a line about the machine for the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rows = measure()
     growth = rows[-1]["peak_mb"] / rows[0]["peak_mb"] - 1
     lines = [
@@ -98,10 +100,8 @@ def main() -> None:
     ]
     page = "\n".join(lines) + "\n"
     print(page)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     content = {"shard_size": SHARD, "rows": rows, "growth": round(growth, 4), "note": arguments.note}
-    (arguments.out / "prepare.json").write_text(json.dumps(content, indent=2) + "\n")
-    (arguments.out / "prepare.md").write_text(page)
+    save_results(arguments.out / "prepare.json", content, page)
 
 
 if __name__ == "__main__":
