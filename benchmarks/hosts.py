@@ -1,6 +1,6 @@
 """Every host through the conformance suite, and what wrapping costs: python benchmarks/hosts.py --json [OUT].
 
-A row a host: where it comes from, taps and levels found, "passes" or the reason why not. Packages that are installed
+One row per host: its taps and levels, and "passes" or the reason why not. Packages that are installed
 are tested, and checkouts under TAVQ_HOSTS (`owner+name` folders). Then, unless --no-speed: a taming f16 256 px forward
 bare and with standing hooks, in turns; and the memory of levels 1–2 (b = 8, 64² and 32², K = 16,384), forward and
 backward, above what was held before.

@@ -33,7 +33,7 @@ ACTS = "stands sits lies waits runs sleeps jumps shines".split()  # noqa: SIM905
 
 
 def tiny_encoder() -> TextEncoder:
-    """Two layers of width 64 over a vocabulary of letters."""
+    """One layer of width 64 over a vocabulary of letters."""
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789."])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -65,7 +65,7 @@ def child(file: Path, out: Path, pipe: Any) -> None:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
-    """A row a size."""
+    """One row per size."""
     rows, spawn = [], multiprocessing.get_context("spawn")
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,13 @@
-"""The transport solver beside what a user could pick instead: python benchmarks/transport.py --json OUT [--quick].
+"""The transport solver beside its alternatives: python benchmarks/transport.py --json OUT [--quick].
 
-Every method gets the same codes (b n 256), projection (256 d) and texts, and gives a scalar and its gradient to all
+Every method gets the same codes (b n 256), projection (256 d) and texts, and computes a scalar and its gradient for all
 three; the projection's own forward and backward is part of each. Methods take turns within a round; seconds are medians
 over the rounds, ratios are taken within a round; a method that takes seconds runs once after its warm-up (ot.batch,
-whose iterations dwarf one, without), and its ratio is to our median. One thread on a CPU, where seconds are those the
-process had of the processor, so that what else runs on the machine delays no method's clock; on a GPU they are the
-wall's. Entropic methods share one absolute blur, .02 of the problems' mean scale; references are POT's exact plans in
-float64. Equal codes may share their units in any proportion at the same cost, so the gradients of "repeated" codes are
-compared as means over equal codes.
+whose iterations dwarf one, without), and its ratio is to our median. On a CPU there is one thread, and seconds are the
+process's CPU time, so that other processes do not count; on a GPU they are wall-clock seconds. Entropic methods share
+one absolute blur, .02 of the problems' mean scale; references are POT's exact plans in float64. Equal codes may share
+their units in any proportion at the same cost, so the gradients of "repeated" codes are compared as means over equal
+codes.
 """
 
 from __future__ import annotations

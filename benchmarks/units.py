@@ -33,7 +33,7 @@ class Annotated(NamedTuple):
 
 
 def read(name: str = "long") -> list[Annotated]:
-    """The descriptions of an annotated file; its own head says how it is marked."""
+    """The descriptions of an annotated file; its first lines explain the marks."""
     file = Path(__file__).parents[1] / "tests" / "data" / FILES[name]
     blocks = file.read_text(encoding="utf-8").split("\n\n")
     return [_read(block) for block in blocks if not block.startswith("#")]
@@ -71,7 +71,7 @@ def quality(descriptions: Iterable[Annotated], splitter: Splitter | None = None)
 
 
 def speed(texts: list[str]) -> dict[str, float]:
-    """Sentences split into all units, a CPU second: median and spread of the rounds."""
+    """Sentences per CPU second that are split into all units: median and spread of the rounds."""
     splitter = Splitter()
     splitter(texts[0])  # loads the tagger
     rates = []
