@@ -10,40 +10,38 @@ learned head here: "moments" is what the head starts from.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.machine import machine, versions
+from common.result_files import markdown_table, save_results
+from common.transport_problems import TransportProblem, cosine, exact, transport_problem
 from einops import rearrange
-from problems import Clouds, clouds
 from torch import Tensor
-from transport import cosine, exact, machine, versions
-from transport_tables import markdown_table
 
 from tavq_plugin.losses import CodeDistribution, coarse
 from tavq_plugin.ot import Transport, solve
 
-SIDE, UNITS, BATCH = 64, 64, 8
 Model = Callable[[Tensor, Tensor, Tensor], Transport]
 
 
-def models() -> dict[str, Model]:
+def models(side: int) -> dict[str, Model]:
     """Every model, by name and number of samples."""
 
     def measured(kind: str, samples: int) -> Model:
         distribution = CodeDistribution(kind, width=256, samples=samples)
 
         def model(x: Tensor, y: Tensor, w: Tensor) -> Transport:
-            return solve(distribution(rearrange(x, "b (h w) c -> b c h w", h=SIDE)), y, project=w)
+            return solve(distribution(rearrange(x, "b (h w) c -> b c h w", h=side)), y, project=w)
 
         return model
 
     def by_sample(samples: int, passes: int) -> Model:
-        return lambda x, y, w: coarse(x, y, project=w, grid=(SIDE, SIDE), samples=samples, passes=passes)
+        return lambda x, y, w: coarse(x, y, project=w, grid=(side, side), samples=samples, passes=passes)
 
     made = {"all": measured("all", 1)}
     for kind in ("moments", "moments-full", "subsample"):
@@ -54,7 +52,7 @@ def models() -> dict[str, Model]:
     return made
 
 
-def run(model: Model, problem: Clouds) -> tuple[float, Tensor, list[Tensor]]:
+def run(model: Model, problem: TransportProblem) -> tuple[float, Tensor, list[Tensor]]:
     """Seconds, values b, gradients to codes, text and projection."""
     leaves = [t.clone().requires_grad_() for t in problem]
     began = time.process_time()
@@ -63,17 +61,21 @@ def run(model: Model, problem: Clouds) -> tuple[float, Tensor, list[Tensor]]:
     return time.process_time() - began, value.detach(), [leaf.grad for leaf in leaves]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--draws", type=int, default=12, help="samples drawn of each model")
+    parser.add_argument("--side", type=int, default=64, help="of the grid of codes")
+    parser.add_argument("--units", type=int, default=64, help="text units per image")
+    parser.add_argument("--batch", type=int, default=8, help="images")
     parser.add_argument("--family", default="spatial", help="of the problems: gaussian, spatial, clustered, repeated")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    problem = clouds(arguments.family, BATCH, SIDE * SIDE, UNITS, 384)
-    truth, kinds = exact(problem), models()
+    n = arguments.side**2
+    problem = transport_problem(arguments.family, arguments.batch, n, arguments.units, 384)
+    truth, kinds = exact(problem), models(arguments.side)
     found: dict[str, list[Any]] = {name: [] for name in kinds}
     for number in range(arguments.draws + 1):  # the first warms up
         for name, model in kinds.items():
@@ -97,14 +99,12 @@ def main() -> None:
         rows.append(row)
     result = {
         "protocol": {"machine": machine(), "threads": 1, "family": arguments.family, "draws": arguments.draws,
-                     "b": BATCH, "n": SIDE * SIDE, "m": UNITS, "versions": versions(), "text": __doc__},
+                     "b": arguments.batch, "n": n, "m": arguments.units, "versions": versions(), "text": __doc__},
         "models": rows,
     }  # fmt: skip
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     page = f"# Models of the codes\n\n{machine()}, one thread, {arguments.family} codes.\n\n{__doc__.strip()}\n\n"
     page += markdown_table(tuple(rows[0]), [list(row.values()) for row in rows])
-    arguments.json.with_suffix(".md").write_text(page)
+    save_results(arguments.json, result, page)
     print(page)
 
 

@@ -1,6 +1,6 @@
 """Every host through the conformance suite, and what wrapping costs: python benchmarks/hosts.py --json [OUT].
 
-A row a host: where it comes from, taps and levels found, "passes" or the reason why not. Packages that are installed
+One row per host: its taps and levels, and "passes" or the reason why not. Packages that are installed
 are tested, and checkouts under TAVQ_HOSTS (`owner+name` folders). Then, unless --no-speed: a taming f16 256 px forward
 bare and with standing hooks, in turns; and the memory of levels 1–2 (b = 8, 64² and 32², K = 16,384), forward and
 backward, above what was held before.
@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import gc
 import io
 import json
 import statistics
 import sys
 import time
 import warnings
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from common.machine import machine, process_kilobytes, reset_peak_memory, versions
+from common.result_files import markdown_table
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transport import machine
-from transport_tables import markdown_table
 
 import tavq_plugin as tavq
 from tavq_plugin.hosts.hierarchy import Hierarchy
@@ -36,11 +34,12 @@ from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.types import Quantized
 
 TESTS = Path(__file__).parents[1] / "tests"
+PACKAGES = ("torch", "taming-transformers-rom1504", "diffusers", "vector-quantize-pytorch", "transformers")
 HEAD = ("host", "taps", "levels", "tests", "result")
 
 
 class Outcomes:
-    """A pytest plug-in: what became of each host's tests."""
+    """A pytest plug-in that collects the outcome of each host's tests."""
 
     def __init__(self) -> None:
         self.passed: dict[str, int] = {}
@@ -60,19 +59,26 @@ class Outcomes:
             self.passed[host] += 1
 
 
-def conformance(only: str | None) -> list[dict[str, Any]]:
-    """A row a host."""
+Builders = Mapping[str, Callable[[str], Any]]  # of each host, by name, a function that builds it for a test
+
+
+def all_hosts() -> Builders:
+    """Every host of the conformance suite."""
     sys.path.insert(0, str(TESTS))
     from helpers import checkouts, tiny_hosts
 
-    cases = dict.fromkeys(tiny_hosts.HOSTS, tiny_hosts.build) | dict.fromkeys(checkouts.CHECKOUTS, checkouts.build)
+    return dict.fromkeys(tiny_hosts.HOSTS, tiny_hosts.build) | dict.fromkeys(checkouts.CHECKOUTS, checkouts.build)
+
+
+def conformance(only: str | None, hosts: Builders, run_tests: Callable[..., Any]) -> list[dict[str, Any]]:
+    """One row per host."""
     outcomes = Outcomes()
     files = [str(TESTS / "hosts" / name) for name in ("test_packages.py", "test_checkouts.py")]
     chosen = ["-k", only] if only else []
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main([*files, "-q", "-p", "no:cacheprovider", "-W", "ignore", *chosen], plugins=[outcomes])
+        run_tests([*files, "-q", "-p", "no:cacheprovider", "-W", "ignore", *chosen], plugins=[outcomes])
     rows = []
-    for name, build in cases.items():
+    for name, build in hosts.items():
         if only and name not in outcomes.passed:
             continue
         row: dict[str, Any] = {"host": name, "taps": [], "levels": [], "tests": outcomes.passed.get(name, 0)}
@@ -122,7 +128,7 @@ def overhead(rounds: int) -> dict[str, Any]:
 
 
 def hooks(calls: int = 20000) -> float:
-    """CPU seconds that three hooks add, by themselves: a forward's own spread is larger than what they cost."""
+    """CPU seconds that three hooks add to small modules: in a whole forward they are below its spread."""
     modules, x = [torch.nn.Identity() for _ in range(3)], torch.zeros(1)
     model = torch.nn.Sequential(*modules)
 
@@ -154,30 +160,10 @@ def memory() -> dict[str, float]:
         codes.loss.backward()
         return codes.loss
 
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or a peak hides in it
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _status("VmRSS")
+    before = reset_peak_memory()
     run()
     full = k * b * 64 * 64 * 4 / 1e6
-    return {"peak_mb": (_status("VmHWM") - before) / 1e3, "unchunked_distances_mb": full}
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that hosts come from."""
-    names = ("torch", "taming-transformers-rom1504", "diffusers", "vector-quantize-pytorch", "transformers")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    return {"peak_mb": (process_kilobytes("VmHWM") - before) / 1e3, "unchunked_distances_mb": full}
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -203,19 +189,21 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [", ".join(row[key]) if isinstance(row[key], list) else str(row[key]) for key in HEAD]
 
 
-def main() -> None:
-    """Run, print, write."""
+def main(
+    argv: Sequence[str] | None = None, *, hosts: Builders | None = None, run_tests: Callable[..., Any] = pytest.main
+) -> None:
+    """Run, print and write; the hosts and the runner are for tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="where the JSON goes; alone: printed")
     parser.add_argument("--only", help="hosts whose name has this, as pytest -k")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-speed", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the checkouts, which are old
-    content: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    content: dict[str, Any] = {"machine": machine(), "versions": versions(PACKAGES)}
     with contextlib.redirect_stdout(sys.stderr):  # hosts print
-        content["hosts"] = conformance(arguments.only)
+        content["hosts"] = conformance(arguments.only, all_hosts() if hosts is None else hosts, run_tests)
         if not arguments.no_speed:
             content |= {"overhead": overhead(arguments.rounds), "memory": memory()}
     text = json.dumps(content, indent=1, ensure_ascii=False)

@@ -10,9 +10,8 @@ GPU a step is timed from an idle device to an idle device.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from transport import machine, versions
+from common.machine import machine, versions
+from common.result_files import save_results
+from common.timing import timed
 
 from tavq_plugin.data.corpus import Corpus, load_corpus
 from tavq_plugin.training.loop import TrainingLoop
@@ -44,34 +45,38 @@ PLAIN = (
 )
 
 
-def main() -> None:
-    """Measure, print and write the JSON."""
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    cases: Mapping[str, tuple[str, list[str]]] = CASES,
+    load: Callable[[Path], Corpus] = load_corpus,
+) -> None:
+    """Measure, print and write the JSON; the cases and the loader are for tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="the folder data of a comparison")
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    parser.add_argument("--cases", default="small 64 px", help=f"some of {'; '.join(CASES)}, with semicolons between")
+    parser.add_argument("--cases", default="small 64 px", help=f"some of {'; '.join(cases)}, with semicolons between")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5, help="rounds before the first that counts")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    whole = load_corpus(arguments.corpus)
+    whole = load(arguments.corpus)
     result: dict[str, Any] = {
         "machine": machine(), "threads": 1, "versions": versions(), "corpus": whole.name, "protocol": __doc__,
         "cases": {},
     }  # fmt: skip
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     for name in arguments.cases.split(";"):
-        recipe_name, changes = CASES[name.strip()]
+        recipe_name, changes = cases[name.strip()]
         recipe = read_recipe(recipe_name, [*PLAIN, *changes])
         found = measured(recipe, resized(whole, recipe.resolution), arguments.rounds, arguments.warmup)
         result["cases"][name.strip()] = found
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        save_results(arguments.json, result)
         shown = ", ".join(f"{key} {found[key]:.4g}" for key in ("vqgan", "tavq", "ratio", "ratio_low", "ratio_high"))
         print(f"{name.strip()}: {shown}", flush=True)
 
 
 def resized(corpus: Corpus, side: int, at_most: int = 512) -> Corpus:
-    """The corpus' first training images, at a size."""
+    """The first training images of the corpus, resized to a side."""
     images = corpus.images[: min(at_most, corpus.n_train)]
     if images.shape[-1] != side:
         images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
@@ -80,7 +85,7 @@ def resized(corpus: Corpus, side: int, at_most: int = 512) -> Corpus:
 
 
 def measured(recipe: Recipe, corpus: Corpus, rounds: int, warmup: int) -> dict[str, Any]:
-    """Seconds a step of both, and their ratios."""
+    """Seconds per step of both methods, and their ratios."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     loops = {name: TrainingLoop(replace(recipe, method=name), corpus, accelerator) for name in METHODS}
     for loop in loops.values():
@@ -88,7 +93,7 @@ def measured(recipe: Recipe, corpus: Corpus, rounds: int, warmup: int) -> dict[s
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     for number in range(warmup + rounds):
         for name, loop in loops.items():
-            took = timed(loop)
+            took = timed(loop.step, accelerator.device.type)
             if number >= warmup:
                 seconds[name].append(took)
     ratios = sorted(b / a for a, b in zip(*(seconds[name] for name in METHODS), strict=True))
@@ -102,19 +107,6 @@ def measured(recipe: Recipe, corpus: Corpus, rounds: int, warmup: int) -> dict[s
         "parameters": sum(p.numel() for p in loops["vqgan"].tokenizer.host.parameters()),
         "spread": "the 10th and 90th of a hundred ratios",
     }  # fmt: skip
-
-
-def timed(loop: TrainingLoop) -> float:
-    """One step of a run."""
-    on_gpu = loop.accelerator.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
-    clock = time.perf_counter if on_gpu else time.process_time
-    began = clock()
-    loop.step()
-    if on_gpu:
-        torch.cuda.synchronize()
-    return clock() - began
 
 
 if __name__ == "__main__":

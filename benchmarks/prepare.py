@@ -12,10 +12,12 @@ import random
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.result_files import save_results
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -31,7 +33,7 @@ ACTS = "stands sits lies waits runs sleeps jumps shines".split()  # noqa: SIM905
 
 
 def tiny_encoder() -> TextEncoder:
-    """Two layers of width 64 over a vocabulary of letters."""
+    """One layer of width 64 over a vocabulary of letters."""
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789."])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -63,7 +65,7 @@ def child(file: Path, out: Path, pipe: Any) -> None:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
-    """A row a size."""
+    """One row per size."""
     rows, spawn = [], multiprocessing.get_context("spawn")
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -77,12 +79,12 @@ def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write benchmarks/results/prepare.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--note", default="", help="a line about the machine for the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rows = measure()
     growth = rows[-1]["peak_mb"] / rows[0]["peak_mb"] - 1
     lines = [
@@ -98,10 +100,8 @@ def main() -> None:
     ]
     page = "\n".join(lines) + "\n"
     print(page)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     content = {"shard_size": SHARD, "rows": rows, "growth": round(growth, 4), "note": arguments.note}
-    (arguments.out / "prepare.json").write_text(json.dumps(content, indent=2) + "\n")
-    (arguments.out / "prepare.md").write_text(page)
+    save_results(arguments.out / "prepare.json", content, page)
 
 
 if __name__ == "__main__":

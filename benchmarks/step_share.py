@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from problems import clouds
+from common.machine import machine, versions
+from common.result_files import save_results
+from common.timing import timed
+from common.transport_problems import transport_problem
 from tavq_plugin.adapters.taming import VQGAN
 from torch import nn
-from transport import machine, versions
 
 from tavq_plugin.ot import solve
 
@@ -30,13 +31,13 @@ F16 = {
 LEVELS = ((4096, 64), (1024, 32), (256, 12))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    parser.add_argument("--batch", type=int, default=1, help="images a step (a GPU holds 32)")
+    parser.add_argument("--batch", type=int, default=1, help="images per step (a GPU holds 32)")
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -46,7 +47,7 @@ def main() -> None:
     critic = NLayerDiscriminator(input_nc=3, n_layers=3).to(device)
     optimizer = torch.optim.Adam([*host.parameters(), *critic.parameters()], lr=1e-5)
     images = torch.rand(arguments.batch, 3, 256, 256, device=device) * 2 - 1
-    problems = [clouds("clustered", arguments.batch, n, m, 384, seed=n) for n, m in LEVELS]
+    problems = [transport_problem("clustered", arguments.batch, n, m, 384, seed=n) for n, m in LEVELS]
     leaves = [[t.to(device).requires_grad_() for t in problem] for problem in problems]
 
     def step() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
         for codes, text, project in leaves:
             solve(codes, text, project=project).value.mean().backward()
 
-    rounds = [(_timed(step, device), _timed(transport, device)) for _ in range(arguments.rounds + 1)][1:]
+    rounds = [(timed(step, device), timed(transport, device)) for _ in range(arguments.rounds + 1)][1:]
     shares = [mine / whole for whole, mine in rounds]
     result = {
         "machine": machine(), "threads": 1, "device": device, "versions": versions(), "batch": arguments.batch,
@@ -68,20 +69,8 @@ def main() -> None:
         "transport_seconds": statistics.median(mine for _, mine in rounds),
         "share": statistics.median(shares), "share_range": [min(shares), max(shares)], "protocol": __doc__,
     }  # fmt: skip
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    save_results(arguments.json, result)
     print(json.dumps({key: result[key] for key in ("step_seconds", "transport_seconds", "share", "share_range")}))
-
-
-def _timed(call: Callable[[], None], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    began = clock()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - began
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ written by default. LMDB in two ways: as a Dataset of one pickled dictionary of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
+from common.result_files import save_results
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -35,7 +35,7 @@ from tavq_plugin.text.manifest import Manifest, shard_path
 from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.types import GRANULARITIES
 
-DIM, BATCH, SHARD = 384, 64, 4096
+DIM, BATCH = 384, 64
 UNITS = {"word": (55.6, 14.4), "phrase": (39.5, 2.4), "sentence": (6.8, 1.0)}  # an image; uses of a distinct one
 TARGETS = {"ours": 20_000, "Parquet": 5, "LMDB": 3}  # images/s; times as fast as
 ROUNDS = 5
@@ -45,11 +45,11 @@ BATCHES |= {"Parquet": 2, "Parquet, in order": 10}
 Batch = dict[str, tuple[Tensor, Tensor]]
 
 
-def corpus(images: int) -> Iterator[TextStore]:
+def corpus(images: int, shard: int) -> Iterator[TextStore]:
     """Shards of texts; words by Zipf's law from one vocabulary, phrases and sentences of each shard's own."""
     draw = np.random.default_rng(0)
-    for start in range(0, images, SHARD):
-        count = min(SHARD, images - start)
+    for start in range(0, images, shard):
+        count = min(shard, images - start)
         lists, table, first = {}, [], 0
         for name, (mean, uses) in UNITS.items():
             lengths = draw.poisson(mean - 1, count) + 1
@@ -72,14 +72,14 @@ def corpus(images: int) -> Iterator[TextStore]:
         )
 
 
-def write(folder: Path, images: int) -> dict[str, Any]:
+def write(folder: Path, images: int, shard: int) -> dict[str, Any]:
     """The three stores of the same rows; their sizes in bytes."""
     schema = pyarrow.schema([(name, pyarrow.binary()) for name in GRANULARITIES])
     bare = lmdb.open(str(folder / "bare.lmdb"), map_size=2**36)
     pickled = lmdb.open(str(folder / "pickled.lmdb"), map_size=2**36)
     shards = raw = 0
     with pyarrow.parquet.ParquetWriter(folder / "rows.parquet", schema) as writer:
-        for shards, part in enumerate(corpus(images), 1):
+        for shards, part in enumerate(corpus(images, shard), 1):
             part.save(shard_path(folder / "ours", shards - 1))
             rows = [
                 {name: part.table[rows_of(part, name, i)].numpy().tobytes() for name in GRANULARITIES}
@@ -89,7 +89,7 @@ def write(folder: Path, images: int) -> dict[str, Any]:
             for i in range(0, len(rows), 64):
                 writer.write_table(pyarrow.Table.from_pylist(rows[i : i + 64], schema=schema))
             with bare.begin(write=True) as transaction, pickled.begin(write=True) as other:
-                for i, row in enumerate(rows, (shards - 1) * SHARD):
+                for i, row in enumerate(rows, (shards - 1) * shard):
                     for name, value in row.items():
                         transaction.put(f"{i}/{name}".encode(), value)
                     arrays = {name: np.frombuffer(value, np.float16).reshape(-1, DIM) for name, value in row.items()}
@@ -203,9 +203,9 @@ def same(folder: Path, images: int) -> bool:
     return all(equal) and all(torch.equal(own[n], rows) for n, rows in pickled.items())
 
 
-def measure(folder: Path, images: int) -> dict[str, Any]:
+def measure(folder: Path, images: int, shard: int, batches: Mapping[str, int]) -> dict[str, Any]:
     """Images a CPU and a wall second, interleaved; medians, spread and ratios to each rival within its round."""
-    sizes = write(folder, images)
+    sizes = write(folder, images, shard)
     equal = same(folder, images)
     streams = {name: make() for name, make in loaders(folder, images).items()}
     for name, stream in streams.items():
@@ -216,10 +216,10 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for name, stream in streams.items():
             began, wall = time.process_time(), time.perf_counter()
-            for _ in range(BATCHES[name]):
+            for _ in range(batches[name]):
                 next(stream)
-            rates[name].append(BATCH * BATCHES[name] / (time.process_time() - began))
-            walls[name].append(BATCH * BATCHES[name] / (time.perf_counter() - wall))
+            rates[name].append(BATCH * batches[name] / (time.process_time() - began))
+            walls[name].append(BATCH * batches[name] / (time.perf_counter() - wall))
     ratio = {n: statistics.median(a / b for a, b in zip(rates["ours"], r, strict=True)) for n, r in rates.items()}
     return {
         "images": images,
@@ -254,24 +254,23 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Measure, print and write benchmarks/results/store.{json,md}."""
+def main(argv: Sequence[str] | None = None, *, batches: Mapping[str, int] = BATCHES) -> None:
+    """Measure, print and write benchmarks/results/store.{json,md}; the batches per round are for tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--shard", type=int, default=4096, help="images per shard")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--scratch", type=Path, default=None, help="where the stores are made, and removed")
     parser.add_argument("--note", default="", help="a line about the machine for the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-        result = measure(Path(folder), arguments.images)
+        result = measure(Path(folder), arguments.images, arguments.shard, batches)
     result |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread", "note": arguments.note}
     page = table(result)
     print(page)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "store.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / "store.md").write_text(page)
+    save_results(arguments.out / "store.json", result, page)
 
 
 if __name__ == "__main__":

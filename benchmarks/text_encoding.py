@@ -17,12 +17,13 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from common.result_files import save_results
 
 from tavq_plugin.text import TextStore, offline_encoder, split
 from tavq_plugin.types import GRANULARITIES
@@ -32,22 +33,20 @@ SAMPLE = 512  # strings a granularity, for the paired comparison
 TARGET = 480  # seconds on one core for the whole encoding
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write benchmarks/results/text_encoding.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl")
     parser.add_argument("--images", type=int, default=None, help="only so many, for a quick look")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     result = measure(read(arguments.data)[: arguments.images])
     page = table(result)
     print(page)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "text_encoding.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / "text_encoding.md").write_text(page)
+    save_results(arguments.out / "text_encoding.json", result, page)
 
 
 def read(folder: Path) -> list[str]:

@@ -1,52 +1,50 @@
-"""The transport solver beside what a user could pick instead: python benchmarks/transport.py --json OUT [--quick].
+"""The transport solver beside its alternatives: python benchmarks/transport.py --json OUT [--quick].
 
-Every method gets the same codes (b n 256), projection (256 d) and texts, and gives a scalar and its gradient to all
+Every method gets the same codes (b n 256), projection (256 d) and texts, and computes a scalar and its gradient for all
 three; the projection's own forward and backward is part of each. Methods take turns within a round; seconds are medians
 over the rounds, ratios are taken within a round; a method that takes seconds runs once after its warm-up (ot.batch,
-whose iterations dwarf one, without), and its ratio is to our median. One thread on a CPU, where seconds are those the
-process had of the processor, so that what else runs on the machine delays no method's clock; on a GPU they are the
-wall's. Entropic methods share one absolute blur, .02 of the problems' mean scale; references are POT's exact plans in
-float64. Equal codes may share their units in any proportion at the same cost, so the gradients of "repeated" codes are
-compared as means over equal codes.
+whose iterations dwarf one, without), and its ratio is to our median. On a CPU there is one thread, and seconds are the
+process's CPU time, so that other processes do not count; on a GPU they are wall-clock seconds. Entropic methods share
+one absolute blur, .02 of the problems' mean scale; references are POT's exact plans in float64. Equal codes may share
+their units in any proportion at the same cost, so the gradients of "repeated" codes are compared as means over equal
+codes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from problems import FAMILIES, Clouds, clouds
+from common.machine import machine, process_kilobytes, reset_peak_memory, versions
+from common.result_files import save_results
+from common.transport_problems import EPSILON, FAMILIES, TransportProblem, cosine, exact, transport_problem
 from rich.console import Console
-from rivals import METHODS, ONCE, Method, fitting, ours, pot_emd2
 from torch import Tensor
+from transport_methods import METHODS, ONCE, Method, fitting, ours, pot_emd2
 from transport_tables import markdown, tables
 
 from tavq_plugin.ot import solve
 
 LEVELS = {"word": (4096, 64), "phrase": (1024, 32), "sentence": (256, 12)}
 BATCH = 8
-EPSILON = 0.02
+GROWTH_SIZES = (256, 1024, 4096, 16384, 65536)  # codes; the last one not with --quick
 BLURS = (EPSILON, 0.01, 0.005)
 SLOW = 2.0  # seconds
 
 
-def leaves_of(problem: Clouds, device: str) -> list[Tensor]:
-    """Copies that take gradients."""
+def leaves_of(problem: TransportProblem, device: str) -> list[Tensor]:
+    """Copies on a device that require gradients."""
     return [t.to(device, copy=True).requires_grad_() for t in problem]
 
 
 def run(method: Method, leaves: list[Tensor], epsilon: float) -> tuple[float, Any, list[Tensor]]:
-    """One forward and backward; seconds, the cost's reader and the gradients to codes, text and projection."""
+    """One forward and backward: seconds, a reader of the cost, and the gradients of codes, text and projection."""
     for leaf in leaves:
         leaf.grad = None
     device = leaves[0].device.type
@@ -61,7 +59,7 @@ def run(method: Method, leaves: list[Tensor], epsilon: float) -> tuple[float, An
 
 
 def peak(method: Method, leaves: list[Tensor], epsilon: float) -> tuple[float, tuple[float, Any, list[Tensor]]]:
-    """Megabytes above what was held before, at the highest point of a `run`; and what that gave."""
+    """Megabytes at the peak of a `run` above those held before it, and the result of the run."""
     for leaf in leaves:
         leaf.grad = None
     if leaves[0].is_cuda:
@@ -69,42 +67,17 @@ def peak(method: Method, leaves: list[Tensor], epsilon: float) -> tuple[float, t
         torch.cuda.reset_peak_memory_stats()
         answer = run(method, leaves, epsilon)
         return (torch.cuda.max_memory_allocated() - held) / 1e6, answer
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or a peak hides in it
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _status("VmRSS")
+    before = reset_peak_memory()
     answer = run(method, leaves, epsilon)
-    return (_status("VmHWM") - before) / 1e3, answer
+    return (process_kilobytes("VmHWM") - before) / 1e3, answer
 
 
-class Exact(NamedTuple):
-    """POT's exact answer in float64."""
-
-    cost: Tensor  # b
-    gain: Tensor  # b
-    grads: list[Tensor]
-    epsilon: float  # EPSILON of the problems' mean scale
-
-
-def exact(problem: Clouds) -> Exact:
-    """The reference; the blur every entropic method gets is read here too."""
-    leaves = [t.double().requires_grad_() for t in problem]
-    result = solve(leaves[0], leaves[1], project=leaves[2], solver="emd")
-    result.value.sum().backward()
-    relative = solve(*(t.detach() for t in leaves[:2]), project=leaves[2].detach(), epsilon=EPSILON, max_passes=1)
-    grads = [leaf.grad for leaf in leaves]
-    return Exact(result.transport_cost, result.gain, grads, relative.epsilon.mean().item())
-
-
-def cosine(ours: Tensor, theirs: Tensor) -> float:
-    """Of two gradients as one vector each."""
-    return torch.cosine_similarity(ours.double().flatten().cpu(), theirs.flatten().cpu(), dim=0).item()
-
-
-def compare(level: str, d: int, rounds: int, device: str, methods: dict[str, Method]) -> list[dict[str, Any]]:
-    """One size: every method in turn, `rounds` times."""
-    n, m = LEVELS[level]
-    problem = clouds("clustered", BATCH, n, m, d)
+def compare(
+    level: str, size: tuple[int, int], d: int, rounds: int, device: str, methods: dict[str, Method]
+) -> list[dict[str, Any]]:
+    """One row per method at one size (n, m): every method in turn, `rounds` times."""
+    n, m = size
+    problem = transport_problem("clustered", BATCH, n, m, d)
     truth, leaves = exact(problem), leaves_of(problem, device)
     seconds: dict[str, list[float]] = {name: [] for name in methods if name not in ONCE}
     for round_number in range(rounds + 1):  # the first warms up
@@ -137,11 +110,11 @@ def compare(level: str, d: int, rounds: int, device: str, methods: dict[str, Met
     return rows
 
 
-def growth(sizes: list[int], device: str) -> dict[str, Any]:
-    """Seconds against n, and the exponent of a straight line through the logarithms, from 1,024 on."""
+def growth(sizes: Sequence[int], device: str) -> dict[str, Any]:
+    """Seconds for each n, and the slope of a line through their logarithms from n = 1,024 on."""
     found: dict[str, dict[int, float]] = {"ours": {}, "POT emd2 loop": {}}
     for n in sizes:
-        problem = clouds("clustered", 2, n, 64, 384)
+        problem = transport_problem("clustered", 2, n, 64, 384)
         epsilon = solve(*problem[:2], project=problem.project, max_passes=1).epsilon.mean().item()
         leaves = leaves_of(problem, device)
         for name, method in (("ours", ours), ("POT emd2 loop", pot_emd2)):
@@ -155,11 +128,11 @@ def growth(sizes: list[int], device: str) -> dict[str, Any]:
     return {"b": 2, "m": 64, "d": 384, "seconds": found, "exponent": exponents}
 
 
-def accuracy(batches: int) -> list[dict[str, Any]]:
-    """`solve` on every family and size, at its default blur and smaller ones: certificate and exact errors."""
+def accuracy(batches: int, levels: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
+    """Certificates and exact errors of `solve` on every family and size, at its default blur and smaller ones."""
     rows = []
-    for family, (level, (n, m)) in itertools.product(FAMILIES, LEVELS.items()):
-        problems = [clouds(family, BATCH, n, m, 384, seed=seed) for seed in range(batches)]
+    for family, (level, (n, m)) in itertools.product(FAMILIES, levels.items()):
+        problems = [transport_problem(family, BATCH, n, m, 384, seed=seed) for seed in range(batches)]
         truths = [exact(problem) for problem in problems]
         for epsilon in BLURS:
             parts: dict[str, list[Tensor]] = {"gap": [], "error": [], "marginal": []}
@@ -187,7 +160,7 @@ def accuracy(batches: int) -> list[dict[str, Any]]:
 
 
 def mean_of_equal(codes: Tensor, grads: Tensor) -> Tensor:
-    """Each code's gradient as the mean over the codes equal to it in its image; b n c, b n c -> b n c."""
+    """Each code's gradient, averaged over the equal codes of its image; b n c, b n c -> b n c."""
     means = []
     for points, grad in zip(codes, grads.double(), strict=True):
         _, group, count = points.unique(dim=0, return_inverse=True, return_counts=True)
@@ -195,12 +168,18 @@ def mean_of_equal(codes: Tensor, grads: Tensor) -> Tensor:
     return torch.stack(means)
 
 
-def main() -> None:
-    """Measure, print, and write the JSON."""
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    levels: Mapping[str, tuple[int, int]] = LEVELS,
+    growth_sizes: Sequence[int] = GROWTH_SIZES,
+    devices: Sequence[str] | None = None,
+) -> None:
+    """Measure, print and write the results; the sizes and devices are for tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
     parser.add_argument("--quick", action="store_true", help="one width, fewer rounds: under three minutes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "protocol": {"machine": machine(), "threads": 1, "quick": arguments.quick, "epsilon": EPSILON,
@@ -208,22 +187,22 @@ def main() -> None:
                      "text": __doc__},
         "cases": [], "growth": {"seconds": {}, "exponent": {}}, "accuracy": [],
     }  # fmt: skip
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    devices = devices or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+    sizes = growth_sizes[:-1] if arguments.quick else growth_sizes
 
     def keep() -> None:
-        """After every part: a run that is cut short leaves what it measured."""
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-        arguments.json.with_suffix(".md").write_text(markdown(result))
+        """Called after every part, so that an interrupted run keeps what it measured."""
+        save_results(arguments.json, result, markdown(result))
 
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+    for device in devices:
         for d in (384,) if arguments.quick else (384, 512, 768):
-            for level in LEVELS:
-                result["cases"] += compare(level, d, 3 if arguments.quick else 5, device, fitting(device))
+            for level, size in levels.items():
+                result["cases"] += compare(level, size, d, 3 if arguments.quick else 5, device, fitting(device))
                 keep()
             if not result["accuracy"]:
-                result["growth"] = growth([256, 1024, 4096, 16384] + [65536] * (not arguments.quick), "cpu")
+                result["growth"] = growth(sizes, "cpu")
                 keep()
-                result["accuracy"] = accuracy(1 if arguments.quick else 2)
+                result["accuracy"] = accuracy(1 if arguments.quick else 2, levels)
                 keep()
     console = Console(width=140)
     for table in tables(result):
@@ -233,34 +212,6 @@ def main() -> None:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _status(key: str) -> int:
-    """A line of /proc/self/status, kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def machine() -> str:
-    """The processor's name, and the GPU's where there is one."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{gpu}"
-
-
-def versions() -> dict[str, str]:
-    """Of what was compared."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("torch", "POT", "geomloss", "ott-jax", "flash-sinkhorn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Tables of the transport benchmark, for the terminal and the folder of results."""
+"""Tables of the transport benchmark, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from common.result_files import cell, markdown_table
 from rich.table import Table
 
 CASE = ("level", "n", "m", "d", "device", "method", "seconds", "ratio_to_ours", "range", "peak_mb", "error_over_gain",
@@ -13,29 +14,23 @@ ACCURACY = ("family", "level", "epsilon", "problems", "gap_over_gain", "error_ov
 
 
 def rows_of(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
-    """The three tables: title, head, cells."""
+    """Title, head and cells of the three tables."""
     cases = [case | {"range": "–".join(f"{r:.3g}" for r in case["ratio_range"])} for case in result["cases"]]
     seconds = result["growth"]["seconds"]
     sizes = sorted(seconds.get("ours", {}))
-    curve = [[name, *(_cell(times.get(n)) for n in sizes), _cell(result["growth"]["exponent"][name])]
+    curve = [[name, *(cell(times.get(n)) for n in sizes), cell(result["growth"]["exponent"][name])]
              for name, times in seconds.items()]  # fmt: skip
     return [
         ("forward and backward with the projection, b = 8, clustered codes", CASE,
-         [[_cell(case[key]) for key in CASE] for case in cases]),
+         [[cell(case[key]) for key in CASE] for case in cases]),
         ("seconds against n (b = 2, m = 64, d = 384)", ("method", *map(str, sizes), "exponent"), curve),
         ("solve at its default blur, .02, and at smaller ones: worst of the problems", ACCURACY,
-         [[_cell(row[key]) for key in ACCURACY] for row in result["accuracy"]]),
+         [[cell(row[key]) for key in ACCURACY] for row in result["accuracy"]]),
     ]  # fmt: skip
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
-    return "–" if value is None else str(value)
-
-
 def tables(result: dict[str, Any]) -> list[Table]:
-    """For the terminal."""
+    """The tables for the terminal."""
     made = []
     for title, head, rows in rows_of(result):
         table = Table(*head, title=title)
@@ -46,7 +41,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """For the folder of results."""
+    """The page of results."""
     protocol = result["protocol"]
     lines = [
         f"# Transport\n\n{protocol['machine']}, one thread; {protocol['versions']}.\n\n{protocol['text'].strip()}\n"
@@ -54,10 +49,3 @@ def markdown(result: dict[str, Any]) -> str:
     for title, head, rows in rows_of(result):
         lines += [f"\n## {title}\n", markdown_table(head, rows)]
     return "\n".join(lines)
-
-
-def markdown_table(head: tuple[str, ...], rows: list[list[Any]]) -> str:
-    """A head and cells of any kind."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n"

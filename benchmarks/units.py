@@ -8,12 +8,13 @@ thread, on the long ones.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from common.result_files import save_results
 
 from tavq_plugin.text import Splitter
 from tavq_plugin.types import GRANULARITIES
@@ -32,7 +33,7 @@ class Annotated(NamedTuple):
 
 
 def read(name: str = "long") -> list[Annotated]:
-    """The descriptions of an annotated file; its own head says how it is marked."""
+    """The descriptions of an annotated file; its first lines explain the marks."""
     file = Path(__file__).parents[1] / "tests" / "data" / FILES[name]
     blocks = file.read_text(encoding="utf-8").split("\n\n")
     return [_read(block) for block in blocks if not block.startswith("#")]
@@ -70,7 +71,7 @@ def quality(descriptions: Iterable[Annotated], splitter: Splitter | None = None)
 
 
 def speed(texts: list[str]) -> dict[str, float]:
-    """Sentences split into all units, a CPU second: median and spread of the rounds."""
+    """Sentences per CPU second that are split into all units: median and spread of the rounds."""
     splitter = Splitter()
     splitter(texts[0])  # loads the tagger
     rates = []
@@ -82,13 +83,13 @@ def speed(texts: list[str]) -> dict[str, float]:
     return {"sentences_per_cpu_s": round(rates[len(rates) // 2]), "least": round(rates[0]), "most": round(rates[-1])}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write benchmarks/results/units.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--errors", action="store_true", help="print every unit missed or made up")
     parser.add_argument("--note", default="", help="a line about the machine for the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     result = {"splitter": Splitter().fingerprint, "note": arguments.note}
     for file in FILES:
         descriptions = read(file)
@@ -105,9 +106,7 @@ def main() -> None:
     result["speed"] = speed([description.text for description in read()])
     page = table(result)
     print(page)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "units.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    (arguments.out / "units.md").write_text(page)
+    save_results(arguments.out / "units.json", result, page)
 
 
 def table(result: dict[str, Any]) -> str:

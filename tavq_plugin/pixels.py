@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_float(images: Tensor) -> Tensor:
-    """8 bit to [-1, 1]; any shape.
+    """8-bit pixels to [-1, 1]; any shape.
 
     >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([-1.,  1.])
@@ -16,5 +16,5 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a file would keep them: clamped, then rounded; b c h w -> b c h w uint8."""
+    """Pixels in [-1, 1] to 8 bits, as an image file stores them: clamped, then rounded; any shape."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -198,7 +198,7 @@ def test_the_plug_ins_state_is_a_sibling(host, tmp_path):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (["a", "b"], "nothing to encode it with"),
+        (["a", "b"], "this alignment cannot encode it"),
         ({name: tavq.Units(u.embeddings[..., :5], u.mask) for name, u in texts().items()}, "give text_dim=5"),
         ({name: tavq.Units(u.embeddings[:1], u.mask[:1]) for name, u in texts().items()}, "1 texts for 2 images"),
     ],

@@ -27,7 +27,7 @@ from tavq_plugin.cli.demo_folder import (
 )
 from tavq_plugin.cli.demo_table import LEVELS
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.evaluation.evaluate import evaluate_run
@@ -192,7 +192,7 @@ def _corpus(
         name = "scenes"
         images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
     else:
-        train, held_out = Pack.read(data).split(n_train=n_train, n_eval=n_eval)
+        train, held_out = ImageTextFolder.read(data).split(n_train=n_train, n_eval=n_eval)
         records, name, n_train = [*train, *held_out], str(data), len(train)
         images = load_images([record.image for record in records], resolution)  # type: ignore[misc]  # a pack has files
         texts = [record.text for record in records]

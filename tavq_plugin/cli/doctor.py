@@ -184,11 +184,11 @@ def _first_names(names: list[str]) -> str:
 
 def text_figures(captions: str | Path) -> tuple[dict[str, float], Findings]:
     """How many images of a folder have a text, and the mean number of units of the first 200 texts."""
-    from tavq_plugin.data.folders import Pack
+    from tavq_plugin.data.folders import ImageTextFolder
     from tavq_plugin.text.splitter import split
 
     try:
-        pack = Pack.read(captions)
+        pack = ImageTextFolder.read(captions)
     except (ValueError, OSError) as error:
         return {}, Findings(problems=[f"no captions: {error}"])
     texts = [record.text for record in pack.records if record.text]

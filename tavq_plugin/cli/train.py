@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from tavq_plugin.data.corpus import corpus_in
+from tavq_plugin.data.corpus import load_or_build_corpus
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.training.build_host import refuse_targets
@@ -45,7 +45,7 @@ def run_train(
     writable(out)
     refuse_foreign_files(out, settings)
     with state.main_process_first():
-        corpus, _ = corpus_in(
+        corpus, _ = load_or_build_corpus(
             out / "data", data, settings.resolution, n_train=n_train or (SCENES if data is None else ALL),
             n_eval=n_eval, tell=console.print,
         )  # fmt: skip

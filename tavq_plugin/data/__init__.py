@@ -1,1 +1,1 @@
-"""Images with text: packs, folders, drawn scenes."""
+"""Images with text: readers of folders, tables and archives, synthetic scenes, and the corpus of a run."""

@@ -1,4 +1,4 @@
-"""The corpus of a comparison: read, split, freed of leaks, texts encoded once; kept in a folder for every run."""
+"""The corpus of a comparison: images and texts, split without leakage and encoded once, in a folder for every run."""
 
 from __future__ import annotations
 
@@ -6,67 +6,80 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
-from tavq_plugin.data.leakage import Leaks, find_leaks
+from tavq_plugin.data.leakage import Leakage, find_leakage
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import claim, refuse_taken
+from tavq_plugin.moved import old_names
 from tavq_plugin.text.store import TextStore
 
-LEAST = 2  # images on either side
+__getattr__ = old_names(__name__)  # names that were renamed
+
+MIN_IMAGES = 2  # per split
 MAKER = "the corpus of a run"
-NAMES = ("corpus.json", "images.safetensors", "store.safetensors")
+FILES = ("corpus.json", "images.safetensors", "store.safetensors")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images and texts a run learns from and is measured on; rows 0..n_train-1 train, the rest is held out."""
+    """Images and texts of a run: rows 0..n_train-1 train, the others are held out."""
 
     name: str
     images: Tensor  # n 3 r r uint8
-    texts: Sequence[str]  # n, as they were written
+    texts: Sequence[str]  # n
     store: TextStore  # n rows, centred on the training rows
     n_train: int
 
     @property
     def train_rows(self) -> range:
-        """Rows that train."""
+        """Rows of the training split."""
         return range(self.n_train)
 
     @property
     def held_out_rows(self) -> range:
-        """Rows that are held out."""
+        """Rows of the held-out split."""
         return range(self.n_train, len(self.images))
 
 
-def corpus_in(
+def load_or_build_corpus(
     folder: Path, data: Path | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
 ) -> tuple[Corpus, dict[str, Any]]:
-    """A folder's corpus and what a protocol says of it; made there unless it is there, asked for in the same words.
+    """The corpus in a folder, built if it is not there yet, and its description for a protocol.
 
-    `data` None draws scenes. Held-out images that training has as well are left out and counted. Raises ValueError
-    where either side has fewer than two images, and where the folder holds a corpus that was asked for otherwise;
-    FileExistsError where something that we did not make is in the way.
+    Held-out images that are in the training split too are left out and counted.
+
+    Args:
+        folder: Where the corpus is kept.
+        data: A folder of images with text. None: synthetic scenes.
+        resolution: Side of the images.
+        n_train: Training images, at most.
+        n_eval: Held-out images, at most.
+        tell: Called with each message to the user.
+
+    Raises:
+        ValueError: A split has fewer than two images, or the folder holds a corpus of other data or numbers.
+        FileExistsError: A file that we did not write is in the way.
     """
     asked = {"data": "scenes" if data is None else str(data), "resolution": resolution}
     asked |= {"n_train_at_most": n_train, "n_eval_at_most": n_eval}
-    pack = None
+    source = None
     if data is not None:
-        pack = Pack.read(data)
-        asked["records"] = _digest(pack)
+        source = ImageTextFolder.read(data)
+        asked["records"] = _digest(source)
     about = read_json(folder / "corpus.json", strict=False)
     ours = isinstance(about, dict) and {"asked", "protocol", "texts"} <= about.keys()
-    refuse_taken(folder, NAMES, MAKER, former=NAMES if ours else ())
+    refuse_taken(folder, FILES, MAKER, former=FILES if ours else ())
     if not ours:
-        claim(folder, NAMES, MAKER)
-        about = _make(folder, pack, asked, tell)
+        claim(folder, FILES, MAKER)
+        about = _build(folder, source, asked, tell)
     for name, value in asked.items():
         if about["asked"].get(name) != value:
             raise ValueError(
@@ -77,36 +90,40 @@ def corpus_in(
 
 
 def load_corpus(folder: Path) -> Corpus:
-    """What `corpus_in` left in a folder."""
+    """The corpus that `load_or_build_corpus` wrote to a folder."""
     about = read_json(folder / "corpus.json", strict=False)
     if about is None:
-        raise FileNotFoundError(f"no corpus.json in {folder}: run tavq compare, which makes it")
+        raise FileNotFoundError(f"no corpus.json in {folder}: run tavq compare, which writes it")
     images = load_file(folder / "images.safetensors")["images"]
     store = TextStore.load(folder / "store.safetensors")
     return Corpus(about["asked"]["data"], images, about["texts"], store, about["protocol"]["n_train"])
 
 
-def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+def _build(
+    folder: Path, source: ImageTextFolder | None, asked: dict[str, Any], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the corpus' files; the content of corpus.json."""
     from tavq_plugin.text.encoder import offline_encoder
 
     encoder = offline_encoder()
     resolution, n_train, n_eval = asked["resolution"], asked["n_train_at_most"], asked["n_eval_at_most"]
-    if pack is None:
+    files: list[Path] = []
+    if source is None:
         images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
-        train, files = n_train, []
+        train = n_train
     else:
-        taught, held_out = pack.split(n_train=n_train, n_eval=n_eval)
-        records, train = [*taught, *held_out], len(taught)
-        files = [record.image for record in records]
+        training, held_out = source.split(n_train=n_train, n_eval=n_eval)
+        records, train = [*training, *held_out], len(training)
+        files = [cast(Path, record.image) for record in records]  # a folder's records have files
         images, texts = load_images(files, resolution), [record.text for record in records]
-    leaks = find_leaks(images[:train], images[train:], files[:train], files[train:]) if files else Leaks((), ())
-    kept = [i for i in range(len(images)) if i - train not in leaks.all]
-    _refuse_few(asked["data"], train, len(kept) - train, leaks)
-    if leaks.all:
-        tell(f"{len(leaks.all)} held-out images are in the training split too ({leaks.counts()}): left out")
+    leakage = find_leakage(images[:train], images[train:], files[:train], files[train:]) if files else Leakage((), ())
+    kept = [i for i in range(len(images)) if i - train not in leakage.all]
+    _refuse_few(asked["data"], train, len(kept) - train, leakage)
+    if leakage.all:
+        tell(f"{len(leakage.all)} held-out images are in the training split too ({leakage.counts()}): left out")
     texts = [texts[i] for i in kept]
     if without := sum(not text.strip() for text in texts):
-        tell(f"{without} of {len(texts)} images have no text: kept, no part of retrieval")
+        tell(f"{without} of {len(texts)} images have no text: they are kept, but not part of retrieval")
     store = TextStore.build(texts, encoder, centre_on=range(train))
     about = {
         "asked": asked,
@@ -115,30 +132,31 @@ def _make(folder: Path, pack: Pack | None, asked: dict[str, Any], tell: Callable
             "n_train": train,
             "n_eval": len(kept) - train,
             "without_text": without,
-            "leaks_left_out": leaks.counts() if files else "scenes are drawn one by one: none looked for",
+            "leaks_left_out": leakage.counts() if files else "scenes are drawn one by one: none looked for",
             "encoder": store.fingerprint,
         },
     }
     (folder / "corpus.json").unlink(missing_ok=True)
     save_tensors({"images": images[torch.tensor(kept)]}, folder / "images.safetensors")
     store.save(folder / "store.safetensors")
-    save_json(folder / "corpus.json", about)  # last: its presence says that the rest is whole
+    save_json(folder / "corpus.json", about)  # last, so that the other files are whole where this one exists
     return about
 
 
-def _refuse_few(name: str, train: int, held_out: int, leaks: Leaks) -> None:
-    if train >= LEAST and held_out >= LEAST:
+def _refuse_few(name: str, train: int, held_out: int, leakage: Leakage) -> None:
+    """ValueError where a split has fewer than `MIN_IMAGES`."""
+    if train >= MIN_IMAGES and held_out >= MIN_IMAGES:
         return
-    why = f", after {len(leaks.all)} that training has as well were left out" if leaks.all else ""
+    why = f", after {len(leakage.all)} that are in the training split too were left out" if leakage.all else ""
     raise ValueError(
-        f"{name} gives {train} images to train and {held_out} to test{why}: {LEAST} each are needed at least; give a "
-        "folder with more images, or larger --train and --eval"
+        f"{name} gives {train} images to train and {held_out} to test{why}: at least {MIN_IMAGES} of each are "
+        "needed; give a folder with more images, or larger --train and --eval"
     )
 
 
-def _digest(pack: Pack) -> str:
-    """Of the names, texts and splits of a pack's records."""
+def _digest(source: ImageTextFolder) -> str:
+    """SHA-256 of the names, texts and splits of a folder's records."""
     digest = hashlib.sha256()
-    for record in pack.records:
+    for record in source.records:
         digest.update(f"{record.id}\0{record.text}\0{record.split}\0".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A folder of images with text: one `captions.jsonl`, or same-named `.txt` files."""
+"""A folder of images with text, in one `captions.jsonl` or in `.txt` files named like the images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, hidden, joined, lines_of, refuse
+from tavq_plugin.data.records import (
+    IMAGE_ENDINGS,
+    Record,
+    Reject,
+    Rejection,
+    captions_as_text,
+    is_hidden,
+    raise_rejection,
+    read_lines,
+)
 from tavq_plugin.data.tables import from_table
 
 HELD_OUT = ("val", "valid", "validation", "test")
@@ -16,21 +25,21 @@ SHARE_HELD_OUT = 0.15
 
 
 @dataclass(frozen=True)
-class Pack:
-    """The records of a folder, in the file's order (captions.jsonl) or by name."""
+class ImageTextFolder:
+    """The records of a folder, in the order of captions.jsonl, or sorted by name."""
 
     folder: Path
     records: tuple[Record, ...]
 
     @classmethod
-    def read(cls, folder: str | Path) -> Pack:
-        """Read a folder; ValueError names the file and the line that cannot be read, and the mend."""
+    def read(cls, folder: str | Path) -> ImageTextFolder:
+        """Read a folder; ValueError names the file and line that cannot be read, and how to mend it."""
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}: --data takes a folder of images with text")
         table = folder / "captions.jsonl"
         records = tuple(from_table(table, images=True) if table.exists() else from_folder(folder))
-        _no_image_twice(records, table)
+        _refuse_repeated_images(records, table)
         if not records:
             raise ValueError(
                 f"no images in {folder}: give a folder with captions.jsonl and images/, or one of images "
@@ -46,10 +55,15 @@ class Pack:
     def split(
         self, *, n_train: int | None = None, n_eval: int | None = None, seed: int = 0
     ) -> tuple[list[Record], list[Record]]:
-        """Training and held-out records, at most so many of each, drawn by `seed` alone.
+        """Training and held-out records; the draw depends on `seed` alone.
 
-        The pack's own train and val (or test) marks are used where both occur, and training then keeps to the
-        sources that the held-out records have. A pack without them gets a seeded 85/15 split.
+        If the records are marked train and val (or test), these marks are used, and training keeps to the sources of
+        the held-out records. Otherwise 15 % of the records are drawn as held out.
+
+        Args:
+            n_train: Training records, at most. Default: all.
+            n_eval: Held-out records, at most. Default: all.
+            seed: Seed of the draw.
         """
         draw = random.Random(seed)
         held_out = [record for record in self.records if record.split in HELD_OUT]
@@ -64,7 +78,7 @@ class Pack:
             held_out, train = mixed[:count], mixed[count:]
         if not train:
             raise ValueError(
-                f"{self.folder} has {len(self.records)} images: at least 2 are needed, to train and to test"
+                f"{self.folder} has {len(self.records)} images: give 2 at least, one to train and one to test"
             )
         if n_train is not None and n_train < len(train):
             train = draw.sample(train, n_train)
@@ -73,18 +87,18 @@ class Pack:
         return train, held_out
 
 
-def _no_image_twice(records: tuple[Record, ...], table: Path) -> None:
-    seen: set[str] = set()
+def _refuse_repeated_images(records: tuple[Record, ...], table: Path) -> None:
+    ids: set[str] = set()
     for record in records:
-        if record.id in seen:
-            raise ValueError(f"{table}: image {record.id!r} stands in two lines; keep one of them")
-        seen.add(record.id)
+        if record.id in ids:
+            raise ValueError(f"{table}: image {record.id!r} stands in two lines: keep one of them")
+        ids.add(record.id)
 
 
-def from_folder(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
-    """Images anywhere below a folder, each with the lines of its same-named .txt as captions.
+def from_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
+    """Images anywhere below a folder, each with the lines of its .txt file as captions.
 
-    Linked files and folders are read as if they lay there; names that begin with a dot, and __MACOSX, are left aside.
+    Links to files and folders are followed; names that begin with a dot, and __MACOSX, are skipped.
     """
     for path in _walk(folder, reject):
         if path.suffix.lower() not in IMAGE_ENDINGS:
@@ -95,22 +109,22 @@ def from_folder(folder: Path, reject: Reject = refuse) -> Iterator[Record]:
         if not path.is_file():
             reject(Rejection(str(path), None, "a link that leads to nothing; mend or delete it"))
             continue
-        text = lines_of(path.with_suffix(".txt"), reject)
+        text = read_lines(path.with_suffix(".txt"), reject)
         if text is not None:
-            yield Record(id=path.relative_to(folder).as_posix(), image=path, text=joined(text))
+            yield Record(id=path.relative_to(folder).as_posix(), image=path, text=captions_as_text(text))
 
 
-def _walk(folder: Path, reject: Reject, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Files below a folder, and links that lead to nothing, by name; holds the names of one folder at a time."""
-    above |= {os.path.realpath(folder)}
+def _walk(folder: Path, reject: Reject, parents: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Files below a folder and broken links, sorted by name; only one folder's names are in memory at a time."""
+    parents |= {os.path.realpath(folder)}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if hidden(PurePath(entry.name)):
+        if is_hidden(PurePath(entry.name)):
             continue
         linked = entry.is_symlink()
         if not (os.path.isdir(entry.path) if linked else entry.is_dir()):
             if linked or entry.is_file():
                 yield Path(entry.path)
-        elif linked and os.path.realpath(entry.path) in above:
-            reject(Rejection(entry.path, None, "a link to a folder above it, which would go round in a circle"))
+        elif linked and os.path.realpath(entry.path) in parents:
+            reject(Rejection(entry.path, None, "a link to a folder above it, which would repeat for ever; delete it"))
         else:
-            yield from _walk(Path(entry.path), reject, above)
+            yield from _walk(Path(entry.path), reject, parents)

@@ -1,4 +1,4 @@
-"""Image files to tensors; what is broken or too large is refused with the file's name."""
+"""Image files as tensors; a broken or too large file is refused by name."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.progress import track
 from torch import Tensor
 
+from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.moved import old_names
 
 __getattr__ = old_names(__name__)  # names that moved to other files
 
 
 def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
-    """One image file, its bytes, or an image that Pillow has opened; upright, on white, RGB.
+    """An image as RGB, upright, with white behind it; from a file, its bytes, or an image that Pillow has opened.
 
-    Raises ValueError for what is no image, is truncated, or has more pixels than Pillow's bomb limit.
+    Raises ValueError if it is no image, is truncated, or has more pixels than Pillow's bomb limit.
     """
     name = file if isinstance(file, str | Path) else "an image"
     try:
@@ -58,6 +58,7 @@ def read_image(file: str | Path | bytes | Image.Image, resolution: int) -> Tenso
 def load_images(paths: Sequence[str | Path], resolution: int, *, progress: bool = True) -> Tensor:
     """Images in memory; n paths -> n 3 r r uint8. Raises ValueError with the name of the first broken file."""
     images = torch.empty(len(paths), 3, resolution, resolution, dtype=torch.uint8)
-    for i, path in enumerate(track(paths, "reading images", disable=not progress)):
-        images[i] = read_image(path, resolution)
+    with progress_bar(shown=progress) as bar:
+        for i, path in enumerate(bar.track(paths, description="reading images")):
+            images[i] = read_image(path, resolution)
     return images

@@ -1,4 +1,4 @@
-"""Held-out images that training has seen: the same file, or the same perceptual hash."""
+"""Find held-out images that are also in the training split, by file or by perceptual hash."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tavq_plugin.io.file_hash import sha256_of
 
 
 @dataclass(frozen=True)
-class Leaks:
-    """Which held-out images are in the training split as well; places in the held-out list."""
+class Leakage:
+    """The held-out images that are also in the training split, by their places in the held-out list."""
 
-    same_file: tuple[int, ...]  # sha256 of the file
-    same_hash: tuple[int, ...]  # dHash of the picture, and not the same file
+    same_file: tuple[int, ...]  # equal SHA-256 of the file
+    same_hash: tuple[int, ...]  # equal dHash of the picture, but another file
 
     @property
     def all(self) -> set[int]:
@@ -26,23 +26,25 @@ class Leaks:
         return {*self.same_file, *self.same_hash}
 
     def counts(self) -> dict[str, int]:
-        """For a protocol."""
+        """How many of each kind, for a protocol."""
         return {"same_file": len(self.same_file), "same_perceptual_hash": len(self.same_hash)}
 
 
-def find_leaks(train: Tensor, held_out: Tensor, train_files: Sequence[Path], held_out_files: Sequence[Path]) -> Leaks:
-    """Compare two splits, as pictures and, where there are files, as files; n 3 h w, m 3 h w uint8."""
+def find_leakage(
+    train: Tensor, held_out: Tensor, train_files: Sequence[Path], held_out_files: Sequence[Path]
+) -> Leakage:
+    """Compare two splits by their pictures and, if given, by their files; n 3 h w, m 3 h w uint8."""
     known = {sha256_of(path) for path in train_files}
     files = [i for i, path in enumerate(held_out_files) if sha256_of(path) in known]
-    seen = set(dhash(train).tolist()) - {0}  # 0: nothing but flat, as blank pictures are
-    hashes = [i for i, value in enumerate(dhash(held_out).tolist()) if value in seen and i not in set(files)]
-    return Leaks(tuple(files), tuple(hashes))
+    train_hashes = set(dhash(train).tolist()) - {0}  # 0 is the hash of every blank picture
+    hashes = [i for i, value in enumerate(dhash(held_out).tolist()) if value in train_hashes and i not in set(files)]
+    return Leakage(tuple(files), tuple(hashes))
 
 
 def dhash(images: Tensor) -> Tensor:
     """64 bits of a picture: where brightness rises from one cell of a 9 × 8 grid to the next; n 3 h w uint8 -> n.
 
-    Pictures of one hash are the same one, or nearly, whatever their size or compression.
+    Pictures with equal hashes are equal or nearly so, whatever their size or compression.
 
     >>> ramp = torch.arange(0, 180, 5, dtype=torch.uint8).expand(1, 3, 36, 36)
     >>> dhash(torch.cat([ramp, ramp.flip(3)])).tolist()

@@ -1,4 +1,4 @@
-"""Images with text from any place that is known: a folder, a table, or archives."""
+"""Read images with text from a folder, a table or archives."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 
 from tavq_plugin.data.folders import from_folder
 from tavq_plugin.data.published import published_reader
-from tavq_plugin.data.records import Record, Reject, refuse
+from tavq_plugin.data.records import Record, Reject, raise_rejection
 from tavq_plugin.data.tables import TABLE_ENDINGS, from_table
 from tavq_plugin.data.tars import from_tars
 
 
-def read_records(place: str | Path, reject: Reject = refuse) -> Iterator[Record]:
-    """The records of a folder (captions.jsonl, a known layout, or images with same-named .txt), a .jsonl, .csv or
-    .parquet file, a .tar or a folder of .tar; in an order that depends on their names alone.
+def read_records(place: str | Path, reject: Reject = raise_rejection) -> Iterator[Record]:
+    """The records of a folder, a table (.jsonl, .csv, .parquet), a .tar or a folder of .tar, sorted by name.
 
-    Repeated ids are the caller's to see: memory does not grow with the number of records.
+    A folder holds captions.jsonl, or is laid out as published, or holds images with .txt files of the same names.
+    Repeated ids are not looked for, so that memory does not grow with the number of records.
     """
     place = Path(place)
     if place.is_dir():
         if (place / "captions.jsonl").is_file():
             return from_table(place / "captions.jsonl", reject)
-        known = published_reader(place)
-        return known(place, reject) if known else from_folder(place, reject)
+        reader = published_reader(place)
+        return reader(place, reject) if reader else from_folder(place, reject)
     if not place.is_file():
         raise FileNotFoundError(f"no file or folder {place}: give images with text, or a file of captions")
     if place.suffix == ".tar":

@@ -1,6 +1,7 @@
-"""What a reader of images with text gives: records, and rejections that say why.
+"""Records of images with text, rejections of broken ones, and what all readers share.
 
-Every reader takes `reject`: with it a broken record is handed over and left out, without it ValueError is raised.
+Every reader takes a function `reject`, which it calls with each broken record before it goes on to the next one. By
+default that function raises ValueError.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Record:
-    """One image and what is said of it; `text` may be empty."""
+    """One image and its annotations; `text` may be empty."""
 
     id: str
-    image: Path | bytes | None  # None: only its text is known; bytes: the encoded file, from an archive
+    image: Path | bytes | None  # None: a text without an image; bytes: the encoded file, from an archive
     text: str
     split: str | None = None
     source: str | None = None
     boxes: tuple[dict[str, Any], ...] = ()
     qa: tuple[dict[str, Any], ...] = ()
     masks: tuple[Path, ...] = ()
-    captioner: str | None = None  # model, revision and prompt of a text that `tavq caption` wrote
-    line: int | None = None  # or row, in the file it stands in
+    captioner: str | None = None  # JSON of model, revision and prompt, for a text of `tavq caption`
+    line: int | None = None  # number of its line or row in the file
 
 
 class Rejection(NamedTuple):
-    """A record that is left out, and why."""
+    """A record that is left out, and the reason."""
 
     file: str
-    line: int | None  # or row, or member; None where the file is the record
+    line: int | None  # number of the line, row or member; None where the whole file is meant
     reason: str
 
     def __str__(self) -> str:
@@ -49,13 +50,13 @@ class Rejection(NamedTuple):
 Reject = Callable[[Rejection], None]
 
 
-def refuse(rejection: Rejection) -> None:
-    """What is done without a `reject` of one's own."""
+def raise_rejection(rejection: Rejection) -> None:
+    """Raise ValueError with the rejection's words: the default `reject`."""
     raise ValueError(str(rejection))
 
 
-def lines_of(file: Path, reject: Reject = refuse) -> list[str] | None:
-    """The lines of a text file, none where it is missing; None where it is rejected."""
+def read_lines(file: Path, reject: Reject = raise_rejection) -> list[str] | None:
+    """The lines of a text file: [] if it is missing, None if it is rejected."""
     try:
         return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
     except UnicodeDecodeError as error:
@@ -63,11 +64,11 @@ def lines_of(file: Path, reject: Reject = refuse) -> list[str] | None:
         return None
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The image's path; ValueError where the name leads out of the folder or to nothing.
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of a named image in a folder; ValueError where the name leads out of the folder or to no file.
 
-    The name is what is not trusted: `..` is taken off it before any link is followed. Links are the folder's owner's
-    own (images/ on another disk, a subset made of links), and are followed.
+    The name is not trusted: its `..` are resolved before any link is followed. Links in the folder belong to its owner
+    (images/ on another disk, a subset made of links) and are followed.
     """
     roots = {Path(os.path.abspath(folder)), folder.resolve()}
     for base in (folder / "images", folder):
@@ -75,27 +76,27 @@ def inside(folder: Path, name: str) -> Path:
         if not any(path.is_relative_to(root) for root in roots):
             raise ValueError(f"image {name!r} leads out of {folder}; only files inside are read")
         try:
-            there = path.is_file()
+            exists = path.is_file()
         except (ValueError, OSError) as error:  # a null byte, a name too long
             raise ValueError(f"image {name[:80]!r} is no file name ({error})") from error
-        if there:
+        if exists:
             return path
     raise ValueError(f"no file {name!r} in {folder / 'images'} or {folder}; add it or delete the line")
 
 
-def hidden(name: PurePath) -> bool:
-    """Whether a relative name is no user's file: .DS_Store, ._0.png, __MACOSX/0.png, .git/…
+def is_hidden(name: PurePath) -> bool:
+    """Whether a relative name is a system file, not a user's: .DS_Store, ._0.png, __MACOSX/0.png, .git/…
 
-    >>> [hidden(PurePath(name)) for name in ("a/._0.png", "__MACOSX/0.png", "./a/0.png", "a/../0.png")]
+    >>> [is_hidden(PurePath(name)) for name in ("a/._0.png", "__MACOSX/0.png", "./a/0.png", "a/../0.png")]
     [True, True, False, False]
     """
     return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in name.parts)
 
 
-def joined(captions: list[str]) -> str:
-    """Captions as the sentences of one text.
+def captions_as_text(captions: list[str]) -> str:
+    """One text with each caption as a sentence.
 
-    >>> joined(["a dog runs", " Two men. ", ""])
+    >>> captions_as_text(["a dog runs", " Two men. ", ""])
     'A dog runs. Two men.'
     """
     captions = [caption.strip() for caption in captions]

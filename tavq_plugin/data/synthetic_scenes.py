@@ -1,4 +1,4 @@
-"""Captioned scenes drawn from a seed: coloured, textured shapes with boxes, label masks, questions and long text."""
+"""Synthetic scenes from a seed: coloured, textured shapes with boxes, label masks, questions and a long text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
@@ -28,12 +29,12 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checked")
 SIZES = {"small": 0.14, "large": 0.23}  # half the width, as a share of the picture
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
-CANVAS = 128  # pixels a side that a scene is drawn at, at least, and twice its resolution; then shrunk
+CANVAS = 128  # least side, in pixels, at which a scene is drawn before it is shrunk; also at least twice its resolution
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object; positions and radius as shares of the picture."""
+class SceneObject:
+    """One object of a scene; positions and radius are shares of the picture."""
 
     shape: str
     colour: str
@@ -44,7 +45,7 @@ class Thing:
 
     @property
     def radius(self) -> float:
-        """Half its width."""
+        """Half the width."""
         return SIZES[self.size]
 
     @property
@@ -61,29 +62,29 @@ class Thing:
 
     @property
     def phrase(self) -> str:
-        """Its name with every attribute, the texture left out where it is plain."""
+        """The name with every attribute, without the texture if it is plain."""
         texture = "" if self.texture == "plain" else f" {self.texture}"
         return f"{self.size}{texture} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and everything that is true of it."""
+    """A picture with its annotations."""
 
     image: np.ndarray  # h w 3 uint8
     mask: np.ndarray  # h w uint8: 0 background, i + 1 object i
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: str
     text: str
     qa: tuple[dict[str, str], ...]
 
     @property
     def boxes(self) -> tuple[dict, ...]:
-        """One a thing: phrase, box in 0..1, whether the phrase names it alone."""
-        phrases = [thing.phrase for thing in self.things]
+        """One per object: phrase, box in 0..1, and whether no other object has this phrase."""
+        phrases = [item.phrase for item in self.objects]
         return tuple(
-            {"phrase": thing.phrase, "box": list(thing.box), "unique": phrases.count(thing.phrase) == 1}
-            for thing in self.things
+            {"phrase": item.phrase, "box": list(item.box), "unique": phrases.count(item.phrase) == 1}
+            for item in self.objects
         )
 
 
@@ -103,39 +104,39 @@ def render(seed: int, index: int, resolution: int) -> Scene:
     """
     draw = random.Random(f"{seed}/{index}")
     background = draw.choice(list(BACKGROUNDS))
-    things = _layout(draw)
-    text, qa = describe(things, background, draw), questions(things, background)
+    objects = _draw_objects(draw)
+    text, qa = describe(objects, background, draw), questions(objects, background)
     side = max(2, -(-CANVAS // resolution)) * resolution
-    picture = _ground(BACKGROUNDS[background], side)
+    picture = _gradient_background(BACKGROUNDS[background], side)
     mask = np.zeros((resolution, resolution), dtype=np.uint8)
-    for number, thing in enumerate(things, 1):
-        stencil = _stencil(thing, side)
-        picture.paste(_fill(thing, side), mask=stencil)
+    for number, item in enumerate(objects, 1):
+        stencil = _stencil(item, side)
+        picture.paste(_fill(item, side), mask=stencil)
         small = np.asarray(stencil.resize((resolution, resolution), Image.Resampling.BOX))
         mask[small > 127] = number
     image = np.asarray(picture.resize((resolution, resolution), Image.Resampling.BOX))
-    return Scene(image, mask, things, background, text, qa)
+    return Scene(image, mask, objects, background, text, qa)
 
 
 def scenes(n: int, *, seed: int = 0, resolution: int = 32, start: int = 0) -> Scenes:
     """Scenes start … start + n − 1 of a seed."""
     made = [render(seed, start + i, resolution) for i in range(n)]
-    images = torch.from_numpy(np.stack([scene.image for scene in made])).permute(0, 3, 1, 2).contiguous()
+    images = rearrange(torch.from_numpy(np.stack([scene.image for scene in made])), "n h w c -> n c h w").contiguous()
     return Scenes(images, [scene.text for scene in made], made)
 
 
-def write_pack(folder: str | Path, n: int, *, seed: int = 0, resolution: int = 32, held_out: float = 0.15) -> None:
-    """Scenes as a folder with captions.jsonl and images/; whole, or not there. The folder must not exist."""
+def write_scenes(folder: str | Path, n: int, *, seed: int = 0, resolution: int = 32, held_out: float = 0.15) -> None:
+    """Scenes as a folder with captions.jsonl and images/; whole or absent. FileExistsError if the folder exists."""
     folder = Path(folder)
     if folder.exists():
-        raise FileExistsError(f"{folder} is there already: give a new folder")
+        raise FileExistsError(f"{folder} exists already: give a new folder")
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}.partial")
     (partial / "images").mkdir(parents=True)
     try:
         _write_scenes(partial, n, seed, resolution, held_out)
         os.replace(partial, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # made above, under a name of its own
+        shutil.rmtree(partial, ignore_errors=True)  # made above, under a fresh name
         raise
 
 
@@ -152,52 +153,55 @@ def _write_scenes(partial: Path, n: int, seed: int, resolution: int, held_out: f
             table.write(json.dumps(row) + "\n")
 
 
-def _layout(draw: random.Random) -> tuple[Thing, ...]:
-    """Two to five things that hardly overlap, no two of one colour and shape."""
-    wanted, things = draw.randint(2, 5), []
+def _draw_objects(draw: random.Random) -> tuple[SceneObject, ...]:
+    """Two to five objects that hardly overlap, no two of one colour and shape."""
+    wanted, objects = draw.randint(2, 5), list[SceneObject]()
     for _ in range(200):
         size = draw.choice(list(SIZES))
         r = SIZES[size]
-        thing = Thing(
+        item = SceneObject(
             draw.choice(SHAPES), draw.choice(list(COLOURS)), draw.choice(TEXTURES), size,
             round(draw.uniform(r, 1 - r), 3), round(draw.uniform(r, 1 - r), 3),
         )  # fmt: skip
-        apart = all(
-            max(abs(thing.x - other.x), abs(thing.y - other.y)) > 0.9 * (thing.radius + other.radius)
-            and (thing.colour, thing.shape) != (other.colour, other.shape)
-            for other in things
+        separate = all(
+            max(abs(item.x - other.x), abs(item.y - other.y)) > 0.9 * (item.radius + other.radius)
+            and (item.colour, item.shape) != (other.colour, other.shape)
+            for other in objects
         )
-        if apart:
-            things.append(thing)
-        if len(things) == wanted:
+        if separate:
+            objects.append(item)
+        if len(objects) == wanted:
             break
-    return tuple(things)
+    return tuple(objects)
 
 
-def _ground(colour: Sequence[int], side: int) -> Image.Image:
+def _gradient_background(colour: Sequence[int], side: int) -> Image.Image:
     """A soft gradient, darker towards the bottom."""
     shade = np.linspace(1.06, 0.86, side)[:, None, None]
     return Image.fromarray((np.array(colour) * shade).clip(0, 255).astype(np.uint8).repeat(side, axis=1))
 
 
-def _corners(thing: Thing, side: int) -> tuple[float, float, float, float]:
-    return tuple(value * side for value in thing.box)
+def _corners(item: SceneObject, side: int) -> tuple[float, float, float, float]:
+    """The box in pixels: x0, y0, x1, y1."""
+    x0, y0, x1, y1 = item.box
+    return x0 * side, y0 * side, x1 * side, y1 * side
 
 
-def _stencil(thing: Thing, side: int) -> Image.Image:
+def _stencil(item: SceneObject, side: int) -> Image.Image:
+    """A mask of the object's shape: 255 inside, 0 outside."""
     stencil = Image.new("L", (side, side))
-    pen, r = ImageDraw.Draw(stencil), thing.radius * side
-    cx, cy = thing.x * side, thing.y * side
-    corners = _corners(thing, side)
-    if thing.shape in ("circle", "ring"):
+    pen, r = ImageDraw.Draw(stencil), item.radius * side
+    cx, cy = item.x * side, item.y * side
+    corners = _corners(item, side)
+    if item.shape in ("circle", "ring"):
         pen.ellipse(corners, fill=255)
-        if thing.shape == "ring":
+        if item.shape == "ring":
             pen.ellipse((cx - 0.5 * r, cy - 0.5 * r, cx + 0.5 * r, cy + 0.5 * r), fill=0)
-    elif thing.shape == "square":
+    elif item.shape == "square":
         pen.rectangle((cx - 0.9 * r, cy - 0.9 * r, cx + 0.9 * r, cy + 0.9 * r), fill=255)
-    elif thing.shape == "triangle":
+    elif item.shape == "triangle":
         pen.polygon([(cx, cy - r), (cx + r, cy + r), (cx - r, cy + r)], fill=255)
-    elif thing.shape == "cross":
+    elif item.shape == "cross":
         pen.rectangle((cx - r, cy - 0.35 * r, cx + r, cy + 0.35 * r), fill=255)
         pen.rectangle((cx - 0.35 * r, cy - r, cx + 0.35 * r, cy + r), fill=255)
     else:
@@ -207,19 +211,19 @@ def _stencil(thing: Thing, side: int) -> Image.Image:
     return stencil
 
 
-def _fill(thing: Thing, side: int) -> Image.Image:
-    """The thing's colour with its texture in a second tone, over the whole canvas."""
-    colour = np.array(COLOURS[thing.colour])
+def _fill(item: SceneObject, side: int) -> Image.Image:
+    """The item's colour with its texture in a second tone, over the whole canvas."""
+    colour = np.array(COLOURS[item.colour])
     tone = colour * 0.45 if colour.sum() > 300 else colour + (255 - colour) * 0.55
     fill = Image.new("RGB", (side, side), tuple(int(v) for v in colour))
-    if thing.texture == "plain":
+    if item.texture == "plain":
         return fill
     y, x = np.mgrid[:side, :side]
     step = side / 11
     u, v = (x / step), (y / step)
-    if thing.texture == "striped":
+    if item.texture == "striped":
         on = (u + v) % 1.4 < 0.7
-    elif thing.texture == "dotted":
+    elif item.texture == "dotted":
         on = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09
     else:
         on = (u.astype(int) + v.astype(int)) % 2 == 0

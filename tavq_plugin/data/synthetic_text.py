@@ -1,4 +1,4 @@
-"""What is true of a scene, in words: long text of several sentences, and questions with their answers."""
+"""The words of a scene: a long text of several sentences, and questions with their answers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-CLEAR = 0.2  # difference of two coordinates, as a share of the picture, before a relation is told
+CLEAR = 0.2  # difference of two coordinates, as a share of the picture, from which a relation is named
 
 
 def relation(a: Any, b: Any) -> str | None:
-    """How a lies to b, by the larger clear difference; None where neither is clear."""
+    """How a lies relative to b, by the larger difference of coordinates; None if both are below `CLEAR`."""
     dx, dy = b.x - a.x, b.y - a.y
     if max(abs(dx), abs(dy)) < CLEAR:
         return None
@@ -22,10 +22,10 @@ def relation(a: Any, b: Any) -> str | None:
     return "above" if dy > 0 else "below"
 
 
-def describe(things: Sequence[Any], background: str, draw: random.Random) -> str:
-    """Four to seven sentences: an opening, one a thing, relations, the background."""
-    count = NUMBERS[len(things)]
-    names = _listed([f"{_article(thing.colour)} {thing.colour} {thing.shape}" for thing in things])
+def describe(objects: Sequence[Any], background: str, draw: random.Random) -> str:
+    """Four to seven sentences: an opening, one per object, relations, the background."""
+    count = NUMBERS[len(objects)]
+    names = _listed([f"{_article(item.colour)} {item.colour} {item.shape}" for item in objects])
     sentences = [
         draw.choice(
             [
@@ -35,18 +35,18 @@ def describe(things: Sequence[Any], background: str, draw: random.Random) -> str
             ]
         )
     ]
-    for thing in draw.sample(things, min(3, len(things))):
-        texture = "plain" if thing.texture == "plain" else f"{thing.texture}"
+    for item in draw.sample(objects, min(3, len(objects))):
+        texture = "plain" if item.texture == "plain" else f"{item.texture}"
         sentences.append(
             draw.choice(
                 [
-                    f"The {thing.colour} {thing.shape} is {thing.size} and {texture}, at the {thing.place}.",
-                    f"A {thing.size} {texture} {thing.shape} in {thing.colour} sits at the {thing.place}.",
-                    f"At the {thing.place} is a {thing.size} {thing.colour} {thing.shape} with a {texture} surface.",
+                    f"The {item.colour} {item.shape} is {item.size} and {texture}, at the {item.place}.",
+                    f"A {item.size} {texture} {item.shape} in {item.colour} sits at the {item.place}.",
+                    f"At the {item.place} is a {item.size} {item.colour} {item.shape} with a {texture} surface.",
                 ]
             )
         )
-    pairs = [(a, b) for a in things for b in things if a is not b and relation(a, b)]
+    pairs = [(a, b) for a in objects for b in objects if a is not b and relation(a, b)]
     for a, b in draw.sample(pairs, min(2, len(pairs))):
         sentences.append(f"The {a.colour} {a.shape} lies {relation(a, b)} the {b.colour} {b.shape}.")
     sentences.append(
@@ -55,21 +55,21 @@ def describe(things: Sequence[Any], background: str, draw: random.Random) -> str
     return " ".join(sentences)
 
 
-def questions(things: Sequence[Any], background: str) -> tuple[dict[str, str], ...]:
-    """Questions with one right answer each: colour, size, texture, place, count, relation, background."""
-    pairs = [("What colour is the background?", background), ("How many shapes are there?", NUMBERS[len(things)])]
-    shapes = Counter(thing.shape for thing in things)
-    for thing in things:
-        if shapes[thing.shape] == 1:
-            pairs.append((f"What colour is the {thing.shape}?", thing.colour))
-        name = f"{thing.colour} {thing.shape}"
-        pairs.append((f"How large is the {name}?", thing.size))
-        pairs.append((f"What is the surface of the {name} like?", thing.texture))
-        pairs.append((f"Where is the {name}?", thing.place))
-    for a, b in pairwise(things):
-        told = relation(a, b)
-        if told:
-            pairs.append((f"Where is the {a.colour} {a.shape}, seen from the {b.colour} {b.shape}?", told))
+def questions(objects: Sequence[Any], background: str) -> tuple[dict[str, str], ...]:
+    """Questions with one right answer each, on colour, size, texture, place, count, relation and background."""
+    pairs = [("What colour is the background?", background), ("How many shapes are there?", NUMBERS[len(objects)])]
+    shapes = Counter(item.shape for item in objects)
+    for item in objects:
+        if shapes[item.shape] == 1:
+            pairs.append((f"What colour is the {item.shape}?", item.colour))
+        name = f"{item.colour} {item.shape}"
+        pairs.append((f"How large is the {name}?", item.size))
+        pairs.append((f"What is the surface of the {name} like?", item.texture))
+        pairs.append((f"Where is the {name}?", item.place))
+    for a, b in pairwise(objects):
+        between = relation(a, b)
+        if between:
+            pairs.append((f"Where is the {a.colour} {a.shape}, seen from the {b.colour} {b.shape}?", between))
     return tuple({"question": question, "answer": answer, "source": "scenes"} for question, answer in pairs)
 
 

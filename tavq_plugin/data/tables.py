@@ -1,4 +1,4 @@
-"""Tables of images with text: JSONL, CSV and Parquet files, a record a row."""
+"""Tables of images with text: JSONL, CSV and Parquet files with one record per row."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.data.records import Record, Reject, Rejection, inside, joined, refuse
+from tavq_plugin.data.records import Record, Reject, Rejection, captions_as_text, path_inside, raise_rejection
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".parquet")
 
 
-def from_table(file: Path, reject: Reject = refuse, *, images: bool = False) -> Iterator[Record]:
-    """One record a row; `images`: a row without an image is refused."""
+def from_table(file: Path, reject: Reject = raise_rejection, *, images: bool = False) -> Iterator[Record]:
+    """One record per row; with `images` a row without an image is refused."""
     for line, row in _rows(file, reject):
         try:
-            yield replace(record(row, file.parent, images=images), line=line)
+            yield replace(record_from_row(row, file.parent, images=images), line=line)
         except ValueError as error:
             reject(Rejection(str(file), line, str(error)))
 
 
-def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Record:
-    """A row understood: image or id, and long_text, text or captions; ValueError says what is wrong with it."""
+def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Record:
+    """The record of a row, from image or id, and long_text, text or captions; ValueError says what is wrong."""
     image = row.get("image") or row.get("file_name")
     if (images or image is not None) and not (isinstance(image, str) and image):
-        raise ValueError('no "image"; give one object a line with the image\'s file name')
+        raise ValueError('no "image"; give one object per line with the image\'s file name')
     name = row.get("id", image) if not images else image
     if not isinstance(name, (str, int)) or name == "":
-        raise ValueError('no "image" and no "id"; give one object a line with the image\'s file name')
+        raise ValueError('no "image" and no "id"; give one object per line with the image\'s file name')
     text = row.get("long_text") or row.get("text") or row.get("caption") or ""
     captions, boxes, qa = (row.get(key) or [] for key in ("captions", "boxes", "qa"))
     if not isinstance(text, str) or not (
@@ -46,8 +46,8 @@ def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Rec
     captioner = [row.get(key) for key in ("model", "revision", "prompt")]
     return Record(
         id=str(name),
-        image=None if image is None else inside(folder, image),
-        text="" if row.get("flag") else text.strip() or joined(captions),  # flagged: a refusal or a loop
+        image=None if image is None else path_inside(folder, image),
+        text="" if row.get("flag") else text.strip() or captions_as_text(captions),  # flagged: not a text
         split=row.get("split"),
         source=row.get("source"),
         boxes=tuple(boxes),
@@ -57,6 +57,7 @@ def record(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Rec
 
 
 def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row with its number in the file."""
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -84,9 +85,9 @@ def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.removeprefix(codecs.BOM_UTF8).strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8-sig"))  # a mark may open any line: files are joined by cat
+                    row = json.loads(line.decode("utf-8-sig"))  # files joined by cat have inner byte-order marks
                     if not isinstance(row, dict):
-                        raise ValueError("no object")
+                        raise ValueError("it is no object")
                 except UnicodeDecodeError as error:
                     reject(Rejection(str(file), number, f"not UTF-8 ({error.reason} at byte {error.start})"))
                 except (ValueError, RecursionError) as error:

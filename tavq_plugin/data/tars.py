@@ -1,4 +1,4 @@
-"""WebDataset archives: members of one stem are one record; nothing is ever unpacked to the disk."""
+"""WebDataset archives: members with the same stem are one record; nothing is unpacked to the disk."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from tavq_plugin.data.records import IMAGE_ENDINGS, Record, Reject, Rejection, hidden, joined, refuse
+from tavq_plugin.data.records import (
+    IMAGE_ENDINGS,
+    Record,
+    Reject,
+    Rejection,
+    captions_as_text,
+    is_hidden,
+    raise_rejection,
+)
 
 _TEXTS = (".txt", ".json")
 
 
-def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record]:
-    """Records of archives, in their order; links, devices and names that lead out are rejected by member.
+def from_tars(files: Sequence[Path], reject: Reject = raise_rejection) -> Iterator[Record]:
+    """Records of archives, in their order; links, devices and names that lead out of the archive are rejected.
 
-    What an operating system leaves in an archive (.DS_Store, ._0.png, __MACOSX/) is no record.
+    Files of the operating system (.DS_Store, ._0.png, __MACOSX/) are skipped.
     """
     for file in files:
-        key, parts = "", {}
+        key, parts = "", dict[str, bytes]()
         try:
             with tarfile.open(file, "r|*") as archive:
                 for number, member in enumerate(archive, 1):
@@ -26,10 +34,10 @@ def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record
                     if member.isdir():
                         continue
                     leads_out = name.is_absolute() or ".." in name.parts
-                    if hidden(name) and not leads_out:
+                    if is_hidden(name) and not leads_out:
                         continue
-                    if kind := _flaw(member, name, leads_out=leads_out):
-                        reject(Rejection(str(file), number, f"member {member.name!r}: {kind}"))
+                    if flaw := _flaw(member, name, leads_out=leads_out):
+                        reject(Rejection(str(file), number, f"member {member.name!r}: {flaw}"))
                         continue
                     stem, _, ending = name.name.partition(".")
                     ending, stem = f".{ending.lower()}", str(name.with_name(stem))
@@ -37,17 +45,18 @@ def from_tars(files: Sequence[Path], reject: Reject = refuse) -> Iterator[Record
                         yield from _record(key, parts, file, reject)
                         key, parts = stem, {}
                     if ending in (*IMAGE_ENDINGS, *_TEXTS):
-                        parts[ending] = archive.extractfile(member).read()
+                        with archive.extractfile(member) as content:  # type: ignore[union-attr]  # a plain file
+                            parts[ending] = content.read()
         except (tarfile.TarError, EOFError, OSError) as error:
             if not isinstance(error, (tarfile.TarError, EOFError)) and error.errno is not None:
                 raise
-            reject(Rejection(str(file), None, f"truncated or no archive ({error}); fetch it again"))
+            reject(Rejection(str(file), None, f"truncated, or not an archive ({error}); fetch it again"))
         else:
             yield from _record(key, parts, file, reject)
 
 
 def _flaw(member: tarfile.TarInfo, name: PurePosixPath, *, leads_out: bool) -> str | None:
-    """Why a member cannot be part of a record, and the mend."""
+    """Why a member cannot be part of a record and how to mend it; None for one that can."""
     if not member.isfile():
         return "no plain file; only files are read"
     if leads_out:
@@ -60,6 +69,7 @@ def _flaw(member: tarfile.TarInfo, name: PurePosixPath, *, leads_out: bool) -> s
 
 
 def _record(key: str, parts: dict[str, bytes], file: Path, reject: Reject) -> Iterator[Record]:
+    """The record of the members with one stem; none if there are none, or if it is rejected."""
     image = next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
     if not parts:
         return
@@ -68,8 +78,8 @@ def _record(key: str, parts: dict[str, bytes], file: Path, reject: Reject) -> It
         lines = parts.get(".txt", b"").decode("utf-8-sig").splitlines()
         text = row.get("long_text") or row.get("text") or row.get("caption") or ""
         if not isinstance(text, str):
-            raise ValueError("its text is no string")
+            raise ValueError("its text must be a string")
     except (ValueError, AttributeError, RecursionError) as error:
         reject(Rejection(str(file), None, f"record {key!r}: {error}"))
         return
-    yield Record(id=key, image=image, text=text.strip() or joined(lines))
+    yield Record(id=key, image=image, text=text.strip() or captions_as_text(lines))

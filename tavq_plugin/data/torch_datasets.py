@@ -1,29 +1,33 @@
-"""Images paired with the rows of a text store, as a torch Dataset: in any worker only images are read."""
+"""Torch datasets of images with the ids of their texts; workers read images only, never texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from tavq_plugin.data.images import read_image
-from tavq_plugin.data.records import Record, refuse
+from tavq_plugin.data.records import Record, raise_rejection
 from tavq_plugin.data.tars import from_tars
 
-Prepare = Callable[[Tensor], Tensor]  # 3 r r uint8 -> the image as the tokenizer takes it
+Transform = Callable[[Tensor], Tensor]  # 3 r r uint8 -> the tokenizer's input
 
 
-class Pairs(Dataset):
-    """(image, id) of each record that has an image: 3 r r uint8, and what `store.collate` makes a row number of.
+class ImageDataset(Dataset):
+    """The image (3 r r uint8) and id of each record that has an image; `store.collate` turns ids into row numbers.
 
-    Records come from `read_records` (folders, tables, CUB, CelebA-HQ, COCO). A broken image raises ValueError with
-    its name; `tavq prepare --check-images` finds those beforehand.
+    A broken image raises ValueError with its name; `tavq prepare --check-images` finds those beforehand.
+
+    Args:
+        records: From `read_records` (folders, tables, CUB, CelebA-HQ, COCO).
+        resolution: Side of the images, r.
+        transform: Applied to each image. Default: none.
     """
 
-    def __init__(self, records: Sequence[Record], resolution: int, transform: Prepare | None = None) -> None:
+    def __init__(self, records: Sequence[Record], resolution: int, transform: Transform | None = None) -> None:
         self.records = [record for record in records if record.image is not None]
         self.resolution, self.transform = resolution, transform
 
@@ -32,12 +36,20 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         record = self.records[index]
-        image = read_image(record.image, self.resolution)
+        image = read_image(cast("Path | bytes", record.image), self.resolution)
         return image if self.transform is None else self.transform(image), record.id
 
 
-class HubPairs(Dataset):
-    """The same of a Hugging Face `datasets.Dataset`; ids are its row numbers, or a column of its own."""
+class HubImageDataset(Dataset):
+    """The images and ids of a Hugging Face `datasets.Dataset`.
+
+    Args:
+        rows: The `datasets.Dataset`.
+        resolution: Side of the images, r.
+        image: Name of the column of images.
+        id: Name of the column of ids. Default: the ids are the row numbers.
+        transform: Applied to each image. Default: none.
+    """
 
     def __init__(
         self,
@@ -46,7 +58,7 @@ class HubPairs(Dataset):
         *,
         image: str = "image",
         id: str | None = None,
-        transform: Prepare | None = None,
+        transform: Transform | None = None,
     ) -> None:
         missing = [column for column in (image, id) if column is not None and column not in rows.column_names]
         if missing:
@@ -66,7 +78,7 @@ class HubPairs(Dataset):
         return image, str(index if self.id is None else row[self.id])
 
     def records(self, text: str = "text") -> Iterator[Record]:
-        """Its texts, for `TextStore.build` or a table for `tavq prepare`; images stay unread."""
+        """Its texts as records, for `TextStore.build` or a table for `tavq prepare`; images are not read."""
         if text not in self.rows.column_names:
             raise ValueError(f"no column {text!r} among {self.rows.column_names}: give text=")
         columns = [text] if self.id is None else [text, self.id]
@@ -74,18 +86,18 @@ class HubPairs(Dataset):
             yield Record(str(index if self.id is None else row[self.id]), None, row[text] or "")
 
 
-class TarPairs(IterableDataset):
-    """The same streamed from WebDataset archives; whole archives are shared out among a loader's workers."""
+class TarImageDataset(IterableDataset):
+    """Images and ids streamed from WebDataset archives; each worker of a loader reads whole archives."""
 
-    def __init__(self, files: Sequence[str | Path], resolution: int, transform: Prepare | None = None) -> None:
+    def __init__(self, files: Sequence[str | Path], resolution: int, transform: Transform | None = None) -> None:
         self.files, self.resolution, self.transform = sorted(map(Path, files)), resolution, transform
         if not self.files:
-            raise ValueError("no archives: give at least one .tar")
+            raise ValueError("files is empty: give at least one .tar")
 
     def __iter__(self) -> Iterator[tuple[Tensor, str]]:
         worker = get_worker_info()
         own = self.files if worker is None else self.files[worker.id :: worker.num_workers]
-        for record in from_tars(own, refuse):
+        for record in from_tars(own, raise_rejection):
             if record.image is not None:
                 image = read_image(record.image, self.resolution)
                 yield image if self.transform is None else self.transform(image), record.id

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tavq_plugin.data.corpus import corpus_in, load_corpus
+from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
 from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.evaluation.evaluate import RECALL_AT, evaluate_run
 from tavq_plugin.evaluation.judges import Judges
@@ -75,7 +75,7 @@ def compare(
         claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
-        _, about = corpus_in(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
+        _, about = load_or_build_corpus(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
         require_known_hashes(plan.weights)
         targets = load_targets(plan.out, plan.evaluation)
         content: dict[str, Any] = {"protocol": _protocol(plan, about, targets, workers)}

@@ -1,1 +1,1 @@
-"""Files that are whole or absent, state without pickle, and old checkpoints read without running them."""
+"""Files that are whole or absent, saved state without pickle, and safe reading of old checkpoints."""

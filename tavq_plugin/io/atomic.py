@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written under a fresh name beside the target, synced, then renamed.
+"""Write files that are either whole or absent: under a fresh name beside the target, synced, then renamed.
 
-The fresh name is opened exclusively, so no link is followed, and every file gets the mode of the process's umask.
+The fresh file is created exclusively, so that no link is followed, and has the mode of the process's umask.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tavq_plugin.io.storable import storable
 
 @contextmanager
 def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh file to write, which takes the target's name when the block ends; nothing stays where the block fails.
+    """A fresh file to write, which gets the target's name when the block ends; it is removed if the block fails.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -41,7 +41,7 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             os.close(handle)
         yield partial
-        os.chmod(partial, mode)  # safetensors puts a file of its own, of mode 0600, in this one's place
+        os.chmod(partial, mode)  # safetensors replaces this file by its own, of mode 0600
         sync(partial)
         os.replace(partial, target)
     finally:
@@ -50,7 +50,7 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def intended(name: str) -> str | None:
-    """The name that a half-written file was to take; None for any other name.
+    """The final name of a half-written file; None for any other name.
 
     >>> intended(".a.txt.0123456789ab.tmp"), intended("a.txt")
     ('a.txt', None)
@@ -60,25 +60,25 @@ def intended(name: str) -> str | None:
 
 
 def save_bytes(target: str | os.PathLike[str], content: bytes) -> None:
-    """Write bytes; the file is whole or not there."""
+    """Write bytes; the file is whole or absent."""
     with whole_file(target) as partial:
         partial.write_bytes(content)
 
 
 def save_text(target: str | os.PathLike[str], text: str) -> None:
-    """Write text as UTF-8; the file is whole or not there."""
+    """Write text as UTF-8; the file is whole or absent."""
     save_bytes(target, text.encode())
 
 
 def save_json(target: str | os.PathLike[str], content: Any) -> None:
-    """Write indented JSON; the file is whole or not there."""
+    """Write indented JSON; the file is whole or absent."""
     save_text(target, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike[str], *, strict: bool = True) -> Any:
-    """What a JSON file holds; None where there is no such file.
+    """The content of a JSON file; None if there is no such file.
 
-    Raises ValueError, with the file's name, where it holds no JSON; with `strict=False` that gives None too.
+    If it holds no JSON, raises ValueError with the file's name, or, with `strict=False`, returns None.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -87,13 +87,13 @@ def read_json(path: str | os.PathLike[str], *, strict: bool = True) -> Any:
     except ValueError as error:
         if not strict:
             return None
-        raise ValueError(f"{path} is no JSON ({error}): delete it, or the folder") from error
+        raise ValueError(f"{path} is not JSON ({error}): delete it, or the folder") from error
 
 
 def save_tensors(
     tensors: Mapping[str, Tensor], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name as safetensors, each made `storable`; the file is whole or not there."""
+    """Write tensors by name as safetensors, each made `storable`; the file is whole or absent."""
     from safetensors.torch import save_file
 
     with whole_file(target) as partial:
@@ -101,10 +101,10 @@ def save_tensors(
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, outlast a power cut; folders only where the system can (not Windows)."""
+    """Make a file, or the names in a folder, survive a power cut; Windows cannot sync folders."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what it may write
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only writable files
     try:
         os.fsync(handle)
     finally:
@@ -112,7 +112,7 @@ def sync(path: Path) -> None:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made; PermissionError with the mend where nothing can be written in it."""
+    """Create the folder if need be, and return it; PermissionError if nothing can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,18 +1,19 @@
-"""Foreign classes in old checkpoints, read as plain records: nothing that a name stands for is imported or run."""
+"""Read foreign classes in old checkpoints as plain values, without importing or running what they name."""
 
 from __future__ import annotations
 
 import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# classes that hold data alone in checkpoints of taming, LDM, LlamaGen and their like; read as records
-RECORDS = (
+# classes that only hold data in checkpoints of taming, LDM, LlamaGen and the like
+CLASSES = (
     "argparse.Namespace",
     "omegaconf.base.ContainerMetadata",
     "omegaconf.base.Metadata",
@@ -32,79 +33,92 @@ RECORDS = (
     "typing.List",
     "typing.Union",
 )
-# dictionaries of another class
+# subclasses of dict
 MAPPINGS = (
     "collections.defaultdict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-# types that come to no harm whatever they are called with
+# types that are harmless whatever they are called with
 TYPES = (bool, bytes, dict, float, int, list, str, tuple)
 
 
 class PickledObject:
-    """What stands in an unpickled file for an object of a foreign class: its name, arguments and state."""
+    """Stands for an object of a foreign class in an unpickled file: the class's name, arguments and state."""
 
     name = ""
+    args: tuple[Any, ...]
+    state: dict[str, Any]
 
     def __new__(cls, *args: Any) -> PickledObject:
-        """Keeps the arguments."""
+        """Keep the arguments."""
         made = super().__new__(cls)
         made.args, made.state = args, {}
         return made
 
     def __init__(self, *args: Any) -> None:
-        """Called where a pickle calls the class; `__new__` has kept the arguments."""
+        """Accept any arguments; `__new__` keeps them."""
 
     def __setstate__(self, state: Any) -> None:
-        """The object's attributes; slots come in a pair."""
+        """Keep the object's attributes; a class with slots gives a pair of them."""
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         for part in parts:
             self.state |= part if isinstance(part, Mapping) else {} if part is None else {"state": part}
 
 
-class Entries:
-    """What stands for a foreign dictionary: an OrderedDict, as torch's unpickler fills no other."""
+class PickledMapping:
+    """Stands for a foreign dictionary; makes an OrderedDict, as torch's unpickler fills no other class."""
 
-    def __new__(cls, *args: Any) -> collections.OrderedDict:
-        """Arguments (a default's factory) are dropped; the entries follow."""
+    def __new__(cls, *args: Any) -> collections.OrderedDict:  # type: ignore[misc]  # see above
+        """Drop the arguments (a default's factory); the unpickler adds the entries."""
         return collections.OrderedDict()
 
 
-def allowed(further: Sequence[str] = ()) -> list[tuple[Callable, str]]:
-    """Pairs for `torch.serialization.safe_globals`: what stands for a name, and the name."""
-    pairs: list[tuple[Callable, str]] = [
-        (type("Foreign", (PickledObject,), {"name": n}), n) for n in (*RECORDS, *further)
+def safe_globals(further: Sequence[str] = ()) -> list[Callable | tuple[Callable, str]]:
+    """Pairs for `torch.serialization.safe_globals`: each allowed name after the class that stands for it."""
+    pairs: list[Callable | tuple[Callable, str]] = [
+        (type("Foreign", (PickledObject,), {"name": n}), n) for n in (*CLASSES, *further)
     ]
-    pairs += [(type("Foreign", (Entries,), {}), name) for name in MAPPINGS]
+    pairs += [(type("Foreign", (PickledMapping,), {}), name) for name in MAPPINGS]
     pairs += [(kind, f"{kind.__module__}.{kind.__name__}") for kind in TYPES]
-    scalar, rebuild = np._core.multiarray.scalar, np._core.multiarray._reconstruct
+    multiarray = import_module("numpy._core.multiarray")
+    scalar, rebuild = multiarray.scalar, multiarray._reconstruct
     for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
         pairs += [(scalar, f"{core}.scalar"), (rebuild, f"{core}._reconstruct")]
     pairs += [(np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
     return pairs + [(kind, f"numpy.dtypes.{kind.__name__}") for kind in {type(np.dtype(c)) for c in "?bhilqBHILQefdSU"}]
 
 
-def plain(value: Any, left_out: list[str], *, without: Sequence[Any] = (), at: str = "") -> Any:
-    """What JSON can hold of a checkpoint; larger tensors and arrays are named in `left_out`, `without` is skipped.
+class JsonContent(NamedTuple):
+    """What JSON can hold of a checkpoint."""
 
-    >>> plain({"a": (1, float("nan"), torch.tensor(2.0)), "b": torch.zeros(3)}, left := [])
-    {'a': [1, 'nan', 2.0]}
-    >>> left
-    ['b: 3']
+    values: Any
+    tensors_left_out: list[str]  # "name: shape" of each tensor and array with more than one value
+
+
+def json_content(value: Any, *, without: Sequence[Any] = ()) -> JsonContent:
+    """The values of a checkpoint that JSON can hold; the objects in `without` are skipped.
+
+    >>> json_content({"a": (1, float("nan"), torch.tensor(2.0)), "b": torch.zeros(3)})
+    JsonContent(values={'a': [1, 'nan', 2.0]}, tensors_left_out=['b: 3'])
     """
-    made = _Plain(left_out, {id(part) for part in without}).of(value, at)
-    return {} if made is _SKIPPED else made
+    converter = _JsonConverter({id(part) for part in without})
+    values = converter.convert(value, "")
+    return JsonContent({} if values is _SKIPPED else values, converter.left_out)
 
 
-_SKIPPED = object()  # weights, left-out tensors, references back
+_SKIPPED = object()  # stands for weights, tensors that are left out, and references to an outer object
 
 
-class _Plain:
-    def __init__(self, left_out: list[str], skipped: set[int]) -> None:
-        self.left_out, self.skipped, self.open = left_out, skipped, set()
+class _JsonConverter:
+    """Converts nested values; collects the names of the tensors that it leaves out."""
 
-    def of(self, value: Any, at: str) -> Any:
+    def __init__(self, skipped: set[int]) -> None:
+        self.skipped = skipped
+        self.left_out: list[str] = []
+        self.open: set[int] = set()  # the objects around the present one, so that a circle ends
+
+    def convert(self, value: Any, at: str) -> Any:
         if id(value) in self.skipped or id(value) in self.open:
             return _SKIPPED
         if isinstance(value, np.generic):
@@ -115,30 +129,32 @@ class _Plain:
             return value
         if isinstance(value, Tensor | np.ndarray):
             if (value.numel() if isinstance(value, Tensor) else value.size) == 1:
-                return self.of(value.item(), at)
+                return self.convert(value.item(), at)
             self.left_out.append(f"{at}: {' '.join(map(str, value.shape))}")
             return _SKIPPED
         if isinstance(value, type):
             return getattr(value, "name", value.__name__)
         self.open.add(id(value))
         try:
-            return self._inside(value, at)
+            return self._container(value, at)
         finally:
             self.open.remove(id(value))
 
-    def _inside(self, value: Any, at: str) -> Any:
+    def _container(self, value: Any, at: str) -> Any:
         if isinstance(value, PickledObject):
             for inner in ("_content", "_val"):  # omegaconf's containers and leaves
                 if inner in value.state:
-                    return self.of(value.state[inner], at)
+                    return self.convert(value.state[inner], at)
             if value.name.startswith("pathlib."):
                 return "/".join(value.args).replace("//", "/")
-            return self.of(value.state, at) if value.state or not value.args else self.of(list(value.args), at)
+            return (
+                self.convert(value.state, at) if value.state or not value.args else self.convert(list(value.args), at)
+            )
         if isinstance(value, Mapping):
-            named = {str(self.of(key, at)): part for key, part in value.items()}
-            made = {key: self.of(part, f"{at}.{key}" if at else key) for key, part in named.items()}
+            named = {str(self.convert(key, at)): part for key, part in value.items()}
+            made = {key: self.convert(part, f"{at}.{key}" if at else key) for key, part in named.items()}
             return {key: part for key, part in made.items() if part is not _SKIPPED}
         if isinstance(value, list | tuple | set | frozenset | torch.Size):
-            made = [self.of(part, f"{at}.{i}" if at else str(i)) for i, part in enumerate(value)]
-            return [None if part is _SKIPPED else part for part in made]
+            parts = [self.convert(part, f"{at}.{i}" if at else str(i)) for i, part in enumerate(value)]
+            return [None if part is _SKIPPED else part for part in parts]
         return str(value)

@@ -1,8 +1,8 @@
-"""Which names in a folder are ours: a marker file lists them, and nothing else is ever overwritten or removed.
+"""A marker file in a folder lists the names that are ours; nothing else is ever overwritten or removed.
 
-A name may be a pattern, and the name of a folder ends in a slash: "demo.json", "step-*/". `former` names what was made
-before there were markers, which the caller has recognised by its content; it holds paths below the folder too, as
-"checkpoints/step-*/state.safetensors".
+A name may be a pattern, and the name of a folder ends in a slash: "demo.json", "step-*/". `former` lists files of
+releases that wrote no markers, which the caller has recognised by their content; it may hold paths below the folder,
+such as "checkpoints/step-*/state.safetensors".
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from tavq_plugin.io.atomic import intended, save_json
 
 MARKER = ".tavq-plugin.json"
-SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors leaves where it is killed
+SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors leaves behind when it is killed
 
 
 def claims(folder: Path) -> dict[str, str]:
-    """The names, or patterns of names, that the folder's marker lists, each with what made it; none without a marker.
+    """The names and patterns in the folder's marker, each with its maker; empty without a marker.
 
-    ValueError where the marker is damaged.
+    Raises ValueError where the marker is damaged.
     """
     path = folder / MARKER
     try:
@@ -35,14 +35,14 @@ def claims(folder: Path) -> dict[str, str]:
 
 
 def refuse_taken(folder: Path, names: Iterable[str], maker: str, *, former: Sequence[str] = ()) -> None:
-    """FileExistsError, naming it, where something of these names is there that `maker` did not make."""
+    """Raise FileExistsError if one of these names exists in the folder and was not made by `maker`."""
     if not folder.is_dir():
         return
     names = list(names)
     # Look at the files before the marker: another process of the same run writes the marker first.
-    there = [path for path in sorted(folder.iterdir()) if any(_named(path.name, name) for name in names)]
+    taken = [path for path in sorted(folder.iterdir()) if any(_named(path.name, name) for name in names)]
     made = claims(folder)
-    for path in there:
+    for path in taken:
         makers = {by for name, by in made.items() if _ours(path, [name])}
         if maker in makers or (not makers and _ours(path, former)):
             continue
@@ -54,15 +54,15 @@ def refuse_taken(folder: Path, names: Iterable[str], maker: str, *, former: Sequ
 
 
 def claim(folder: Path, names: Iterable[str], maker: str, *, former: Sequence[str] = ()) -> None:
-    """Note in the folder's marker that these names are `maker`'s to write, overwrite and remove; the folder is made.
+    """Write to the folder's marker that `maker` may write, overwrite and remove these names; create the folder.
 
-    FileExistsError as `refuse_taken`.
+    Raises FileExistsError as `refuse_taken`.
     """
     names = list(names)
     refuse_taken(folder, names, maker, former=former)
     folder.mkdir(parents=True, exist_ok=True)
     made = claims(folder)
-    for path in folder.iterdir():  # what a kill left half-written
+    for path in folder.iterdir():  # files that a killed process left half-written
         if any(_named(intended(path.name) or "", name) for name in names) and path.is_file():
             path.unlink(missing_ok=True)
     wanted = {**made, **dict.fromkeys(names, maker)}
@@ -71,7 +71,7 @@ def claim(folder: Path, names: Iterable[str], maker: str, *, former: Sequence[st
 
 
 def strangers(folder: Path, *, former: Sequence[str] = ()) -> list[Path]:
-    """What lies in a folder, at any depth, and is not ours; the folder itself where it is a link or a file."""
+    """Everything in a folder, at any depth, that is not ours; the folder itself if it is a link or a file."""
     if not os.path.lexists(folder):
         return []
     if folder.is_symlink() or not folder.is_dir():
@@ -86,7 +86,7 @@ def strangers(folder: Path, *, former: Sequence[str] = ()) -> list[Path]:
 
 
 def refuse_strangers(folder: Path, *, former: Sequence[str] = ()) -> None:
-    """FileExistsError, naming the first, where a folder that is to be replaced holds something that is not ours."""
+    """Raise FileExistsError if a folder that is to be replaced holds something that is not ours."""
     found = strangers(folder, former=former)
     if found:
         more = f" ({len(found)} such)" if found[1:] else ""
@@ -96,7 +96,7 @@ def refuse_strangers(folder: Path, *, former: Sequence[str] = ()) -> None:
 
 
 def remove(folder: Path, *, former: Sequence[str] = ()) -> None:
-    """Remove what is ours in a folder, and the folder with it where nothing else is left; a link is left alone."""
+    """Remove what is ours in a folder, and the folder if nothing else is left; a link stays as it is."""
     if folder.is_symlink() or not folder.is_dir():
         return
     ours = claims(folder)
@@ -108,14 +108,14 @@ def remove(folder: Path, *, former: Sequence[str] = ()) -> None:
         else:
             path.unlink()
     if {path.name for path in folder.iterdir()} <= {MARKER}:
-        (folder / MARKER).unlink(missing_ok=True)  # last: until then the rest can be removed by another run
+        (folder / MARKER).unlink(missing_ok=True)  # last, so that another run can remove the rest after a kill
         folder.rmdir()
 
 
 def fresh_folder(folder: Path, names: Iterable[str], maker: str, *, former: Sequence[str] = ()) -> Path:
-    """An empty folder with a marker, in place of what a stopped run of ours left there.
+    """An empty folder with a marker; replaces what a stopped run of ours left there.
 
-    FileExistsError where something else is there, or a link.
+    Raises FileExistsError if something else, or a link, is there.
     """
     refuse_strangers(folder, former=former)
     remove(folder, former=former)
@@ -126,19 +126,20 @@ def fresh_folder(folder: Path, names: Iterable[str], maker: str, *, former: Sequ
 
 
 def _named(name: str, pattern: str) -> bool:
+    """Whether the name matches the first part of the pattern."""
     return fnmatchcase(name, pattern.partition("/")[0])
 
 
 def _ours(path: Path, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns is of this name and kind: a folder for those with a slash, else a file.
+    """Whether a pattern matches this name and kind: a pattern with a slash is for folders, any other for files.
 
-    A file that a kill left half-written goes with the one that it was to be.
+    A half-written file counts as the file that it was to become.
     """
     name = intended(path.name) or path.name
     return name == MARKER or any(_named(name, pattern) and path.is_dir() == ("/" in pattern) for pattern in patterns)
 
 
 def _below(name: str, patterns: Iterable[str]) -> list[str]:
-    """The patterns that go on below a folder of this name, relative to it."""
+    """The rest of each pattern that continues below a folder of this name."""
     parts = [pattern.partition("/") for pattern in patterns]
     return [rest for first, _, rest in parts if rest and fnmatchcase(name, first)]

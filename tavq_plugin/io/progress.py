@@ -10,7 +10,7 @@ def progress_bar(console: Console | None = None, *, shown: bool = True, detail: 
     """A rich progress bar: description, bar, how many of how many, time left.
 
     Args:
-        console: Where it is drawn. Default: rich's own, standard output.
+        console: Where the bar is drawn. Default: rich's own, standard output.
         shown: If false, nothing is drawn, and all calls still work.
         detail: Name of a task field that is printed after the count, such as "loss"; each task must then be added
             with that field.

@@ -1,4 +1,4 @@
-"""Nested state (dicts and lists of tensors and plain values) as one safetensors file: no pickle, nothing runs."""
+"""Save nested state (dicts and lists of tensors and plain values) as one safetensors file, without pickle."""
 
 from __future__ import annotations
 
@@ -17,53 +17,57 @@ _TENSOR, _ITEMS = "@tensor", "@items"
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Write a tree of dicts, lists, tensors, numbers, strings and None; TypeError names the place of anything else."""
-    tensors: dict[str, Tensor] = {}
-    shape = _packed(tree, "", tensors)
+    """Write a tree of dicts, lists, tensors, numbers, strings and None; TypeError if it holds anything else."""
+    shape, tensors = _split(tree)
     save_tensors(tensors, path, metadata={"tree": json.dumps(shape)})
 
 
 def refuse_unsavable(tree: Any) -> None:
-    """TypeError or ValueError, as `save_tree` would raise, naming the place; nothing is copied or written."""
-    tensors: dict[str, Tensor] = {}
-    _packed(tree, "", tensors)
-    refuse_unstorable(tensors)
+    """Raise the TypeError or ValueError that `save_tree` would raise; nothing is copied or written."""
+    refuse_unstorable(_split(tree)[1])
 
 
 def load_tree(path: Path) -> Any:
     """Read what `save_tree` wrote; tensors on the CPU, tuples as lists."""
     with safe_open(path, framework="pt") as file:
         shape = json.loads(file.metadata()["tree"])
-        return _unpacked(shape, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return _with_tensors(shape, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
-def _packed(node: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(node, Tensor):
-        name = where or "value"
-        while name in tensors:  # keys may hold a slash themselves
-            name += "+"
-        tensors[name] = node
-        return {_TENSOR: name}
-    if isinstance(node, Mapping):
-        packed = [[key, _packed(value, f"{where}/{key}", tensors)] for key, value in node.items()]
-        return dict(packed) if all(isinstance(key, str) for key in node) else {_ITEMS: packed}
-    if isinstance(node, list | tuple):
-        return [_packed(value, f"{where}/{i}", tensors) for i, value in enumerate(node)]
-    if node is None or isinstance(node, bool | int | float | str):
-        return node
-    raise TypeError(
-        f"the state at {where} is a {type(node).__name__}, which cannot be saved without pickle: give tensors, "
-        "numbers, strings, lists and dicts (a generator's get_state())"
-    )
+def _split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The tree with names in place of its tensors, as JSON can hold it; and the tensors by name."""
+    tensors: dict[str, Tensor] = {}
+
+    def named(node: Any, where: str) -> Any:
+        if isinstance(node, Tensor):
+            name = where or "value"
+            while name in tensors:  # keys may hold a slash themselves
+                name += "+"
+            tensors[name] = node
+            return {_TENSOR: name}
+        if isinstance(node, Mapping):
+            items = [[key, named(value, f"{where}/{key}")] for key, value in node.items()]
+            return dict(items) if all(isinstance(key, str) for key in node) else {_ITEMS: items}
+        if isinstance(node, list | tuple):
+            return [named(value, f"{where}/{i}") for i, value in enumerate(node)]
+        if node is None or isinstance(node, bool | int | float | str):
+            return node
+        raise TypeError(
+            f"the state at {where} is a {type(node).__name__}, which cannot be saved without pickle: give tensors, "
+            "numbers, strings, lists and dicts (a generator's get_state())"
+        )
+
+    return named(tree, ""), tensors
 
 
-def _unpacked(node: Any, tensors: dict[str, Tensor]) -> Any:
+def _with_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree with its tensors in place of their names."""
     if isinstance(node, list):
-        return [_unpacked(value, tensors) for value in node]
+        return [_with_tensors(value, tensors) for value in node]
     if not isinstance(node, dict):
         return node
     if _TENSOR in node:
         return tensors[node[_TENSOR]]
     if _ITEMS in node:
-        return {key: _unpacked(value, tensors) for key, value in node[_ITEMS]}
-    return {key: _unpacked(value, tensors) for key, value in node.items()}
+        return {key: _with_tensors(value, tensors) for key, value in node[_ITEMS]}
+    return {key: _with_tensors(value, tensors) for key, value in node.items()}

@@ -1,4 +1,4 @@
-"""Tensors made ready for safetensors, which takes neither shared nor strided memory; what cannot be kept is named."""
+"""Prepare tensors for safetensors, which takes neither shared nor non-contiguous memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same names and values, each tensor detached, on the CPU, contiguous and in memory of its own.
+    """The same names and values; each tensor is detached, on the CPU, contiguous and in memory of its own.
 
-    What shares memory (a module held twice, tied weights) is written once per name, so that the file loads strictly.
-    Raises ValueError as `refuse_unstorable`.
+    Tensors that share memory (tied weights, a module with two names) are written once per name, so that the file loads
+    strictly. Raises ValueError as `refuse_unstorable`.
 
     >>> weight = torch.ones(2, 3)
     >>> state = storable({"a": weight, "b": weight, "c": weight.T})
@@ -23,17 +23,17 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     refuse_unstorable(state)
     ready: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    used: set[int] = set()
     for name, value in state.items():
         tensor = value.detach().cpu().contiguous()
         memory = tensor.untyped_storage().data_ptr()
-        ready[name] = tensor.clone() if memory in seen else tensor
-        seen.add(memory)
+        ready[name] = tensor.clone() if memory in used else tensor
+        used.add(memory)
     return ready
 
 
 def refuse_unstorable(state: Mapping[str, Any], what: str = "the state") -> None:
-    """ValueError naming the first entry that safetensors cannot keep; cheap, as no value is read or copied."""
+    """Raise ValueError with the first entry that safetensors cannot keep; no value is read or copied."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
             kind = f"a {type(value).__name__}"
@@ -41,7 +41,7 @@ def refuse_unstorable(state: Mapping[str, Any], what: str = "the state") -> None
             kind = "a tensor on the meta device, without values"
         elif value.layout is not torch.strided:
             kind = f"a sparse tensor ({value.layout})"
-        elif not _known(value.dtype):
+        elif not _is_supported(value.dtype):
             kind = f"a tensor of {value.dtype}"
         else:
             continue
@@ -52,12 +52,12 @@ def refuse_unstorable(state: Mapping[str, Any], what: str = "the state") -> None
 
 
 @cache
-def _known(dtype: torch.dtype) -> bool:
-    """Whether the installed safetensors writes the type: an empty tensor is the trial."""
+def _is_supported(dtype: torch.dtype) -> bool:
+    """Whether the installed safetensors can write the type; tried on an empty tensor."""
     from safetensors.torch import save
 
     try:
         save({"trial": torch.empty(0, dtype=dtype)})
-    except Exception:  # a KeyError today, other errors in other versions
+    except Exception:  # a KeyError, or another error in other versions
         return False
     return True

@@ -1,4 +1,4 @@
-"""Losses that align codes with text: `TextAlignment`, and the measures of codes that it transports from."""
+"""Losses that align codes with text: `TextAlignment`, and the distributions of codes that it can use."""
 
 from tavq_plugin.losses.code_distribution import CodeDistribution, GaussianCodes, coarse, stratified
 from tavq_plugin.losses.text_alignment import TextAlignment

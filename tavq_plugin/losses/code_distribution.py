@@ -1,4 +1,4 @@
-"""Codes of a level as a measure to transport from: every code, Gaussian samples, or a stratified subsample."""
+"""The distribution of a level's codes, as points to transport: all codes, Gaussian samples, or a subsample."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ KINDS = ("all", "gaussian", "gaussian-full", "moments", "moments-full", "subsamp
 
 
 class GaussianCodes(nn.Module):
-    """Samples of a Gaussian an image, reparameterised; b n c -> b s c.
+    """Reparameterised samples of one Gaussian per image; b n c -> b s c.
 
-    The paper's probabilistic modelling of codes, as we read it: S samples of a density are drawn, μ + L·ε, so that
-    gradient reaches the codes. covariance: "diagonal", L = diag(σ), or "full", L Lᵀ = Σ. learned: the codes' mean and
-    log-variance over the grid go through a head that predicts the density's; it is residual and starts at 0, so at
-    first, and always where it is not learned, the moments are the codes' own.
+    The paper's probabilistic modelling of codes, as we read it: samples μ + L·ε pass the gradient on to the codes.
+
+    Args:
+        width: The code width, c.
+        samples: Samples per image, s.
+        covariance: "diagonal", L = diag(σ), or "full", L Lᵀ = Σ.
+        learned: If true, a head predicts the Gaussian's mean and log-variance from those of the codes over the grid. It
+            is residual and starts at 0, so that the first moments are the codes' own. If false, they always are.
     """
 
     def __init__(self, width: int, samples: int, *, covariance: str = "diagonal", learned: bool = True) -> None:
@@ -34,7 +38,7 @@ class GaussianCodes(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def moments(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and factor of each image's density; b n c -> b c, and σ b c ("diagonal") or L b c c ("full")."""
+        """Mean and factor of each image's Gaussian; b n c -> b c, and σ b c ("diagonal") or L b c c ("full")."""
         variance, mean = torch.var_mean(codes, dim=1, correction=0)
         log_variance = (variance + 1e-8).log()
         shift = torch.zeros_like(log_variance)
@@ -45,7 +49,7 @@ class GaussianCodes(nn.Module):
             return mean, (0.5 * (log_variance + shift).clamp(-20, 20)).exp()
         central = codes - codes.mean(1, keepdim=True)
         covariance = central.mT @ central / codes.shape[1]
-        jitter = 1e-5 * variance.mean(1) + 1e-8  # codes span few dimensions: keeps the factor defined
+        jitter = 1e-5 * variance.mean(1) + 1e-8  # codes may span few dimensions; the factor must exist
         covariance = covariance + jitter[:, None, None] * torch.eye(codes.shape[2]).to(covariance)
         return mean, (0.5 * shift.clamp(-20, 20)).exp()[..., None] * torch.linalg.cholesky(covariance)
 
@@ -60,10 +64,17 @@ class GaussianCodes(nn.Module):
 def coarse(
     x: Tensor, y: Tensor, *, grid: tuple[int, int], samples: int = 256, passes: int = 1, **options: Any
 ) -> Transport:
-    """`solve` by a sample: a dual found on a stratified sample of the codes, then `passes` over all; b (h w) d, b m d.
+    """`solve` on a stratified sample of the codes, then a few passes over all codes; b (h w) d, b m d -> Transport.
 
-    Nearly the gradient of all codes for the price of a few passes; `marginal_error` tells what is missing. `options`
-    are those of `solve`; a mask or weights of the codes are not among them.
+    The gradient is close to that of all codes and takes a few passes only; `marginal_error` shows the difference.
+
+    Args:
+        x: Codes on a grid, in raster order.
+        y: Text units.
+        grid: Height and width, h w.
+        samples: Codes in the sample.
+        passes: Passes over all codes.
+        **options: Other arguments of `solve`, except a mask and weights of the codes.
     """
     sample = stratified(rearrange(x.detach(), "b (h w) d -> b d h w", h=grid[0], w=grid[1]), samples)
     dual = solve(sample, y.detach(), **options)
@@ -73,14 +84,14 @@ def coarse(
 def stratified(codes: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """One random code from each of `samples` equal cells of the grid, the same cells in every image; b c h w -> b s c.
 
-    The grid is cut into r × q cells, r·q = samples, as square as the divisors allow. Where the samples reach the
-    number of codes, all codes come back. Raises ValueError where no such cut fits the grid.
+    The grid is divided into r × q cells, r·q = samples, as square as the divisors allow. If there are no more codes
+    than samples, all codes are returned. Raises ValueError where no such division fits the grid.
     """
     _, _, h, w = codes.shape
     flat = rearrange(codes, "b c h w -> b (h w) c")
     if samples >= h * w:
         return flat
-    rows, columns = _cells(samples, h, w)
+    rows, columns = _cell_counts(samples, h, w)
     draw = torch.rand(len(codes), samples, 2, generator=generator, device=codes.device, dtype=torch.float64)
     cell = torch.arange(samples, device=codes.device)
     top, left = cell // columns * h // rows, cell % columns * w // columns
@@ -90,21 +101,25 @@ def stratified(codes: Tensor, samples: int, generator: torch.Generator | None = 
     return flat.take_along_dim((y * w + x)[..., None], 1)
 
 
-def _cells(samples: int, h: int, w: int) -> tuple[int, int]:
-    cuts = [(r, samples // r) for r in range(1, samples + 1) if samples % r == 0]
-    cuts = [(r, q) for r, q in cuts if r <= h and q <= w]
-    if not cuts:
+def _cell_counts(samples: int, h: int, w: int) -> tuple[int, int]:
+    """How many rows and columns of cells divide the grid into `samples` cells, as square as possible."""
+    counts = [(r, samples // r) for r in range(1, samples + 1) if samples % r == 0]
+    counts = [(r, q) for r, q in counts if r <= h and q <= w]
+    if not counts:
         raise ValueError(
-            f"{samples} samples do not cut a {h} × {w} grid into cells: give a product of two smaller sides"
+            f"{samples} samples do not divide a {h} × {w} grid into cells: give r·q with r ≤ {h} and q ≤ {w}"
         )
-    return min(cuts, key=lambda cut: abs(math.log(h / cut[0]) - math.log(w / cut[1])))
+    return min(counts, key=lambda count: abs(math.log(h / count[0]) - math.log(w / count[1])))
 
 
 class CodeDistribution(nn.Module):
-    """The measure of a level's codes, as points; b c h w -> b n c.
+    """The distribution of a level's codes, as points; b c h w -> b n c.
 
-    "all": each code; "subsample": a stratified one of `samples`; samples of a Gaussian with a learned head,
-    "gaussian" (diagonal) or "gaussian-full", or without, "moments" or "moments-full".
+    Args:
+        kind: "all" codes; "subsample", a stratified one; samples of a Gaussian with a learned head, "gaussian"
+            (diagonal) or "gaussian-full"; or of one without a head, "moments" or "moments-full".
+        width: The code width, c.
+        samples: How many points, except for "all".
 
     >>> CodeDistribution("subsample", width=3, samples=4)(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 4, 3])

@@ -1,8 +1,8 @@
-"""A contrast over the batch beside the transport: an image's codes should be nearer its own text than another's."""
+"""Contrastive losses over the batch: an image's codes should be nearer to its own text than to another's."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,34 +19,40 @@ from tavq_plugin.types import Units
 def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature: float = 0.1) -> Tensor:
     """Symmetric cross-entropy of pooled codes against the pooled texts of the batch; b n d, b n, b m d -> scalar.
 
-    Points are averaged by their masses, units by their weights, both normalised; the logits are their cosines over
-    `temperature` (InfoNCE both ways, as in CLIP). Images without text take no part, neither as queries nor as keys;
-    with fewer than two left the contrast is exactly 0. Of several processes that train, each contrasts its own images
-    with the texts of all, and its texts with the images of all, weighted by its share of the images with text, so that
-    the mean over the processes is the contrast of the whole batch, and so is its gradient.
+    Points are averaged by their masses and units by their weights, and both means are normalised. The logits are their
+    cosines divided by `temperature` (InfoNCE in both directions, as in CLIP). Images without text are neither queries
+    nor keys; with fewer than two others the loss is exactly 0. In distributed training each process compares its own
+    images with the texts of all processes, and its texts with all images, and weights the loss by its share of the
+    images with text: the mean over the processes is the loss of the whole batch, and so is its gradient.
     """
     codes = PointClouds(points[None], masses[None])
     return level_contrasts(codes, point_clouds_of([units], points.dtype), temperature=temperature)[0]
 
 
 def level_contrasts(codes: PointClouds, text: PointClouds, *, temperature: float = 0.1) -> Tensor:
-    """`batch_contrast` of each level, at once; l b n d, l b m d -> l."""
-    image, words, present = codes.pooled(), text.pooled(), text.there
-    images, texts, everyone, first = _of_all(image, words, present)
-    value = _symmetric(image @ texts.mT / temperature, words @ images.mT / temperature, present, everyone, first)
-    if _processes() == 1:
+    """`batch_contrast` of all levels; l b n d, l b m d -> l."""
+    image, own_text, has_text = codes.pooled(), text.pooled(), text.nonempty
+    keys = _gather_keys(image, own_text, has_text)
+    value = _symmetric_cross_entropy(
+        image @ keys.texts.mT / temperature,
+        own_text @ keys.images.mT / temperature,
+        has_text,
+        keys.has_text,
+        keys.first,
+    )
+    if _process_count() == 1:
         return value
-    return value * (_processes() * present.sum(1)) / everyone.sum(1).clamp(min=1)
+    return value * (_process_count() * has_text.sum(1)) / keys.has_text.sum(1).clamp(min=1)
 
 
 def transport_contrast(
     points: Tensor, masses: Tensor, units: Units, *, temperature: float = 0.1, **options: Any
 ) -> Tensor:
-    """The same with the transport between every image and every text in place of cosines; b n d, b n, b m d -> scalar.
+    """`batch_contrast` with transport values in place of cosines; b n d, b n, b m d -> scalar.
 
-    b² problems in one call of `solve`, whose `options` these are. Points are of unit length, so that −value / 2 lies
-    on the scale of a cosine (|x − y|² = 2 − 2 x·y), and a problem may see its points by their products with its units
-    alone: b² n m numbers instead of b² n d. Each process contrasts its own batch.
+    One call of `solve`, with its `options`, transports every image onto every text (b² problems). Points have unit
+    length, so that −value / 2 is on the scale of a cosine (|x − y|² = 2 − 2 x·y). Each problem gets its points as their
+    products with its units: b² n m numbers instead of b² n d. Each process compares its own batch only.
     """
     b = len(points)
     vectors, weights = text_measure(units, points.dtype)
@@ -61,34 +67,37 @@ def transport_contrast(
         y_weight=None if units.weights is None else weights.repeat(b, 1),
         **options | {"cost": "dot"},
     ).value
-    logits, present = value.view(1, b, b) / -2 / temperature, units.mask.any(1)[None]
-    return _symmetric(logits, logits.mT, present, present, 0)[0]
+    logits, has_text = value.view(1, b, b) / -2 / temperature, units.mask.any(1)[None]
+    return _symmetric_cross_entropy(logits, logits.mT, has_text, has_text, 0)[0]
 
 
-def _symmetric(of_images: Tensor, of_texts: Tensor, present: Tensor, everyone: Tensor, first: int) -> Tensor:
-    """Cross-entropy of images against texts and of texts against images, own with own; l b k, l b k, l b, l k -> l.
+def _symmetric_cross_entropy(
+    image_logits: Tensor, text_logits: Tensor, has_text: Tensor, key_has_text: Tensor, first: int
+) -> Tensor:
+    """Mean cross-entropy of images against texts and of texts against images; l b k, l b k, l b, l k -> l.
 
-    Own keys lie from `first` on among the k.
+    Query i belongs to key `first` + i.
     """
-    levels, b = present.shape
-    own = first + torch.arange(b, device=present.device)
-    there = present.to(of_images)
-    logits = torch.stack([of_images, of_texts]).masked_fill(~everyone[:, None], torch.finfo(of_images.dtype).min)
+    levels, b = has_text.shape
+    own = first + torch.arange(b, device=has_text.device)
+    weight = has_text.to(image_logits)
+    lowest = torch.finfo(image_logits.dtype).min
+    logits = torch.stack([image_logits, text_logits]).masked_fill(~key_has_text[:, None], lowest)
     each = F.cross_entropy(logits.flatten(0, 2), own.repeat(2 * levels), reduction="none").view(2, levels, b)
-    return (each * there).sum((0, 2)) / there.sum(1).clamp(min=1) / 2
+    return (each * weight).sum((0, 2)) / weight.sum(1).clamp(min=1) / 2
 
 
-def _processes() -> int:
-    """How many processes train together; 1 without gradient, where each looks at its own images alone."""
+def _process_count() -> int:
+    """How many processes train together; 1 without gradient, as each then compares its own images only."""
     training = torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if training else 1
 
 
-class _Gathered(torch.autograd.Function):
-    """Every process's tensor, in the ranks' order; its gradient is the sum over the processes; ... -> r ....
+class _Gather(torch.autograd.Function):
+    """The tensors of all ranks, in order; the gradient is the sum over the ranks; ... -> r ....
 
-    In place of `torch.distributed.nn.functional.all_gather`: its backward gives a wrong gradient over gloo where an
-    incoming one is not contiguous (torch 2.14), and it is deprecated.
+    `torch.distributed.nn.functional.all_gather` is deprecated, and over gloo its backward is wrong where the incoming
+    gradient is not contiguous (torch 2.14).
     """
 
     @staticmethod
@@ -101,21 +110,30 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)  # collectives write to their argument
+        grad = grad.clone(memory_format=torch.contiguous_format)  # a collective overwrites its argument
         dist.all_reduce(grad)
         return grad[dist.get_rank()]
 
 
-def _of_all(image: Tensor, text: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Keys of all processes in the ranks' order, with gradient, padded alike, and where one's own begin; l b d, l b."""
-    if _processes() == 1:
-        return image, text, present, 0
-    b = present.shape[1]
-    longest = torch.tensor([b], device=present.device)
+class _Keys(NamedTuple):
+    """What the queries of this process are compared with; k is b without distributed training."""
+
+    images: Tensor  # l k d
+    texts: Tensor  # l k d
+    has_text: Tensor  # l k bool
+    first: int  # the place of this process's first key
+
+
+def _gather_keys(image: Tensor, text: Tensor, has_text: Tensor) -> _Keys:
+    """The images and texts of all ranks, in order, with gradient, padded to equal lengths; l b d, l b d, l b."""
+    if _process_count() == 1:
+        return _Keys(image, text, has_text, 0)
+    b = has_text.shape[1]
+    longest = torch.tensor([b], device=has_text.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     pad = int(longest) - b
     images, texts = (
-        rearrange(_Gathered.apply(F.pad(part, (0, 0, 0, pad))), "r l b d -> l (r b) d") for part in (image, text)
+        rearrange(_Gather.apply(F.pad(part, (0, 0, 0, pad))), "r l b d -> l (r b) d") for part in (image, text)
     )
-    there = rearrange(_Gathered.apply(F.pad(present.to(image), (0, pad))), "r l b -> l (r b)")
-    return images, texts, there > 0, dist.get_rank() * int(longest)
+    gathered = rearrange(_Gather.apply(F.pad(has_text.to(image), (0, pad))), "r l b -> l (r b)")
+    return _Keys(images, texts, gathered > 0, dist.get_rank() * int(longest))

@@ -1,4 +1,4 @@
-"""What an alignment tells of its latest call: each figure is computed when it is read."""
+"""Diagnostics of an alignment's last forward: one value per level, computed lazily."""
 
 from __future__ import annotations
 
@@ -10,38 +10,42 @@ from torch import Tensor
 
 from tavq_plugin.ot.solve import Transport
 
-OF_TRANSPORT = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
+TRANSPORT_FIGURES = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
 
 
 class Diagnostics(Mapping[str, Tensor]):
-    """Figures by name, a number a level, without gradient; what they are made of is held until the next call.
+    """Figures by name, one value per level, without gradient; their inputs are held until the next forward.
 
-    units and images_without_text are counts; contrast is the contrast over the batch, where there is one; the others
-    are means over the images with text of what `Transport` calls so. masses: of each level's units, l b m.
+    units and images_without_text are counts. contrast is the contrastive loss, if there is one. The others are means,
+    over the images with text, of the attributes of `Transport` with the same names.
+
+    Args:
+        masses: Masses of each level's units, l b m. Default: none, before the first forward.
     """
 
     def __init__(self, masses: Tensor | None = None) -> None:
         self._masses = masses
-        self._made: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}
         self._result: Transport | None = None
-        self._scale, self._shift = 1.0, 0.0
+        self._scale: float = 1.0
+        self._shift: Tensor | float = 0.0
 
-    def transported(self, result: Transport, scale: float, shift: Tensor | float) -> None:
-        """From now on it tells of this transport, over (l b), whose cost is scale · (its own) + shift."""
+    def add_transport(self, result: Transport, scale: float, shift: Tensor | float) -> None:
+        """Take the transport figures from this result over (l b); the cost is scale · (the result's) + shift."""
         self._result = replace(result, value=result.value.detach())
         self._scale, self._shift = scale, shift
 
     def add(self, name: str, value: Tensor) -> None:
-        """A figure that is made already."""
-        self._made[name] = value.detach()
+        """Add a figure that is computed already."""
+        self._values[name] = value.detach()
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._made:
+        if name not in self._values:
             if name not in self._names():
-                raise KeyError(f"no {name!r}: one of {', '.join(self) or 'none, as there was no call yet'}")
+                raise KeyError(f"no {name!r}: give one of {', '.join(self) or 'none, as there was no forward yet'}")
             with torch.no_grad():
-                self._made[name] = self._make(name)
-        return self._made[name]
+                self._values[name] = self._figure(name)
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
@@ -50,22 +54,25 @@ class Diagnostics(Mapping[str, Tensor]):
         return len(self._names())
 
     def _names(self) -> list[str]:
-        counted = ("units", "images_without_text") if self._masses is not None else ()
-        of_transport = OF_TRANSPORT if self._result is not None else ()
-        return list(dict.fromkeys((*counted, *of_transport, *self._made)))
+        counts = ("units", "images_without_text") if self._masses is not None else ()
+        transport = TRANSPORT_FIGURES if self._result is not None else ()
+        return list(dict.fromkeys((*counts, *transport, *self._values)))
 
-    def _make(self, name: str) -> Tensor:
+    def _figure(self, name: str) -> Tensor:
+        if self._masses is None:
+            raise ValueError(f"{name} needs the units' masses: give Diagnostics(masses)")
+        has_mass = self._masses.ne(0)
         if name == "units":
-            return (self._masses != 0).sum((1, 2))
-        present = (self._masses != 0).any(2)
+            return has_mass.sum((1, 2))
+        has_text = has_mass.any(2)
         if name == "images_without_text":
-            return (~present).sum(1)
+            return (~has_text).sum(1)
         value = getattr(self._result, name)
         if name in ("transport_cost", "gain"):
             value = self._scale * value + (self._shift if name == "transport_cost" else 0.0)
-        return mean_over_images(value, present)
+        return mean_over_images(value, has_text)
 
 
-def mean_over_images(values: Tensor, present: Tensor) -> Tensor:
+def mean_over_images(values: Tensor, has_text: Tensor) -> Tensor:
     """Mean over the images with text, 0 where no image has any; (l b), l b bool -> l."""
-    return (values.view_as(present) * present).sum(1) / present.sum(1).clamp(min=1)
+    return (values.view_as(has_text) * has_text).sum(1) / has_text.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""A loss on the codes reaches the tokenizer by a weight, and its own heads in full."""
+"""Scale the gradient that a loss sends to the tokenizer, but not that of the loss's own heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tavq_plugin.types import Codes
 
 
 def scale_gradient(codes: Codes, weight: float) -> Codes:
-    """The same codes, with `weight` times the gradient; with none at 0."""
+    """The same codes, whose gradient is multiplied by `weight`; at 0 they have none."""
 
     def scaled(quantized: Tensor) -> Tensor:
         if weight == 0:
@@ -21,10 +21,10 @@ def scale_gradient(codes: Codes, weight: float) -> Codes:
     return Codes(tuple(replace(level, quantized=scaled(level.quantized)) for level in codes.levels))
 
 
-def half_cosine(done: float) -> float:
-    """From 1 at 0 to 0 at 1.
+def half_cosine(progress: float) -> float:
+    """A factor that falls from 1 to 0 along half a cosine while `progress` goes from 0 to 1.
 
     >>> half_cosine(0.0), half_cosine(1.0)
     (1.0, 0.0)
     """
-    return 0.5 * (1 + math.cos(math.pi * done))
+    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,4 +1,4 @@
-"""Points of unit length and their masses, of every level and image, padded alike: what the losses work on."""
+"""Point clouds of all levels and images in one padded batch: the input of the losses."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from tavq_plugin.types import Units
 
 
 class PointClouds(NamedTuple):
-    """One point cloud a level and image."""
+    """One point cloud per level and image: points of unit length and their masses."""
 
     points: Tensor  # l b n d, of unit length, 0 where padded
-    masses: Tensor  # l b n, of sum 1, or 0 where there is nothing; 0 where padded; NaN is something, and is kept
+    masses: Tensor  # l b n, summing to 1, or all 0 in an empty cloud; 0 where padded; NaN counts as a mass and is kept
 
     @property
-    def there(self) -> Tensor:
-        """Which clouds have any points; l b bool."""
+    def nonempty(self) -> Tensor:
+        """Which point clouds have points; l b bool."""
         return (self.masses != 0).any(2)
 
     def level(self, index: int) -> tuple[Tensor, Tensor]:
-        """Points and masses of one level, without the padding that only others need; b n d, b n."""
+        """Points and masses of one level, without the padding that only other levels need; b n d, b n."""
         used = (self.masses[index] != 0).any(0).nonzero()
         n = int(used[-1]) + 1 if len(used) else 1
         return self.points[index, :, :n], self.masses[index, :, :n]
 
     def pooled(self) -> Tensor:
-        """The direction of each cloud's mean; l b d."""
+        """The direction of each point cloud's mean; l b d."""
         return pooled(self.points, self.masses)
 
 
 def pooled(points: Tensor, masses: Tensor) -> Tensor:
-    """The direction of the mean by masses; ... n d, ... n -> ... d."""
+    """The direction of the mean, weighted by the masses; ... n d, ... n -> ... d."""
     return F.normalize((masses[..., None, :] @ points)[..., 0, :], dim=-1)
 
 
 def pad_levels(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) -> PointClouds:
-    """Levels of different sizes as one batch.
+    """Levels of different sizes as one padded batch.
 
-    rows: the points of all levels, one after another, p d; slots: of each level's, their places in its (b u); masses:
-    of each level, b u.
+    Args:
+        rows: The points of all levels, one level after another, p d.
+        slots: For each level, the places of its points in (b u).
+        masses: For each level, b u.
     """
     levels, b, n = len(masses), len(masses[0]), max(part.shape[1] for part in masses)
     places = [
@@ -57,7 +59,7 @@ def pad_levels(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) 
 
 
 def point_clouds_of(units: Sequence[Units], dtype: torch.dtype) -> PointClouds:
-    """Text units as clouds; l × b m d."""
+    """Text units as point clouds; l × b m d -> l b m d."""
     m = max(part.mask.shape[1] for part in units)
     vectors = torch.stack([F.pad(part.embeddings.to(dtype), (0, 0, 0, m - part.mask.shape[1])) for part in units])
     mask = torch.stack([F.pad(part.mask, (0, m - part.mask.shape[1])) for part in units])
@@ -69,7 +71,7 @@ def point_clouds_of(units: Sequence[Units], dtype: torch.dtype) -> PointClouds:
 
 
 def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Units as points of unit length and their masses, which sum to 1, or 0 without text; … m d -> … m d, … m."""
+    """Units as points of unit length, and masses that sum to 1 (0 without text); ... m d -> ... m d, ... m."""
     vectors = F.normalize(units.embeddings.to(dtype).masked_fill(~units.mask[..., None], 0.0), dim=-1)
     masses = units.mask.to(dtype) if units.weights is None else units.weights.to(dtype).masked_fill(~units.mask, 0.0)
     total = masses.sum(-1, keepdim=True)

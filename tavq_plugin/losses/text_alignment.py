@@ -1,9 +1,9 @@
-"""TextAlignment: the loss a user holds; codes of three levels against words, phrases and sentences."""
+"""TextAlignment: the loss between the codes of three levels and words, phrases and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,28 +24,29 @@ from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, TextSource, Units
 class TextAlignment(nn.Module):
     """Optimal-transport alignment of quantized codes with text units (TA-VQ, sampling-based alignment).
 
-    For each image and level, codes are projected to the text width, normalised, and transported onto the level's units
-    (semi-discrete OT). An image without text adds exactly 0. Each level has a head of its own.
+    For each image and level, codes are projected to the text width by the level's head, normalised, and transported
+    onto the level's units (semi-discrete OT). An image without text gives exactly 0. `last` holds the diagnostics of
+    the last forward.
 
     Args:
-        tokenizer: What `tavq.wrap` returned, or the width of its codes.
+        tokenizer: The result of `tavq.wrap`, whose code width is read, or a code width.
         text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
-        levels: Granularity of each level, fine to coarse.
+        levels: Granularity of each level, fine to coarse. Default: word, phrase, sentence.
         level_weights: One weight per level. Default: 1 each.
-        projection: Kind of head: "mlp" or "linear".
-        hidden: Width of the mlp's hidden layer. Default: `text_dim`.
-        distribution: Which points stand for an image's codes: "all", "gaussian" or "subsample".
-        samples: Points per image and level of "gaussian" and "subsample".
+        projection: "mlp" or "linear", the kind of each level's head.
+        hidden: Width of the mlp's hidden layer. Default: the text width.
+        distribution: Which points stand for a level's codes; the kinds of `CodeDistribution`. Default: "all" codes.
+        samples: Points per image and level, for the distributions that sample.
         transport: Settings of the solver. Default: `TransportSettings()`.
-        contrast: Weight of a contrast over the batch, added to the transport value; 0 leaves it out.
-        contrast_on: Logits of the contrast: cosines of "pooled" codes and texts (`level_contrasts`), or "transport"
-            costs between every image and every text (`transport_contrast`).
-        temperature: Divides the logits of the contrast.
-        encoder: Turns lists of strings into units when called; they are cached.
+        contrast: Weight of a contrastive loss over the batch, added to the transport's. Default: 0, none.
+        contrast_on: Its logits: cosines of "pooled" codes and texts (`level_contrasts`), or "transport" values between
+            every image and every text (`transport_contrast`).
+        temperature: The logits are divided by it.
+        encoder: Turns lists of strings into units, on the fly and cached.
         store: Turns lists of ids into units.
 
     Raises:
-        ValueError: A setting is unknown or out of range, or nothing gives the text width.
+        ValueError: A name is unknown, a number is out of range, or the text width is unknown.
     """
 
     @renamed_arguments(level_weight="level_weights")
@@ -98,96 +99,97 @@ class TextAlignment(nn.Module):
         self.last = Diagnostics()
 
     def embed(self, codes: Tensor, level: int) -> Tensor:
-        """Codes as points of the text space, normalised; b c h w -> b n d."""
+        """Codes as unit points in the text space; b c h w -> b n d."""
         points = self.distribution[level](codes)
         return F.normalize(self.project[level](points), dim=-1)
 
     def units(self, texts: TextBatch | Sequence[Any]) -> TextBatch:
-        """A TextBatch from itself, from strings (`encoder=`), or from ids (`store=`)."""
+        """The texts as a TextBatch: itself, or made from strings (`encoder=`) or ids (`store=`)."""
         if isinstance(texts, Mapping):
             return texts
         if isinstance(texts, str):
-            raise TypeError("texts is one string: give a list, one text an image")
+            raise TypeError("texts is one string: give a list, one text per image")
         if self.store is not None:
             return self.store.batch(texts)
         if self.cache is not None:
-            return self.cache.batch(texts, learn=self.training)
+            return self.cache.batch(cast(Sequence[str], texts), learn=self.training)
         raise ValueError(
-            "texts came as a list, and this alignment has nothing to encode it with: give encoder= (strings), "
-            "store= (ids), or pass a TextBatch"
+            "texts is a list, and this alignment cannot encode it: give encoder= (for strings) or store= (for ids), "
+            "or pass a TextBatch"
         )
 
     def forward(self, codes: Codes, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
-        """Weighted mean transport value over the images with text; Codes, b texts -> scalar.
+        """Mean loss over the images with text, summed over the levels by weight; Codes, b texts -> scalar.
 
-        Raises ValueError where the numbers of levels, images or text width differ.
+        Raises ValueError where the numbers of levels or images, or the text widths, differ.
         """
         require_synchronized(self, "align")
         if len(codes.levels) != len(self.levels):
             raise ValueError(
-                f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give levels= to match"
+                f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give as many levels="
             )
         batch = self.units(texts)
         units = [batch[name].to(codes.final.quantized.device) for name in self.levels]
         for level, part, name in zip(codes.levels, units, self.levels, strict=True):
-            self._check(level.quantized, part, name)
+            self._check_units(level.quantized, part, name)
         with torch.autocast(codes.final.quantized.device.type, enabled=False):
-            seen = self._clouds(codes)
-            text = point_clouds_of(units, seen.points.dtype)
+            points = self._point_clouds(codes)
+            text = point_clouds_of(units, points.points.dtype)
             self.last = Diagnostics(text.masses)
-            value = self.losses(seen, text)
+            value = self.losses(points, text)
         return (value * value.new_tensor(self.level_weights)).sum()
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
-        """Each level's loss over the images with text; l b n d, l b m d -> l. What a control replaces."""
-        value = self.transported(codes, text)
-        return value + self.contrast * self.apart(codes, text) if self.contrast else value
+        """Each level's mean loss over the images with text; l b n d, l b m d -> l. Control methods override this."""
+        value = self.transport_losses(codes, text)
+        return value + self.contrast * self.contrast_losses(codes, text) if self.contrast else value
 
-    def transported(self, codes: PointClouds, text: PointClouds) -> Tensor:
-        """Each level's transport value over the images with text; l b n d, l b m d -> l.
+    def transport_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
+        """Each level's mean transport value over the images with text; l b n d, l b m d -> l.
 
-        All points are of unit length, so that |x − y|² = 2 − 2 x·y: the products alone are transported.
+        All points have unit length, so that |x − y|² = 2 − 2 x·y, and the solver needs the products only.
         """
-        changed, scale, shift = {}, 1.0, 0.0
+        options, scale, shift = vars(self.transport), 1.0, 0.0 * text.nonempty.flatten()
         if self.transport.cost == "sqeuclidean":
-            scale, shift = 2.0, 2.0 * text.there.flatten()
-            changed = {"cost": "dot"}
+            scale, shift = 2.0, 2.0 * text.nonempty.flatten()
+            options = options | {"cost": "dot"}
             if self.transport.epsilon_mode == "absolute":
-                changed["epsilon"] = self.transport.epsilon / scale
-        result = self._solve(codes, text, **changed)
-        self.last.transported(result, scale, shift)
-        return mean_over_images(scale * result.value + shift, text.there)
+                options["epsilon"] = self.transport.epsilon / scale
+        result = _solve(codes, text, options)
+        self.last.add_transport(result, scale, shift)
+        return mean_over_images(scale * result.value + shift, text.nonempty)
 
-    def apart(self, codes: PointClouds, text: PointClouds) -> Tensor:
-        """Each level's contrast over the batch; l b n d, l b m d -> l."""
+    def contrast_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
+        """Each level's contrastive loss over the batch; l b n d, l b m d -> l."""
         if self.contrast_on == "pooled":
-            made = level_contrasts(codes, text, temperature=self.temperature)
+            value = level_contrasts(codes, text, temperature=self.temperature)
         else:
             options = {"temperature": self.temperature, **vars(self.transport)}
-            made = []
+            each = []
             for index in range(len(self.levels)):
                 units, weights = text.level(index)
-                made.append(transport_contrast(*codes.level(index), Units(units, weights != 0, weights), **options))
-            made = torch.stack(made)
-        self.last.add("contrast", made)
-        return made
+                each.append(transport_contrast(*codes.level(index), Units(units, weights != 0, weights), **options))
+            value = torch.stack(each)
+        self.last.add("contrast", value)
+        return value
 
     def match(self, quantized: Tensor, units: Units, level: int) -> Transport:
-        """One level's transport with a plan over every place; b c h w, b m d -> Transport over b problems."""
-        self._check(quantized, units, self.levels[level])
+        """The transport of one level, with a plan over every place; b c h w, b m d -> Transport over b."""
+        self._check_units(quantized, units, self.levels[level])
         with torch.autocast(quantized.device.type, enabled=False):
             points = self.embed(quantized.float(), level)
             masses = points.new_full(points.shape[:2], 1 / points.shape[1])
-            return self._solve(PointClouds(points[None], masses[None]), point_clouds_of([units], points.dtype))
+            text = point_clouds_of([units], points.dtype)
+            return _solve(PointClouds(points[None], masses[None]), text, vars(self.transport))
 
-    def _clouds(self, codes: Codes) -> PointClouds:
-        """Every level's points in the text space; repeated codes are merged, which is exact."""
+    def _point_clouds(self, codes: Codes) -> PointClouds:
+        """Every level's codes as points in the text space; repeated codes are merged, which is exact."""
         rows, slots, masses = [], [], []
         for level, distribution, head in zip(codes.levels, self.distribution, self.project, strict=True):
             quantized = level.quantized.float()
             if distribution.kind == "all":
                 merged = merge_repeated_codes(quantized, level.indices)
-                rows.append(apply_once_per_code(head, merged.distinct, merged.group))
+                rows.append(apply_once_per_code(cast(nn.Sequential, head), merged.distinct, merged.group))
                 slots.append(merged.slot)
                 masses.append(merged.masses)
             else:
@@ -197,13 +199,7 @@ class TextAlignment(nn.Module):
                 masses.append(points.new_full(points.shape[:2], 1 / points.shape[1]))
         return pad_levels(F.normalize(torch.cat(rows), dim=-1), slots, masses)
 
-    def _solve(self, codes: PointClouds, text: PointClouds, **changed: Any) -> Transport:
-        """The levels' problems as one batch; l b n d, l b m d -> over (l b)."""
-        x, a, y, b = (part.flatten(0, 1) for part in (*codes, *text))
-        options = vars(self.transport) | changed
-        return solve(x, y, x_mask=a != 0, x_weight=a, y_mask=b != 0, y_weight=b, **options)
-
-    def _check(self, quantized: Tensor, units: Units, granularity: str) -> None:
+    def _check_units(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:
             raise ValueError(
                 f"{granularity} units have width {units.embeddings.shape[-1]} and the alignment {self.text_dim}: "
@@ -211,9 +207,15 @@ class TextAlignment(nn.Module):
             )
         if len(units.embeddings) != len(quantized):
             raise ValueError(
-                f"{len(units.embeddings)} texts for {len(quantized)} images: give one text an image, "
-                'in the images\' order ("" where there is none)'
+                f"{len(units.embeddings)} texts for {len(quantized)} images: give one text per image, "
+                'in the same order ("" for an image without text)'
             )
+
+
+def _solve(codes: PointClouds, text: PointClouds, options: Mapping[str, Any]) -> Transport:
+    """Solve the problems of all levels in one batch; l b n d, l b m d -> Transport over (l b)."""
+    x, a, y, b = (part.flatten(0, 1) for part in (*codes, *text))
+    return solve(x, y, x_mask=a != 0, x_weight=a, y_mask=b != 0, y_weight=b, **options)
 
 
 def _head(kind: str, width: int, hidden: int, text_dim: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Equal codes, merged: each is projected and transported once, with the gradient of all its places."""
+"""Merge equal codes, so that each is projected and transported once, with the gradient of all its places."""
 
 from __future__ import annotations
 
@@ -12,35 +12,41 @@ from torch.autograd.function import once_differentiable
 
 
 class _SharedLinear(torch.autograd.Function):
-    """F.linear of one row a group, given to all of it; p c, group p -> p d.
+    """F.linear computed once per group of equal rows; p c, group p -> p d.
 
-    A row's own gradient goes through its own product; the weight's needs the sum over each group alone.
+    Each row gets its own gradient; the weight's gradient needs only the sum over each group.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, first: Tensor, group: Tensor) -> Tensor:
-        few = x[first]
-        ctx.save_for_backward(few, weight, group)
+        distinct_rows = x[first]
+        ctx.save_for_backward(distinct_rows, weight, group)
         ctx.has_bias = bias is not None
-        return F.linear(few, weight, bias)[group]
+        return F.linear(distinct_rows, weight, bias)[group]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        few, weight, group = ctx.saved_tensors
-        to_few = grad.new_zeros(len(few), grad.shape[1]).index_add_(0, group, grad)
-        return grad @ weight, to_few.mT @ few, to_few.sum(0) if ctx.has_bias else None, None, None
+        distinct_rows, weight, group = ctx.saved_tensors
+        grad_of_groups = grad.new_zeros(len(distinct_rows), grad.shape[1]).index_add_(0, group, grad)
+        return (
+            grad @ weight,
+            grad_of_groups.mT @ distinct_rows,
+            grad_of_groups.sum(0) if ctx.has_bias else None,
+            None,
+            None,
+        )
 
 
 def apply_once_per_code(head: nn.Sequential, x: Tensor, group: Tensor) -> Tensor:
-    """What `head` makes of rows that are equal within a group, and its gradient; p c, p -> p d.
+    """`head` on rows that are equal within each group; p c, p -> p d.
 
-    Linear layers work on one row a group; what lies between them, elementwise, on all. Groups are numbered from 0 on,
-    none is empty.
+    Linear layers process one row per group; the elementwise layers between them process all rows. Groups are numbered
+    from 0, and none is empty.
     """
     rows = torch.arange(len(group), device=group.device)
     first = rows.new_full((int(group.max()) + 1,), len(group)).scatter_reduce_(0, group, rows, "amin")
-    if 2 * len(first) > len(group):  # hardly any are shared
+    if 2 * len(first) > len(group):  # few rows are shared
         return head(x)
     for layer in head:
         shared = isinstance(layer, nn.Linear)
@@ -49,26 +55,26 @@ def apply_once_per_code(head: nn.Sequential, x: Tensor, group: Tensor) -> Tensor
 
 
 class UniqueCodes(NamedTuple):
-    """The distinct codes of the images, one after another, and their places in a padded batch."""
+    """The distinct codes of all images, one image after another, and their places in a padded batch."""
 
     distinct: Tensor  # p c
-    slot: Tensor  # p, of each in (b u)
-    masses: Tensor  # b u, the share of the image's places with that code, 0 where padded
-    group: Tensor  # p, of each its number among the codes of the whole batch, which images share
+    slot: Tensor  # p, the place of each in (b u)
+    masses: Tensor  # b u, the share of the image's places that have this code, 0 where padded
+    group: Tensor  # p, number of each among the distinct codes of the whole batch; images share numbers
 
     def pad(self, points: Tensor) -> Tensor:
-        """What was made of the distinct codes, 0 where padded; p d -> b u d."""
+        """Points of the distinct codes as a batch, 0 where padded; p d -> b u d."""
         b, u = self.masses.shape
         return points.new_zeros(b * u, points.shape[1]).index_copy(0, self.slot, points).view(b, u, -1)
 
 
 def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
-    """Equal codes of an image merged into one point with their joint mass; b c h w, b h w -> Collapsed.
+    """Merge the equal codes of each image into one point with their joint mass; b c h w, b h w -> UniqueCodes.
 
-    Exact for every transport cost: equal points are matched alike. Each place's gradient is its share of its
-    point's, as if it had been transported on its own. u is the most distinct codes an image has. Where codes of one
-    index are unequal (a residual quantizer's indices are its first stage's), none are merged. A code that is not finite
-    is equal to none: its image's point is not finite, and no other image has that point's number.
+    This is exact for every transport cost, because equal points have equal plans. Each place gets its share of its
+    point's gradient, as if it were transported on its own. u is the largest number of distinct codes in an image. If
+    codes with the same index are unequal (a residual quantizer gives the indices of its first stage), none are merged.
+    A code that is not finite equals no other: its image's point is not finite, and shares its number with no image.
     """
     b, c, h, w = codes.shape
     k = int(indices.max()) + 1
@@ -77,14 +83,14 @@ def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
     flat = rearrange(codes, "b c h w -> (b h w) c")
     count = count.to(codes.dtype)
     mean = codes.new_zeros(len(distinct), c).index_add(0, group, flat) / count[:, None]
-    seen, merged, image = _signature(flat), _signature(mean), distinct // k
-    largest = seen.abs().masked_fill(~seen.isfinite(), 0.0).view(b, -1).amax(1)
-    if not _equal(seen, merged[group], largest.repeat_interleave(h * w)):
-        every = torch.arange(len(flat), device=flat.device)
-        return UniqueCodes(flat, every, flat.new_full((b, h * w), 1 / (h * w)), every)
-    held = torch.bincount(image, minlength=b)
-    u = int(held.max())
-    slot = torch.arange(len(distinct), device=image.device) - (held.cumsum(0) - held)[image] + image * u
+    signature, merged, image = _signature(flat), _signature(mean), distinct // k
+    largest = signature.abs().masked_fill(~signature.isfinite(), 0.0).view(b, -1).amax(1)
+    if not _equal(signature, merged[group], largest.repeat_interleave(h * w)):
+        place = torch.arange(len(flat), device=flat.device)
+        return UniqueCodes(flat, place, flat.new_full((b, h * w), 1 / (h * w)), place)
+    per_image = torch.bincount(image, minlength=b)
+    u = int(per_image.max())
+    slot = torch.arange(len(distinct), device=image.device) - (per_image.cumsum(0) - per_image)[image] + image * u
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
     own = k + torch.arange(len(distinct), device=image.device)  # numbers that no two points share
     used, number, _ = _distinct(torch.where(merged.isfinite(), distinct - image * k, own), k + len(distinct))
@@ -95,23 +101,25 @@ def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
 
 
 def _distinct(values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which numbers below `size` occur, of each value its place among them, and how often each does; n -> p, n, p."""
-    if size > 16 * len(values):  # a table of all would be longer to read than the values to sort
+    """The numbers below `size` that occur, each value's place among them, and their counts; n -> p, n, p."""
+    if size > 16 * len(values):  # sorting the values is faster than reading a table of all numbers
         return values.unique(return_inverse=True, return_counts=True)
     counts = torch.bincount(values, minlength=size)
-    there = counts > 0
-    distinct = there.nonzero()[:, 0]
-    return distinct, (there.cumsum(0) - 1)[values], counts[distinct]
+    occurs = counts > 0
+    distinct = occurs.nonzero()[:, 0]
+    return distinct, (occurs.cumsum(0) - 1)[values], counts[distinct]
 
 
 @torch.no_grad()
 def _signature(codes: Tensor) -> Tensor:
-    """One number a code, the same for equal codes and hardly ever for others: a fixed projection; p c -> p."""
-    along = (torch.arange(1, codes.shape[1] + 1, device=codes.device, dtype=codes.dtype) * 0.7548776662).frac() - 0.5
-    return codes @ along
+    """A fixed projection of each code to one number; unequal codes almost never share theirs; p c -> p."""
+    direction = (
+        torch.arange(1, codes.shape[1] + 1, device=codes.device, dtype=codes.dtype) * 0.7548776662
+    ).frac() - 0.5
+    return codes @ direction
 
 
 def _equal(codes: Tensor, others: Tensor, largest: Tensor) -> bool:
-    """Whether all signatures are the others, but for rounding of their image's largest; passes over the not finite."""
+    """Whether all signatures agree, up to rounding at the size of their image's largest; ignores those not finite."""
     off = (codes - others).abs_()
     return bool(((off <= 1e-3 * largest) | ~off.isfinite()).all())

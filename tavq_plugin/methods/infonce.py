@@ -14,7 +14,7 @@ class ContrastOnly(TextAlignment):
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
-        return self.contrast * self.apart(codes, text)
+        return self.contrast * self.contrast_losses(codes, text)
 
 
 class InfoNCE(TAVQ):

@@ -16,7 +16,7 @@ class PooledDistance(TextAlignment):
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
         apart = (codes.pooled() - text.pooled()).square().sum(2)
-        return mean_over_images(apart, text.there)
+        return mean_over_images(apart, text.nonempty)
 
 
 class L2Distil(TAVQ):

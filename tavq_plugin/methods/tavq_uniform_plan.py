@@ -28,10 +28,10 @@ def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = 
 class UniformPlan(TextAlignment):
     """TextAlignment with the cost of the uniform plan, ⟨a bᵀ, C⟩, instead of the least ⟨P, C⟩ + ε KL(P | a bᵀ)."""
 
-    def transported(self, codes: PointClouds, text: PointClouds) -> Tensor:
+    def transport_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's cost over the images with text; l b n d, l b m d -> l."""
         flat = [part.flatten(0, 1) for part in (*codes, *text)]
-        return mean_over_images(independent_cost(*flat, cost=self.transport.cost), text.there)
+        return mean_over_images(independent_cost(*flat, cost=self.transport.cost), text.nonempty)
 
 
 class TAVQUniformPlan(TAVQ):

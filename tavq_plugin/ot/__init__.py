@@ -1,4 +1,4 @@
-"""Semi-discrete optimal transport by itself: `solve`. This package imports nothing else of the plug-in."""
+"""Semi-discrete optimal transport by itself: `solve`. This package imports nothing else of tavq_plugin."""
 
 from tavq_plugin.ot.solve import Transport, solve
 

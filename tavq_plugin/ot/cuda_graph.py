@@ -1,4 +1,4 @@
-"""A fixed climb on a GPU as one CUDA graph: its thousand small launches become one."""
+"""A fixed schedule on a GPU as one CUDA graph: one launch replaces a thousand small ones."""
 
 from __future__ import annotations
 
@@ -11,72 +11,86 @@ from torch import Tensor
 
 from tavq_plugin.ot.semidual import Problem
 
-Climb = Callable[[Problem], tuple[Tensor, Tensor]]
+Maximiser = Callable[[Problem], tuple[Tensor, Tensor]]  # potentials b m, marginal error b
 
-LARGEST = 2**23  # entries of a batch's costs above which kernels outlast their launches
-UNITS, CODES = 16, 256  # to multiples of which problems are padded, so that few graphs serve all batches
-KEPT = 16  # graphs, the least used go first
-
-_graphs: OrderedDict[tuple[Any, ...], _Graph | None] = OrderedDict()
+UNIT_MULTIPLE, CODE_MULTIPLE = 16, 256  # problems are padded to multiples of these, so that few graphs serve all
 
 
-class _Graph:
-    """A climb recorded on problems of one shape, its inputs and outputs in memory of their own."""
+class _CapturedGraph:
+    """A maximiser recorded on problems of one shape; inputs and outputs are in memory of their own."""
 
-    def __init__(self, climb: Climb, problem: Problem) -> None:
+    def __init__(self, maximiser: Maximiser, problem: Problem) -> None:
         self.problem = Problem(*(part.clone() for part in problem))
-        aside = torch.cuda.Stream(problem.cost.device)
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            climb(self.problem)  # libraries take their workspaces before the recording
-        torch.cuda.current_stream().wait_stream(aside)
+        stream = torch.cuda.Stream(problem.cost.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            maximiser(self.problem)  # libraries allocate their workspaces before the recording
+        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
-            self.found = climb(self.problem)
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            self.solution = maximiser(self.problem)
 
     def __call__(self, problem: Problem) -> tuple[Tensor, Tensor]:
         torch._foreach_copy_(list(self.problem), list(problem))
         self.graph.replay()
-        potentials, error = self.found
+        potentials, error = self.solution
         return potentials.clone(), error.clone()
 
 
-def replayed(climb: Climb, problem: Problem, *settings: Any) -> tuple[Tensor, Tensor]:
-    """What `climb` gives for a problem on a GPU, padded and replayed; -> b m, b.
+class GraphCache:
+    """The recorded graphs, one per shape and settings.
 
-    `climb` must read nothing back from the device and depend on the problem and `settings` alone. A problem that is
-    too large to gain, one inside of another graph or of `torch.compile`, and a climb that cannot be recorded on this
-    machine are computed as they are.
+    Args:
+        max_graphs: How many are kept; the least recently used go first.
+        max_cost_entries: Entries of a batch's costs. Larger batches are not recorded: their kernels take longer than
+            their launches.
     """
-    cost = problem.cost
-    if not cost.is_cuda or cost.numel() > LARGEST or torch.compiler.is_compiling():
-        return climb(problem)
-    with torch.cuda.device(cost.device):
-        return climb(problem) if torch.cuda.is_current_stream_capturing() else _replayed(climb, problem, settings)
+
+    def __init__(self, max_graphs: int = 16, max_cost_entries: int = 2**23) -> None:
+        self.max_graphs, self.max_cost_entries = max_graphs, max_cost_entries
+        self.graphs: OrderedDict[tuple[Any, ...], _CapturedGraph | None] = OrderedDict()  # None: cannot be recorded
+
+    def run(self, maximiser: Maximiser, problem: Problem, *settings: Any) -> tuple[Tensor, Tensor]:
+        """What `maximiser` gives for a problem, replayed from a graph on a GPU; -> b m, b.
+
+        `maximiser` must read nothing back from the device and depend on the problem and `settings` alone. It is called
+        directly on a CPU, for a problem that is too large, inside another graph or `torch.compile`, and where this
+        machine cannot record it.
+        """
+        cost = problem.cost
+        if not cost.is_cuda or cost.numel() > self.max_cost_entries or torch.compiler.is_compiling():
+            return maximiser(problem)
+        with torch.cuda.device(cost.device):
+            capturing = torch.cuda.is_current_stream_capturing()
+            return maximiser(problem) if capturing else self._replay(maximiser, problem, settings)
+
+    def _replay(self, maximiser: Maximiser, problem: Problem, settings: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        cost = problem.cost
+        multiples = (UNIT_MULTIPLE, CODE_MULTIPLE)
+        m, n = (-(-size // multiple) * multiple for size, multiple in zip(cost.shape[1:], multiples, strict=True))
+        key = (cost.device, cost.dtype, len(cost), m, n, *settings)
+        padded = problem.padded(m, n)
+        if key not in self.graphs:
+            self.graphs[key] = _capture(maximiser, padded)
+            while len(self.graphs) > self.max_graphs:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(key)
+        graph = self.graphs[key]
+        if graph is None:
+            return maximiser(problem)
+        potentials, error = graph(padded)
+        return potentials[:, : cost.shape[1]], error
 
 
-def _replayed(climb: Climb, problem: Problem, settings: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    cost = problem.cost
-    m, n = (-(-size // step) * step for size, step in zip(cost.shape[1:], (UNITS, CODES), strict=True))
-    key = (cost.device, cost.dtype, len(cost), m, n, *settings)
-    padded = problem.padded(m, n)
-    if key not in _graphs:
-        _graphs[key] = _recorded(climb, padded)
-        while len(_graphs) > KEPT:
-            _graphs.popitem(last=False)
-    _graphs.move_to_end(key)
-    graph = _graphs[key]
-    if graph is None:
-        return climb(problem)
-    potentials, error = graph(padded)
-    return potentials[:, : cost.shape[1]], error
-
-
-def _recorded(climb: Climb, problem: Problem) -> _Graph | None:
+def _capture(maximiser: Maximiser, problem: Problem) -> _CapturedGraph | None:
+    """The recorded graph; None where a library of this machine cannot be recorded."""
     stream = torch.cuda.current_stream()
     try:
-        return _Graph(climb, problem)
-    except RuntimeError:  # a library of this machine that cannot be recorded
-        torch.cuda.set_stream(stream)  # a broken recording leaves its own
+        return _CapturedGraph(maximiser, problem)
+    except RuntimeError:
+        torch.cuda.set_stream(stream)  # a failed recording leaves its own stream current
         torch.cuda.synchronize()
         return None
+
+
+GRAPHS = GraphCache()

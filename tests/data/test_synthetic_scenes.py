@@ -20,38 +20,38 @@ def test_a_scene_is_determined_by_seed_and_index():
 @pytest.mark.parametrize("resolution", [32, 100, 256])
 def test_the_layout_is_the_same_at_every_resolution(resolution):
     other = render(0, 7, resolution)
-    assert other.things == MADE[7].things and other.text == MADE[7].text
+    assert other.objects == MADE[7].objects and other.text == MADE[7].text
     assert other.image.shape == (resolution, resolution, 3) and other.mask.shape == (resolution, resolution)
 
 
 def test_masks_lie_in_their_boxes_and_everything_stays_visible():
     for scene in MADE:
-        for number, thing in enumerate(scene.things, 1):
+        for number, item in enumerate(scene.objects, 1):
             y, x = np.nonzero(scene.mask == number)
-            x0, y0, x1, y1 = (value * 64 for value in thing.box)
+            x0, y0, x1, y1 = (value * 64 for value in item.box)
             assert len(x) > 0.12 * (x1 - x0) * (y1 - y0)
             assert x.min() >= x0 - 1 and x.max() <= x1 + 1 and y.min() >= y0 - 1 and y.max() <= y1 + 1
-            assert min(thing.box) >= -1e-9 and max(thing.box) <= 1 + 1e-9
+            assert min(item.box) >= -1e-9 and max(item.box) <= 1 + 1e-9
 
 
 def test_plain_things_have_their_colour():
     for scene in MADE:
-        for number, thing in enumerate(scene.things, 1):
-            if thing.texture == "plain":
+        for number, item in enumerate(scene.objects, 1):
+            if item.texture == "plain":
                 seen = np.median(scene.image[scene.mask == number], axis=0)
-                assert np.abs(seen - COLOURS[thing.colour]).max() < 40, thing
+                assert np.abs(seen - COLOURS[item.colour]).max() < 40, item
 
 
 def test_the_text_is_long_and_names_everything():
     for scene in MADE:
         assert 4 <= scene.text.count(".") <= 7
-        assert all(f"{thing.colour} {thing.shape}" in scene.text for thing in scene.things)
+        assert all(f"{item.colour} {item.shape}" in scene.text for item in scene.objects)
         assert scene.background in scene.text
 
 
 def test_relations_told_are_true():
     for scene in MADE:
-        by_name = {f"{thing.colour} {thing.shape}": thing for thing in scene.things}
+        by_name = {f"{item.colour} {item.shape}": item for item in scene.objects}
         for a_name, a in by_name.items():
             for b_name, b in by_name.items():
                 for words, true in (
@@ -67,11 +67,11 @@ def test_relations_told_are_true():
 def test_answers_are_true():
     for scene in MADE:
         answers = {pair["question"]: pair["answer"] for pair in scene.qa}
-        assert answers["How many shapes are there?"] == NUMBERS[len(scene.things)]
+        assert answers["How many shapes are there?"] == NUMBERS[len(scene.objects)]
         assert answers["What colour is the background?"] == scene.background
-        for thing in scene.things:
-            name = f"{thing.colour} {thing.shape}"
-            assert answers[f"How large is the {name}?"] == thing.size
-            assert answers[f"Where is the {name}?"] == thing.place
-            alone = sum(other.shape == thing.shape for other in scene.things) == 1
-            assert answers.get(f"What colour is the {thing.shape}?") == (thing.colour if alone else None)
+        for item in scene.objects:
+            name = f"{item.colour} {item.shape}"
+            assert answers[f"How large is the {name}?"] == item.size
+            assert answers[f"Where is the {name}?"] == item.place
+            alone = sum(other.shape == item.shape for other in scene.objects) == 1
+            assert answers.get(f"What colour is the {item.shape}?") == (item.colour if alone else None)

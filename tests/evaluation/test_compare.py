@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.data.corpus import Corpus, corpus_in
-from tavq_plugin.data.leakage import dhash, find_leaks
-from tavq_plugin.data.synthetic_scenes import scenes, write_pack
+from tavq_plugin.data.corpus import Corpus, load_or_build_corpus
+from tavq_plugin.data.leakage import dhash, find_leakage
+from tavq_plugin.data.synthetic_scenes import scenes, write_scenes
 from tavq_plugin.evaluation.aggregate import best_methods, summarise
 from tavq_plugin.evaluation.compare import compare
 from tavq_plugin.evaluation.evaluate import evaluate_run
@@ -285,17 +285,19 @@ def test_leaks_are_found_as_files_and_as_pictures(tmp_path):
     for i, path in enumerate(files):
         path.write_bytes(b"same" if i in (1, 2) else bytes([i]))
     again = torch.cat([images[4:5], images[0:1] // 2 + 60, images[5:6]])  # the second is a paler copy
-    leaks = find_leaks(images[:4], again, files[:2], [files[2], files[3], tmp_path / "0"])
+    leaks = find_leakage(images[:4], again, files[:2], [files[2], files[3], tmp_path / "0"])
     assert leaks.same_file == (0, 2) and leaks.same_hash == (1,)
     assert len(set(dhash(images).tolist())) == 6
 
 
 def test_held_out_copies_are_left_out_and_counted(tmp_path):
-    write_pack(tmp_path / "pack", 20, resolution=32)
+    write_scenes(tmp_path / "pack", 20, resolution=32)
     names = sorted((tmp_path / "pack" / "images").iterdir())
     shutil.copy(names[0], names[-1])  # a held-out image becomes a training one
     said = []
-    corpus, about = corpus_in(tmp_path / "data", tmp_path / "pack", 16, n_train=50, n_eval=50, tell=said.append)
+    corpus, about = load_or_build_corpus(
+        tmp_path / "data", tmp_path / "pack", 16, n_train=50, n_eval=50, tell=said.append
+    )
     assert about["n_train"] == 17 and about["n_eval"] == 2 == len(corpus.held_out_rows)
     assert about["leaks_left_out"] == {"same_file": 1, "same_perceptual_hash": 0} and "left out" in said[0]
 
@@ -308,9 +310,9 @@ def test_too_few_images_are_refused_with_the_mend(tmp_path):
     for name, words in (("none", "no images in"), ("one", "at least 2 are needed")):
         result = run("--out", tmp_path / "out", "--data", tmp_path / name)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
-    write_pack(tmp_path / "few", 3, resolution=16)
+    write_scenes(tmp_path / "few", 3, resolution=16)
     with pytest.raises(ValueError, match="2 each are needed"):
-        corpus_in(tmp_path / "data", tmp_path / "few", 16, n_train=9, n_eval=9, tell=print)
+        load_or_build_corpus(tmp_path / "data", tmp_path / "few", 16, n_train=9, n_eval=9, tell=print)
 
 
 def test_quick_is_few_steps_for_all_methods(tmp_path):

@@ -141,7 +141,7 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path, content):
     source = tmp_path / "a.ckpt"
     torch.save({"state_dict": weights()}, source)
     source.write_bytes(source.read_bytes()[:-200] if content == "cut" else content)
-    with pytest.raises(ValueError, match="no whole checkpoint that reads safely"):
+    with pytest.raises(ValueError, match="no whole checkpoint that can be read safely"):
         read_checkpoint(source)
 
 

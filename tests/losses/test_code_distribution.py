@@ -1,4 +1,4 @@
-"""The measures of a level's codes: moments, gradients, strata."""
+"""The distributions of a level's codes: moments, gradients, strata."""
 
 import pytest
 import torch
@@ -73,13 +73,13 @@ def test_constant_codes_have_finite_gradients():
 def test_a_stratified_subsample_has_one_code_a_cell(samples, size):
     h, w = size
     places = torch.arange(h * w).view(1, 1, h, w).expand(3, 1, h, w)
-    seen = [stratified(places, samples, draw(seed)).flatten(1) for seed in range(60)]
-    for part in seen:
+    samples_drawn = [stratified(places, samples, draw(seed)).flatten(1) for seed in range(60)]
+    for part in samples_drawn:
         assert part.shape == (3, samples)
         assert all(len(row.unique()) == samples for row in part)  # no replacement
-    cells = torch.stack(seen).flatten(0, 1)
+    cells = torch.stack(samples_drawn).flatten(0, 1)
     assert all(not set(cells[:, i].tolist()) & set(cells[:, i + 1].tolist()) for i in range(samples - 1))
-    assert len(cells.unique()) > 0.9 * h * w  # every code has its turn
+    assert len(cells.unique()) > 0.9 * h * w  # every code is drawn at times
 
 
 def test_more_samples_than_codes_give_all_codes():
@@ -102,5 +102,5 @@ def test_bad_settings_are_refused():
         CodeDistribution("gaussian", width=3, samples=0)
     with pytest.raises(ValueError, match="covariance='round'"):
         GaussianCodes(3, samples=4, covariance="round")
-    with pytest.raises(ValueError, match="17 samples do not cut a 8 × 8 grid"):
+    with pytest.raises(ValueError, match="17 samples do not divide a 8 × 8 grid"):
         stratified(torch.zeros(1, 1, 8, 8), 17)

@@ -39,13 +39,15 @@ def similarity(kind, points, masses, units, i, j):
 
 
 def by_loops(kind, points, masses, units, temperature):
-    there = [i for i in range(len(points)) if units.mask[i].any()]
-    logits = {(i, j): similarity(kind, points, masses, units, i, j).item() / temperature for i in there for j in there}
+    with_text = [i for i in range(len(points)) if units.mask[i].any()]
+    logits = {
+        (i, j): similarity(kind, points, masses, units, i, j).item() / temperature for i in with_text for j in with_text
+    }
     total = 0.0
-    for i in there:
-        total += math.log(sum(math.exp(logits[i, j]) for j in there)) - logits[i, i]
-        total += math.log(sum(math.exp(logits[j, i]) for j in there)) - logits[i, i]
-    return total / (2 * len(there))
+    for i in with_text:
+        total += math.log(sum(math.exp(logits[i, j]) for j in with_text)) - logits[i, i]
+        total += math.log(sum(math.exp(logits[j, i]) for j in with_text)) - logits[i, i]
+    return total / (2 * len(with_text))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,10 +36,10 @@ def spoilt(levels, index, image, value):
     return [*levels[:index], replace(levels[index], quantized=vectors), *levels[index + 1 :]]
 
 
-def made_texts(told):
-    """Three units an image; none for those that are not told."""
+def made_texts(with_text):
+    """Three units per image, for the images of these numbers only."""
     mask = torch.zeros(IMAGES, 3, dtype=torch.bool)
-    mask[list(told)] = True
+    mask[list(with_text)] = True
     return {
         name: tavq.Units(torch.randn(IMAGES, 3, 6, generator=draw(i)), mask) for i, name in enumerate(GRANULARITIES)
     }

@@ -59,8 +59,8 @@ def test_the_loss_is_a_plain_loop_over_images_and_levels():
 def test_merging_repeated_codes_keeps_value_and_gradient():
     (codes, latents) = made_codes()
     level = codes.levels[0]
-    collapsed = merge_repeated_codes(level.quantized.double(), level.indices)
-    points, masses = collapsed.pad(collapsed.distinct), collapsed.masses
+    unique = merge_repeated_codes(level.quantized.double(), level.indices)
+    points, masses = unique.pad(unique.distinct), unique.masses
     text = torch.randn(3, 5, 4, generator=draw(9)).double()
     options = dict(epsilon=0.5, epsilon_mode="absolute", tolerance=1e-10, max_passes=200)
     merged = solve(points, text, x_mask=masses > 0, x_weight=masses, **options).value
@@ -86,8 +86,10 @@ def test_codes_that_share_an_index_and_are_unequal_stay_apart():
     level = codes.levels[2]
     summed = level.quantized + 0.3 * torch.randn(level.quantized.shape, generator=draw(3))
     own = torch.arange(level.indices.numel()).view_as(level.indices)
-    residual, apart = ((*codes.levels[:2], replace(level, quantized=summed, indices=i)) for i in (level.indices, own))
-    torch.testing.assert_close(align(tavq.Codes(residual), texts), align(tavq.Codes(apart), texts))
+    residual, distinct = (
+        (*codes.levels[:2], replace(level, quantized=summed, indices=i)) for i in (level.indices, own)
+    )
+    torch.testing.assert_close(align(tavq.Codes(residual), texts), align(tavq.Codes(distinct), texts))
     assert len(merge_repeated_codes(summed, level.indices).distinct) == level.indices.numel()
     assert len(merge_repeated_codes(level.quantized, level.indices).distinct) < level.indices.numel()
 
@@ -135,7 +137,7 @@ def test_bad_settings_are_refused():
         with pytest.raises(ValueError, match=message):
             TextAlignment(4, **({"text_dim": 5} | settings))
     align = TextAlignment(4, 5)
-    with pytest.raises(TypeError, match="one text an image"):
+    with pytest.raises(TypeError, match="one text per image"):
         align.units("a dog")
     with pytest.raises(ValueError, match="codes have 2 levels"):
         align(tavq.Codes(made_codes()[0].levels[1:]), made_texts())

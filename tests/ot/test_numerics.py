@@ -120,8 +120,9 @@ def test_a_rough_fixed_schedule_reaches_its_tolerance(n, repeated):
 
 def test_the_fixed_schedule_compiles_without_a_break():
     x, y = (t.float() for t in clustered(2, 600, 8, 16, spread=0.5, repeated=False))
-    compiled = torch.compile(lambda x, y: solve(x, y, schedule="fixed").value, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, y), solve(x, y, schedule="fixed").value)
+    options = {"schedule": "fixed", "tolerance": 1e-2}  # a loose tolerance makes fewer passes to compile
+    compiled = torch.compile(lambda x, y: solve(x, y, **options).value, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, y), solve(x, y, **options).value)
 
 
 @pytest.mark.gpu
@@ -162,7 +163,7 @@ def test_a_warm_start_needs_few_passes():
     ("change", "message"),
     [
         ({"x": torch.zeros(2, 3, 4)}, r"x is \(2, 3, 4\) and y \(1, 2, 4\)"),
-        ({"y": torch.zeros(1, 2, 5)}, "without project= both need one width"),
+        ({"y": torch.zeros(1, 2, 5)}, "without project= both need the same width"),
         ({"y": torch.zeros(1, 0, 4)}, "at least 1"),
         ({"epsilon": 0}, "epsilon must be above 0"),
         ({"cost": "cosine"}, "cost='cosine'"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tavq_plugin.ot import solve
 
-CLOUDS = {
+POINTS = {
     "gaussian": gaussian(3, 60, 9, 5),
     "clustered": clustered(2, 200, 20, 16, spread=0.5, repeated=False),
     "repeated": clustered(2, 200, 20, 16, spread=0.5, repeated=True),
@@ -17,15 +17,15 @@ CLOUDS = {
 
 
 def exact(x, y):
-    """POT's emd2, a problem at a time, with gradient."""
+    """POT's emd2 on each problem in turn, with gradient."""
     uniform = [torch.full((t.shape[1],), 1 / t.shape[1], dtype=t.dtype) for t in (x, y)]
     return torch.stack([ot.emd2(*uniform, ot.dist(p, q)) for p, q in zip(x, y, strict=True)])
 
 
-@pytest.mark.parametrize("name", CLOUDS)
+@pytest.mark.parametrize("name", POINTS)
 def test_the_oracle_is_pots_emd2(name):
-    x, y = (t.clone().requires_grad_() for t in CLOUDS[name])
-    u, v = (t.clone().requires_grad_() for t in CLOUDS[name])
+    x, y = (t.clone().requires_grad_() for t in POINTS[name])
+    u, v = (t.clone().requires_grad_() for t in POINTS[name])
     ours, theirs = solve(x, y, solver="emd").value, exact(u, v)
     torch.testing.assert_close(ours, theirs)
     if name == "repeated":  # equal codes share a unit in any proportion: the plan, so the gradient, is not unique
@@ -35,9 +35,9 @@ def test_the_oracle_is_pots_emd2(name):
     torch.testing.assert_close(y.grad, v.grad)
 
 
-@pytest.mark.parametrize("name", CLOUDS)
+@pytest.mark.parametrize("name", POINTS)
 def test_newton_tends_to_emd2_as_the_blur_vanishes(name):
-    x, y = CLOUDS[name]
+    x, y = POINTS[name]
     truth = exact(x, y)
     gain = solve(x, y, solver="emd").gain
     errors = []
@@ -49,7 +49,7 @@ def test_newton_tends_to_emd2_as_the_blur_vanishes(name):
 
 
 def test_gradients_tend_to_emds_as_the_blur_vanishes():
-    u, v = CLOUDS["gaussian"]
+    u, v = POINTS["gaussian"]
     grads = {}
     for solver in ("newton", "emd"):
         x, y = u.clone().requires_grad_(), v.clone().requires_grad_()
@@ -60,7 +60,7 @@ def test_gradients_tend_to_emds_as_the_blur_vanishes():
 
 @pytest.mark.parametrize("solver", ["newton", "sinkhorn"])
 def test_the_plan_is_pots_sinkhorn_plan(solver):
-    x, y = CLOUDS["gaussian"]
+    x, y = POINTS["gaussian"]
     result = solve(x, y, solver=solver, epsilon=2.0, epsilon_mode="absolute", tolerance=1e-12, max_passes=2000)
     for i in range(len(x)):
         a, b = torch.full((60,), 1 / 60).double(), torch.full((9,), 1 / 9).double()
@@ -92,7 +92,7 @@ def test_the_fixed_schedule_is_right_on_strongly_clustered_problems(repeated):
     torch.testing.assert_close(result.value.double(), truth.value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_certificate_tells_of_too_few_passes():
+def test_the_certificate_shows_too_few_passes():
     x, y = clustered(3, 700, 40, 96, spread=0.5, repeated=True, seed=1)
     hurried = solve(x, y, epsilon=0.002, max_passes=1)
     assert not hurried.converged.any() and (hurried.marginal_error > 1e-3).all()
@@ -224,9 +224,9 @@ def test_a_large_problem_begun_on_a_sample_reaches_the_same_maximum(repeated):
     torch.testing.assert_close(begun.plan(), whole.plan(), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CLOUDS)
+@pytest.mark.parametrize("name", POINTS)
 def test_the_certificates_enclose_the_exact_cost(name):
-    x, y = CLOUDS[name]
+    x, y = POINTS[name]
     truth = exact(x, y)
     for passes in (1, 100):
         result = solve(x, y, max_passes=passes, tolerance=1e-9)

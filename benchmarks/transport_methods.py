@@ -1,7 +1,7 @@
-"""What the transport benchmark compares: ours, what a user could pick instead, and the projection that all of them pay.
+"""The methods of the transport benchmark: ours, the alternatives, and the projection that each of them includes.
 
-Each takes codes (b n c), texts (b m d), a projection (c d) and an absolute blur, and gives values to differentiate and
-a reader of its transport costs.
+Each takes codes (b n c), texts (b m d), a projection (c d) and an absolute blur. It returns values to differentiate and
+a function that gives its transport costs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tavq_plugin.ot import solve
 
-# codes, texts, projection and blur -> values b to differentiate, and a reader of the transport costs (or None)
+# codes, texts, projection and blur -> values b to differentiate, and a function that gives the costs (or None)
 Method = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Callable[[], Tensor] | None]]
 
 
@@ -106,7 +106,7 @@ def _compiled() -> Callable[..., Any]:
 
 
 def bare(x: Tensor, y: Tensor, w: Tensor, epsilon: float) -> tuple[Tensor, None]:
-    """The projection alone, forward and backward: what a loss on projected codes pays before it begins."""
+    """The projection alone, forward and backward: the least that a loss on projected codes takes."""
     p = x @ w
     return (p * p.detach()).sum((1, 2)), None
 
@@ -124,7 +124,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-ONCE = {"ot.batch"}  # take so long that a warm-up changes nothing
+ONCE = {"ot.batch"}  # slow methods: one run, as a warm-up would not change it
 
 
 def fitting(device: str) -> dict[str, Method]:
