@@ -87,7 +87,7 @@ MODULES: dict[str, str] = {
     "report": "evaluation.report",
     "report.figures": "evaluation.report.figures",
     "report.pictures": "evaluation.report.pictures",
-    "report.tables": "evaluation.report.tables",
+    "report.tables": "evaluation.report.comparison_table",
     "report.write": "evaluation.report.write",
     "revival": "training.codebook_restarts",
     "runs": "training.run_folder",

@@ -152,7 +152,7 @@ def compare(
     """
     from tavq_plugin.evaluation.compare import compare as run
     from tavq_plugin.evaluation.plan import plan_of
-    from tavq_plugin.evaluation.report.tables import markdown
+    from tavq_plugin.evaluation.report.comparison_table import markdown
 
     console = Console()
     with report_errors(console, f"Finished runs are in {out}"):

@@ -22,7 +22,7 @@ from tavq_plugin.evaluation.evaluate import evaluate_run
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import HEADLINE, card_of
 from tavq_plugin.evaluation.plan import plan_of, split_overrides
-from tavq_plugin.evaluation.report.tables import lines_of, markdown
+from tavq_plugin.evaluation.report.comparison_table import lines_of, markdown
 from tavq_plugin.evaluation.report.write import page
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.settings import EvaluationSettings

@@ -171,7 +171,9 @@ def test_a_converted_host_loads_strictly(tmp_path):
     host = tiny("taming-vq")
     torch.save({"state_dict": host.state_dict(), "epoch": 2}, tmp_path / "a.ckpt")
     files = convert_checkpoint(tmp_path / "a.ckpt")
-    tiny("taming-vq").load_state_dict(load_file(files[0]), strict=True)
+    fresh = tiny("taming-vq")
+    fresh.load_state_dict(load_file(files[0]), strict=True)
+    assert all(torch.equal(value, host.state_dict()[name]) for name, value in fresh.state_dict().items())
 
 
 def test_the_command(tmp_path):

@@ -12,7 +12,7 @@ from tavq_plugin.evaluation.aggregate import Runs, most_informative_codes
 from tavq_plugin.evaluation.metrics.cards import HEADLINE
 from tavq_plugin.evaluation.metrics.codebook import code_counts
 from tavq_plugin.evaluation.report import figures
-from tavq_plugin.evaluation.report.tables import LEGEND, every_metric, lines_of, markdown
+from tavq_plugin.evaluation.report.comparison_table import LEGEND, every_metric, lines_of, markdown
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import save_text
 
