@@ -39,15 +39,15 @@ def test_a_run_is_saved_resumed_and_loaded(params, tmp_path):
     assert [row["pixel"] for row in resumed.history] == [row["pixel"] for row in whole.history]
     loaded = weights(fit("vqgan", asked, corpus(), tmp_path / "run", **allow))
     assert all(torch.equal(loaded[name], theirs[name]) for name in theirs)
-    fresh = build_host(HostRecipe(**odd(**params)), 16, allow=["training"])
+    fresh = build_host(HostRecipe(**odd(**params)), 16, allow=["helpers"])
     fresh.load_state_dict(load_file(tmp_path / "run" / "host.safetensors"), strict=True)
 
 
 @pytest.mark.parametrize("params", ODD, ids=lambda params: next(iter(params)))
 def test_the_weights_alone_are_saved_and_loaded(params, tmp_path):
     asked = recipe(host=odd(**params))
-    ours, _ = build(asked, corpus(), allow=["training"])
-    theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), allow=["training"])
+    ours, _ = build(asked, corpus(), allow=["helpers"])
+    theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), allow=["helpers"])
     save_weights(tmp_path, ours, None)
     load_weights(tmp_path, theirs, None)
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
@@ -69,7 +69,7 @@ def test_what_cannot_be_saved_is_told_before_the_first_step(host, words, tmp_pat
             corpus(),
             tmp_path,
             progress=lambda *row: pytest.fail("trained"),
-            allow=["training"],
+            allow=["helpers"],
         )
     assert not list(tmp_path.iterdir())
 
