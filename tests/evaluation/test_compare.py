@@ -311,7 +311,7 @@ def test_too_few_images_are_refused_with_the_mend(tmp_path):
         result = run("--out", tmp_path / "out", "--data", tmp_path / name)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
     write_scenes(tmp_path / "few", 3, resolution=16)
-    with pytest.raises(ValueError, match="2 each are needed"):
+    with pytest.raises(ValueError, match="at least 2 of each are needed"):
         load_or_build_corpus(tmp_path / "data", tmp_path / "few", 16, n_train=9, n_eval=9, tell=print)
 
 
