@@ -54,7 +54,7 @@ def test_attached_after_the_first_call_it_works_or_raises():
     try:
         ours = one_step(host, align, compiled)
     except RuntimeError as error:
-        assert "attach before its first compiled call" in str(error)
+        assert "attach before the first compiled call" in str(error)
         torch._dynamo.reset()
         ours = one_step(host, align, compiled)
     assert_close(ours, plainly())

@@ -118,13 +118,13 @@ def test_the_network_of_a_perceptual_loss_is_refused_alike(command, tmp_path):
         ("taming.models.vqgan.torch", "is a module"),
         ("taming.main.importlib.import_module", "is no module"),
         ("taming.models.vqgan.instantiate_from_config", "is a function"),
-        ("tavq_plugin.adapters.taming.ModuleType", "is a class, but not one of torch.nn.Module"),
+        ("tavq_plugin.adapters.taming.ModuleType", "is a class, but no subclass of torch.nn.Module"),
         ("tavq_plugin.adapters.taming.import_module", "is refused|has no import_module"),
         ("tavq_plugin.adapters.taming.VQGANN", "has no VQGANN"),
         ("torch.nn.functional.linear", "is a builtin_function_or_method"),
-        ("torch.nn.Parameter", "not one of torch.nn.Module"),
+        ("torch.nn.Parameter", "no subclass of torch.nn.Module"),
         ("torchvision.models.get_model", "is a function"),
-        ("transformers.AutoModel", "not one of torch.nn.Module"),
+        ("transformers.AutoModel", "no subclass of torch.nn.Module"),
         ("transformers.__main__.main", "give the class as package.module.Class"),
         (" torch.nn.Identity", "give the class as package.module.Class"),
         ("torch.nn.Identity\n", "give the class as package.module.Class"),
@@ -156,7 +156,7 @@ def test_a_package_that_is_allowed_gives_classes_alone(tmp_path, monkeypatch):
     assert type(instantiate("theirs.Host", {}, allow=["theirs"])).__name__ == "Host"
     with pytest.raises(ValueError, match=r"'theirs.host' is a function.*file.py:function"):
         instantiate("theirs.host", {}, allow=["theirs"])
-    with pytest.raises(ValueError, match=r"'theirs.Popen' is a class, but not one of torch.nn.Module"):
+    with pytest.raises(ValueError, match=r"'theirs.Popen' is a class, but no subclass of torch.nn.Module"):
         instantiate("theirs.Popen", {"args": ["true"]}, allow=["theirs", "subprocess"])
     with pytest.raises(ValueError, match=r"is defined in helpers.tiny_hosts, outside .*--allow helpers"):
         instantiate("theirs.Autoencoder", {}, allow=["theirs"])
