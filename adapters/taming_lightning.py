@@ -64,12 +64,12 @@ class Lightning2:
             self.log_dict({name: total.detach(), **parts}, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the plug-in's state beside taming's."""
+        """Save the plug-in's state in the checkpoint, as `tavq`."""
         super().on_save_checkpoint(checkpoint)
         if self.align is not None:
             checkpoint["tavq"] = self.align.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the plug-in's state until `align` is set, as Lightning loads before it configures the optimizers."""
+        """Hold the plug-in's state until `align` is set, as Lightning loads before it configures the optimizers."""
         super().on_load_checkpoint(checkpoint)
         object.__setattr__(self, "_restored", checkpoint.get("tavq"))

@@ -1,4 +1,4 @@
-"""The transport solver beside its alternatives: python benchmarks/transport.py --json OUT [--quick].
+"""The transport solver compared with its alternatives: python benchmarks/transport.py --json OUT [--quick].
 
 Every method gets the same codes (b n 256), projection (256 d) and texts, and computes a scalar and its gradient for all
 three; the projection's own forward and backward is part of each. Methods take turns within a round; seconds are medians

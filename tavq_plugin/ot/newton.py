@@ -216,10 +216,9 @@ def maximise(
 
     Args:
         newton: If false, passes take Sinkhorn steps alone.
-        adaptive: If true, a problem stops within `tolerance` while others go on (a finished one may get further passes
-            beside unfinished ones). If false, the number of passes is `FIXED_PASSES`, or about half as many for a
-            `tolerance` of `ROUGH_TOLERANCE` or more; nothing is read back from the device, and a GPU replays them as
-            one graph.
+        adaptive: If true, each problem stops within `tolerance`, but may get further passes while others go on. If
+            false, the number of passes is `FIXED_PASSES`, or about half as many for a `tolerance` of `ROUGH_TOLERANCE`
+            or more; nothing is read back from the device, and a GPU replays them as one graph.
         tolerance: L1 marginal error at which an adaptive schedule stops.
         max_passes: Passes at the target blur, at most; for an adaptive schedule.
         start: Potentials to start from, b m. Default: 0, with annealing.

@@ -29,7 +29,7 @@ PAIR_CUTOFF = {torch.float32: 1e-18, torch.float64: 1e-150}  # for products of t
 
 
 class Problem(NamedTuple):
-    """A batch of problems, each one's costs in units of its own scale; masked entries have cost 0 and mass 0.
+    """A batch of problems. Costs are in units of each problem's scale; masked entries have cost 0 and mass 0.
 
     Units come before codes in the cost, so that sums over the few units run along whole rows of codes. `Problem.of`
     computes once what every pass reads.
