@@ -56,7 +56,7 @@ def hidden(marker):
         "own resolver": {"target": "tavq_plugin.hosts.instantiate.instantiate", "params": {**system, "allow": ["os"]}},
         "own loader": {
             "target": "tavq_plugin.hosts.user_setup.load_setup",
-            "params": {"target": f"{folder}/evil.py:host"},
+            "params": {"target": f"{folder}/evil.py:h"},
         },
         "remote code": {"target": "transformers.pipeline", "params": {"model": folder, "trust_remote_code": True}},
         "pipeline": {"target": "transformers.pipeline", "params": {"model": folder}},
