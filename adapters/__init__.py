@@ -1,1 +1,1 @@
-"""One file per host codebase; reached through the table of strings in `tavq_plugin.hosts.registry`."""
+"""One file per host codebase; `tavq_plugin.hosts.registry` names them in tables of strings."""

@@ -17,7 +17,7 @@ class CVQQuantizer(EmbeddingQuantizer):
 
     @staticmethod
     def recognizes(module: nn.Module) -> bool:
-        """Whether `quantise` is CVQ-VAE's, as other code may have a module of that name."""
+        """True if this `quantise` is CVQ-VAE's; other code may have one of the same name."""
         return hasattr(module, "anchor") and hasattr(module, "embed_prob")
 
 
@@ -26,7 +26,7 @@ class CVQ(HostAdapter):
 
     @staticmethod
     def recognizes(model: nn.Module) -> bool:
-        """Whether `modules.Model` is CVQ-VAE's, as other code may have a module of that name."""
+        """True if this `modules.Model` is CVQ-VAE's; other code may have one of the same name."""
         return hasattr(model, "_vq_vae")
 
     def find_taps(self) -> tuple[str, ...]:

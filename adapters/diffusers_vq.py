@@ -20,7 +20,7 @@ class DiffusersVQ(HostAdapter):
     """diffusers VQModel, with any known quantizer."""
 
     def find_quantizer(self) -> str:
-        """The quantizer's path, the same in all of them."""
+        """The quantizer's path, the same in every model of this class."""
         return "quantize"
 
     def find_taps(self) -> tuple[str, ...]:

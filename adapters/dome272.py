@@ -17,10 +17,10 @@ class CodebookQuantizer(EmbeddingQuantizer):
 
     @staticmethod
     def recognizes(module: nn.Module) -> bool:
-        """Whether `codebook` is dome272's, as other code may have a module of that name."""
+        """True if this `codebook` is dome272's; other code may have one of the same name."""
         return hasattr(module, "num_codebook_vectors") and hasattr(module, "latent_dim")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; indices flat -> b h w."""
+        """Read the quantizer's output; indices flat -> b h w."""
         vectors, indices, loss = output
         return self.on_grid(vectors, indices, loss)

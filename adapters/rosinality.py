@@ -24,11 +24,11 @@ class RosinalityQuantizer:
 
     @staticmethod
     def recognizes(module: nn.Module) -> bool:
-        """Whether `vqvae.Quantize` is rosinality's, as other code may have a module of that name."""
+        """True if this `vqvae.Quantize` is rosinality's; other code may have one of the same name."""
         return hasattr(module, "embed_avg") and hasattr(module, "n_embed")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; b h w c -> b c h w."""
+        """Read the quantizer's output; b h w c -> b c h w."""
         vectors, loss, indices = output
         to_map = "b h w c -> b c h w"
         return Quantized(rearrange(vectors, to_map), indices, loss, latent=rearrange(z_in, to_map))
@@ -43,7 +43,7 @@ class VQVAE2(HostAdapter):
 
     @staticmethod
     def recognizes(model: nn.Module) -> bool:
-        """Whether `vqvae.VQVAE` is rosinality's, as other code may have a module of that name."""
+        """True if this `vqvae.VQVAE` is rosinality's; other code may have one of the same name."""
         return hasattr(model, "quantize_t") and hasattr(model, "quantize_b")
 
     def find_quantizer(self) -> str:

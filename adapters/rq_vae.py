@@ -28,7 +28,7 @@ class RQQuantizer:
         self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; b h w c -> b c h w."""
+        """Read the quantizer's output; b h w c -> b c h w."""
         vectors, loss, codes = output
         to_map = "b h w c -> b c h w"
         return Quantized(rearrange(vectors, to_map), codes[..., 0], loss, latent=rearrange(z_in, to_map))

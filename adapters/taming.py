@@ -36,7 +36,7 @@ class TamingVQGAN(HostAdapter):
     """CompVis VQModel, GumbelVQ and their subclasses, with any known quantizer."""
 
     def find_quantizer(self) -> str:
-        """The quantizer's path, the same in all of them."""
+        """The quantizer's path, the same in every model of this class."""
         return "quantize"
 
     def find_taps(self) -> tuple[str, ...]:
@@ -144,9 +144,10 @@ def _instantiate_from_config(config: Mapping[str, Any]) -> Any:
 def enable_legacy_imports() -> Iterator[None]:
     """Make `taming.models.vqgan` importable on today's Lightning inside a `with` block.
 
-    Modules `main` and `taming.main` with an `instantiate_from_config` stand in for the originals, which need
-    `pytorch_lightning.utilities.distributed`, now gone. They are removed at the end, also on error. What was imported
-    inside keeps working; a `target:` that it builds may name only what `tavq_plugin.hosts.instantiate` accepts.
+    Modules `main` and `taming.main` with an `instantiate_from_config` replace the originals, which need
+    `pytorch_lightning.utilities.distributed`, which no longer exists. They are removed at the end, also on error. What
+    was imported inside keeps working; a `target:` that it builds may name only what `tavq_plugin.hosts.instantiate`
+    accepts.
     """
     import taming
 

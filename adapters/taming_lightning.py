@@ -1,8 +1,8 @@
 """taming's VQModel and GumbelVQ trained under Lightning 2 (seen: pytorch-lightning 2.6.6, rom1504 0.0.6).
 
-Quirks: both ask for `optimizer_idx`, which Lightning 2 refuses. Under manual optimisation Lightning counts one step per
-optimizer, so `disc_start` would come at half its time. `validation_step` logs "val/rec_loss" twice, and GumbelVQ's
-passes an argument that `forward` does not take.
+Quirks: both models take `optimizer_idx`, which Lightning 2 refuses. Under manual optimisation Lightning counts one step
+per optimizer, so the discriminator would start after half of `disc_start`. `validation_step` logs "val/rec_loss" twice,
+and GumbelVQ's passes an argument that `forward` does not take.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Lightning2:
-    """Mixin, `class Mine(Lightning2, VQModel)`: manual optimisation, with taming's losses and its count of steps.
+    """Mixin, `class Mine(Lightning2, VQModel)`: manual optimisation, taming's losses, and steps counted as taming does.
 
     Set `align` in `configure_optimizers` to what `tavq.attach` returned; `align(batch[text_key])` is then added to the
     generator's loss. It is not a submodule, so `state_dict()` stays taming's own; in Lightning's checkpoints its state
@@ -64,12 +64,12 @@ class Lightning2:
             self.log_dict({name: total.detach(), **parts}, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the plug-in's state beside taming's."""
+        """Save the plug-in's state in the checkpoint, as `tavq`."""
         super().on_save_checkpoint(checkpoint)
         if self.align is not None:
             checkpoint["tavq"] = self.align.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the plug-in's state until `align` is set, as Lightning loads before it configures the optimizers."""
+        """Hold the plug-in's state until `align` is set, as Lightning loads before it configures the optimizers."""
         super().on_load_checkpoint(checkpoint)
         object.__setattr__(self, "_restored", checkpoint.get("tavq"))

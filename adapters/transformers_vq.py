@@ -2,7 +2,7 @@
 
 Quirks: Chameleon has neither a decoder nor a forward. Janus decodes from indices, normalised, on one fixed grid, so its
 reconstruction sends no gradient to the encoder. Emu3 has no forward, repeats an image over time, and its quantizer
-takes b t c h w and returns only indices: no straight-through output, no loss. All three start in eval mode.
+takes b t c h w and returns only indices, without a straight-through output or a loss. All three start in eval mode.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class VQQuantizer(EmbeddingQuantizer):
     """Chameleon's and Janus's quantizer: (z_q, loss, indices), indices flat."""
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; indices flat -> b h w."""
+        """Read the quantizer's output; indices flat -> b h w."""
         vectors, loss, indices = output
         return self.on_grid(vectors, indices, loss)
 
@@ -30,7 +30,7 @@ class Emu3Quantizer(EmbeddingQuantizer):
     """Emu3's quantizer, b t c h w -> indices b t h w. This adapter makes the straight-through vectors."""
 
     def parse(self, z_in: Tensor, output: Tensor) -> Quantized:
-        """The quantizer's output for images; ValueError for video."""
+        """Read the quantizer's output for images; ValueError for video."""
         if z_in.shape[1] != 1:
             raise ValueError(f"Emu3's quantizer got {z_in.shape[1]} time steps and needed 1: encode images, b c h w")
         latent, indices = z_in[:, 0], output[:, 0]
@@ -42,7 +42,7 @@ class Chameleon(HostAdapter):
     """ChameleonVQVAE: an encoder and a quantizer."""
 
     def find_quantizer(self) -> str:
-        """The quantizer's path, the same in all of them."""
+        """The quantizer's path, the same in every model of this class."""
         return "quantize"
 
     def encode(self, images: Tensor) -> None:

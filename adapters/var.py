@@ -20,7 +20,7 @@ class VARQuantizer(EmbeddingQuantizer):
 
     @staticmethod
     def recognizes(module: nn.Module) -> bool:
-        """Whether `models.quant` is VAR's, as other code may have a module of that name."""
+        """True if this `models.quant` is VAR's; other code may have one of the same name."""
         return hasattr(module, "f_to_idxBl_or_fhat")
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
@@ -42,7 +42,7 @@ class VAR(HostAdapter):
 
     @staticmethod
     def recognizes(model: nn.Module) -> bool:
-        """Whether `models.vqvae` is VAR's, as other code may have a module of that name."""
+        """True if this `models.vqvae` is VAR's; other code may have one of the same name."""
         return hasattr(model, "fhat_to_img")
 
     def encode(self, images: Tensor) -> None:

@@ -56,7 +56,7 @@ class VectorQuantizeQuantizer:
         self.straight_through = not (module.has_projections or (module.learnable_codebook and by_itself))
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; b n c or b c h w."""
+        """Read the quantizer's output; b n c or b c h w."""
         vectors, indices, loss = output[:3]
         first = self.module.accept_image_fmap or not self.module.channel_last
         vectors = _as_map(vectors, first)
@@ -78,7 +78,7 @@ class ResidualQuantizer:
         )
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; b n c or b c h w."""
+        """Read the quantizer's output; b n c or b c h w."""
         vectors, indices, losses = output[:3]
         first = self.module.accept_image_fmap
         looked_up = None
@@ -103,7 +103,7 @@ class HierarchicalQuantizer:
         self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; the finest scale's indices, repeated where the grid is finer still."""
+        """Read the quantizer's output; the finest scale's indices, repeated where the grid is finer still."""
         vectors, indices, loss = output[:3]
         vectors = _as_map(vectors, self.module.channel_first)
         finest = F.interpolate(indices[-1][:, None].double(), size=vectors.shape[-2:])[:, 0].long()
@@ -125,7 +125,7 @@ class FSQQuantizer:
         self.straight_through = not module.has_projections
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; maps are always channels-first."""
+        """Read the quantizer's output; maps are always channels-first."""
         first = self.module.channel_first or z_in.ndim == 4
         vectors = _as_map(output[0], first)
         indices = output[1].reshape(vectors[:, 0].shape).long()
@@ -146,7 +146,7 @@ class LFQQuantizer:
         self.straight_through = not module.has_projections
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output, with or without its loss breakdown."""
+        """Read the quantizer's output, with or without its loss breakdown."""
         quantized, indices, loss = output[0] if isinstance(output[0], tuple) else output
         first = self.module.channel_first
         first = z_in.ndim == 4 if first is None else first
@@ -168,7 +168,7 @@ class SimVQQuantizer:
         self.module = module
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output as `Quantized`."""
+        """Read the quantizer's output as `Quantized`."""
         vectors, indices, loss = output
         vectors = _as_map(vectors, self.module.channel_first)
         latent = _as_map(z_in, self.module.channel_first)

@@ -30,7 +30,7 @@ class ViTQuantizer(EmbeddingQuantizer):
         self.straight_through = module.straight_through
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
-        """The quantizer's output; b n c -> b c h w."""
+        """Read the quantizer's output; b n c -> b c h w."""
         vectors, loss, indices = output
         return self.on_grid(_as_map(vectors), indices, loss, latent=_as_map(self.module.norm(z_in)))
 
@@ -43,7 +43,7 @@ class ViTVQGAN(HostAdapter):
     """ViTVQ and ViTVQGumbel on square images."""
 
     def find_taps(self) -> tuple[str, ...]:
-        """What enters the layers after a third and two thirds of the depth."""
+        """The norms that begin the layers after a third and two thirds of the depth."""
         n = len(self.model.encoder.transformer.layers)
         if n < 3:
             raise ValueError(f"this encoder has {n} layers and three levels need 3: name two modules in taps=")

@@ -1,10 +1,10 @@
 """Bias, variance and cost of each model of the codes: python benchmarks/distributions.py --json OUT.
 
-The reference is POT's exact gradient on all codes in float64. A model draws its sample anew `draws` times: the cosine
-of the mean gradient with the reference shows its bias, that of a single one what a training step gets, and the spread
-of the value over the draws, as a share of the gain, its variance. Seconds are medians of forward and backward, with the
-projection (256 → 384), in turns, on one thread, of the processor's time the process had. Gaussian models have no
-learned head here: "moments" is what the head starts from.
+The reference is POT's exact gradient on all codes in float64. Each model draws its points anew `draws` times. Its bias
+is shown by the cosine of the mean gradient with the reference, and what a training step gets by the mean cosine of a
+single gradient. Its variance is the spread of the value over the draws, as a share of the gain. Seconds are medians of
+the process's CPU time on one thread, for forward and backward with the projection (256 → 384); models take turns.
+Gaussian models have no learned head here: "moments" is what the head starts from.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Every host through the conformance suite, and what wrapping costs: python benchmarks/hosts.py --json [OUT].
 
-One row per host: its taps and levels, and "passes" or the reason why not. Packages that are installed
-are tested, and checkouts under TAVQ_HOSTS (`owner+name` folders). Then, unless --no-speed: a taming f16 256 px forward
-bare and with standing hooks, in turns; and the memory of levels 1–2 (b = 8, 64² and 32², K = 16,384), forward and
-backward, above what was held before.
+One row per host: its taps and levels, and "passes" or the reason why not. Installed packages are tested, and checkouts
+under TAVQ_HOSTS (`owner+name` folders). Then, unless --no-speed: the time of a taming f16 256 px forward, bare and with
+hooks, in turns; and the memory that levels 1–2 add (b = 8, 64² and 32², K = 16,384), forward and backward.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def conformance(only: str | None, hosts: Builders, run_tests: Callable[..., Any]
 
 
 def overhead(rounds: int) -> dict[str, Any]:
-    """CPU seconds of a taming f16 256 px training forward, b = 1, bare and with standing hooks, in turns."""
+    """CPU seconds of a taming f16 256 px training forward, b = 1, bare and with hooks, in turns."""
     from step_share import F16
     from tavq_plugin.adapters.taming import VQGAN
 
@@ -128,7 +127,7 @@ def overhead(rounds: int) -> dict[str, Any]:
 
 
 def hooks(calls: int = 20000) -> float:
-    """CPU seconds that three hooks add to small modules: in a whole forward they are below its spread."""
+    """CPU seconds that three hooks add to small modules; in a host's forward, their time is below the spread."""
     modules, x = [torch.nn.Identity() for _ in range(3)], torch.zeros(1)
     model = torch.nn.Sequential(*modules)
 
@@ -192,7 +191,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def main(
     argv: Sequence[str] | None = None, *, hosts: Builders | None = None, run_tests: Callable[..., Any] = pytest.main
 ) -> None:
-    """Run, print and write; the hosts and the runner are for tests."""
+    """Run, print and write; tests give `hosts` and `run_tests`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="where the JSON goes; alone: printed")
     parser.add_argument("--only", help="hosts whose name has this, as pytest -k")

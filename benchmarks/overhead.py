@@ -1,10 +1,10 @@
 """How much longer a training step with tavq takes than vqgan's: python benchmarks/overhead.py --corpus DATA --json OUT.
 
-The reference trainer's own loop, once for each method, on one corpus (the folder `data` of any `tavq compare`, images
-resized where a case asks for another size), codebooks started on latents, so that their codes are in use; steps of the
-two are timed in turns, so that whatever else the machine does meets both. Medians over rounds, ratios taken within a
-round, after a warm-up in which every shape is met. On a CPU seconds are those the process had of the processor; on a
-GPU a step is timed from an idle device to an idle device.
+Both methods run the reference trainer's own loop on one corpus: the folder `data` of any `tavq compare`, with images
+resized if a case asks for another size. Codebooks start on latents, so that their codes are in use. The steps of the
+two are timed in turns, so that other load on the machine affects both, after a warm-up in which every shape occurs.
+Results are medians over rounds; ratios are taken within a round. On a CPU, seconds are the process's CPU time; on a
+GPU, a step is timed from an idle device to an idle device.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(
     cases: Mapping[str, tuple[str, list[str]]] = CASES,
     load: Callable[[Path], Corpus] = load_corpus,
 ) -> None:
-    """Measure, print and write the JSON; the cases and the loader are for tests."""
+    """Measure, print and write the JSON; tests give `cases` and `load`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="the folder data of a comparison")
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")

@@ -1,6 +1,6 @@
-"""Peak memory of `tavq prepare` on few and on many records, each in a process of its own: python benchmarks/prepare.py.
+"""Peak memory of `tavq prepare` on few and on many records, in one process each: python benchmarks/prepare.py.
 
-A tiny random encoder, so that the pipeline is measured and not a model; synthetic texts of two sentences.
+The encoder is tiny and random, so that the pipeline is measured and not a model. Texts are synthetic, of two sentences.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tiny_encoder() -> TextEncoder:
 
 
 def texts(file: Path, records: int) -> None:
-    """Synthetic records, each with a sentence of its own."""
+    """Write synthetic records, each with one unique sentence."""
     draw = random.Random(0)
     with file.open("w") as lines:
         for i in range(records):
@@ -54,7 +54,7 @@ def texts(file: Path, records: int) -> None:
 
 
 def child(file: Path, out: Path, pipe: Any) -> None:
-    """One run; sends its peak memory and time."""
+    """One run; its peak memory and time are sent through the pipe."""
     torch.set_num_threads(1)
     began, wall = time.process_time(), time.perf_counter()
     done = prepare(file, out, tiny_encoder, shard_size=SHARD, progress=False)

@@ -1,9 +1,9 @@
 """Share of a taming VQGAN f16 256 px training step that transport takes: python benchmarks/step_share.py --json OUT.
 
-A whole step is the host's forward and backward (taming's f16 configuration, b images), a PatchGAN pass on its output
-and Adam; transport is `solve` forward and backward on three levels of that size, codes at 64², 32² and 16² of width 256
-against 64, 32 and 12 units, through a projection to 384. Both are timed in turns in one process, medians reported; on a
-CPU seconds are those the process had of the processor.
+A step is the host's forward and backward (taming's f16 configuration, b images), a PatchGAN pass on its output, and
+Adam. Transport is `solve`, forward and backward, on three levels of that size: codes of width 256 at 64², 32² and 16²
+against 64, 32 and 12 units, through a projection to 384. The two are timed in turns in one process; results are
+medians. On a CPU, seconds are the process's CPU time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Batches of text units from a warm store: ours, Parquet, LMDB, in one run: python benchmarks/store.py.
 
-A synthetic corpus with the numbers of units measured on real long captions (55.6 words, 39.5 phrases, 6.8 sentences
-an image; each distinct word 14.4, phrase 2.4, sentence 1 times). Every loader gives the same thing: 64 images drawn
-at random, float16, padded, with masks; zero workers, one thread, all files read before. The rivals hold raw rows, as
-written by default. LMDB in two ways: as a Dataset of one pickled dictionary of arrays an image, the common recipe
-(one transaction an image, padded by the collate function), and tuned by us: bare bytes, one transaction a batch.
+The corpus is synthetic, with as many units as real long captions have (per image 55.6 words, 39.5 phrases and 6.8
+sentences; each distinct word is used 14.4 times, a phrase 2.4 times, a sentence once). Every loader gives the same
+batches: 64 images drawn at random, float16, padded, with masks; zero workers, one thread, all files read before. The
+rivals hold raw rows, as written by default. LMDB is used in two ways. The common recipe is a Dataset with one pickled
+dictionary of arrays per image (one transaction per image, padded by the collate function). Ours is tuned: bare bytes,
+one transaction per batch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.types import GRANULARITIES
 
 DIM, BATCH = 384, 64
-UNITS = {"word": (55.6, 14.4), "phrase": (39.5, 2.4), "sentence": (6.8, 1.0)}  # an image; uses of a distinct one
+UNITS = {"word": (55.6, 14.4), "phrase": (39.5, 2.4), "sentence": (6.8, 1.0)}  # per image; uses of each distinct one
 TARGETS = {"ours": 20_000, "Parquet": 5, "LMDB": 3}  # images/s; times as fast as
 ROUNDS = 5
 BATCHES = {"ours": 100, "ours, centred float32": 50, "LMDB, pickled arrays": 10, "LMDB, bare bytes": 10}
@@ -46,7 +47,7 @@ Batch = dict[str, tuple[Tensor, Tensor]]
 
 
 def corpus(images: int, shard: int) -> Iterator[TextStore]:
-    """Shards of texts; words by Zipf's law from one vocabulary, phrases and sentences of each shard's own."""
+    """Shards of texts. Frequent words occur far more often than others; each shard has its own units."""
     draw = np.random.default_rng(0)
     for start in range(0, images, shard):
         count = min(shard, images - start)
@@ -73,7 +74,7 @@ def corpus(images: int, shard: int) -> Iterator[TextStore]:
 
 
 def write(folder: Path, images: int, shard: int) -> dict[str, Any]:
-    """The three stores of the same rows; their sizes in bytes."""
+    """Write the stores of the same rows; returns their sizes in bytes."""
     schema = pyarrow.schema([(name, pyarrow.binary()) for name in GRANULARITIES])
     bare = lmdb.open(str(folder / "bare.lmdb"), map_size=2**36)
     pickled = lmdb.open(str(folder / "pickled.lmdb"), map_size=2**36)
@@ -125,7 +126,7 @@ def stacked(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Pickled(Dataset):
-    """The common recipe: an image's arrays by its key, a transaction each."""
+    """The common recipe: one key and one transaction for each image's arrays."""
 
     def __init__(self, file: Path, images: int) -> None:
         self.environment = lmdb.open(str(file), readonly=True, lock=False, readahead=False, meminit=False)
@@ -189,7 +190,7 @@ def loaders(folder: Path, images: int) -> dict[str, Callable[[], Iterator[Batch]
 
 
 def same(folder: Path, images: int) -> bool:
-    """Whether the three stores give equal rows for the last image; said in the table."""
+    """Whether all stores give equal rows for the last image; the table shows it."""
     store = ShardedStore.open(folder / "ours").batch([images - 1], centred=False)
     environment = lmdb.open(str(folder / "bare.lmdb"), readonly=True, lock=False)
     pickled = Pickled(folder / "pickled.lmdb", images)[images - 1]
@@ -204,7 +205,7 @@ def same(folder: Path, images: int) -> bool:
 
 
 def measure(folder: Path, images: int, shard: int, batches: Mapping[str, int]) -> dict[str, Any]:
-    """Images a CPU and a wall second, interleaved; medians, spread and ratios to each rival within its round."""
+    """Images per CPU and wall second of loaders that take turns: medians, spread, and ratios within a round."""
     sizes = write(folder, images, shard)
     equal = same(folder, images)
     streams = {name: make() for name, make in loaders(folder, images).items()}
@@ -255,7 +256,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None, *, batches: Mapping[str, int] = BATCHES) -> None:
-    """Measure, print and write benchmarks/results/store.{json,md}; the batches per round are for tests."""
+    """Measure, print and write benchmarks/results/store.{json,md}; tests give `batches`, the batches per round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--shard", type=int, default=4096, help="images per shard")

@@ -1,6 +1,6 @@
 """Splitting and encoding the Flickr8k part of a pack on one core: python benchmarks/text_encoding.py --data FOLDER.
 
-CPU seconds of one thread on one core are given beside wall-clock, which other processes disturb.
+CPU seconds of one thread on one core are given as well as wall-clock seconds, which other processes disturb.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tavq_plugin.text import TextStore, offline_encoder, split
 from tavq_plugin.types import GRANULARITIES
 
 ROUNDS = 5
-SAMPLE = 512  # strings a granularity, for the paired comparison
+SAMPLE = 512  # strings per granularity, for the paired comparison
 TARGET = 480  # seconds on one core for the whole encoding
 
 
@@ -64,7 +64,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def measure(texts: list[str]) -> dict[str, Any]:
-    """Splitting alone, everything in the dtype chosen, then the paired dtypes on a sample."""
+    """Measure splitting alone, splitting and encoding in the chosen dtype, then both dtypes on a sample."""
     split("Load the tagger.")
     units, splitting = timed(lambda: [split(text) for text in texts])
     distinct = {name: list(dict.fromkeys(u for found in units for u in found.texts(name))) for name in GRANULARITIES}
@@ -124,7 +124,7 @@ def paired(encoder: Any, strings: list[str]) -> dict[str, float]:
 
 
 def cpu_name() -> str:
-    """The processor and what of it matters for bfloat16."""
+    """The processor's name, and its instructions for bfloat16."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in text]

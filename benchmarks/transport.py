@@ -1,13 +1,13 @@
-"""The transport solver beside its alternatives: python benchmarks/transport.py --json OUT [--quick].
+"""The transport solver compared with its alternatives: python benchmarks/transport.py --json OUT [--quick].
 
 Every method gets the same codes (b n 256), projection (256 d) and texts, and computes a scalar and its gradient for all
 three; the projection's own forward and backward is part of each. Methods take turns within a round; seconds are medians
-over the rounds, ratios are taken within a round; a method that takes seconds runs once after its warm-up (ot.batch,
-whose iterations dwarf one, without), and its ratio is to our median. On a CPU there is one thread, and seconds are the
-process's CPU time, so that other processes do not count; on a GPU they are wall-clock seconds. Entropic methods share
-one absolute blur, .02 of the problems' mean scale; references are POT's exact plans in float64. Equal codes may share
-their units in any proportion at the same cost, so the gradients of "repeated" codes are compared as means over equal
-codes.
+over the rounds, and ratios are taken within a round. A method that takes more than two seconds runs once after its
+warm-up (ot.batch without one, as it would not matter), and its ratio is to our median. On a CPU there is one thread,
+and seconds are the process's CPU time, so that other processes do not count; on a GPU they are wall-clock seconds.
+Entropic methods share one absolute blur, .02 of the problems' mean scale; references are POT's exact plans in float64.
+Equal codes may share their units in any proportion at the same cost, so gradients of "repeated" codes are averaged over
+equal codes before they are compared.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def main(
     growth_sizes: Sequence[int] = GROWTH_SIZES,
     devices: Sequence[str] | None = None,
 ) -> None:
-    """Measure, print and write the results; the sizes and devices are for tests."""
+    """Measure, print and write the results; tests give the sizes and devices."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
     parser.add_argument("--quick", action="store_true", help="one width, fewer rounds: under three minutes")

@@ -42,7 +42,7 @@ def process_kilobytes(key: str) -> int:
 
 
 def reset_peak_memory() -> int:
-    """Return freed memory to the system, start the high-water mark (VmHWM) anew, and give the present VmRSS, kB."""
+    """Return freed memory to the system, reset the high-water mark (VmHWM), and return the current VmRSS, kB."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # freed memory would hide a later peak
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""The files that hold a benchmark's results: JSON, and a page of Markdown beside it."""
+"""The files that hold a benchmark's results: JSON, and a page of Markdown next to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def save_results(file: Path, content: Any, page: str | None = None) -> None:
-    """Write the JSON and, if given, the page beside it; the folder is created."""
+    """Write the JSON and, if given, the page next to it; the folder is created."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if page is not None:

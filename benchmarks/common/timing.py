@@ -9,7 +9,7 @@ import torch
 
 
 def timed(call: Callable[[], object], device: str) -> float:
-    """Seconds of a call: on a GPU by the clock, from an idle device to an idle device, else of the processor's time."""
+    """Seconds of a call: on a GPU, wall-clock from an idle device to an idle device; else the process's CPU time."""
     on_gpu = device == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:

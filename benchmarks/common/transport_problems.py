@@ -11,7 +11,7 @@ from torch import Tensor
 from tavq_plugin.ot import solve
 
 WIDTH = 256  # of the codes
-EPSILON = 0.02  # the blur that all entropic methods get, as a share of the problems' mean scale
+EPSILON = 0.02  # the blur of all entropic methods, as a share of the problems' mean scale
 FAMILIES = ("gaussian", "spatial", "clustered", "repeated")
 
 
@@ -71,7 +71,7 @@ class Exact(NamedTuple):
 
 
 def exact(problem: TransportProblem) -> Exact:
-    """The reference answer, and the absolute blur that every entropic method gets."""
+    """The reference answer, and the absolute blur for every entropic method."""
     leaves = [t.double().requires_grad_() for t in problem]
     result = solve(leaves[0], leaves[1], project=leaves[2], solver="emd")
     result.value.sum().backward()

@@ -1,1 +1,1 @@
-"""Third-party tokenizers, wrapped: find their taps and quantizer, and read codes of three levels from them."""
+"""Wrap third-party tokenizers: find their taps and quantizer, and read codes of three levels from them."""

@@ -1,4 +1,4 @@
-"""`HostAdapter`: any host whose quantizer is known, or read by the user's `parse`; and bases of quantizer adapters."""
+"""`HostAdapter`, the default adapter of a host, and the base classes of quantizer adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYOUTS = ("b c h w", "b h w c", "b n c", "n b c", "b c n")
 
 
 class HostAdapter:
-    """The adapter of a host that has none of its own, and the base class of those that have one.
+    """The default adapter of a host, and the base class of adapters that are written for one host.
 
     Args:
         model: The host.
@@ -31,7 +31,8 @@ class HostAdapter:
         example: Images the host accepts, b c h w. Default: one image of 64×64 pixels.
 
     Raises:
-        ValueError: The layout or the quantizer is unknown, several quantizers are known, or the quantizer never runs.
+        ValueError: The layout or the quantizer is unknown, the host holds several known quantizers, or the quantizer
+            never runs.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class HostAdapter:
         self.taps = tuple(taps) if taps else self.find_taps()
 
     def find_quantizer(self) -> str:
-        """Path of the only module whose class is a known quantizer's."""
+        """Path of the host's only known quantizer; ValueError if there is none, or several."""
         paths = known_quantizers(self.model)
         if len(paths) == 1:
             return paths[0]
@@ -88,7 +89,7 @@ class HostAdapter:
 
     @property
     def quantizer_adapter(self) -> QuantizerAdapter:
-        """The adapter of the quantizer that is at `quantizer` now."""
+        """The adapter of the module that is at the path `quantizer` now."""
         module = find_module(self.model, self.quantizer)
         if self._parse:
             return CustomQuantizer(module, self._parse)
@@ -99,7 +100,7 @@ class HostAdapter:
 
     @property
     def straight_through(self) -> bool:
-        """Whether the quantizer passes its gradient to the latent alone, as its adapter says."""
+        """True if the quantizer passes its gradient to the latent alone; false for Gumbel."""
         return self.quantizer_adapter.straight_through
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
@@ -108,8 +109,8 @@ class HostAdapter:
         if shaped is None:
             got = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
             raise ValueError(
-                f"the feature of level {level + 1} is {got}, and layout {self.layout!r} (n a square number) was "
-                f"needed: tap another module, or give layout=, one of {', '.join(map(repr, LAYOUTS))}"
+                f"the feature of level {level + 1} is {got}, which does not fit layout {self.layout!r} (n must be a "
+                f"square number): tap another module, or give layout=, one of {', '.join(map(repr, LAYOUTS))}"
             )
         return shaped
 
@@ -118,11 +119,11 @@ class HostAdapter:
         return self.quantizer_adapter.parse(z_in, output)
 
     def encode(self, images: Tensor) -> None:
-        """Run the host through its quantizer. Its parts are unknown here, so all of it runs."""
+        """Run the whole host, as its parts are unknown here; subclasses stop after the quantizer."""
         self.model(images)
 
     def example_images(self) -> Tensor:
-        """The user's example images, or else the smallest that show every level; on the host's device, b c h w."""
+        """The user's example images, else `smallest_images()`; on the host's device, b c h w."""
         if self.example is None:
             return self.smallest_images()
         return self.example.detach().to(next(self.model.parameters()).device).clone()
@@ -146,7 +147,7 @@ class HostAdapter:
         return getattr(last, "weight", None)
 
     def _as_map(self, feature: Any) -> Tensor | None:
-        """A feature of the adapter's layout as b c h w; None where its shape is another."""
+        """A feature, rearranged from `layout` to b c h w; None if its shape does not fit."""
         axes = self.layout.split()
         if not isinstance(feature, Tensor) or feature.ndim != len(axes):
             return None
@@ -159,13 +160,13 @@ class HostAdapter:
 
 
 class EmbeddingQuantizer:
-    """Base of the adapters of quantizers that look up an `embedding`, and return as taming's do."""
+    """Base class for quantizers that have an `embedding` and return what taming's return."""
 
     straight_through = True
 
     def __init__(self, module: nn.Module) -> None:
         if getattr(module, "remap", None) is not None:
-            raise ValueError("this quantizer remaps its indices (remap=): build it without, then wrap it")
+            raise ValueError("this quantizer remaps its indices: build it without remap=, then wrap it")
         self.module: Any = module  # Any: each quantizer has attributes of its own
 
     def parse(self, z_in: Tensor, output: Any) -> Quantized:
@@ -179,7 +180,7 @@ class EmbeddingQuantizer:
 
     @staticmethod
     def on_grid(vectors: Tensor, indices: Tensor, loss: Tensor, latent: Tensor | None = None) -> Quantized:
-        """Indices of any shape, in the shape of the vectors' grid; b c h w, (b h w), scalar -> Quantized."""
+        """`Quantized` with indices of any shape, put on the vectors' grid; b c h w, (b h w), scalar -> Quantized."""
         return Quantized(vectors, indices.reshape(len(vectors), *vectors.shape[2:]).long(), loss, latent=latent)
 
 
@@ -192,7 +193,7 @@ class CustomQuantizer:
         self.module, self.parse = module, parse
 
     def codebook(self) -> Tensor | None:
-        """The only k c parameter, parametrized or not; None where there is none or several."""
+        """The only k c parameter, parametrized or not; None if there is none, or several."""
         tables: list[Tensor] = [
             p for name, p in self.module.named_parameters() if p.ndim == 2 and "parametrizations." not in name
         ]

@@ -1,4 +1,4 @@
-"""Where to tap a host that no adapter describes: one dry forward on example images tells."""
+"""Find where to tap a host that no adapter describes, by one dry forward on example images."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def find_taps(
 ) -> tuple[str, str]:
     """Paths of the last module at each of the two coarsest resolutions above the quantizer's, fine to coarse.
 
-    Modules are left out that never run, whose output is changed in place later, or on which the quantizer's input
-    does not depend.
+    A module is left out if it never runs, if its output is changed in place later, or if the quantizer's input does
+    not depend on it.
 
     Args:
         model: The host.
         quantizer: Path of its quantizer.
         run: Runs the host on example images that require gradient.
         parse: The quantizer's input and output -> Quantized.
-        as_map: A module's output -> b c h w, or None where it is no feature map.
+        as_map: A module's output -> b c h w, or None if it is no feature map.
 
     Raises:
         ValueError: The quantizer never runs or gets no gradient, or fewer than two resolutions are left.
@@ -70,7 +70,7 @@ def find_taps(
     grid = parse(trace.z_in, trace.quantizer_output).vectors.shape[-2:]
     maps = [(output, shaped) for output in trace.outputs if (shaped := as_map(output.tensor)) is not None]
     changed = {output.path for output, _ in maps if output.changed_in_place}
-    candidates = [c for c in _on_the_way(trace.z_in, maps) if c.path not in changed]
+    candidates = [c for c in _candidates(trace.z_in, maps) if c.path not in changed]
     by_size = {c.size: c for c in candidates if c.size[0] * c.size[1] > grid[0] * grid[1]}  # the last one of each size
     fine_to_coarse = sorted(by_size.values(), key=lambda c: -c.size[0] * c.size[1])
     if len(fine_to_coarse) < 2:
@@ -84,7 +84,7 @@ def find_taps(
     return fine_to_coarse[-2].path, fine_to_coarse[-1].path
 
 
-def _on_the_way(z_in: Tensor, maps: list[tuple[_ModuleOutput, Tensor]]) -> list[TapCandidate]:
+def _candidates(z_in: Tensor, maps: list[tuple[_ModuleOutput, Tensor]]) -> list[TapCandidate]:
     """The modules on whose feature maps the quantizer's input depends, in the order they ran."""
     if not maps:
         return []

@@ -24,11 +24,11 @@ class Hierarchy(nn.Module):
         widths: Channels of the tapped features, fine to coarse.
         code_width: Width of the host's codes.
         codebook: "shared", the host's, or "own", one embedding of `codebook_size` × `code_width` per added level.
-        codebook_size: Number of codes of each own codebook. Default: none; "own" needs it.
+        codebook_size: Number of codes of each own codebook. "own" requires it.
         grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both".
-        straight_through: Whether the host's quantizer passes its gradient to the latent alone; false for Gumbel.
+        straight_through: True if the host's quantizer passes its gradient to the latent alone; false for Gumbel.
         beta: Weight β of the commitment term.
-        max_grid: Places per side above which a tapped feature is pooled before anything else.
+        max_grid: A tapped feature with more places per side than this is pooled first.
         detach_added_levels: If true, the added levels send no gradient to the host or its codebook.
 
     Raises:
@@ -81,17 +81,17 @@ class Hierarchy(nn.Module):
         self._grad_to: GradTo = grad_to
 
     def forward(self, features: Sequence[Tensor], z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Codes:
-        """Tapped features and the host's quantizer call to codes of every level; L-1 × b c h w -> Codes."""
+        """Codes of every level, from the tapped features and the host's quantizer call; L-1 × b c h w -> Codes."""
         if codebook is None and (self.codebook == "shared" or self.grad_to != "encoder"):
             raise ValueError(
-                'this host shows no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
+                'this host has no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
                 'grad_to="encoder"'
             )
         if self.detach_added_levels:
             features = [feature.detach() for feature in features]
-        levels = [self._added_level(index, feature, codebook) for index, feature in enumerate(features)]
+        added = [self._added_level(index, feature, codebook) for index, feature in enumerate(features)]
         host_level = self._host_level(z_in if final.latent is None else final.latent, final, codebook)
-        return Codes((*levels, host_level), final.loss)
+        return Codes((*added, host_level), final.loss)
 
     def _table(self, index: int, codebook: Tensor | None) -> Tensor:
         """The codebook of an added level, k c: its own, or the host's."""

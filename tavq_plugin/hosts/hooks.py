@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 COMPILED = (
-    "Hooks on a module that torch.compile ran before they were there never fire: attach before its first compiled "
-    "call, or call torch._dynamo.reset()"
+    "If torch.compile ran a module before it was hooked, its hooks never fire: attach before the first compiled call, "
+    "or call torch._dynamo.reset()"
 )
 
 
@@ -53,7 +53,7 @@ class Recorder:
         if not seen:
             raise RuntimeError(
                 "no forward of the host was recorded since the last alignment: call align(texts) once, "
-                f"after the host's own forward of the generator pass. {COMPILED}"
+                f"after the host's forward in the generator pass. {COMPILED}"
             )
         not_fired = [path for path in self.paths if path not in seen]
         if not_fired:
@@ -81,7 +81,7 @@ class Recorder:
 
 
 class _RecordingHook:
-    """A forward hook that records each call; a module-level class, so that a hooked host still pickles and copies."""
+    """A forward hook that records each call; a module-level class, so that a hooked host can be pickled and copied."""
 
     def __init__(self, recorder: Recorder, path: str) -> None:
         self.recorder, self.path = recorder, path
@@ -105,9 +105,9 @@ def require_gradient(seen: dict[str, Capture]) -> None:
     without_grad = [path for path, call in seen.items() if not call.grad_enabled]
     if len(without_grad) == len(seen):
         raise RuntimeError(
-            "the host's latest forward ran under no_grad (an evaluation pass?), or all of it inside a reentrant "
-            "checkpoint: its capture is stale for a training loss; call align(texts) after the forward of the "
-            "generator pass, and give torch.utils.checkpoint use_reentrant=False"
+            "the host's latest forward ran under no_grad (an evaluation pass?), or as a whole inside a reentrant "
+            "checkpoint, so a loss on it has no gradient: call align(texts) after the forward of the generator pass, "
+            "and give torch.utils.checkpoint use_reentrant=False"
         )
     if without_grad:
         raise RuntimeError(

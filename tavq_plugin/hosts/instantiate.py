@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-# packages whose classes a file may name, each with its modules
+# packages whose classes a file may name, with their submodules
 PACKAGES = (
     "diffusers", "ldm", "taming", "tavq_plugin.adapters", "torch.nn", "torchvision.models", "transformers",
     "vector_quantize_pytorch",
@@ -30,20 +30,20 @@ BUILDERS = frozenset({
     "ldm.lr_scheduler.LambdaWarmUpCosineScheduler", "ldm.lr_scheduler.LambdaWarmUpCosineScheduler2",
     "ldm.lr_scheduler.LambdaLinearScheduler",
 })  # fmt: skip
-NAMING = ("target", "_target_", "class_path")  # keys by which taming and ldm, Hydra and Lightning name what is built
-# settings that can let code in a file or a model run, each with the one value that does not
+NAMING = ("target", "_target_", "class_path")  # the keys for a target in taming and ldm, Hydra, and Lightning
+# settings that can run code from a file or a model, each with its only safe value
 SAFE = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True}
 # packages that import on today's libraries only inside a context manager of their adapter, as "module:function"
 IMPORT_CONTEXTS = {"taming": "tavq_plugin.adapters.taming:enable_legacy_imports"}
 
-_allow: ContextVar[tuple[str, ...]] = ContextVar("allow", default=())  # while an object is built
+_allow: ContextVar[tuple[str, ...]] = ContextVar("allow", default=())  # for targets nested in the object being built
 
 
 def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] = (), where: str = "target") -> Any:
     """Build target, package.module.Class, with params, after `builder_of` has checked both.
 
-    Meanwhile `torch.load` reads only tensors, so a checkpoint named in params runs no code. Targets that taming or ldm
-    resolve themselves may name the packages in `allow` too.
+    During the build `torch.load` reads only tensors, so a checkpoint named in params runs no code. Targets that taming
+    or ldm resolve themselves may name the packages in `allow` too.
 
     Args:
         target: What to build, as package.module.Class.
@@ -72,7 +72,7 @@ def instantiate(target: str, params: Mapping[str, Any], *, allow: Sequence[str] 
 def builder_of(
     target: str, params: Mapping[str, Any], *, allow: Sequence[str] = (), where: str = "target"
 ) -> Callable[..., Any]:
-    """The class or function that target names, checked; nothing is built. The arguments are those of `instantiate`.
+    """Check target and params, and import what target names; nothing is built. Arguments as `instantiate`.
 
     Raises:
         ValueError: Target, or a target nested in params, is neither a `torch.nn.Module` class defined in an allowed
@@ -139,16 +139,15 @@ def _imported(target: str, where: str, packages: Sequence[str]) -> Callable[...,
     except AttributeError as error:
         raise ValueError(f"{where} {target!r}: {module} has no {name} ({error}): correct the name") from error
     if target not in BUILDERS and not (isinstance(found, type) and issubclass(found, nn.Module)):
-        kind = "class, but not one of torch.nn.Module" if isinstance(found, type) else type(found).__name__
+        kind = "class, but no subclass of torch.nn.Module" if isinstance(found, type) else type(found).__name__
         raise ValueError(
             f"{where} {target!r} is a {kind}: a file may name only a torch.nn.Module class, or one of "
-            f"{', '.join(sorted(BUILDERS))}. Give such a class; a function of your own runs by tavq doctor "
-            "file.py:function"
+            f"{', '.join(sorted(BUILDERS))}. Give such a class; for a function of yours, tavq doctor file.py:function"
         )
     if not _within(found.__module__, packages):
         raise ValueError(
             f"{where} {target!r} is defined in {found.__module__}, outside the allowed packages "
-            f"({', '.join(packages)}): if you trust that too, --allow {found.__module__.split('.')[0]}"
+            f"({', '.join(packages)}): if you trust that package too, --allow {found.__module__.split('.')[0]}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What the adapter of a host, and the adapter of a quantizer, must offer."""
+"""The protocols of a host's adapter and of a quantizer's adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class QuantizerAdapter(Protocol):
         """The quantizer's input and raw output as `Quantized`."""
 
     def codebook(self) -> Tensor | None:
-        """The live codebook in the width the decoder reads, k c; None where there is no explicit one."""
+        """The live codebook in the width the decoder reads, k c; None if there is no explicit one."""
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class Adapter(Protocol):
 
     @property
     def straight_through(self) -> bool:
-        """Whether the quantizer passes its gradient to the latent alone; False for Gumbel."""
+        """True if the quantizer passes its gradient to the latent alone; False for Gumbel."""
 
     def tokens(self, feature: Tensor, level: int) -> Tensor:
         """A tapped module's output as a map; anything -> b c h w."""
@@ -43,7 +43,7 @@ class Adapter(Protocol):
         """Run the host up to and through its quantizer; hooks record what is needed."""
 
     def example_images(self) -> Tensor:
-        """The smallest batch of images that shows every level's grid, b c h w, on the host's device."""
+        """Images that show every level's grid, the user's or the smallest possible; on the host's device, b c h w."""
 
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized vectors to images; b c h w -> b 3 h w."""
@@ -52,4 +52,4 @@ class Adapter(Protocol):
         """The live codebook, k c; None where the host has no explicit one."""
 
     def last_layer(self) -> Tensor | None:
-        """Weight of the decoder's last layer, for adaptive loss weights."""
+        """Weight of the decoder's last layer, for adaptive loss weights; None if it is unknown."""

@@ -1,4 +1,4 @@
-"""Find the nearest codes, send their gradient somewhere, and keep latents and codes together by a loss."""
+"""Find the nearest codes, choose where their gradient goes, and compute the quantization loss."""
 
 from __future__ import annotations
 

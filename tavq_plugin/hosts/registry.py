@@ -63,7 +63,7 @@ QUANTIZERS = {
 
 
 def adapter_for(host: nn.Module) -> Callable[..., Adapter] | None:
-    """The adapter class of a host's class, or of the nearest class it descends from; None where none is known.
+    """The adapter class of a host's class, or of the nearest class it descends from; None if none is known.
 
     >>> adapter_for(nn.Linear(1, 1)) is None
     True
@@ -72,7 +72,7 @@ def adapter_for(host: nn.Module) -> Callable[..., Adapter] | None:
 
 
 def quantizer_adapter_for(quantizer: nn.Module) -> Callable[[nn.Module], QuantizerAdapter] | None:
-    """The adapter class of a quantizer's class, or of the nearest class it descends from; None where none is known.
+    """The adapter class of a quantizer's class, or of the nearest class it descends from; None if none is known.
 
     >>> quantizer_adapter_for(nn.Embedding(1, 1)) is None
     True
@@ -100,7 +100,7 @@ def _registered(module: nn.Module, table: dict[str, str]) -> Any:
         if target is not None:
             source, name = target.split(":")
             found = getattr(import_module(source), name)
-            # a path such as modules.Model may be anyone's, so the adapters of such hosts look before they claim one
+            # a user's own class may have a path such as modules.Model, so those adapters also check its attributes
             if not hasattr(found, "recognizes") or found.recognizes(module):
                 return found
     return None

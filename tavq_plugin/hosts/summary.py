@@ -30,13 +30,13 @@ class LevelSummary(NamedTuple):
     tap: str  # module path
     channels: int  # of the tapped feature; of the host's own level: the code width
     grid: tuple[int, int]  # h w of its codes, on the example images
-    codes: int | None  # size of its codebook; None where the host has no explicit one
+    codes: int | None  # size of its codebook; None if the host has no explicit one
     text: str = ""  # granularity it is aligned with
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`str()` of it is one line; `table()` has one row per level."""
+    """What was added to a host: `str()` gives one line, `table()` one row per level."""
 
     adapter: str
     host: str
@@ -44,28 +44,28 @@ class Summary:
     image: tuple[int, int]  # h w of the example images, pixels
     codebook: str
     gradient: str
-    parameters: int  # added, all of them
-    heads: str = ""  # of the text alignment
+    parameters: int  # how many were added
+    heads: str = ""  # widths of the text alignment's heads; empty without an alignment
 
     def __str__(self) -> str:
-        taps = ", ".join(f"{level.tap} {_by(level.grid)}" for level in self.levels)
+        taps = ", ".join(f"{level.tap} {_size_text(level.grid)}" for level in self.levels)
         heads = f"heads {self.heads}; " if self.heads else ""
         return (
-            f"{self.adapter} on {self.host}: levels {taps} (for {_by(self.image)} px); codebook {self.codebook}; "
-            f"{heads}{self.parameters:,} parameters added; gradient {self.gradient}"
+            f"{self.adapter} on {self.host}: levels {taps} (for {_size_text(self.image)} px); "
+            f"codebook {self.codebook}; {heads}{self.parameters:,} parameters added; gradient {self.gradient}"
         )
 
     def table(self) -> str:
-        """The same as a table of the levels and a line for each of the rest."""
+        """A table of the levels, then one line for each other field."""
         rows = [("level", "tap", "channels", "grid", "codes", "text" if self.heads else "")]
         for number, level in enumerate(self.levels, 1):
             codes = "-" if level.codes is None else str(level.codes)
-            rows.append((str(number), level.tap, str(level.channels), _by(level.grid), codes, level.text))
+            rows.append((str(number), level.tap, str(level.channels), _size_text(level.grid), codes, level.text))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         rest = {
             "adapter": f"{self.adapter} on {self.host}",
-            "grids": f"for images of {_by(self.image)} pixels",
+            "grids": f"for images of {_size_text(self.image)} pixels",
             "heads": self.heads,
             "codebook": self.codebook,
             "gradient": self.gradient,
@@ -85,7 +85,7 @@ def summarize(adapter: Adapter, hierarchy: Hierarchy, sizes: DryRun) -> Summary:
         for index, (path, project, grid) in enumerate(zip(adapter.taps, added, sizes.grids, strict=False))
     ]
     levels.append(LevelSummary(adapter.quantizer, width, sizes.grids[-1], host_codes))
-    shown = "not explicit" if sizes.codebook is None else _by(sizes.codebook)
+    host_codebook = "not explicit" if sizes.codebook is None else _size_text(sizes.codebook)
     gradient = GRADIENT[hierarchy.grad_to]
     if hierarchy.detach_added_levels:
         gradient += "; the added levels send none to the host"
@@ -94,11 +94,13 @@ def summarize(adapter: Adapter, hierarchy: Hierarchy, sizes: DryRun) -> Summary:
         host=type(adapter.model).__name__,
         levels=tuple(levels),
         image=sizes.image,
-        codebook=f"own {_by((own[0], width))} per added level, the host's {shown}" if own else f"shared {shown}",
+        codebook=f"own {_size_text((own[0], width))} per added level, the host's {host_codebook}"
+        if own
+        else f"shared {host_codebook}",
         gradient=gradient,
         parameters=sum(parameter.numel() for parameter in hierarchy.parameters()),
     )
 
 
-def _by(sizes: tuple[int, int]) -> str:
+def _size_text(sizes: tuple[int, int]) -> str:
     return "×".join(map(str, sizes))

@@ -1,4 +1,4 @@
-"""`wrap` and `Tokenizer`: codes of three levels from a host that stays as it is."""
+"""`wrap` and `Tokenizer`: codes of three levels from an unchanged host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tokenizer(nn.Module):
         return output, codes_from(self.adapter, self.hierarchy, seen)
 
     def encode(self, images: Tensor) -> Codes:
-        """Images to codes; the decoder does not run."""
+        """Images to codes, without the decoder if the host's adapter can leave it out."""
         with tapped(self.host, at=tapped_paths(self.adapter)) as recorder:
             self.adapter.encode(images)
         return codes_from(self.adapter, self.hierarchy, recorder.take())
@@ -80,23 +80,23 @@ def wrap(
     detach_added_levels: bool = False,
     log_summary: bool = True,
 ) -> Tokenizer:
-    """Put a tokenizer with codes of three levels around a host, whose code, weights and state dict stay as they are.
+    """Wrap a host in a tokenizer with codes of three levels; its code, weights and state dict do not change.
 
-    A host that an adapter knows, or any host around one known quantizer, needs no settings. `wrap` runs the host once
-    on example images, in eval mode and without a trace; it draws no random number from the global stream.
+    A host that an adapter knows, or any host around one known quantizer, needs no settings. `wrap` runs the host on
+    example images, in eval mode and without a trace; it draws no random number from the global stream.
 
     Args:
         host: The user's own model, outside DistributedDataParallel and torch.compile.
         taps: Paths of two encoder modules, fine to coarse. Default: the adapter's, else found by one dry forward.
         quantizer: Path of the quantizer. Default: the adapter's, else the only module of a known quantizer class.
         layout: Axis order of the tapped features, such as "b c h w" or "b n c". Default: "b c h w".
-        parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the known quantizer's.
+        parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the adapter of the known quantizer.
         example: Images the host accepts, b c h w. Default: the adapter's smallest, else one of 64×64 pixels.
         grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both". Default: "both" if the
             codebook learns by gradient, else (EMA, constant, frozen) "encoder".
         codebook: What levels 1-2 look up: "shared", the host's codebook, or "own", one codebook each.
         codebook_size: Number of codes of each own codebook. Default: as many as the host's.
-        max_grid: Places per side above which a tapped feature is pooled before the nearest-code search.
+        max_grid: A tapped feature with more places per side than this is pooled before the nearest-code search.
         detach_added_levels: If true, levels 1-2 train without sending gradient to the host.
         log_summary: If true, log one line about what was added (logger "tavq_plugin", level INFO).
 
@@ -106,8 +106,8 @@ def wrap(
     """
     if unwrap(host) is not host:
         raise ValueError(
-            f"wrap(host) came with the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer "
-            "in DistributedDataParallel or torch.compile; or use attach, which hooks the host where it is"
+            f"wrap(host) got the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer in "
+            "DistributedDataParallel or torch.compile; or use attach, which finds the host inside"
         )
     with eval_without_trace(host):
         adapter = _find_adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
@@ -159,7 +159,7 @@ def _find_adapter(host: nn.Module, **description: Any) -> Adapter:
 
 
 def _possible_grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
-    """Where the gradient goes: as asked, or else everywhere it can; ValueError if that is impossible."""
+    """Where the gradient goes: as asked, by default everywhere it can; ValueError if that is impossible."""
     learns = table is not None and table.requires_grad
     if asked in ("codebook", "both") and table is not None and not learns:
         raise ValueError(
@@ -194,5 +194,5 @@ def _take_or_raise_value_error(recorder: Recorder) -> dict[str, Capture]:
 
 
 def _grid(tensor: Tensor) -> tuple[int, int]:
-    """Its last two sizes, h w."""
+    """The last two sizes of a tensor, h w."""
     return tensor.shape[-2], tensor.shape[-1]

@@ -1,4 +1,4 @@
-"""A user's own host, named on the command line: what `tavq doctor` examines."""
+"""Load a user's own host, named on the command line, for `tavq doctor`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, to
         built = getattr(_import_module(source), name)()
     parts = (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
     if not isinstance(parts[0], nn.Module):
-        raise ValueError(f"{target} returned a {type(parts[0]).__name__}, and a torch.nn.Module (the host) was needed")
+        raise ValueError(f"{target} returned a {type(parts[0]).__name__}: return the host, a torch.nn.Module")
     return parts
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    """The `model` of a YAML file, or all of it: a mapping with a target."""
+    """The mapping under `model` in a YAML file, or the whole file; it must have a target."""
     import yaml
 
     try:

@@ -23,8 +23,8 @@ class GaussianCodes(nn.Module):
         width: The code width, c.
         samples: Samples per image, s.
         covariance: "diagonal", L = diag(σ), or "full", L Lᵀ = Σ.
-        learned: If true, a head predicts the Gaussian's mean and log-variance from those of the codes over the grid. It
-            is residual and starts at 0, so that the first moments are the codes' own. If false, they always are.
+        learned: If true, a residual head predicts the Gaussian's mean and log-variance from those of the codes over the
+            grid; it starts at 0, where these are the codes' own moments. If false, they always are.
     """
 
     def __init__(self, width: int, samples: int, *, covariance: str = "diagonal", learned: bool = True) -> None:
@@ -66,7 +66,7 @@ def coarse(
 ) -> Transport:
     """`solve` on a stratified sample of the codes, then a few passes over all codes; b (h w) d, b m d -> Transport.
 
-    The gradient is close to that of all codes and takes a few passes only; `marginal_error` shows the difference.
+    A few passes bring the gradient close to that of all codes; `marginal_error` measures how close.
 
     Args:
         x: Codes on a grid, in raster order.
@@ -85,7 +85,7 @@ def stratified(codes: Tensor, samples: int, generator: torch.Generator | None = 
     """One random code from each of `samples` equal cells of the grid, the same cells in every image; b c h w -> b s c.
 
     The grid is divided into r × q cells, r·q = samples, as square as the divisors allow. If there are no more codes
-    than samples, all codes are returned. Raises ValueError where no such division fits the grid.
+    than samples, all codes are returned. Raises ValueError if no such division fits the grid.
     """
     _, _, h, w = codes.shape
     flat = rearrange(codes, "b c h w -> b (h w) c")
@@ -116,8 +116,8 @@ class CodeDistribution(nn.Module):
     """The distribution of a level's codes, as points; b c h w -> b n c.
 
     Args:
-        kind: "all" codes; "subsample", a stratified one; samples of a Gaussian with a learned head, "gaussian"
-            (diagonal) or "gaussian-full"; or of one without a head, "moments" or "moments-full".
+        kind: "all": every code. "subsample": a stratified sample. "gaussian", "gaussian-full": samples of a Gaussian
+            with a learned head, of diagonal or full covariance. "moments", "moments-full": the same without a head.
         width: The code width, c.
         samples: How many points, except for "all".
 

@@ -21,9 +21,9 @@ def batch_contrast(points: Tensor, masses: Tensor, units: Units, *, temperature:
 
     Points are averaged by their masses and units by their weights, and both means are normalised. The logits are their
     cosines divided by `temperature` (InfoNCE in both directions, as in CLIP). Images without text are neither queries
-    nor keys; with fewer than two others the loss is exactly 0. In distributed training each process compares its own
-    images with the texts of all processes, and its texts with all images, and weights the loss by its share of the
-    images with text: the mean over the processes is the loss of the whole batch, and so is its gradient.
+    nor keys; with fewer than two images with text the loss is exactly 0. In distributed training each process compares
+    its own images with the texts of all processes, and its texts with all images, and weights the loss by its share of
+    the images with text: the mean over the processes is the loss of the whole batch, and so is its gradient.
     """
     codes = PointClouds(points[None], masses[None])
     return level_contrasts(codes, point_clouds_of([units], points.dtype), temperature=temperature)[0]
@@ -51,8 +51,8 @@ def transport_contrast(
     """`batch_contrast` with transport values in place of cosines; b n d, b n, b m d -> scalar.
 
     One call of `solve`, with its `options`, transports every image onto every text (b² problems). Points have unit
-    length, so that −value / 2 is on the scale of a cosine (|x − y|² = 2 − 2 x·y). Each problem gets its points as their
-    products with its units: b² n m numbers instead of b² n d. Each process compares its own batch only.
+    length, so that −value / 2 is on the scale of a cosine (|x − y|² = 2 − 2 x·y). Each problem gets the
+    products of its points with its units: b² n m numbers instead of b² n d. Each process compares its own batch only.
     """
     b = len(points)
     vectors, weights = text_measure(units, points.dtype)
@@ -121,7 +121,7 @@ class _Keys(NamedTuple):
     images: Tensor  # l k d
     texts: Tensor  # l k d
     has_text: Tensor  # l k bool
-    first: int  # the place of this process's first key
+    first: int  # index of this process's first key
 
 
 def _gather_keys(image: Tensor, text: Tensor, has_text: Tensor) -> _Keys:

@@ -31,12 +31,12 @@ class Diagnostics(Mapping[str, Tensor]):
         self._shift: Tensor | float = 0.0
 
     def add_transport(self, result: Transport, scale: float, shift: Tensor | float) -> None:
-        """Take the transport figures from this result over (l b); the cost is scale · (the result's) + shift."""
+        """Add the figures of a result over (l b); the cost is scale · (the result's) + shift."""
         self._result = replace(result, value=result.value.detach())
         self._scale, self._shift = scale, shift
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add a figure that is computed already."""
+        """Add a figure that is already computed, l."""
         self._values[name] = value.detach()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -74,5 +74,5 @@ class Diagnostics(Mapping[str, Tensor]):
 
 
 def mean_over_images(values: Tensor, has_text: Tensor) -> Tensor:
-    """Mean over the images with text, 0 where no image has any; (l b), l b bool -> l."""
+    """Mean over the images with text, 0 if no image has text; (l b), l b bool -> l."""
     return (values.view_as(has_text) * has_text).sum(1) / has_text.sum(1).clamp(min=1)

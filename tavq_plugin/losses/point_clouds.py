@@ -16,7 +16,7 @@ class PointClouds(NamedTuple):
     """One point cloud per level and image: points of unit length and their masses."""
 
     points: Tensor  # l b n d, of unit length, 0 where padded
-    masses: Tensor  # l b n, summing to 1, or all 0 in an empty cloud; 0 where padded; NaN counts as a mass and is kept
+    masses: Tensor  # l b n, sum 1, or all 0 in an empty cloud; 0 where padded; a NaN is kept and counts as a mass
 
     @property
     def nonempty(self) -> Tensor:
@@ -44,17 +44,17 @@ def pad_levels(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) 
 
     Args:
         rows: The points of all levels, one level after another, p d.
-        slots: For each level, the places of its points in (b u).
-        masses: For each level, b u.
+        slots: The place of each point in its level's (b u), one tensor per level.
+        masses: The masses, b u, one tensor per level.
     """
     levels, b, n = len(masses), len(masses[0]), max(part.shape[1] for part in masses)
     places = [
         i * b * n + slot + slot // part.shape[1] * (n - part.shape[1])
         for i, (slot, part) in enumerate(zip(slots, masses, strict=True))
     ]
-    whole = rows.new_zeros(levels * b * n, rows.shape[1]).index_copy(0, torch.cat(places), rows)
+    points = rows.new_zeros(levels * b * n, rows.shape[1]).index_copy(0, torch.cat(places), rows)
     return PointClouds(
-        whole.view(levels, b, n, -1), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
+        points.view(levels, b, n, -1), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
     )
 
 

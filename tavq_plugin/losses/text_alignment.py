@@ -29,7 +29,7 @@ class TextAlignment(nn.Module):
     the last forward.
 
     Args:
-        tokenizer: The result of `tavq.wrap`, whose code width is read, or a code width.
+        tokenizer: The result of `tavq.wrap`, or a code width.
         text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
         levels: Granularity of each level, fine to coarse. Default: word, phrase, sentence.
         level_weights: One weight per level. Default: 1 each.
@@ -38,10 +38,10 @@ class TextAlignment(nn.Module):
         distribution: Which points stand for a level's codes; the kinds of `CodeDistribution`. Default: "all" codes.
         samples: Points per image and level, for the distributions that sample.
         transport: Settings of the solver. Default: `TransportSettings()`.
-        contrast: Weight of a contrastive loss over the batch, added to the transport's. Default: 0, none.
-        contrast_on: Its logits: cosines of "pooled" codes and texts (`level_contrasts`), or "transport" values between
-            every image and every text (`transport_contrast`).
-        temperature: The logits are divided by it.
+        contrast: Weight of a contrastive loss over the batch, added to the transport's. Default: 0.
+        contrast_on: What the contrast's logits are: cosines of "pooled" codes and texts (`level_contrasts`), or
+            "transport" values between every image and every text (`transport_contrast`).
+        temperature: The contrast's logits are divided by it.
         encoder: Turns lists of strings into units, on the fly and cached.
         store: Turns lists of ids into units.
 
@@ -80,7 +80,7 @@ class TextAlignment(nn.Module):
             raise ValueError(f"levels holds {unknown}: each must be one of {GRANULARITIES}")
         level_weights = tuple(level_weights or (1.0,) * len(levels))
         if len(level_weights) != len(levels):
-            raise ValueError(f"level_weights has {len(level_weights)} entries for {len(levels)} levels")
+            raise ValueError(f"level_weights has {len(level_weights)} entries for {len(levels)} levels: give one each")
         if projection not in ("mlp", "linear"):
             raise ValueError(f'projection={projection!r}: give "mlp" or "linear"')
         self.levels, self.level_weights, self.text_dim, self.width = tuple(levels), level_weights, text_dim, width
@@ -104,11 +104,11 @@ class TextAlignment(nn.Module):
         return F.normalize(self.project[level](points), dim=-1)
 
     def units(self, texts: TextBatch | Sequence[Any]) -> TextBatch:
-        """The texts as a TextBatch: itself, or made from strings (`encoder=`) or ids (`store=`)."""
+        """The texts as a TextBatch, made from strings (`encoder=`) or ids (`store=`) if they are not one yet."""
         if isinstance(texts, Mapping):
             return texts
         if isinstance(texts, str):
-            raise TypeError("texts is one string: give a list, one text per image")
+            raise TypeError("texts must be a list with one text per image, got a single string: pass [text]")
         if self.store is not None:
             return self.store.batch(texts)
         if self.cache is not None:
@@ -126,7 +126,8 @@ class TextAlignment(nn.Module):
         require_synchronized(self, "align")
         if len(codes.levels) != len(self.levels):
             raise ValueError(
-                f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give as many levels="
+                f"codes have {len(codes.levels)} levels and the alignment {len(self.levels)}: give TextAlignment as "
+                "many levels="
             )
         batch = self.units(texts)
         units = [batch[name].to(codes.final.quantized.device) for name in self.levels]

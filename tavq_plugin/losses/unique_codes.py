@@ -58,9 +58,9 @@ class UniqueCodes(NamedTuple):
     """The distinct codes of all images, one image after another, and their places in a padded batch."""
 
     distinct: Tensor  # p c
-    slot: Tensor  # p, the place of each in (b u)
+    slot: Tensor  # p, the place of each code in (b u)
     masses: Tensor  # b u, the share of the image's places that have this code, 0 where padded
-    group: Tensor  # p, number of each among the distinct codes of the whole batch; images share numbers
+    group: Tensor  # p, the number of each code among those of all images; equal codes share it
 
     def pad(self, points: Tensor) -> Tensor:
         """Points of the distinct codes as a batch, 0 where padded; p d -> b u d."""
@@ -72,9 +72,9 @@ def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
     """Merge the equal codes of each image into one point with their joint mass; b c h w, b h w -> UniqueCodes.
 
     This is exact for every transport cost, because equal points have equal plans. Each place gets its share of its
-    point's gradient, as if it were transported on its own. u is the largest number of distinct codes in an image. If
+    point's gradient, as if it were transported alone. u is the largest number of distinct codes in an image. If
     codes with the same index are unequal (a residual quantizer gives the indices of its first stage), none are merged.
-    A code that is not finite equals no other: its image's point is not finite, and shares its number with no image.
+    A code that is not finite equals no other: its point is not finite, and its number is shared with no other image.
     """
     b, c, h, w = codes.shape
     k = int(indices.max()) + 1
@@ -92,7 +92,7 @@ def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
     u = int(per_image.max())
     slot = torch.arange(len(distinct), device=image.device) - (per_image.cumsum(0) - per_image)[image] + image * u
     masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
-    own = k + torch.arange(len(distinct), device=image.device)  # numbers that no two points share
+    own = k + torch.arange(len(distinct), device=image.device)  # no two points share these numbers
     used, number, _ = _distinct(torch.where(merged.isfinite(), distinct - image * k, own), k + len(distinct))
     any_of = merged.new_empty(len(used)).index_copy(0, number, merged)
     if not _equal(merged, any_of[number], largest[image]):

@@ -17,7 +17,7 @@ UNIT_MULTIPLE, CODE_MULTIPLE = 16, 256  # problems are padded to multiples of th
 
 
 class _CapturedGraph:
-    """A maximiser recorded on problems of one shape; inputs and outputs are in memory of their own."""
+    """A maximiser recorded on problems of one shape; it holds the memory of its inputs and outputs."""
 
     def __init__(self, maximiser: Maximiser, problem: Problem) -> None:
         self.problem = Problem(*(part.clone() for part in problem))
@@ -41,9 +41,9 @@ class GraphCache:
     """The recorded graphs, one per shape and settings.
 
     Args:
-        max_graphs: How many are kept; the least recently used go first.
-        max_cost_entries: Entries of a batch's costs. Larger batches are not recorded: their kernels take longer than
-            their launches.
+        max_graphs: How many are kept; the least recently used is dropped first.
+        max_cost_entries: Most entries of a batch's costs. Larger batches are not recorded: their kernels take longer
+            than their launches.
     """
 
     def __init__(self, max_graphs: int = 16, max_cost_entries: int = 2**23) -> None:
@@ -51,10 +51,10 @@ class GraphCache:
         self.graphs: OrderedDict[tuple[Any, ...], _CapturedGraph | None] = OrderedDict()  # None: cannot be recorded
 
     def run(self, maximiser: Maximiser, problem: Problem, *settings: Any) -> tuple[Tensor, Tensor]:
-        """What `maximiser` gives for a problem, replayed from a graph on a GPU; -> b m, b.
+        """The result of `maximiser(problem)`, replayed from a graph on a GPU; -> b m, b.
 
         `maximiser` must read nothing back from the device and depend on the problem and `settings` alone. It is called
-        directly on a CPU, for a problem that is too large, inside another graph or `torch.compile`, and where this
+        directly on a CPU, for a problem that is too large, inside another graph or `torch.compile`, and if this
         machine cannot record it.
         """
         cost = problem.cost
@@ -83,7 +83,7 @@ class GraphCache:
 
 
 def _capture(maximiser: Maximiser, problem: Problem) -> _CapturedGraph | None:
-    """The recorded graph; None where a library of this machine cannot be recorded."""
+    """The recorded graph; None if a library on this machine cannot be recorded."""
     stream = torch.cuda.current_stream()
     try:
         return _CapturedGraph(maximiser, problem)

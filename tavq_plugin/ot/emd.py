@@ -9,7 +9,7 @@ from torch import Tensor
 def emd(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Solve each problem in turn; b m n, b n, b m -> each code's plan over the units b m n, potentials b m and b n.
 
-    A problem whose cost or masses are not finite gives NaN (POT itself would give 0). Raises RuntimeError where POT
+    A problem whose cost or masses are not finite gives NaN (POT itself would give 0). Raises RuntimeError if POT
     does not finish.
     """
     import ot

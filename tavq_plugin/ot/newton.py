@@ -30,17 +30,19 @@ FIRST_BLUR = 0.5  # of the first blur level, as a share of each problem's own sc
 BLUR_FACTOR = 3.0  # the blur is divided by this from level to level
 MAX_LEVEL_PASSES = 8  # of each level before the last; 2 do not suffice on strongly clustered problems
 LEVEL_TOLERANCE = 0.1  # marginal error that ends a level before the last
-STEP_LENGTHS = (1.0, 0.0, 0.05, 0.15, 0.4, 4.0)  # multiples of a Newton step that are evaluated; 0 stays in place
+STEP_LENGTHS = (1.0, 0.0, 0.05, 0.15, 0.4, 4.0)  # of the evaluated Newton steps, in multiples of the full one
 FIRST_DAMPING = 1e-4  # of each level
-MAX_DRIFT, MAX_STEP = 8.0, 20.0  # in units of the blur: a kernel that is further away is computed anew; longest step
-MIN_SAMPLE = 256  # codes of a sample, at least; or as many per unit as the next says
-SAMPLE_PER_UNIT = 8
+MAX_DRIFT = 8.0  # in units of the blur; potentials that are further from their kernel's need a new one
+MAX_STEP = 20.0  # in units of the blur
+MIN_SAMPLE = 256  # fewest codes of a sample
+SAMPLE_PER_UNIT = 8  # fewest codes of a sample for each unit
 CORRECTION_BLUR = 3.0  # blur at which the sample's masses are changed, in units of the target's
 SAMPLE_TOLERANCE = 0.03  # marginal error that ends the passes over the changed sample: its sampling error is larger
-FIXED_PASSES = (12, 10, 20)  # of a fixed schedule: over the sample, the changed sample, all codes (or the sum, on all)
+# passes of a fixed schedule over the sample, the changed sample and all codes; without a sample, their sum over all
+FIXED_PASSES = (12, 10, 20)
 FIXED_PASSES_ROUGH = (9, 4, 9)  # the same for Newton where the tolerance is `ROUGH_TOLERANCE` or more
 ROUGH_TOLERANCE = 1e-3
-LARGE_COST = 2**14  # entries of a problem's cost from which one pass less is worth a copy of the other problems
+LARGE_COST = 2**14  # entries of a cost; above it, one pass less over a problem is worth a copy of the others
 
 
 def _newton_step(
@@ -66,7 +68,7 @@ def _newton_step(
 
 
 def _sinkhorn_step(problem: Problem, current: DualEvaluation, blur: Tensor) -> Tensor:
-    """ε (log b − log Pᵀ1); the whole step never lowers D; b m."""
+    """ε (log b − log Pᵀ1); the full step never lowers D; b m."""
     return (problem.log_b - current.marginal.clamp(min=TINY).log_()) * (problem.unit_mask * blur[:, None])
 
 
@@ -78,12 +80,12 @@ class _PassSettings(NamedTuple):
     tolerance: float
     max_passes: int
     lengths: Tensor  # l 1, of the Newton step; the Sinkhorn step comes after these
-    slack: Tensor  # l + 1, what D may lack because of rounding; largest for the whole Newton step
+    slack: Tensor  # l + 1, what D may lack because of rounding; largest for the full Newton step
     damping_factors: Tensor  # l + 1, the damping is multiplied by that of the best step
 
     @classmethod
     def of(cls, newton: bool, adaptive: bool, tolerance: float, max_passes: int, like: Tensor) -> _PassSettings:
-        """Made on the device of `like`, without a copy to it."""
+        """Settings whose tensors are made on the device of `like`, without a copy to it."""
 
         def tensor(values: list[float]) -> Tensor:
             return torch.stack([like.new_full((), value) for value in values])
@@ -103,7 +105,7 @@ class _BlurLevel(NamedTuple):
 
     @classmethod
     def begin(cls, problem: Problem, blur: Tensor, settings: _PassSettings) -> _BlurLevel:
-        """A level before its first pass."""
+        """A blur level before its first pass."""
         last = (blur <= problem.epsilon).to(blur.dtype)
         tolerance = LEVEL_TOLERANCE * (1 - last) + settings.tolerance * last
         passes = MAX_LEVEL_PASSES * (1 - last) + settings.max_passes * last
@@ -115,14 +117,14 @@ class _BlurLevel(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Where each unfinished problem is."""
+    """The state of each unfinished problem."""
 
-    rows: Tensor  # b, its place in the batch
+    rows: Tensor  # b, the problem's place in the batch
     problem: Problem
     kernel: Kernel
     current: DualEvaluation
     level: _BlurLevel
-    new_level: Tensor  # b bool, the level has had no pass: kernel and evaluation are those of the last one
+    new_level: Tensor  # b bool, the level has had no pass yet, and kernel and evaluation are the previous level's
 
     @classmethod
     def start(cls, problem: Problem, start: Tensor | None, blur_factor: float, settings: _PassSettings) -> _Progress:
@@ -175,7 +177,8 @@ def _after_pass(progress: _Progress, settings: _PassSettings, workspace: Tensor)
         step = _newton_step(problem, kernel, current, blur, damping, workspace)
         steps = torch.cat([step[:, None] * settings.lengths, steps], 1)
         slack = (current.dual.abs() + 1)[:, None] * settings.slack
-    longest = (MAX_STEP * blur)[:, None, None]  # clamped per unit: one that must go far does not hold up the others
+    # clamped per unit, so that one with far to go does not shorten the others' steps
+    longest = (MAX_STEP * blur)[:, None, None]
     steps = torch.minimum(torch.maximum(steps, -longest), longest).add_(current.potentials[:, None])
     current, chosen = best_evaluation(problem, kernel, steps, blur, slack)
     if chosen is not None:
@@ -213,10 +216,9 @@ def maximise(
 
     Args:
         newton: If false, passes take Sinkhorn steps alone.
-        adaptive: If true, a problem stops within `tolerance` while others go on (a finished one may get further passes
-            beside unfinished ones). If false, the number of passes is `FIXED_PASSES`, or about half as many for a
-            `tolerance` of `ROUGH_TOLERANCE` or more; nothing is read back from the device, and a GPU replays them as
-            one graph.
+        adaptive: If true, each problem stops within `tolerance`, but may get further passes while others go on. If
+            false, the number of passes is `FIXED_PASSES`, or about half as many for a `tolerance` of `ROUGH_TOLERANCE`
+            or more; nothing is read back from the device, and a GPU replays them as one graph.
         tolerance: L1 marginal error at which an adaptive schedule stops.
         max_passes: Passes at the target blur, at most; for an adaptive schedule.
         start: Potentials to start from, b m. Default: 0, with annealing.
@@ -234,7 +236,7 @@ def maximise(
 def _maximise(
     problem: Problem, newton: bool, adaptive: bool, tolerance: float, max_passes: int, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """On a sample first where the problem is large."""
+    """The same as `maximise`; a large problem is solved on a sample first."""
     n, m = problem.cost.shape[2], problem.cost.shape[1]
     stride = n // max(MIN_SAMPLE, SAMPLE_PER_UNIT * m)
     fixed = FIXED_PASSES_ROUGH if newton and tolerance >= ROUGH_TOLERANCE else FIXED_PASSES
@@ -253,7 +255,7 @@ def _maximise(
 def _maximise_from(
     start: Tensor | None, problem: Problem, settings: _PassSettings, fixed_passes: int, blur_factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """From `start` at `blur_factor` times the target blur, or from 0; -> b m, b."""
+    """The same, from `start` at `blur_factor` times the target blur, or from 0; -> b m, b."""
     progress, workspace = _Progress.start(problem, start, blur_factor, settings), torch.empty_like(problem.cost)
     if not settings.adaptive:
         for _ in range(fixed_passes):
@@ -266,7 +268,7 @@ def _maximise_from(
         if finished is None:
             continue
         count = int(finished.sum())
-        # removing the finished copies the others, which pays where many are finished or the problems are large
+        # removing the finished problems copies the others; this pays if many are finished or the problems are large
         if count >= (1 if large else len(progress.rows) / 2):
             done = finished.nonzero()[:, 0]
             potentials[progress.rows[done]] = progress.current.potentials[done]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_UNIT_SHARE = 0.1  # share of its mass that a unit keeps at least in `Problem.with_gradient_of`
+MIN_UNIT_SHARE = 0.1  # least share of its mass that a unit keeps in `Problem.with_gradient_of`
 TINY = 1e-30
 # Entries of a plan below these are set to 0, so that no product with them is a subnormal number: an Intel processor
 # takes many times longer for those. The kernel keeps its tails: a unit that no code has reached yet grows from them.
@@ -29,10 +29,10 @@ PAIR_CUTOFF = {torch.float32: 1e-18, torch.float64: 1e-150}  # for products of t
 
 
 class Problem(NamedTuple):
-    """A batch of problems, each one's costs in units of its own scale; masked entries have cost 0 and mass 0.
+    """A batch of problems. Costs are in units of each problem's scale; masked entries have cost 0 and mass 0.
 
     Units come before codes in the cost, so that sums over the few units run along whole rows of codes. `Problem.of`
-    makes one and computes once what every pass reads.
+    computes once what every pass reads.
     """
 
     cost: Tensor  # b m n
@@ -41,12 +41,11 @@ class Problem(NamedTuple):
     unit_mask: Tensor  # b m, 1, and 0 where padded
     epsilon: Tensor  # b, the target blur
     sqrt_a: Tensor  # b n
-    log_b: Tensor  # b m, where padded far below all others
+    log_b: Tensor  # b m; far below all others where padded
     inverse_b: Tensor  # b m, 1 / b, 0 where padded
     inverse_sqrt_b: Tensor  # b m, scales the Newton system
-    null_space: (
-        Tensor  # b m m, √b √bᵀ, which makes the Hessian regular (D is constant along 1); 1 on the padded diagonal
-    )
+    # b m m, √b √bᵀ, and 1 on the padded diagonal; makes the Hessian regular, as D is constant along 1
+    null_space: Tensor
 
     @classmethod
     def of(cls, cost: Tensor, a: Tensor, b: Tensor, y_mask: Tensor, epsilon: Tensor) -> Problem:
@@ -72,10 +71,11 @@ class Problem(NamedTuple):
         a = a / a.sum(1, keepdim=True).clamp(min=TINY)
         return self._replace(cost=self.cost[..., ::stride].contiguous(), a=a, sqrt_a=a.sqrt())
 
-    def with_gradient_of(self, whole: Problem, potentials: Tensor, blur: Tensor) -> Problem:
-        """The subsample with masses b changed so that its D has the gradient of the whole problem's D there."""
-        own, full = (evaluate_dual(p, kernel_at(p, potentials, blur), potentials, blur).marginal for p in (self, whole))
-        b = torch.maximum(self.b + own - full, MIN_UNIT_SHARE * self.b)
+    def with_gradient_of(self, full: Problem, potentials: Tensor, blur: Tensor) -> Problem:
+        """The subsample with masses b changed so that its D has the full problem's gradient at the potentials."""
+        problems = (self, full)
+        own, target = (evaluate_dual(p, kernel_at(p, potentials, blur), potentials, blur).marginal for p in problems)
+        b = torch.maximum(self.b + own - target, MIN_UNIT_SHARE * self.b)
         b = b / b.sum(1, keepdim=True).clamp(min=TINY)
         return self.of(self.cost, self.a, b, self.unit_mask > 0, self.epsilon)
 

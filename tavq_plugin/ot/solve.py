@@ -99,7 +99,7 @@ class Transport:
     def gap(self) -> Tensor:
         """Certificate: F_ε of the rounded plan minus D(g), so at most that far above its minimum; b, ≥ 0.
 
-        For "emd", which has no blur: `transport_cost` minus `dual_bound`. Zero up to rounding where solved.
+        For "emd", which has no blur: `transport_cost` minus `dual_bound`. Zero up to rounding if solved.
         """
         primal = torch.special.xlogy(self._feasible, self._feasible) - torch.special.xlogy(
             self._feasible, self.a[:, None] * self.b[..., None]
@@ -148,15 +148,15 @@ def solve(
         y_weight: Masses of the units, b m; they are normalised. Default: uniform.
         project: W, c d, from the codes' width to the text's. x·W is never formed (x·W·y = x·(W y)). Default: none.
         cost: "sqeuclidean", |x − y|², or "dot", −x·y.
-        epsilon: Entropic blur. Half of it quarters the error of the cost and takes a tenth to a quarter more time;
-            give 0.01 where an error of 1e-3 of the gain matters.
+        epsilon: Entropic blur. Half the blur quarters the error of the cost and takes a tenth to a quarter more time;
+            give 0.01 if an error of 1e-3 of the gain matters.
         epsilon_mode: "relative": epsilon is a share of the RMS of each problem's row-centred cost (a scale without
             gradient); or "absolute".
         solver: "newton" (semi-dual, all codes), "sinkhorn" (the same dual by Sinkhorn steps) or "emd" (POT's exact
             solver on the CPU, the reference).
         schedule: "adaptive" stops each problem at `tolerance`, or after `max_passes`. "fixed" makes a fixed number of
             passes and reads nothing back from the device. Default: adaptive on a CPU, fixed elsewhere. `converged`
-            holds for both.
+            is right for both.
         tolerance: L1 marginal error at which a problem has converged.
         max_passes: Passes over the codes at the target blur, at most.
         warm_start: Potentials to start from, b m. Default: none.

@@ -146,7 +146,7 @@ def _projected(y: Tensor, project: Tensor | None) -> Tensor:
 
 
 def _scaled_by(part: Tensor, weight: Tensor | None) -> Tensor:
-    """The product with a weight, where there is one."""
+    """The product with a weight; unchanged if there is none."""
     return part if weight is None else part * weight
 
 
@@ -154,8 +154,8 @@ def _second_moments(x: Tensor, a: Tensor, uniform: bool) -> Tensor:
     """Σ a x xᵀ; b n c -> b c c. The two blocks off the diagonal are transposes; one is computed."""
     half, scaled = x.shape[2] // 2, x if uniform else x * a[..., None]
     upper, lower = scaled[..., :half].mT @ x, scaled[..., half:].mT @ x[..., half:]
-    whole = torch.cat([upper, torch.cat([upper[..., half:].mT, lower], 2)], 1)
-    return whole / x.shape[1] if uniform else whole
+    moments = torch.cat([upper, torch.cat([upper[..., half:].mT, lower], 2)], 1)
+    return moments / x.shape[1] if uniform else moments
 
 
 def _shared_value(

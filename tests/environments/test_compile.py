@@ -16,7 +16,7 @@ def fresh():
     torch._dynamo.reset()
 
 
-def plainly():
+def gradients_without_compile():
     host = Plain()
     _, align = attached(host)
     return one_step(host, align)
@@ -28,12 +28,12 @@ def assert_close(ours, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_attached_before_the_first_call_the_gradients_are_the_same():
+def test_attaching_before_the_first_call_gives_the_same_gradients():
     host = Plain()
     compiled = torch.compile(host, backend=BACKEND)
     optimizer, align = attached(compiled)
-    expected = plainly()
-    for training in (True, False, True):  # an evaluation pass between compiles anew
+    expected = gradients_without_compile()
+    for training in (True, False, True):  # the evaluation pass between them compiles anew
         compiled.train(training)
         optimizer.zero_grad()
         if training:
@@ -46,7 +46,7 @@ def test_attached_before_the_first_call_the_gradients_are_the_same():
     assert align.recorder.seen == {}
 
 
-def test_attached_after_the_first_call_it_works_or_raises():
+def test_attaching_after_the_first_call_works_or_raises():
     host = Plain()
     compiled = torch.compile(host, backend=BACKEND)
     compiled(IMAGES)
@@ -54,10 +54,10 @@ def test_attached_after_the_first_call_it_works_or_raises():
     try:
         ours = one_step(host, align, compiled)
     except RuntimeError as error:
-        assert "attach before its first compiled call" in str(error)
+        assert "attach before the first compiled call" in str(error)
         torch._dynamo.reset()
         ours = one_step(host, align, compiled)
-    assert_close(ours, plainly())
+    assert_close(ours, gradients_without_compile())
 
 
 @pytest.mark.parametrize("tap", ["mid", "mid.0"])
@@ -78,7 +78,7 @@ def test_a_compiled_part_keeps_its_paths(tap, called):
     assert align.hierarchy.project[1].weight.grad.norm() > 0
 
 
-def test_a_wrapped_host_compiles_as_one():
+def test_a_tokenizer_compiles():
     tokenizer = tavq.wrap(Plain(), **DESCRIPTION)
     compiled = torch.compile(tokenizer, backend=BACKEND)
     found = []
@@ -91,6 +91,6 @@ def test_a_wrapped_host_compiles_as_one():
     assert_close(found[2], found[0])
 
 
-def test_a_compiled_host_is_wrapped_from_within():
+def test_wrapping_a_compiled_host_is_refused():
     with pytest.raises(ValueError, match=r"inside OptimizedModule: wrap the host itself, then put the tokenizer"):
         tavq.wrap(torch.compile(Plain(), backend=BACKEND), **DESCRIPTION)

@@ -1,4 +1,4 @@
-"""Lightning 2 trains taming's VQModel and GumbelVQ with the loss, and counts steps as taming means them."""
+"""Lightning 2 trains taming's VQModel and GumbelVQ with the loss, and counts steps as taming does."""
 
 from unittest.mock import patch
 
@@ -60,7 +60,7 @@ def fit(model, folder, batches, **options):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["vq", "gumbel"])
-def test_the_discriminator_starts_when_it_should(kind, tmp_path):
+def test_the_discriminator_starts_at_disc_start(kind, tmp_path):
     model = build(kind)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer = fit(model, tmp_path, 5, enable_checkpointing=False, limit_val_batches=1)
@@ -68,7 +68,7 @@ def test_the_discriminator_starts_when_it_should(kind, tmp_path):
     assert factors == [0.0] * DISC_START + [1.0] * (5 - DISC_START)
     assert trainer.global_step == 10 and model.global_step == 5
     assert [name for logged in model.seen for name in logged].count("val/rec_loss") == 1
-    # a hinge loss pulls the discriminator's last bias as hard up as down at first
+    # only weights: at first a hinge loss pulls the discriminator's last bias up as hard as down
     weights = {name: p for name, p in model.named_parameters() if name.endswith("weight")}
     assert not [name for name, p in weights.items() if torch.equal(before[name], p)]
     if kind == "gumbel":
@@ -77,7 +77,7 @@ def test_the_discriminator_starts_when_it_should(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_checkpoint_is_tamings_own_with_the_plug_ins_beside(tmp_path):
+def test_the_checkpoint_holds_tamings_state_and_the_plug_ins(tmp_path):
     model = build("vq")
     fit(model, tmp_path, 2, enable_checkpointing=False)
     trained = {name: value.clone() for name, value in model.align.state_dict().items()}
@@ -101,7 +101,7 @@ def test_the_checkpoint_is_tamings_own_with_the_plug_ins_beside(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_without_an_attachment_the_mixin_trains_taming_alone(tmp_path):
+def test_the_mixin_trains_taming_without_an_attachment(tmp_path):
     model = build("vq", added=False)
     fit(model, tmp_path, 1, enable_checkpointing=False)
     assert model.global_step == 1 and model.align is None

@@ -47,20 +47,20 @@ def test_a_wrapped_host_trains_under_ddp(ranks, find):
 
 
 def test_heads_that_would_drift_are_refused(ranks):
-    for said in ranks.both(cases.out_of_step):
-        assert len(said) == 3
-        assert all("would drift apart" in text and "DistributedDataParallel(" in text for text in said)
+    for messages in ranks.both(cases.out_of_step):
+        assert len(messages) == 3
+        assert all("would drift apart" in text and "DistributedDataParallel(" in text for text in messages)
 
 
-def test_gradients_accumulate_without_a_sync(ranks):
-    for parted, whole in ranks.both(cases.accumulated_under_ddp):
-        assert len(parted) == len(whole)
-        for a, b in zip(parted, whole, strict=True):
+def test_gradients_accumulate_without_synchronization(ranks):
+    for accumulated, at_once in ranks.both(cases.accumulated_under_ddp):
+        assert len(accumulated) == len(at_once)
+        for a, b in zip(accumulated, at_once, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [[], ["vq"], ["fine", "mid"]], ids=lambda parts: "+".join(["root", *parts]))
-def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
+def test_a_sharded_host_trains_like_an_unsharded_one(ranks, parts):
     one, other = ranks.both(cases.attached_under_fsdp, parts)
     assert_equal(one, other, **EXACT)
     assert_equal(one, in_one_process(), **CLOSE)
@@ -69,8 +69,8 @@ def test_a_sharded_host_trains_as_a_whole_one(ranks, parts):
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("counts", [(3, 3), (4, 2), (2, 5)])
 @pytest.mark.parametrize("without_text", [(), (1, 4), (0, 1, 2)], ids=["all with text", "two without", "three without"])
-def test_the_contrast_over_two_ranks_has_one_processs_gradient(ranks, levels, counts, without_text):
-    """The mean of the ranks' losses is the whole batch's, and so is its gradient."""
+def test_the_contrast_over_two_ranks_has_the_gradient_of_one_process(ranks, levels, counts, without_text):
+    """The mean of the ranks' losses is the loss of the whole batch, and so is its gradient."""
     losses, *gradients = zip(*ranks.both(contrasts.of_one_rank, levels, counts, without_text), strict=True)
     loss, *expected = contrasts.loss_and_gradients(*contrasts.whole_batch(levels, sum(counts), without_text))
     exactly = dict(rtol=1e-10, atol=1e-12)
@@ -104,7 +104,7 @@ def test_accelerate_prepares_the_attachment(ranks):
     assert_equal(one, in_one_process(), **CLOSE)
 
 
-def test_counts_of_codes_add_up_sum_over_processes(ranks):
+def test_counts_of_codes_are_summed_over_processes(ranks):
     from tavq_plugin.evaluation.metrics.codebook import sum_over_processes
 
     assert [counts.tolist() for counts in ranks.both(sum_over_processes, torch.tensor([1, 0, 2]))] == [[2, 0, 4]] * 2

@@ -22,7 +22,7 @@ def host():
     return Plain()
 
 
-def test_levels_are_quantized_in_full_precision_under_autocast(host):
+def test_levels_are_quantized_in_float32_under_autocast(host):
     _, align = attached(host)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, vq_loss = host(IMAGES)
@@ -38,8 +38,8 @@ def test_levels_are_quantized_in_full_precision_under_autocast(host):
     assert host.stem.weight.grad.norm() > 0
 
 
-@pytest.mark.parametrize("early_stop", [True, False])  # False: blocks run again to their end, hooks included
-def test_checkpointing_without_reentry_gives_the_same_gradients(host, early_stop):
+@pytest.mark.parametrize("early_stop", [True, False])  # False: blocks run a second time to their end, with their hooks
+def test_non_reentrant_checkpointing_gives_the_same_gradients(host, early_stop):
     _, align = attached(host)
     expected = one_step(host, align)
     checkpointed = Plain(checkpointed=False)
@@ -48,11 +48,11 @@ def test_checkpointing_without_reentry_gives_the_same_gradients(host, early_stop
         found = one_step(checkpointed, again)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
-    with pytest.raises(RuntimeError, match=STALE):  # the second run of a block, in backward, is no forward
+    with pytest.raises(RuntimeError, match=STALE):  # a block's second run, in backward, is not recorded
         again(texts())
 
 
-def test_checkpointing_with_reentry_is_refused_with_the_mend():
+def test_reentrant_checkpointing_is_refused_with_the_fix():
     host = Plain(checkpointed=True)
     _, align = attached(host)
     host(IMAGES)
@@ -70,7 +70,7 @@ def test_an_evaluation_pass_of_a_wrapped_host_is_no_error():
     assert len(codes.levels) == 3
 
 
-def test_an_average_of_the_weights_never_writes_into_the_original(host):
+def test_an_averaged_copy_never_records_for_the_original(host):
     optimizer, align = attached(host)
     average = AveragedModel(host, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
     for _ in range(3):
@@ -107,7 +107,7 @@ def test_a_tokenizer_and_an_alignment_pickle(host):
     assert torch.equal(aligned(again(IMAGES)[1], texts()), expected)
 
 
-def test_a_copied_attachment_is_inert_and_its_original_goes_on(host):
+def test_a_copied_attachment_is_inert_and_the_original_still_works(host):
     optimizer, align = attached(host)
     twin = copy.deepcopy(align)
     assert twin.adapter.model is not host
@@ -118,7 +118,7 @@ def test_a_copied_attachment_is_inert_and_its_original_goes_on(host):
     one_step(host, align)
 
 
-def test_accumulated_gradients_are_their_sum(host):
+def test_accumulated_gradients_are_the_sum_of_both(host):
     _, align = attached(host)
     parts = [IMAGES, 1 - IMAGES]
     expected = None
@@ -135,7 +135,7 @@ def test_accumulated_gradients_are_their_sum(host):
 
 
 def gan_step(host, align, optimizers, *, generator, discriminator):
-    """A step as GAN trainers take it: each pass runs the host's forward; the loss is the generator's alone."""
+    """A step of a GAN trainer: each pass runs the host's forward; only the generator's loss has the alignment."""
     critic = optimizers[1].param_groups[0]["params"][0]
     if generator:
         optimizers[0].zero_grad()
@@ -152,9 +152,9 @@ def gan_step(host, align, optimizers, *, generator, discriminator):
 @pytest.mark.parametrize(
     "passes",
     [[(True, True)] * 3, [(True, False), (False, True)] * 3, [(False, True), (True, False)] * 3],
-    ids=["both in a step", "alternating", "discriminator first"],
+    ids=["both in one step", "alternating", "discriminator first"],
 )
-def test_the_alignment_is_computed_once_a_generator_pass(host, passes):
+def test_the_alignment_is_computed_once_per_generator_pass(host, passes):
     calls = []
     optimizer, align = attached(host)
     align.alignment.register_forward_hook(lambda *call: calls.append(1))
@@ -166,7 +166,7 @@ def test_the_alignment_is_computed_once_a_generator_pass(host, passes):
     assert not any(torch.equal(a, b) for a, b in zip(heads, align.parameters(), strict=True))
 
 
-def test_the_latest_forward_is_the_one_that_counts(host):
+def test_the_latest_forward_is_used(host):
     _, align = attached(host)
     host(1 - IMAGES)
     host(IMAGES)

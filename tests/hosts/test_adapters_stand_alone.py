@@ -1,4 +1,4 @@
-"""An adapter imports no other adapter, and nothing at module top that a user of its host may lack."""
+"""An adapter imports no other adapter, and at its top nothing that a user of its host may lack."""
 
 import ast
 import sys
@@ -12,7 +12,7 @@ OURS = {f"tavq_plugin.{name}" for name in ("distributed", "hosts", "pixels", "si
 
 
 def imported(statements, *, everywhere):
-    """Names of the modules that the statements import; `everywhere`: also inside functions."""
+    """Names of the modules that the statements import; if `everywhere`, also inside functions."""
     names = set()
     for statement in statements:
         for node in ast.walk(statement) if everywhere else _outside_functions(statement):
@@ -35,14 +35,14 @@ def _outside_functions(node):
 
 
 def foreign(source):
-    """Modules that the source imports when it is loaded, and that an adapter may not count on."""
+    """Modules that the source imports when it is loaded, and that an adapter may not need."""
     names = imported(ast.parse(source).body, everywhere=False) - {"tavq_plugin"}
     ours = {name for name in names if any(name == room or name.startswith(f"{room}.") for room in OURS)}
     return {name for name in names - ours if name.split(".")[0] not in ALLOWED}
 
 
 def others(source):
-    """Adapters that the source imports, at any place."""
+    """Adapters that the source imports, anywhere in it."""
     names = imported(ast.parse(source).body, everywhere=True)
     return {name for name in names if name.startswith((".", "adapters", "tavq_plugin.adapters"))}
 
@@ -85,5 +85,5 @@ def test_imports_of_other_adapters_are_found(source):
 @pytest.mark.parametrize(
     "path", sorted((ADAPTERS.parent / "tavq_plugin/hosts").glob("*.py")), ids=lambda path: path.stem
 )
-def test_hosts_reach_adapters_through_strings_alone(path):
+def test_hosts_name_adapters_only_in_strings(path):
     assert others(path.read_text(encoding="utf-8")) == set()

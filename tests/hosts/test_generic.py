@@ -1,4 +1,4 @@
-"""Hosts without an adapter: read by their quantizer, tapped by a dry run, or refused with what to pass."""
+"""Hosts without an adapter: known by their quantizer, tapped by a dry run, or refused with what to pass."""
 
 import pytest
 import torch
@@ -39,11 +39,11 @@ def host():
 
 
 def test_a_dry_run_finds_the_last_map_of_each_resolution(host):
-    """Not `stem.0`, which an in-place ReLU spoils, nor `aside`, which the quantizer never sees."""
+    """Not `stem.0`, which an in-place ReLU changes, nor `aside`, on which the quantizer does not depend."""
     assert tavq.wrap(host, **UNKNOWN).adapter.taps == ("stem", "first")
 
 
-def test_a_known_quantizer_needs_nothing():
+def test_a_known_quantizer_needs_no_settings():
     package = pytest.importorskip("vector_quantize_pytorch")
     adapter = tavq.wrap(Autoencoder(package.SimVQ(8, 16, channel_first=True))).adapter
     assert adapter.quantizer == "vq" and adapter.taps == ("stem", "first")
@@ -70,22 +70,22 @@ def test_a_known_host_may_hold_another_known_quantizer():
 
 
 @pytest.mark.parametrize("path", ["modules.Model", "models.vqvae.VQVAE", "vqvae.VQVAE"])
-def test_a_users_class_of_a_known_ones_name_is_not_claimed(host, path):
-    """Some codebases have top-level modules by names that anyone may use."""
+def test_a_users_class_with_the_path_of_a_known_host_is_not_claimed(host, path):
+    """Some codebases have top-level modules with names that anyone may use."""
     module, name = path.rsplit(".", 1)
     host.__class__ = type(name, (Autoencoder,), {"__module__": module})
     assert tavq.wrap(host, **UNKNOWN).adapter.taps == ("stem", "first")
 
 
 @pytest.mark.parametrize("path", ["quantise.VectorQuantiser", "codebook.Codebook", "vqvae.Quantize"])
-def test_a_users_quantizer_of_a_known_ones_name_is_not_read(host, path):
+def test_a_users_class_with_the_path_of_a_known_quantizer_is_not_read(host, path):
     module, name = path.rsplit(".", 1)
     host.vq.__class__ = type(name, (Quantizer,), {"__module__": module})
     with pytest.raises(ValueError, match="no adapter reads the quantizer at 'vq'"):
         tavq.wrap(host, quantizer="vq")
 
 
-def test_two_known_quantizers_are_a_choice():
+def test_of_two_known_quantizers_one_must_be_named():
     package = pytest.importorskip("vector_quantize_pytorch")
     host = Autoencoder(package.SimVQ(8, 16, channel_first=True))
     host.other = package.SimVQ(8, 16, channel_first=True)
@@ -103,18 +103,18 @@ def test_an_unknown_quantizers_return_value_is_never_guessed(host):
         tavq.wrap(host, quantizer="vq")
 
 
-def test_a_host_with_one_resolution_says_what_was_found(host):
+def test_a_host_with_one_resolution_is_refused_with_what_was_found(host):
     host.stem, host.first, host.second = nn.Conv2d(3, 8, 4, 2, 1), nn.Identity(), nn.Conv2d(8, 16, 4, 2, 1)
     with pytest.raises(ValueError, match=r"16×16 grid, and a dry run found: 32×32 \(first\)\. Name two .* in taps="):
         tavq.wrap(host, **UNKNOWN)
 
 
 def test_outputs_changed_in_place_are_named(host):
-    class Spoiler(nn.Conv2d):
+    class InPlace(nn.Conv2d):
         def forward(self, x):
             return super().forward(x.relu_())
 
-    host.stem, host.first = nn.Conv2d(3, 8, 3, padding=1), Spoiler(8, 12, 4, 2, 1)
+    host.stem, host.first = nn.Conv2d(3, 8, 3, padding=1), InPlace(8, 12, 4, 2, 1)
     with pytest.raises(ValueError, match=r"found: 32×32 \(first\); changed in place later, so unusable: stem\."):
         tavq.wrap(host, **UNKNOWN)
 
@@ -125,7 +125,7 @@ def test_a_detached_encoder_is_refused(host):
         tavq.wrap(host, **UNKNOWN)
 
 
-def test_an_example_stands_in_for_64_pixels(host):
+def test_an_example_replaces_the_64_pixel_image(host):
     host.first = nn.Sequential(host.first, nn.LayerNorm([12, 16, 16]))
     with pytest.raises(RuntimeError) as caught:
         tavq.wrap(host, **UNKNOWN)
@@ -145,7 +145,9 @@ def test_token_features_need_their_layout(host):
 
     host.stem = nn.Sequential(host.stem, Tokens(), nn.LayerNorm(8), Back())
     host.first = nn.Sequential(host.first, Tokens(), nn.LayerNorm(12), Back())
-    with pytest.raises(ValueError, match=r"feature of level 1 is \(1, 4096, 8\), and layout 'b c h w'.*layout="):
+    with pytest.raises(
+        ValueError, match=r"feature of level 1 is \(1, 4096, 8\), which does not fit layout 'b c h w'.*layout="
+    ):
         tavq.wrap(host, **UNKNOWN, taps=["stem.2", "first.2"])
     tokenizer = tavq.wrap(host, **UNKNOWN, taps=["stem.2", "first.2"], layout="b n c")
     assert [level.indices.shape[1] for level in tokenizer.encode(torch.rand(2, 3, 32, 32)).levels] == [32, 16, 8]
@@ -176,7 +178,7 @@ def test_quantizers_without_one_table_are_refused(name, settings, message):
         tavq.wrap(Autoencoder(getattr(package, name)(**settings), tokens=tokens))
 
 
-def test_a_found_host_trains(host):
+def test_a_host_tapped_by_a_dry_run_trains(host):
     case = Case(host)
     optimizer = torch.optim.Adam(host.parameters(), lr=1e-3)
     align = tavq.attach(host, optimizer, text_dim=6, **UNKNOWN)

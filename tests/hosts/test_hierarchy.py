@@ -9,7 +9,7 @@ from tavq_plugin.hosts.quantization import nearest, with_gradient
 from tavq_plugin.types import Quantized
 
 
-def test_nearest_equals_cdist_whatever_the_chunk():
+def test_nearest_equals_cdist_for_every_chunk():
     torch.manual_seed(0)
     latent, codebook = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
     flat = rearrange(latent, "b c h w -> (b h w) c")
@@ -18,7 +18,7 @@ def test_nearest_equals_cdist_whatever_the_chunk():
         assert torch.equal(nearest(latent, codebook, chunk=chunk), expected)
 
 
-def test_nearest_searches_half_precision_in_full():
+def test_nearest_searches_half_precision_in_float32():
     latent = torch.tensor([1.0, 1.004]).view(1, 1, 1, 2)
     assert nearest(latent.bfloat16(), torch.tensor([[0.9], [1.001]])).tolist() == [[[1, 1]]]
 
@@ -40,7 +40,7 @@ def test_a_large_grid_is_pooled_before_the_search():
     assert codes.levels[0].indices.shape == (1, 8, 8)
 
 
-def test_a_host_without_a_codebook_needs_own_ones():
+def test_a_host_without_a_codebook_needs_own_codebooks():
     hierarchy = Hierarchy([3], 4)
     final = Quantized(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(()))
     with pytest.raises(ValueError, match='codebook="own"'):

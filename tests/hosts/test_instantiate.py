@@ -1,4 +1,4 @@
-"""A file may name only classes of allowed packages, at every depth; all else is refused, and no code runs."""
+"""A file may name only classes of allowed packages, at every depth; anything else is refused, and no code runs."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.hosts.instantiate import BUILDERS, instantiate
+from tavq_plugin.hosts.instantiate import BUILDERS, builder_of, instantiate
 from tavq_plugin.hosts.user_setup import load_setup
 
 yaml = pytest.importorskip("yaml")
@@ -19,7 +19,7 @@ VQMODEL = "taming.models.vqgan.VQModel"
 
 
 class Payload:
-    """Makes a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -30,7 +30,7 @@ class Payload:
 
 @pytest.fixture
 def marker(tmp_path):
-    """A path at which code hidden in `tmp_path` makes a file, wherever it is run from."""
+    """The path of a file that code hidden in `tmp_path` writes if it runs."""
     path = tmp_path / "ran"
     code = f"open({str(path)!r}, 'w')\n"
     for name in ("evil.py", "hubconf.py"):
@@ -46,7 +46,7 @@ def vqmodel(**params):
 
 
 def hidden(marker):
-    """By name, the configurations that ask for code to be run."""
+    """Configurations that ask for code to be run, by name."""
     folder = str(marker.parent)
     touch = {"command": f"touch {marker}"}
     hub = {"target": "torch.hub.load", "params": {"repo_or_dir": folder, "model": "x", "source": "local"}}
@@ -54,7 +54,10 @@ def hidden(marker):
     system = {"target": "os.system", "params": touch}
     return {
         "own resolver": {"target": "tavq_plugin.hosts.instantiate.instantiate", "params": {**system, "allow": ["os"]}},
-        "own loader": {"target": "tavq_plugin.hosts.instantiate.load", "params": {"target": f"{folder}/evil.py:host"}},
+        "own loader": {
+            "target": "tavq_plugin.hosts.user_setup.load_setup",
+            "params": {"target": f"{folder}/evil.py:h"},
+        },
         "remote code": {"target": "transformers.pipeline", "params": {"model": folder, "trust_remote_code": True}},
         "pipeline": {"target": "transformers.pipeline", "params": {"model": folder}},
         "nested hub": vqmodel(lossconfig=hub),
@@ -65,7 +68,7 @@ def hidden(marker):
 
 WORDS = {
     "own resolver": "target 'tavq_plugin.hosts.instantiate.instantiate' is outside the allowed packages",
-    "own loader": "target 'tavq_plugin.hosts.instantiate.load' is outside the allowed packages",
+    "own loader": "target 'tavq_plugin.hosts.user_setup.load_setup' is outside the allowed packages",
     "remote code": "params.trust_remote_code is True",
     "pipeline": "target 'transformers.pipeline' is a function",
     "nested hub": "params.lossconfig.target 'torch.hub.load' is outside the allowed packages",
@@ -94,7 +97,7 @@ def test_hidden_code_is_refused_by_every_command_and_does_not_run(command, case,
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_the_network_of_a_perceptual_loss_is_refused_alike(command, tmp_path):
+def test_the_network_of_a_perceptual_loss_is_checked_too(command, tmp_path):
     pytest.importorskip("accelerate")
     recipe = {"perceptual": {"kind": "frozen", "network": "torch.hub.load", "layers": ["a"], "path": "x"}}
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(recipe))
@@ -118,13 +121,13 @@ def test_the_network_of_a_perceptual_loss_is_refused_alike(command, tmp_path):
         ("taming.models.vqgan.torch", "is a module"),
         ("taming.main.importlib.import_module", "is no module"),
         ("taming.models.vqgan.instantiate_from_config", "is a function"),
-        ("tavq_plugin.adapters.taming.ModuleType", "is a class, but not one of torch.nn.Module"),
+        ("tavq_plugin.adapters.taming.ModuleType", "is a class, but no subclass of torch.nn.Module"),
         ("tavq_plugin.adapters.taming.import_module", "is refused|has no import_module"),
         ("tavq_plugin.adapters.taming.VQGANN", "has no VQGANN"),
         ("torch.nn.functional.linear", "is a builtin_function_or_method"),
-        ("torch.nn.Parameter", "not one of torch.nn.Module"),
+        ("torch.nn.Parameter", "no subclass of torch.nn.Module"),
         ("torchvision.models.get_model", "is a function"),
-        ("transformers.AutoModel", "not one of torch.nn.Module"),
+        ("transformers.AutoModel", "no subclass of torch.nn.Module"),
         ("transformers.__main__.main", "give the class as package.module.Class"),
         (" torch.nn.Identity", "give the class as package.module.Class"),
         ("torch.nn.Identity\n", "give the class as package.module.Class"),
@@ -136,7 +139,7 @@ def test_the_network_of_a_perceptual_loss_is_refused_alike(command, tmp_path):
         (["torch.nn.Identity"], "give the class as package.module.Class"),
     ],
 )
-def test_what_is_no_class_of_an_allowed_package_is_refused_at_every_depth(target, words):
+def test_other_targets_are_refused_at_every_depth(target, words):
     for package in ("taming", "transformers", "torchvision"):
         pytest.importorskip(package)
     with pytest.raises(ValueError, match=rf"(?s)^target {re.escape(repr(target))}.*({words})"):
@@ -146,7 +149,7 @@ def test_what_is_no_class_of_an_allowed_package_is_refused_at_every_depth(target
             instantiate("torch.nn.Identity", {"a": (0, {key: target})})
 
 
-def test_a_package_that_is_allowed_gives_classes_alone(tmp_path, monkeypatch):
+def test_an_allowed_package_may_give_only_classes(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
         "import subprocess\nfrom subprocess import Popen\n"
         "from helpers.tiny_hosts import Autoencoder\nfrom torch import nn\n"
@@ -156,7 +159,7 @@ def test_a_package_that_is_allowed_gives_classes_alone(tmp_path, monkeypatch):
     assert type(instantiate("theirs.Host", {}, allow=["theirs"])).__name__ == "Host"
     with pytest.raises(ValueError, match=r"'theirs.host' is a function.*file.py:function"):
         instantiate("theirs.host", {}, allow=["theirs"])
-    with pytest.raises(ValueError, match=r"'theirs.Popen' is a class, but not one of torch.nn.Module"):
+    with pytest.raises(ValueError, match=r"'theirs.Popen' is a class, but no subclass of torch.nn.Module"):
         instantiate("theirs.Popen", {"args": ["true"]}, allow=["theirs", "subprocess"])
     with pytest.raises(ValueError, match=r"is defined in helpers.tiny_hosts, outside .*--allow helpers"):
         instantiate("theirs.Autoencoder", {}, allow=["theirs"])
@@ -176,18 +179,18 @@ def test_remote_code_is_refused_at_every_depth(value):
     assert isinstance(instantiate("torch.nn.Identity", {"a": [{"trust_remote_code": False}]}), nn.Identity)
 
 
-def test_parameters_are_names_and_values_and_may_hold_themselves():
+def test_parameters_are_names_and_values_and_may_contain_themselves():
     with pytest.raises(ValueError, match=r"params is \[1\]: give names and values"):
         instantiate("torch.nn.Identity", [1])
-    round_ = {}
-    round_["again"] = [round_]
-    assert isinstance(instantiate("torch.nn.Identity", round_), nn.Identity)
-    round_["target"] = "os.system"
+    cyclic = {}
+    cyclic["again"] = [cyclic]
+    assert isinstance(instantiate("torch.nn.Identity", cyclic), nn.Identity)
+    cyclic["target"] = "os.system"
     with pytest.raises(ValueError, match=r"^params\.a\[0\]\.target 'os\.system'"):
-        instantiate("torch.nn.Identity", {"a": round_["again"]})
+        instantiate("torch.nn.Identity", {"a": cyclic["again"]})
 
 
-def test_a_target_is_not_hidden_behind_another_of_the_same_place():
+def test_a_target_is_not_hidden_by_another_with_the_same_place():
     system, identity = {"target": "os.system"}, {"target": "torch.nn.Identity"}
     for params in ({"a": {"b": system}, "a.b": identity}, {"a": [system], "a[0]": identity}):
         with pytest.raises(ValueError, match=r"'os\.system' is outside"):
@@ -209,9 +212,9 @@ def test_python_tags_are_not_read(marker, tmp_path):
 
 
 @pytest.mark.parametrize("target", sorted(BUILDERS))
-def test_the_builders_are_what_they_are_called(target):
-    package = pytest.importorskip(target.split(".")[0])
-    assert package
+def test_every_builder_exists_and_torchvisions_build_modules(target):
+    pytest.importorskip(target.split(".")[0])
+    assert builder_of(target, {}).__name__ == target.rpartition(".")[2]
     if target.startswith("torchvision"):
         with torch.device("meta"):
             assert isinstance(instantiate(target, {}), nn.Module)
@@ -230,7 +233,7 @@ def test_known_configurations_of_taming_are_built(tmp_path):
     assert type(host.loss).__name__ == "DummyLoss"
 
 
-def test_a_loss_of_ones_own_is_nested_where_it_is_allowed(tmp_path, monkeypatch):
+def test_a_users_own_loss_may_be_nested_if_its_package_is_allowed(tmp_path, monkeypatch):
     pytest.importorskip("taming")
     (tmp_path / "my_loss.py").write_text("from torch import nn\nclass Loss(nn.Module):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -240,7 +243,7 @@ def test_a_loss_of_ones_own_is_nested_where_it_is_allowed(tmp_path, monkeypatch)
     assert type(instantiate(**config, allow=["my_loss"]).loss).__name__ == "Loss"
 
 
-def test_a_configuration_met_by_taming_itself_is_resolved_alike(marker):
+def test_a_target_that_taming_resolves_itself_is_checked_too(marker):
     pytest.importorskip("taming")
     from tavq_plugin.adapters.taming import enable_legacy_imports
 

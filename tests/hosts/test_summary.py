@@ -1,4 +1,4 @@
-"""What wrap and attach say of themselves: one line in the log, the same when printed, and a table."""
+"""What `wrap` and `attach` log, print, and show as a table."""
 
 import copy
 import logging
@@ -47,7 +47,7 @@ def test_attach_logs_one_line_that_print_repeats(caplog, capsys):
     tavq.detach(host)
 
 
-def test_nothing_is_said_by_default_or_when_it_is_turned_off(caplog, capsys):
+def test_nothing_is_shown_by_default_or_when_it_is_turned_off(caplog, capsys):
     host = Plain()
     attached(host)
     assert caplog.records == [] and capsys.readouterr() == ("", "")  # INFO is below the root logger's level
@@ -75,7 +75,7 @@ def test_the_table_has_a_row_per_level():
     tavq.detach(host)
 
 
-def test_a_tokenizers_table_follows_its_settings():
+def test_a_tokenizers_table_shows_its_settings():
     pytest.importorskip("taming")
     tokenizer = tavq.wrap(tiny("taming-vq"), detach_added_levels=True)
     assert "to the encoder and the codebook; the added levels send none to the host" in tokenizer.summary()
@@ -84,7 +84,7 @@ def test_a_tokenizers_table_follows_its_settings():
     assert "gradient    to the codebook; " in tokenizer.summary()
 
 
-def test_a_host_without_an_explicit_codebook_says_so():
+def test_the_summary_says_that_a_host_has_no_explicit_codebook():
     host = Plain()
     host.vq.second = torch.nn.Linear(4, 4)  # two k c parameters: none is the codebook
     tokenizer = tavq.wrap(host, **DESCRIPTION, codebook="own", codebook_size=5, grad_to="encoder")
@@ -92,7 +92,7 @@ def test_a_host_without_an_explicit_codebook_says_so():
     assert tokenizer.summary().splitlines()[3].split() == ["3", "vq", "4", "8×8", "-"]
 
 
-def test_copies_say_the_same_and_detach_leaves_no_trace():
+def test_copies_give_the_same_summary_and_detach_leaves_no_trace():
     host = Plain()
     before = traces(host)
     _, align = attached(host)

@@ -1,4 +1,4 @@
-"""taming, besides the conformance suite: shared checkpoints, and an import fix that is undone."""
+"""What the conformance suite leaves out for taming: shared checkpoints, and an import fix that is undone."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_a_target_outside_the_allowed_packages_is_refused():
             VQModel(DDCONFIG, {"target": "os.system"}, n_embed=4, embed_dim=8)
 
 
-def test_gumbel_cannot_keep_its_codebook_out():
+def test_gumbel_refuses_grad_to_encoder():
     with pytest.raises(ValueError, match='grad_to="encoder" is impossible'):
         tavq.wrap(tiny("taming-gumbel"), grad_to="encoder")
 

@@ -42,7 +42,7 @@ def test_gradcheck_of_full_covariance(learned):
     assert torch.autograd.gradcheck(lambda c: model(c, draw(2)), codes)
 
 
-def test_a_dual_found_on_a_sample_comes_near_all_codes():
+def test_coarse_comes_close_to_the_gradient_of_all_codes():
     torch.manual_seed(0)
     x, y = clustered(2, 1024, 12, 16, spread=0.6, repeated=False)
     x.requires_grad_()
@@ -70,7 +70,7 @@ def test_constant_codes_have_finite_gradients():
 
 
 @pytest.mark.parametrize(("samples", "size"), [(16, (8, 8)), (8, (8, 4)), (6, (7, 5)), (64, (9, 9))])
-def test_a_stratified_subsample_has_one_code_a_cell(samples, size):
+def test_a_stratified_subsample_has_one_code_per_cell(samples, size):
     h, w = size
     places = torch.arange(h * w).view(1, 1, h, w).expand(3, 1, h, w)
     samples_drawn = [stratified(places, samples, draw(seed)).flatten(1) for seed in range(60)]
@@ -87,7 +87,7 @@ def test_more_samples_than_codes_give_all_codes():
     assert torch.equal(stratified(codes, 99), CodeDistribution("all", width=3)(codes))
 
 
-def test_a_generator_makes_it_repeatable():
+def test_a_generator_makes_samples_repeatable():
     codes = torch.randn(2, 3, 8, 8)
     for kind in ("gaussian", "subsample"):
         model = CodeDistribution(kind, width=3, samples=16)

@@ -29,7 +29,7 @@ def answer(x, y, mask, **options):
 
 
 @pytest.mark.parametrize("n", [200, 700, 4096])
-def test_the_graph_gives_what_the_cpu_gives(n):
+def test_the_graph_agrees_with_the_cpu(n):
     GRAPHS.graphs.clear()
     for b, m in ((4, 40), (4, 37), (3, 40), (4, 40)):
         x, y, mask = problem(n, m, b)
@@ -40,11 +40,11 @@ def test_the_graph_gives_what_the_cpu_gives(n):
         torch.testing.assert_close(result.plan().cpu(), near.plan(), rtol=1e-2, atol=1e-6)
         for far, close in zip(grads, near_grads, strict=True):
             torch.testing.assert_close(far.cpu(), close, rtol=1e-2, atol=1e-5)
-    assert len(GRAPHS.graphs) == 2  # of batches of four, whatever their units, and of three
+    assert len(GRAPHS.graphs) == 2  # one for batches of four, with any number of units, and one for three
     assert all(graph is not None for graph in GRAPHS.graphs.values())
 
 
-def test_without_a_graph_it_is_the_same():
+def test_the_result_is_the_same_without_a_graph():
     part = torch.rand(2, 16, 700, device="cuda")
     masses = [torch.full((2, size), 1 / size, device="cuda") for size in (700, 16)]
     mask = torch.ones(2, 16, dtype=torch.bool, device="cuda")
@@ -68,7 +68,7 @@ def test_nothing_is_read_back():
     assert all(part.isfinite().all() for part in figures)
 
 
-def test_inside_another_graph():
+def test_solve_works_inside_another_graph():
     x, y, mask = problem()
     expected = solve(x, y, y_mask=mask, schedule="fixed").value
     aside = torch.cuda.Stream()
@@ -83,7 +83,7 @@ def test_inside_another_graph():
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_be_recorded_is_computed_and_leaves_the_stream():
+def test_a_failed_recording_still_computes_and_restores_the_stream():
     def reads_back(problem):
         problem.cost.sum().item()
         return problem.b, problem.epsilon
@@ -96,7 +96,7 @@ def test_what_cannot_be_recorded_is_computed_and_leaves_the_stream():
     assert torch.equal(potentials, made.b) and torch.cuda.current_stream() == stream
 
 
-def test_adaptive_too():
+def test_the_adaptive_schedule_agrees_with_the_cpu():
     x, y, mask = problem()
     far, _ = answer(x, y, mask, schedule="adaptive")
     near, _ = answer(x.cpu(), y.cpu(), mask.cpu())
@@ -104,7 +104,7 @@ def test_adaptive_too():
     torch.testing.assert_close(far.value.cpu(), near.value, rtol=1e-5, atol=1e-6)
 
 
-def test_float64_and_the_compiler():
+def test_float64_and_a_compiled_call_agree():
     x, y, mask = problem()
     result, _ = answer(x.double(), y.double(), mask)
     near, _ = answer(x.double().cpu(), y.double().cpu(), mask.cpu())
@@ -114,7 +114,7 @@ def test_float64_and_the_compiler():
 
 
 @pytest.mark.parametrize("contrast_on", ["pooled", "transport"])
-def test_the_loss_and_its_gradients(contrast_on):
+def test_the_loss_and_its_gradients_agree_with_the_cpu(contrast_on):
     draw = torch.Generator().manual_seed(0)
     codebook = torch.randn(64, 8, generator=draw)
     indices = [torch.randint(64, (3, side, side), generator=draw) for side in (16, 8, 4)]

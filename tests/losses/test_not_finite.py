@@ -1,4 +1,4 @@
-"""A code that is not finite makes its own image's loss NaN, and leaves every other image's as it was."""
+"""A code that is not finite makes its own image's loss NaN, and does not change any other image's loss."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ BAD = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
 
 
 def made_codes(kind):
-    """Codes that are equal where their indices are ("equal"), or not ("unequal", as a residual quantizer's)."""
+    """Codes of equal indices are equal (kind "equal") or not ("unequal", as from a residual quantizer)."""
     table = torch.randn(3, WIDTH, generator=draw(0))
     levels = []
     for side in SIDES:
@@ -30,7 +30,7 @@ def made_codes(kind):
 
 
 def spoilt(levels, index, image, value):
-    """One number of the image's first code at a level is `value`."""
+    """The levels, with one number of an image's first code replaced by `value`."""
     vectors = levels[index].quantized.clone()
     vectors[image, 0, 0, 0] = value
     return [*levels[:index], replace(levels[index], quantized=vectors), *levels[index + 1 :]]
@@ -83,7 +83,7 @@ def test_only_its_own_image_is_nan(kind, index, image, value):
 
 @pytest.mark.parametrize("settings", [{"projection": "linear"}, {"contrast": 0.1}], ids=lambda s: next(iter(s)))
 @pytest.mark.parametrize("kind", ["equal", "unequal"])
-def test_the_total_is_never_finite(kind, settings):
+def test_one_bad_code_makes_the_loss_of_the_batch_nan(kind, settings):
     align, levels = alignment(**settings), made_codes(kind)
     for image in range(IMAGES):
         loss, _ = gradients(align, spoilt(levels, 1, image, torch.nan))
@@ -104,7 +104,7 @@ def test_codes_that_are_not_finite_share_no_head(value):
     assert torch.equal(together, before.group[~bad][:, None] == before.group[~bad])
 
 
-def test_an_image_of_huge_codes_does_not_hide_that_others_codes_are_unequal():
+def test_one_images_huge_codes_do_not_hide_that_others_are_unequal():
     align, levels = alignment(), made_codes("unequal")
     huge = [replace(level, quantized=level.quantized.index_fill(0, torch.tensor([4]), 1e6)) for level in levels]
     torch.testing.assert_close(losses(align, huge)[:4], losses(align, levels)[:4], rtol=2e-6, atol=0)

@@ -1,4 +1,4 @@
-"""Products of far tails are no subnormal numbers, and value, gradients and marginals are those of the plain formula."""
+"""No product of small plan entries is subnormal, and value, gradients and marginals equal the plain formula."""
 
 import math
 
@@ -16,8 +16,8 @@ def problem(kind, dtype, b=2, n=700, m=40):
     return (t.to(dtype).requires_grad_() for t in clustered(b, n, m, 32, spread=SPREADS[kind], repeated=False, seed=2))
 
 
-class Least(TorchDispatchMode):
-    """The smallest product, but for 0, of two factors of each batched matrix product, by the shape of the outcome."""
+class SmallestProducts(TorchDispatchMode):
+    """The smallest nonzero product of two entries in each batched matrix product, by the result's shape."""
 
     def __init__(self):
         super().__init__()
@@ -37,9 +37,9 @@ class Least(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_product_of_the_hessian_or_the_backward_is_subnormal(dtype, kind, schedule):
     x, y = problem(kind, dtype)
-    with Least() as forward:
+    with SmallestProducts() as forward:
         value = solve(x, y, epsilon=0.002, schedule=schedule).value.sum()
-    with Least() as backward:
+    with SmallestProducts() as backward:
         value.backward()
     hessian, tiny = forward.products[2, 40, 40], torch.finfo(dtype).tiny
     assert hessian >= tiny
@@ -59,7 +59,7 @@ def plain(x, y, potentials, blur):
 @pytest.mark.parametrize("epsilon", [0.02, 0.002, 0.001])
 @pytest.mark.parametrize("kind", SPREADS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_value_gradients_and_marginals_are_the_plain_formulas(dtype, kind, epsilon):
+def test_value_gradients_and_marginals_equal_the_plain_formula(dtype, kind, epsilon):
     x, y = problem(kind, dtype)
     result = solve(x, y, epsilon=epsilon, max_passes=300)
     assert result.converged.all()

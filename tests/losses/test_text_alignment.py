@@ -35,7 +35,7 @@ def made_texts(b=3, d=5):
     return batch
 
 
-def test_the_loss_is_a_plain_loop_over_images_and_levels():
+def test_the_loss_equals_a_plain_loop_over_images_and_levels():
     torch.manual_seed(0)
     align = TextAlignment(4, 5, level_weights=(1.0, 0.5, 2.0), transport=TransportSettings(epsilon=0.1))
     (codes, latents), texts = made_codes(), made_texts()
@@ -80,7 +80,7 @@ def test_merged_codes_of_a_single_image():
 
 
 def test_codes_that_share_an_index_and_are_unequal_stay_apart():
-    """A residual quantizer's: the indices are the first stage's, the vectors the sum of all."""
+    """As from a residual quantizer: the first stage's indices, and the sum of all stages' vectors."""
     torch.manual_seed(0)
     align, (codes, _), texts = TextAlignment(4, 5), made_codes(), made_texts()
     level = codes.levels[2]
@@ -94,8 +94,8 @@ def test_codes_that_share_an_index_and_are_unequal_stay_apart():
     assert len(merge_repeated_codes(level.quantized, level.indices).distinct) < level.indices.numel()
 
 
-def test_images_that_share_an_index_of_unequal_codes_share_no_head():
-    """One place an image, so that nothing repeats within any."""
+def test_unequal_codes_of_two_images_with_one_index_stay_apart():
+    """One place per image, so that no code repeats within an image."""
     torch.manual_seed(0)
     align, (codes, _) = TextAlignment(4, 5), made_codes()
     one = torch.randn(3, 4, 1, 1, generator=draw(5))
@@ -150,7 +150,7 @@ def test_bad_transport_settings_are_refused(bad):
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.1])
-def test_weights_of_units_that_cannot_be_do_not_pass(contrast):
+def test_bad_weights_of_units_do_not_pass(contrast):
     torch.manual_seed(0)
     align, (codes, _), texts = TextAlignment(4, 5, contrast=contrast), made_codes(), made_texts()
 

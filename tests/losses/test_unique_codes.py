@@ -1,4 +1,4 @@
-"""A head on rows of which many are equal, against the same head on each row."""
+"""A head applied once per group of equal rows, against the same head on each row."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tavq_plugin.losses.unique_codes import apply_once_per_code
 
 @pytest.mark.parametrize("head", [[nn.Linear(3, 4)], [nn.Linear(3, 5, bias=False), nn.GELU(), nn.Linear(5, 4)]])
 @pytest.mark.parametrize("group", [[1, 0, 1, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5, 6], [0]], ids=["shared", "own", "one"])
-def test_value_and_gradients_are_those_of_every_row(head, group):
+def test_value_and_gradients_equal_the_head_on_every_row(head, group):
     head, group = nn.Sequential(*head).double(), torch.tensor(group)
     table = torch.randn(7, 3, generator=draw(0), dtype=torch.float64)
     grad = torch.randn(len(group), 4, generator=draw(1), dtype=torch.float64)
@@ -23,7 +23,7 @@ def test_value_and_gradients_are_those_of_every_row(head, group):
         torch.testing.assert_close(shared, plain)
 
 
-def test_equal_rows_keep_gradients_of_their_own():
+def test_each_of_the_equal_rows_gets_its_own_gradient():
     head, x = nn.Sequential(nn.Linear(2, 1)), torch.ones(4, 2, requires_grad=True)
     value = apply_once_per_code(head, x, torch.zeros(4, dtype=torch.long))
     (value * torch.tensor([[1.0], [2.0], [0.0], [0.0]])).sum().backward()

@@ -1,4 +1,4 @@
-"""The solver stands by itself."""
+"""The solver imports nothing else of the plug-in."""
 
 import ast
 from pathlib import Path
@@ -21,11 +21,11 @@ def imported(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_it_imports_nothing_else_of_the_plug_in(file):
+def test_the_solver_imports_nothing_else_of_the_plug_in(file):
     ours = [name for name in imported(file) if name.split(".")[0] in ("tavq_plugin", "")]
     assert all(name.startswith("tavq_plugin.ot.") for name in ours), ours
 
 
-def test_there_are_files_to_look_at():
+def test_files_and_imports_are_found():
     assert {"solve.py", "newton.py"} <= {file.name for file in FILES}
     assert "tavq_plugin.ot.value.EntropicValue" in imported(FILES[[file.name for file in FILES].index("solve.py")])

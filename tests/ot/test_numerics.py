@@ -1,4 +1,4 @@
-"""solve on hard numbers, on devices, and on bad input."""
+"""`solve` on extreme numbers, on devices, and on bad input."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_every_problem_has_its_own_blur():
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-8, 1e-4, 1.0, 1e6, 1e15])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_scales(scale, dtype):
+def test_scaling_the_points_scales_the_cost(scale, dtype):
     x, y = (t.to(dtype) for t in gaussian(2, 40, 6, 3))
     plain, scaled = solve(x, y), solve(x * scale, y * scale)
     if dtype == torch.float32 and scale in (1e-15, 1e15):  # squares near the ends of the format
@@ -81,7 +81,7 @@ def test_a_nan_stays_with_its_own_problem():
 
 
 class Reads(TorchDispatchMode):
-    """Counts what would make the host wait for a device."""
+    """Names of the operations that make the CPU wait for a device."""
 
     def __init__(self):
         super().__init__()
@@ -135,7 +135,7 @@ def test_cuda_agrees_with_the_cpu():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_full(dtype):
+def test_half_precision_is_computed_in_float32(dtype):
     x, y = (t.to(dtype).requires_grad_() for t in gaussian(2, 40, 6, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = solve(x, y)
@@ -145,7 +145,7 @@ def test_half_precision_is_computed_in_full(dtype):
     assert x.grad.dtype == dtype and x.grad.isfinite().all()
 
 
-def test_it_is_deterministic_and_a_fixed_schedule_agrees():
+def test_solve_is_deterministic_and_a_fixed_schedule_agrees():
     x, y = clustered(2, 200, 20, 16, spread=0.5, repeated=False)
     first, again, fixed = solve(x, y), solve(x, y), solve(x, y, schedule="fixed", max_passes=30)
     assert torch.equal(first.value, again.value) and fixed.converged.all()

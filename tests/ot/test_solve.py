@@ -23,12 +23,12 @@ def exact(x, y):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_the_oracle_is_pots_emd2(name):
+def test_emd_agrees_with_pots_emd2(name):
     x, y = (t.clone().requires_grad_() for t in POINTS[name])
     u, v = (t.clone().requires_grad_() for t in POINTS[name])
     ours, theirs = solve(x, y, solver="emd").value, exact(u, v)
     torch.testing.assert_close(ours, theirs)
-    if name == "repeated":  # equal codes share a unit in any proportion: the plan, so the gradient, is not unique
+    if name == "repeated":  # equal codes share a unit in any proportion, so plan and gradient are not unique
         return
     ours.sum().backward(), theirs.sum().backward()
     torch.testing.assert_close(x.grad, u.grad)
@@ -94,10 +94,10 @@ def test_the_fixed_schedule_is_right_on_strongly_clustered_problems(repeated):
 
 def test_the_certificate_shows_too_few_passes():
     x, y = clustered(3, 700, 40, 96, spread=0.5, repeated=True, seed=1)
-    hurried = solve(x, y, epsilon=0.002, max_passes=1)
-    assert not hurried.converged.any() and (hurried.marginal_error > 1e-3).all()
-    patient = solve(x, y, epsilon=0.002)
-    assert patient.converged.all() and (patient.gap < hurried.gap).all()
+    one_pass = solve(x, y, epsilon=0.002, max_passes=1)
+    assert not one_pass.converged.any() and (one_pass.marginal_error > 1e-3).all()
+    many_passes = solve(x, y, epsilon=0.002)
+    assert many_passes.converged.all() and (many_passes.gap < one_pass.gap).all()
 
 
 @pytest.mark.parametrize("cost", ["sqeuclidean", "dot"])
@@ -143,7 +143,7 @@ def test_a_known_matching_is_found(order):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 30), m=st.integers(1, 9))
-def test_laws(seed, n, m):
+def test_invariances_and_bounds(seed, n, m):
     x, y = gaussian(2, n, m, 4, seed)
     result = solve(x, y, tolerance=1e-8, max_passes=200)
     rows, columns = torch.randperm(n, generator=draw(seed)), torch.randperm(m, generator=draw(seed + 1))
@@ -161,7 +161,7 @@ def test_laws(seed, n, m):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), garbage=st.sampled_from([float("nan"), 1e4, float("inf"), 0.0]))
-def test_a_mask_is_a_removal(seed, garbage):
+def test_masking_points_equals_removing_them(seed, garbage):
     x, y = gaussian(1, 12, 6, 4, seed)
     keep_x, keep_y = torch.rand(12, generator=draw(seed)) < 0.6, torch.rand(6, generator=draw(seed + 1)) < 0.6
     keep_x[0] = keep_y[0] = True
@@ -180,7 +180,7 @@ def test_a_mask_is_a_removal(seed, garbage):
 
 
 @pytest.mark.parametrize("cost", ["sqeuclidean", "dot"])
-def test_codes_projected_in_their_own_space_are_codes_projected_first(cost):
+def test_project_gives_the_result_of_projecting_the_codes_first(cost):
     x, _ = gaussian(2, 30, 5, 7)
     _, y = gaussian(2, 30, 5, 4, seed=1)
     w = torch.randn(7, 4, generator=draw(2)).double()
@@ -215,13 +215,13 @@ def test_gradcheck_through_the_projection(cost):
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_a_large_problem_begun_on_a_sample_reaches_the_same_maximum(repeated):
+def test_a_large_problem_that_starts_on_a_sample_reaches_the_same_maximum(repeated):
     x, y = clustered(2, 3000, 24, 32, spread=0.6, repeated=repeated, seed=4)
-    begun = solve(x, y, tolerance=1e-10, max_passes=300)
+    sampled = solve(x, y, tolerance=1e-10, max_passes=300)
     whole = solve(x, y, tolerance=1e-10, max_passes=300, warm_start=torch.zeros(2, 24).double())
-    assert begun.converged.all() and whole.converged.all()
-    torch.testing.assert_close(begun.value, whole.value, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(begun.plan(), whole.plan(), rtol=1e-5, atol=1e-9)
+    assert sampled.converged.all() and whole.converged.all()
+    torch.testing.assert_close(sampled.value, whole.value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(sampled.plan(), whole.plan(), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", POINTS)
