@@ -77,5 +77,5 @@ def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def opaque_rows(tensor: Tensor) -> np.ndarray:
-    """Rows of a CPU tensor as single NumPy items, n d -> n; NumPy copies items six times as fast as torch copies rows."""
+    """Rows of a CPU tensor as single NumPy items, n d -> n; NumPy copies items six times as fast as torch rows."""
     return tensor.view(torch.uint8).numpy().view(f"V{tensor.shape[1] * tensor.element_size()}").reshape(-1)

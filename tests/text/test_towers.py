@@ -18,7 +18,7 @@ LIMITS = {"roberta": 23, "xlm-roberta": 23, "mpnet": 22}  # positions start afte
 FIXED = ("siglip", "siglip2", "siglip-text")
 
 
-def one_embedding(folder, text, pooling, dense=None):
+def one_embedding(folder, text, pooling):
     """One text, encoded as transformers' documentation does, without batches; normalised."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
