@@ -1,1 +1,1 @@
-"""Images with text: readers of folders, tables and archives, synthetic scenes, and the corpus of a run."""
+"""Images with text: readers of folders, tables and archives; synthetic scenes; the corpus of a run."""

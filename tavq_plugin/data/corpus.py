@@ -1,4 +1,4 @@
-"""The corpus of a comparison: images and texts, split without leakage and encoded once, in a folder for every run."""
+"""The corpus of a comparison: images and texts, split without leakage, encoded once, kept in one folder."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Corpus:
 def load_or_build_corpus(
     folder: Path, data: Path | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
 ) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus in a folder, built if it is not there yet, and its description for a protocol.
+    """The corpus in a folder, built if the folder has none, and its description for a protocol.
 
-    Held-out images that are in the training split too are left out and counted.
+    Held-out images that are also in the training split are left out and counted.
 
     Args:
         folder: Where the corpus is kept.
@@ -83,8 +83,8 @@ def load_or_build_corpus(
     for name, value in asked.items():
         if about["asked"].get(name) != value:
             raise ValueError(
-                f"{folder.parent} compares runs on {name}={about['asked'].get(name)}, and this asks for {value}: give "
-                "another --out, or the same data and numbers"
+                f"{folder.parent} compares runs on {name}={about['asked'].get(name)}, but this run asks for {value}: "
+                "give another --out, or the same data and numbers"
             )
     return load_corpus(folder), about["protocol"]
 
@@ -102,7 +102,7 @@ def load_corpus(folder: Path) -> Corpus:
 def _build(
     folder: Path, source: ImageTextFolder | None, asked: dict[str, Any], tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Write the corpus' files; the content of corpus.json."""
+    """Write the files of the corpus, and return the content of corpus.json."""
     from tavq_plugin.text.encoder import offline_encoder
 
     encoder = offline_encoder()
@@ -114,16 +114,16 @@ def _build(
     else:
         training, held_out = source.split(n_train=n_train, n_eval=n_eval)
         records, train = [*training, *held_out], len(training)
-        files = [cast(Path, record.image) for record in records]  # a folder's records have files
+        files = [cast(Path, record.image) for record in records]  # in a folder, every image is a file
         images, texts = load_images(files, resolution), [record.text for record in records]
     leakage = find_leakage(images[:train], images[train:], files[:train], files[train:]) if files else Leakage((), ())
     kept = [i for i in range(len(images)) if i - train not in leakage.all]
     _refuse_few(asked["data"], train, len(kept) - train, leakage)
     if leakage.all:
-        tell(f"{len(leakage.all)} held-out images are in the training split too ({leakage.counts()}): left out")
+        tell(f"{len(leakage.all)} held-out images are also in the training split ({leakage.counts()}): left out")
     texts = [texts[i] for i in kept]
     if without := sum(not text.strip() for text in texts):
-        tell(f"{without} of {len(texts)} images have no text: they are kept, but not part of retrieval")
+        tell(f"{without} of {len(texts)} images have no text: they are kept, but left out of retrieval")
     store = TextStore.build(texts, encoder, centre_on=range(train))
     about = {
         "asked": asked,
@@ -139,15 +139,15 @@ def _build(
     (folder / "corpus.json").unlink(missing_ok=True)
     save_tensors({"images": images[torch.tensor(kept)]}, folder / "images.safetensors")
     store.save(folder / "store.safetensors")
-    save_json(folder / "corpus.json", about)  # last, so that the other files are whole where this one exists
+    save_json(folder / "corpus.json", about)  # last: if this file exists, the others are complete
     return about
 
 
 def _refuse_few(name: str, train: int, held_out: int, leakage: Leakage) -> None:
-    """ValueError where a split has fewer than `MIN_IMAGES`."""
+    """Raise ValueError if a split has fewer than `MIN_IMAGES` images."""
     if train >= MIN_IMAGES and held_out >= MIN_IMAGES:
         return
-    why = f", after {len(leakage.all)} that are in the training split too were left out" if leakage.all else ""
+    why = f", after {len(leakage.all)} that are also in the training split were left out" if leakage.all else ""
     raise ValueError(
         f"{name} gives {train} images to train and {held_out} to test{why}: at least {MIN_IMAGES} of each are "
         "needed; give a folder with more images, or larger --train and --eval"

@@ -1,4 +1,4 @@
-"""A folder of images with text, in one `captions.jsonl` or in `.txt` files named like the images."""
+"""Read a folder of images whose texts are in one `captions.jsonl`, or in `.txt` files named like the images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tavq_plugin.data.records import (
     Reject,
     Rejection,
     captions_as_text,
+    has_surrogates,
     is_hidden,
     raise_rejection,
     read_lines,
@@ -33,7 +34,7 @@ class ImageTextFolder:
 
     @classmethod
     def read(cls, folder: str | Path) -> ImageTextFolder:
-        """Read a folder; ValueError names the file and line that cannot be read, and how to mend it."""
+        """Read a folder; raises ValueError with the file and line that cannot be read, and the mend."""
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}: --data takes a folder of images with text")
@@ -49,7 +50,7 @@ class ImageTextFolder:
 
     @property
     def without_text(self) -> int:
-        """How many records have an empty or missing caption; they are kept, with zero alignment."""
+        """How many records have no text; they are kept, but align with nothing."""
         return sum(not record.text for record in self.records)
 
     def split(
@@ -57,8 +58,8 @@ class ImageTextFolder:
     ) -> tuple[list[Record], list[Record]]:
         """Training and held-out records; the draw depends on `seed` alone.
 
-        If the records are marked train and val (or test), these marks are used, and training keeps to the sources of
-        the held-out records. Otherwise 15 % of the records are drawn as held out.
+        If the records name their splits (train, and val or test), these are used; training then takes only records
+        from the sources of the held-out records, if it has such. Otherwise 15 % of the records are drawn as held out.
 
         Args:
             n_train: Training records, at most. Default: all.
@@ -78,7 +79,7 @@ class ImageTextFolder:
             held_out, train = mixed[:count], mixed[count:]
         if not train:
             raise ValueError(
-                f"{self.folder} has {len(self.records)} images: give 2 at least, one to train and one to test"
+                f"{self.folder} has {len(self.records)} images: give at least 2, one to train and one to test"
             )
         if n_train is not None and n_train < len(train):
             train = draw.sample(train, n_train)
@@ -91,7 +92,7 @@ def _refuse_repeated_images(records: tuple[Record, ...], table: Path) -> None:
     ids: set[str] = set()
     for record in records:
         if record.id in ids:
-            raise ValueError(f"{table}: image {record.id!r} stands in two lines: keep one of them")
+            raise ValueError(f"{table}: image {record.id!r} appears in two lines: keep one of them")
         ids.add(record.id)
 
 
@@ -103,11 +104,11 @@ def from_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Reco
     for path in _walk(folder, reject):
         if path.suffix.lower() not in IMAGE_ENDINGS:
             continue
-        if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        if has_surrogates(str(path)):
             reject(Rejection(str(path), None, "its file name is not UTF-8; rename it"))
             continue
         if not path.is_file():
-            reject(Rejection(str(path), None, "a link that leads to nothing; mend or delete it"))
+            reject(Rejection(str(path), None, "a broken link; mend or delete it"))
             continue
         text = read_lines(path.with_suffix(".txt"), reject)
         if text is not None:
@@ -125,6 +126,6 @@ def _walk(folder: Path, reject: Reject, parents: frozenset[str] = frozenset()) -
             if linked or entry.is_file():
                 yield Path(entry.path)
         elif linked and os.path.realpath(entry.path) in parents:
-            reject(Rejection(entry.path, None, "a link to a folder above it, which would repeat for ever; delete it"))
+            reject(Rejection(entry.path, None, "a link to a folder above it, which has no end; delete it"))
         else:
             yield from _walk(Path(entry.path), reject, parents)

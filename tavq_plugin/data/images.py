@@ -1,4 +1,4 @@
-"""Image files as tensors; a broken or too large file is refused by name."""
+"""Read image files as tensors; a broken or too large file is refused by name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __getattr__ = old_names(__name__)  # names that moved to other files
 
 
 def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
-    """An image as RGB, upright, with white behind it; from a file, its bytes, or an image that Pillow has opened.
+    """An upright RGB image on white, from a file, its bytes, or an image that Pillow has opened.
 
-    Raises ValueError if it is no image, is truncated, or has more pixels than Pillow's bomb limit.
+    Raises ValueError if it is not an image, is truncated, or has more pixels than Pillow's bomb limit.
     """
     name = file if isinstance(file, str | Path) else "an image"
     try:
@@ -44,13 +44,13 @@ def open_image(file: str | Path | bytes | Image.Image) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image that Pillow knows; replace it or leave it out") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # all that Pillow raises
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # whatever Pillow raises
         raise ValueError(f"{name}: cannot be read ({error}); is it truncated? Replace it or leave it out") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def read_image(file: str | Path | bytes | Image.Image, resolution: int) -> Tensor:
-    """One image by `open_image`, shorter side resized (bicubic, antialiased), centre-cropped; -> 3 r r uint8."""
+    """One image by `open_image`: shorter side resized (bicubic, antialiased), centre-cropped; -> 3 r r uint8."""
     picture = ImageOps.fit(open_image(file), (resolution, resolution), Image.Resampling.BICUBIC)
     return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
 

@@ -15,10 +15,10 @@ from tavq_plugin.io.file_hash import sha256_of
 
 @dataclass(frozen=True)
 class Leakage:
-    """The held-out images that are also in the training split, by their places in the held-out list."""
+    """The held-out images that are also in the training split, by position in the held-out list."""
 
     same_file: tuple[int, ...]  # equal SHA-256 of the file
-    same_hash: tuple[int, ...]  # equal dHash of the picture, but another file
+    same_hash: tuple[int, ...]  # equal dHash, but another file
 
     @property
     def all(self) -> set[int]:
@@ -42,7 +42,7 @@ def find_leakage(
 
 
 def dhash(images: Tensor) -> Tensor:
-    """64 bits of a picture: where brightness rises from one cell of a 9 × 8 grid to the next; n 3 h w uint8 -> n.
+    """64-bit hash of a picture: where brightness rises along the rows of a 9 × 8 grid; n 3 h w uint8 -> n int64.
 
     Pictures with equal hashes are equal or nearly so, whatever their size or compression.
 

@@ -1,4 +1,4 @@
-"""Readers of the folders in which the paper's data is published: CUB-200-2011, CelebA-HQ and COCO; and of archives."""
+"""Readers of the paper's data as published (CUB-200-2011, CelebA-HQ, COCO), and of folders of archives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MASKS = "CelebAMask-HQ-mask-anno"
 
 
 def published_reader(folder: Path) -> RecordReader | None:
-    """The reader for a folder, recognised by files that only such a folder has; None for any other folder.
+    """The reader for a folder, recognised by its typical files; None for any other folder.
 
     >>> published_reader(Path("/nonexistent")) is None
     True

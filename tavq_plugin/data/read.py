@@ -13,10 +13,10 @@ from tavq_plugin.data.tars import from_tars
 
 
 def read_records(place: str | Path, reject: Reject = raise_rejection) -> Iterator[Record]:
-    """The records of a folder, a table (.jsonl, .csv, .parquet), a .tar or a folder of .tar, sorted by name.
+    """The records of a folder, a table (.jsonl, .csv, .parquet), a .tar or a folder of .tar files.
 
-    A folder holds captions.jsonl, or is laid out as published, or holds images with .txt files of the same names.
-    Repeated ids are not looked for, so that memory does not grow with the number of records.
+    A folder holds captions.jsonl, or a published data set, or images with .txt files of the same names; its files are
+    sorted by name. Repeated ids are not detected, so that memory does not grow with the number of records.
     """
     place = Path(place)
     if place.is_dir():

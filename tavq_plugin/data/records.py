@@ -1,7 +1,7 @@
-"""Records of images with text, rejections of broken ones, and what all readers share.
+"""Records of images with text, rejections of broken records, and helpers of all readers.
 
-Every reader takes a function `reject`, which it calls with each broken record before it goes on to the next one. By
-default that function raises ValueError.
+Every reader calls the function `reject` with each broken record, then goes on to the next one. The default `reject`
+raises ValueError.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Record:
     qa: tuple[dict[str, Any], ...] = ()
     masks: tuple[Path, ...] = ()
     captioner: str | None = None  # JSON of model, revision and prompt, for a text of `tavq caption`
-    line: int | None = None  # number of its line or row in the file
+    line: int | None = None  # number of the line or row in the file
 
 
 class Rejection(NamedTuple):
     """A record that is left out, and the reason."""
 
     file: str
-    line: int | None  # number of the line, row or member; None where the whole file is meant
+    line: int | None  # number of the line, row or member; None: the whole file
     reason: str
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ Reject = Callable[[Rejection], None]
 
 
 def raise_rejection(rejection: Rejection) -> None:
-    """Raise ValueError with the rejection's words: the default `reject`."""
+    """The default `reject`: raise ValueError."""
     raise ValueError(str(rejection))
 
 
@@ -65,10 +65,10 @@ def read_lines(file: Path, reject: Reject = raise_rejection) -> list[str] | None
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The path of a named image in a folder; ValueError where the name leads out of the folder or to no file.
+    """The path of a named image in a folder; raises ValueError if the name leads out of the folder, or to no file.
 
-    The name is not trusted: its `..` are resolved before any link is followed. Links in the folder belong to its owner
-    (images/ on another disk, a subset made of links) and are followed.
+    The name is not trusted: its `..` are resolved before any link is followed. Links in the folder are trusted and
+    followed: images/ may be on another disk, and a subset may be made of links.
     """
     roots = {Path(os.path.abspath(folder)), folder.resolve()}
     for base in (folder / "images", folder):
@@ -78,7 +78,7 @@ def path_inside(folder: Path, name: str) -> Path:
         try:
             exists = path.is_file()
         except (ValueError, OSError) as error:  # a null byte, a name too long
-            raise ValueError(f"image {name[:80]!r} is no file name ({error})") from error
+            raise ValueError(f"image {name[:80]!r} is not a file name ({error})") from error
         if exists:
             return path
     raise ValueError(f"no file {name!r} in {folder / 'images'} or {folder}; add it or delete the line")
@@ -91,6 +91,11 @@ def is_hidden(name: PurePath) -> bool:
     [True, True, False, False]
     """
     return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in name.parts)
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text has lone surrogates, which stand for bytes that are not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def captions_as_text(captions: list[str]) -> str:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tavq_plugin.data.synthetic_text import describe, questions
@@ -29,7 +29,7 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checked")
 SIZES = {"small": 0.14, "large": 0.23}  # half the width, as a share of the picture
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
-CANVAS = 128  # least side, in pixels, at which a scene is drawn before it is shrunk; also at least twice its resolution
+CANVAS = 128  # a scene is drawn at this side in pixels or more, and at least twice its resolution, then shrunk
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,10 @@ def scenes(n: int, *, seed: int = 0, resolution: int = 32, start: int = 0) -> Sc
 
 
 def write_scenes(folder: str | Path, n: int, *, seed: int = 0, resolution: int = 32, held_out: float = 0.15) -> None:
-    """Scenes as a folder with captions.jsonl and images/; whole or absent. FileExistsError if the folder exists."""
+    """Write scenes as a folder with captions.jsonl and images/; the folder appears only when it is complete.
+
+    Raises FileExistsError if the folder exists.
+    """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: give a new folder")
@@ -154,7 +157,7 @@ def _write_scenes(partial: Path, n: int, seed: int, resolution: int, held_out: f
 
 
 def _draw_objects(draw: random.Random) -> tuple[SceneObject, ...]:
-    """Two to five objects that hardly overlap, no two of one colour and shape."""
+    """Two to five objects that hardly overlap; no two have the same colour and shape."""
     wanted, objects = draw.randint(2, 5), list[SceneObject]()
     for _ in range(200):
         size = draw.choice(list(SIZES))
@@ -181,20 +184,13 @@ def _gradient_background(colour: Sequence[int], side: int) -> Image.Image:
     return Image.fromarray((np.array(colour) * shade).clip(0, 255).astype(np.uint8).repeat(side, axis=1))
 
 
-def _corners(item: SceneObject, side: int) -> tuple[float, float, float, float]:
-    """The box in pixels: x0, y0, x1, y1."""
-    x0, y0, x1, y1 = item.box
-    return x0 * side, y0 * side, x1 * side, y1 * side
-
-
 def _stencil(item: SceneObject, side: int) -> Image.Image:
     """A mask of the object's shape: 255 inside, 0 outside."""
     stencil = Image.new("L", (side, side))
     pen, r = ImageDraw.Draw(stencil), item.radius * side
     cx, cy = item.x * side, item.y * side
-    corners = _corners(item, side)
     if item.shape in ("circle", "ring"):
-        pen.ellipse(corners, fill=255)
+        pen.ellipse([value * side for value in item.box], fill=255)
         if item.shape == "ring":
             pen.ellipse((cx - 0.5 * r, cy - 0.5 * r, cx + 0.5 * r, cy + 0.5 * r), fill=0)
     elif item.shape == "square":
@@ -220,7 +216,7 @@ def _fill(item: SceneObject, side: int) -> Image.Image:
         return fill
     y, x = np.mgrid[:side, :side]
     step = side / 11
-    u, v = (x / step), (y / step)
+    u, v = x / step, y / step
     if item.texture == "striped":
         on = (u + v) % 1.4 < 0.7
     elif item.texture == "dotted":
@@ -228,4 +224,4 @@ def _fill(item: SceneObject, side: int) -> Image.Image:
     else:
         on = (u.astype(int) + v.astype(int)) % 2 == 0
     pattern = Image.new("RGB", (side, side), tuple(int(value) for value in tone))
-    return Image.composite(pattern, fill, ImageChops.invert(Image.fromarray((~on * 255).astype(np.uint8))))
+    return Image.composite(pattern, fill, Image.fromarray((on * 255).astype(np.uint8)))

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-CLEAR = 0.2  # difference of two coordinates, as a share of the picture, from which a relation is named
+CLEAR = 0.2  # smallest difference of two coordinates, as a share of the picture, at which a relation is named
 
 
 def relation(a: Any, b: Any) -> str | None:
@@ -36,13 +36,12 @@ def describe(objects: Sequence[Any], background: str, draw: random.Random) -> st
         )
     ]
     for item in draw.sample(objects, min(3, len(objects))):
-        texture = "plain" if item.texture == "plain" else f"{item.texture}"
         sentences.append(
             draw.choice(
                 [
-                    f"The {item.colour} {item.shape} is {item.size} and {texture}, at the {item.place}.",
-                    f"A {item.size} {texture} {item.shape} in {item.colour} sits at the {item.place}.",
-                    f"At the {item.place} is a {item.size} {item.colour} {item.shape} with a {texture} surface.",
+                    f"The {item.colour} {item.shape} is {item.size} and {item.texture}, at the {item.place}.",
+                    f"A {item.size} {item.texture} {item.shape} in {item.colour} sits at the {item.place}.",
+                    f"At the {item.place} is a {item.size} {item.colour} {item.shape} with a {item.texture} surface.",
                 ]
             )
         )

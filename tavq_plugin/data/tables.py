@@ -10,13 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.data.records import Record, Reject, Rejection, captions_as_text, path_inside, raise_rejection
+from tavq_plugin.data.records import (
+    Record,
+    Reject,
+    Rejection,
+    captions_as_text,
+    has_surrogates,
+    path_inside,
+    raise_rejection,
+)
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".parquet")
 
 
 def from_table(file: Path, reject: Reject = raise_rejection, *, images: bool = False) -> Iterator[Record]:
-    """One record per row; with `images` a row without an image is refused."""
+    """One record per row; with `images`, a row without an image is rejected."""
     for line, row in _rows(file, reject):
         try:
             yield replace(record_from_row(row, file.parent, images=images), line=line)
@@ -25,7 +33,7 @@ def from_table(file: Path, reject: Reject = raise_rejection, *, images: bool = F
 
 
 def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Record:
-    """The record of a row, from image or id, and long_text, text or captions; ValueError says what is wrong."""
+    """The record of a row with image or id, and long_text, text or captions; raises ValueError with what is wrong."""
     image = row.get("image") or row.get("file_name")
     if (images or image is not None) and not (isinstance(image, str) and image):
         raise ValueError('no "image"; give one object per line with the image\'s file name')
@@ -41,13 +49,13 @@ def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = Fals
     if not isinstance(boxes, list) or not isinstance(qa, list):
         raise ValueError('"boxes" and "qa" must be lists')
     for string in (str(name), text, *captions):
-        if any("\ud800" <= character <= "\udfff" for character in string):
+        if has_surrogates(string):
             raise ValueError(f"not UTF-8: {string[:40]!r}; save the file as UTF-8")
     captioner = [row.get(key) for key in ("model", "revision", "prompt")]
     return Record(
         id=str(name),
         image=None if image is None else path_inside(folder, image),
-        text="" if row.get("flag") else text.strip() or captions_as_text(captions),  # flagged: not a text
+        text="" if row.get("flag") else text.strip() or captions_as_text(captions),  # a flagged text is not used
         split=row.get("split"),
         source=row.get("source"),
         boxes=tuple(boxes),
@@ -85,9 +93,9 @@ def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.removeprefix(codecs.BOM_UTF8).strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8-sig"))  # files joined by cat have inner byte-order marks
+                    row = json.loads(line.decode("utf-8-sig"))  # joined files have byte-order marks inside
                     if not isinstance(row, dict):
-                        raise ValueError("it is no object")
+                        raise ValueError("it is not an object")
                 except UnicodeDecodeError as error:
                     reject(Rejection(str(file), number, f"not UTF-8 ({error.reason} at byte {error.start})"))
                 except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""WebDataset archives: members with the same stem are one record; nothing is unpacked to the disk."""
+"""Read WebDataset archives: members with the same stem are one record; nothing is unpacked to the disk."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tavq_plugin.data.records import (
     Reject,
     Rejection,
     captions_as_text,
+    has_surrogates,
     is_hidden,
     raise_rejection,
 )
@@ -21,7 +22,7 @@ _TEXTS = (".txt", ".json")
 
 
 def from_tars(files: Sequence[Path], reject: Reject = raise_rejection) -> Iterator[Record]:
-    """Records of archives, in their order; links, devices and names that lead out of the archive are rejected.
+    """Records of archives, in order; links, devices and names that lead out of the archive are rejected.
 
     Files of the operating system (.DS_Store, ._0.png, __MACOSX/) are skipped.
     """
@@ -56,14 +57,14 @@ def from_tars(files: Sequence[Path], reject: Reject = raise_rejection) -> Iterat
 
 
 def _flaw(member: tarfile.TarInfo, name: PurePosixPath, *, leads_out: bool) -> str | None:
-    """Why a member cannot be part of a record and how to mend it; None for one that can."""
+    """Why a member cannot be part of a record, and the mend; None if it can."""
     if not member.isfile():
-        return "no plain file; only files are read"
+        return "not a plain file; only files are read"
     if leads_out:
         return "a name that leads out; only files inside are read"
     if not name.name:
-        return "no usable name; give it one, as 0.png"
-    if any("\ud800" <= character <= "\udfff" for character in member.name):
+        return "no usable name; give it one, such as 0.png"
+    if has_surrogates(member.name):
         return "a name that is not UTF-8; rename it"
     return None
 

@@ -19,7 +19,7 @@ Transform = Callable[[Tensor], Tensor]  # 3 r r uint8 -> the tokenizer's input
 class ImageDataset(Dataset):
     """The image (3 r r uint8) and id of each record that has an image; `store.collate` turns ids into row numbers.
 
-    A broken image raises ValueError with its name; `tavq prepare --check-images` finds those beforehand.
+    A broken image raises ValueError with its name; `tavq prepare --check-images` finds broken images beforehand.
 
     Args:
         records: From `read_records` (folders, tables, CUB, CelebA-HQ, COCO).
@@ -87,7 +87,7 @@ class HubImageDataset(Dataset):
 
 
 class TarImageDataset(IterableDataset):
-    """Images and ids streamed from WebDataset archives; each worker of a loader reads whole archives."""
+    """Images and ids streamed from WebDataset archives; a loader's workers share them archive by archive."""
 
     def __init__(self, files: Sequence[str | Path], resolution: int, transform: Transform | None = None) -> None:
         self.files, self.resolution, self.transform = sorted(map(Path, files)), resolution, transform

@@ -1,1 +1,1 @@
-"""Files that are whole or absent, saved state without pickle, and safe reading of old checkpoints."""
+"""Atomic writes, marks of ownership, state saved without pickle, and safe reading of old checkpoints."""

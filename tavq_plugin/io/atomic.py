@@ -1,6 +1,6 @@
-"""Write files that are either whole or absent: under a fresh name beside the target, synced, then renamed.
+"""Write files that are whole or absent: each is written under a fresh name in its folder, synced, then renamed.
 
-The fresh file is created exclusively, so that no link is followed, and has the mode of the process's umask.
+The fresh file must not exist, so that no link is followed; its mode follows the process's umask.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tavq_plugin.io.storable import storable
 
 @contextmanager
 def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh file to write, which gets the target's name when the block ends; it is removed if the block fails.
+    """A fresh file to write; it gets the target's name when the block ends, and is removed if the block fails.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -41,7 +41,7 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             os.close(handle)
         yield partial
-        os.chmod(partial, mode)  # safetensors replaces this file by its own, of mode 0600
+        os.chmod(partial, mode)  # safetensors replaces the file by one of mode 0600
         sync(partial)
         os.replace(partial, target)
     finally:
@@ -50,7 +50,7 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def intended(name: str) -> str | None:
-    """The final name of a half-written file; None for any other name.
+    """The target's name, from the name of a half-written file; None for any other name.
 
     >>> intended(".a.txt.0123456789ab.tmp"), intended("a.txt")
     ('a.txt', None)
@@ -78,7 +78,7 @@ def save_json(target: str | os.PathLike[str], content: Any) -> None:
 def read_json(path: str | os.PathLike[str], *, strict: bool = True) -> Any:
     """The content of a JSON file; None if there is no such file.
 
-    If it holds no JSON, raises ValueError with the file's name, or, with `strict=False`, returns None.
+    If the content is not JSON, raises ValueError with the file's name; with `strict=False`, returns None instead.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def read_json(path: str | os.PathLike[str], *, strict: bool = True) -> Any:
 def save_tensors(
     tensors: Mapping[str, Tensor], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name as safetensors, each made `storable`; the file is whole or absent."""
+    """Write named tensors as safetensors, after `storable`; the file is whole or absent."""
     from safetensors.torch import save_file
 
     with whole_file(target) as partial:
@@ -101,7 +101,7 @@ def save_tensors(
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut; Windows cannot sync folders."""
+    """Make a file's content, or a folder's list of names, survive a power cut; Windows cannot sync folders."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only writable files
@@ -112,7 +112,7 @@ def sync(path: Path) -> None:
 
 
 def writable(folder: Path) -> Path:
-    """Create the folder if need be, and return it; PermissionError if nothing can be written in it."""
+    """Create the folder if it is missing, and return it; raises PermissionError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -18,32 +18,34 @@ from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.legacy_pickle import json_content, safe_globals
 from tavq_plugin.io.storable import storable
 
-NOT_WEIGHTS = ("optim", "lr_sched", "callbacks", "scaler")  # beginnings of the names of entries that hold a run's state
+NOT_WEIGHTS = ("optim", "lr_sched", "callbacks", "scaler")  # entries whose names begin like these hold a run's state
 
 
 def read_checkpoint(path: Path, *, allow: Sequence[str] = ()) -> Any:
     """Read a file of `torch.save` with `weights_only=True` and the allow-list of `legacy_pickle`.
 
-    No foreign class is imported. `allow` holds further class names to read as plain values. Raises ValueError if the
-    file names a global that is not allowed, or is no whole checkpoint.
+    No foreign class is imported. `allow` lists more class names to read as plain values. Raises ValueError if the file
+    names a global that is not allowed, or is not a complete checkpoint.
     """
     try:
         with torch.serialization.safe_globals(safe_globals(allow)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
             raise ValueError(
-                f"{path} is refused: it names {named[1]}, which is not on the allow-list, and was not run. If it is "
-                f"only a class whose content you want to read, give --allow {named[1]}"
+                f"{path} is refused: it names {refused[1]}, which is not on the allow-list, and was not run. If it is "
+                f"only a class whose content you want to read, give --allow {refused[1]}"
             ) from error
-        # torch's message begins with the advice to load the file unsafely; the reason comes after it
+        # torch's message first advises to load the file unsafely, then gives the reason
         reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split()) or type(error).__name__
-        raise ValueError(f"{path} is no whole checkpoint that can be read safely: {reason}; fetch it again") from error
+        raise ValueError(
+            f"{path} is not a complete checkpoint that can be read safely: {reason}; fetch it again"
+        ) from error
 
 
 def state_dicts(content: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """Every mapping from names to tensors, with its place in the checkpoint; optimizers and callbacks are left out."""
+    """Every mapping from names to tensors, with its path in the checkpoint; optimizers and callbacks are left out."""
     if not isinstance(content, Mapping) or not content or name.startswith(NOT_WEIGHTS):
         return
     if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
@@ -58,18 +60,18 @@ def convert_checkpoint(
 ) -> list[Path]:
     """Write OUT.safetensors (one OUT.NAME.safetensors per state dict, if there are several) and OUT.json.
 
-    Each state dict keeps its keys, so that it loads strictly where the old one did. The JSON holds the rest:
-    configuration, steps, and what was left out. Each file is either whole or absent. Returns the files.
+    Each state dict keeps its keys, so it loads strictly wherever the old one did. The JSON holds the rest:
+    configuration, steps, and what was left out. Each file is whole or absent. Returns the files.
 
     Args:
         source: The old checkpoint.
-        out: Name of the new files, without an ending. Default: the source's name, beside it.
-        allow: Further class names to read as plain values.
+        out: Path of the new files, without an ending. Default: the source's path without its ending.
+        allow: More class names to read as plain values.
         force: If true, existing files are overwritten.
 
     Raises:
         FileExistsError: A file exists, and `force` is false.
-        ValueError: As `read_checkpoint`; or the checkpoint holds no state dict, or a sparse tensor.
+        ValueError: As in `read_checkpoint`; or the checkpoint has no state dict, or a sparse tensor.
     """
     out = out or source.with_suffix("")
     content = read_checkpoint(source, allow=allow)
@@ -82,24 +84,24 @@ def convert_checkpoint(
             raise ValueError(
                 f"{source}: {', '.join(odd)} of {name or 'the state dict'} is sparse: make it dense, or leave it out"
             )
-    named = {
+    files = {
         name: out.with_name(f"{out.name}.{name}.safetensors" if len(found) > 1 else f"{out.name}.safetensors")
         for name in found
     }
     description = out.with_name(f"{out.name}.json")
-    existing = [path.name for path in (*named.values(), description) if path.exists()]
+    existing = [path.name for path in (*files.values(), description) if path.exists()]
     if existing and not force:
         raise FileExistsError(f"{', '.join(existing)} would be overwritten: give --out another name, or --force")
     rest = json_content(content, without=list(found.values()))
-    with ExitStack() as whole:
-        for name, path in named.items():  # all get their names together, once the last is written
-            save_file(storable(found[name]), whole.enter_context(whole_file(path)))
+    with ExitStack() as open_files:  # all files get their names together, after the last one is written
+        for name, path in files.items():
+            save_file(storable(found[name]), open_files.enter_context(whole_file(path)))
     save_json(
         description,
         {
             "source": source.name,
             "sha256": sha256_of(source),
-            "weights": {name or "all": path.name for name, path in named.items()},
+            "weights": {name or "all": path.name for name, path in files.items()},
             "not_finite": [
                 f"{name}.{key}".lstrip(".")
                 for name, weights in found.items()
@@ -110,4 +112,4 @@ def convert_checkpoint(
             "configuration": rest.values,
         },
     )
-    return [*named.values(), description]
+    return [*files.values(), description]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# classes that only hold data in checkpoints of taming, LDM, LlamaGen and the like
+# classes that only hold data, in checkpoints of taming, LDM, LlamaGen and similar projects
 CLASSES = (
     "argparse.Namespace",
     "omegaconf.base.ContainerMetadata",
@@ -39,7 +39,7 @@ MAPPINGS = (
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-# types that are harmless whatever they are called with
+# types that are harmless with any arguments
 TYPES = (bool, bytes, dict, float, int, list, str, tuple)
 
 
@@ -60,22 +60,22 @@ class PickledObject:
         """Accept any arguments; `__new__` keeps them."""
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the object's attributes; a class with slots gives a pair of them."""
+        """Keep the attributes; a class with slots gives a pair of mappings."""
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         for part in parts:
             self.state |= part if isinstance(part, Mapping) else {} if part is None else {"state": part}
 
 
 class PickledMapping:
-    """Stands for a foreign dictionary; makes an OrderedDict, as torch's unpickler fills no other class."""
+    """Stands for a foreign dictionary; makes an OrderedDict, because torch's unpickler fills no other class."""
 
     def __new__(cls, *args: Any) -> collections.OrderedDict:  # type: ignore[misc]  # see above
-        """Drop the arguments (a default's factory); the unpickler adds the entries."""
+        """Drop the arguments (such as a default factory); the unpickler adds the entries."""
         return collections.OrderedDict()
 
 
 def safe_globals(further: Sequence[str] = ()) -> list[Callable | tuple[Callable, str]]:
-    """Pairs for `torch.serialization.safe_globals`: each allowed name after the class that stands for it."""
+    """Pairs for `torch.serialization.safe_globals`: a class, and the allowed name that it stands for."""
     pairs: list[Callable | tuple[Callable, str]] = [
         (type("Foreign", (PickledObject,), {"name": n}), n) for n in (*CLASSES, *further)
     ]
@@ -107,7 +107,7 @@ def json_content(value: Any, *, without: Sequence[Any] = ()) -> JsonContent:
     return JsonContent({} if values is _SKIPPED else values, converter.left_out)
 
 
-_SKIPPED = object()  # stands for weights, tensors that are left out, and references to an outer object
+_SKIPPED = object()  # in place of weights, of tensors that are left out, and of references to an enclosing object
 
 
 class _JsonConverter:
@@ -116,7 +116,7 @@ class _JsonConverter:
     def __init__(self, skipped: set[int]) -> None:
         self.skipped = skipped
         self.left_out: list[str] = []
-        self.open: set[int] = set()  # the objects around the present one, so that a circle ends
+        self.open: set[int] = set()  # objects that enclose the current one; a reference back to them is skipped
 
     def convert(self, value: Any, at: str) -> Any:
         if id(value) in self.skipped or id(value) in self.open:

@@ -1,4 +1,4 @@
-"""The one progress bar of all commands."""
+"""The progress bar that all commands share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(console: Console | None = None, *, shown: bool = True, detail: str | None = None) -> Progress:
-    """A rich progress bar: description, bar, how many of how many, time left.
+    """A rich progress bar: description, bar, count of total, time left.
 
     Args:
         console: Where the bar is drawn. Default: rich's own, standard output.
-        shown: If false, nothing is drawn, and all calls still work.
+        shown: If false, nothing is drawn; all calls still work.
         detail: Name of a task field that is printed after the count, such as "loss"; each task must then be added
             with that field.
     """

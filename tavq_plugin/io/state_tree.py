@@ -35,13 +35,13 @@ def load_tree(path: Path) -> Any:
 
 
 def _split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The tree with names in place of its tensors, as JSON can hold it; and the tensors by name."""
+    """The tree as JSON can hold it, with a name in place of each tensor; and the tensors by name."""
     tensors: dict[str, Tensor] = {}
 
     def named(node: Any, where: str) -> Any:
         if isinstance(node, Tensor):
             name = where or "value"
-            while name in tensors:  # keys may hold a slash themselves
+            while name in tensors:  # keys may contain slashes
                 name += "+"
             tensors[name] = node
             return {_TENSOR: name}

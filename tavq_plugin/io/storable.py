@@ -1,4 +1,4 @@
-"""Prepare tensors for safetensors, which takes neither shared nor non-contiguous memory."""
+"""Prepare tensors for safetensors, which accepts neither shared nor non-contiguous memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same names and values; each tensor is detached, on the CPU, contiguous and in memory of its own.
+    """The same names and values; each tensor is detached, on the CPU, contiguous, and shares no memory.
 
-    Tensors that share memory (tied weights, a module with two names) are written once per name, so that the file loads
-    strictly. Raises ValueError as `refuse_unstorable`.
+    Tensors that share memory (tied weights, a module with two names) are copied, one per name, so that the file loads
+    strictly. Raises ValueError as in `refuse_unstorable`.
 
     >>> weight = torch.ones(2, 3)
     >>> state = storable({"a": weight, "b": weight, "c": weight.T})
@@ -33,7 +33,7 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def refuse_unstorable(state: Mapping[str, Any], what: str = "the state") -> None:
-    """Raise ValueError with the first entry that safetensors cannot keep; no value is read or copied."""
+    """Raise ValueError with the first entry that safetensors cannot store; no value is read or copied."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
             kind = f"a {type(value).__name__}"
@@ -46,18 +46,18 @@ def refuse_unstorable(state: Mapping[str, Any], what: str = "the state") -> None
         else:
             continue
         raise ValueError(
-            f"{what} holds {kind} at {name!r}, which safetensors cannot keep: make it a dense tensor of a plain type, "
+            f"{what} holds {kind} at {name!r}, which safetensors cannot store: make it a dense tensor of a plain type, "
             "or leave it out of the state dict (register_buffer(…, persistent=False))"
         )
 
 
 @cache
 def _is_supported(dtype: torch.dtype) -> bool:
-    """Whether the installed safetensors can write the type; tried on an empty tensor."""
+    """Whether the installed safetensors can write this dtype; tried on an empty tensor."""
     from safetensors.torch import save
 
     try:
         save({"trial": torch.empty(0, dtype=dtype)})
-    except Exception:  # a KeyError, or another error in other versions
+    except Exception:  # KeyError or another, depending on the version
         return False
     return True

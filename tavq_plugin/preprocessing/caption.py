@@ -1,6 +1,6 @@
-"""A file of captions, JSON lines or Parquet: per image a long text, with its id, model, revision, prompt and flag.
+"""Write a file of captions, JSON lines or Parquet: one long text per image, with id, model, revision, prompt and flag.
 
-`tavq prepare --captions FILE` reads such a file; any program may have written it.
+`tavq prepare --captions FILE` reads such a file, also if another program wrote it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CONTEXT = "People describe the image thus: {captions}\n"  # put before the promp
 
 
 def full_prompt(prompt: str | None, with_captions: bool) -> str:
-    """The prompt as it is noted beside every text; `{captions}` in it marks the place of an image's own captions.
+    """The prompt as written with every text; `{captions}` stands for the image's own captions.
 
     Raises ValueError if the prompt holds `{captions}` without `with_captions`.
     """
     prompt = prompt or PROMPT
     if not with_captions and "{captions}" in prompt:
-        raise ValueError("the prompt holds {captions}, which the model is not given: add --with-captions")
+        raise ValueError("the prompt holds {captions}, but the model gets no captions: add --with-captions")
     return CONTEXT + prompt if with_captions and "{captions}" not in prompt else prompt
 
 
@@ -58,8 +58,9 @@ def caption_images(
         progress: If false, no progress bar is shown.
 
     Raises:
-        ValueError: `out` has another ending, holds texts of another model, revision or prompt, or would hide `data`.
-        FileExistsError: A file of another kind has the name of the list of rejected records or of the lock.
+        ValueError: `out` has another ending, holds texts of another model, revision or prompt, or would be read by the
+            next run in place of the images.
+        FileExistsError: A foreign file has the name of the list of rejected records or of the lock.
         BlockingIOError: Another run is writing the file.
         ConnectionError: A server answered none of the first requests.
     """
@@ -76,7 +77,7 @@ def caption_images(
     lines = working_file(out)
     lock = Path(f"{lines}.lock")
     if lock.exists() and lock.stat().st_size:  # our lock files are empty
-        raise FileExistsError(f"{lock} is in the way and is not our lock file: give another --out, or move it")
+        raise FileExistsError(f"{lock} is in the way and is not a lock file of ours: give another --out, or move it")
     source = {"model": captioner.name, "revision": captioner.revision, "prompt": full_prompt(prompt, with_captions)}
     lines.parent.mkdir(parents=True, exist_ok=True)
     rejections: list[Rejection] = []
@@ -98,7 +99,7 @@ def caption_images(
 
 
 def working_file(out: Path) -> Path:
-    """The JSON lines that texts are appended to: `out` itself, or a file beside it if `out` is Parquet."""
+    """The JSON lines that texts are appended to: `out` itself; for Parquet, a temporary file in its folder."""
     return out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.unfinished.jsonl")
 
 
@@ -115,18 +116,18 @@ def _append_missing(file: Path, run: CaptionRun, data: Path, batch: int, progres
 
 def _without_text(data: Path, done: set[int], run: CaptionRun) -> Iterator[Record]:
     """Records whose ids are not done yet; a repeated id is rejected."""
-    met: set[int] = set()
+    seen: set[int] = set()
     for number, record in enumerate(read_records(data, run.reject), 1):
         line, name = record.line or number, id_hash(record.id)
-        if name in met:
+        if name in seen:
             run.reject(Rejection(run.place, line, f"id {record.id!r} appears twice; the first record is kept"))
         elif name not in done:
             yield replace(record, line=line)
-        met.add(name)
+        seen.add(name)
 
 
 def _to_parquet(lines: Path, out: Path) -> None:
-    """Write one row group after the other, so that memory does not grow with the file."""
+    """Write one row group at a time, so that memory does not grow with the file."""
     import pyarrow
     import pyarrow.parquet
 

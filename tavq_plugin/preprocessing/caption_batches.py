@@ -1,4 +1,7 @@
-"""Records with images → lines of a captions file, one batch at a time; a flawed text is asked for a second time."""
+"""Ask a captioner for the texts of images, one batch at a time, and append them to a captions file.
+
+A flawed text is asked for once more.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class CaptionCounts:
     written: int = 0
     already_written: int = 0  # by an earlier run
     retried: int = 0  # asked for again, because the first text was empty, a refusal or repeating
-    flagged: int = 0  # flawed at the second attempt too: written, with the flag
+    flagged: int = 0  # still flawed after the second attempt; written with the flag
     rejected: int = 0  # records without a text
 
 
@@ -46,11 +49,11 @@ class CaptionRun:
     """One run of one captioner over records; `write` appends the texts to a file."""
 
     captioner: Captioner
-    source: Mapping[str, str | None]  # model, revision and prompt, which are noted beside every text
+    source: Mapping[str, str | None]  # model, revision and prompt, written with every text
     place: str  # file or folder of the records, for the list of rejected records
     reject: Reject
     counts: CaptionCounts = field(default_factory=CaptionCounts)
-    answered: bool = False  # whether the server has ever answered
+    answered: bool = False  # whether any request was ever answered
 
     def with_images(self, records: Iterable[Record]) -> Iterator[tuple[Record, Image.Image]]:
         """Each record with its image; records without a readable image are rejected."""
@@ -63,9 +66,9 @@ class CaptionRun:
                 self._reject(record, error)
 
     def write(self, batch: Sequence[tuple[Record, Image.Image]], lines: BinaryIO) -> None:
-        """Append one line per text; the lines are on the disk when this returns.
+        """Append one line per text, synced to the disk.
 
-        Raises ConnectionError if the server has never answered.
+        Raises ConnectionError if no request was ever answered.
         """
         texts = self._texts(batch)
         failed = [text for text in texts if isinstance(text, Exception)]
@@ -101,14 +104,14 @@ class CaptionRun:
         prompts = [(self.source["prompt"] or "").replace("{captions}", record.text or "-") for record, _ in batch]
         try:
             return list(self.captioner(images, prompts, attempt))
-        except ValueError as error:  # the model's processor refused one image: ask for the others alone
+        except ValueError as error:  # the processor refused an image of the batch: ask for one at a time
             return [error] if len(batch) == 1 else [text for one in batch for text in self._ask([one], attempt)]
 
 
 def captions_in_file(path: Path, source: Mapping[str, str | None]) -> dict[int, int]:
-    """The hash of each id in the file → the offset of its line; a last line that was cut short is removed.
+    """Hash of each id in the file → offset of its line; an incomplete last line is removed from the file.
 
-    Raises ValueError if a line is no caption, or comes from another model, revision or prompt.
+    Raises ValueError if a line is not a caption, or comes from another model, revision or prompt.
     """
     if not path.exists():
         return {}
@@ -117,18 +120,18 @@ def captions_in_file(path: Path, source: Mapping[str, str | None]) -> dict[int, 
         end = 0  # of the complete lines
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
-                _refuse_unlike_caption(line, f"{path}, line {number}")
+                _require_caption_start(line, f"{path}, line {number}")
                 break
             try:
                 row = json.loads(line)
                 name, found = row["id"], {key: row.get(key) for key in source}
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is no caption ({error}); correct or delete the line"
+                    f"{path}, line {number} is not a caption ({error}); correct or delete the line"
                 ) from error
             if found != source:
                 raise ValueError(
-                    f"{path}, line {number} was written with {found}, and this run uses {source}: texts of different "
+                    f"{path}, line {number} was written with {found}, but this run uses {source}: texts of different "
                     "models or prompts do not mix; give another --out"
                 )
             offsets[id_hash(name)] = end
@@ -137,8 +140,10 @@ def captions_in_file(path: Path, source: Mapping[str, str | None]) -> dict[int, 
     return offsets
 
 
-def _refuse_unlike_caption(cut: bytes, place: str) -> None:
-    """Raise ValueError if an unfinished last line, which would be removed, is not the start of a caption."""
+def _require_caption_start(cut: bytes, place: str) -> None:
+    """Raise ValueError if an incomplete last line is not the start of a caption, and so must not be removed."""
     begin = b'{"id": "'
     if not (cut.startswith(begin) or begin.startswith(cut)):
-        raise ValueError(f"{place} is no caption and has no end; correct or delete the line, or give another --out")
+        raise ValueError(
+            f"{place} is not a caption and has no line end; correct or delete the line, or give another --out"
+        )

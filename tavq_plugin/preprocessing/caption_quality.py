@@ -1,4 +1,4 @@
-"""Finds generated texts that describe nothing: empty ones, refusals, and endless repetition."""
+"""Find generated texts that describe nothing: empty texts, refusals and endless repetition."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def caption_flaw(text: str) -> str | None:
     if len(words) >= _MIN_WORDS and len(set(triples)) < _MIN_DISTINCT * len(triples):
         return "repeating"
     raw = text.encode("utf-8", "replace")
-    if len(raw) >= _MIN_BYTES and len(raw) > _MAX_COMPRESSION * len(zlib.compress(raw)):  # also without spaces
+    if len(raw) >= _MIN_BYTES and len(raw) > _MAX_COMPRESSION * len(
+        zlib.compress(raw)
+    ):  # finds repetition without spaces too
         return "repeating"
     return None

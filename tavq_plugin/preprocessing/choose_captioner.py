@@ -15,7 +15,7 @@ _LOCAL_OPTIONS, _SERVER_OPTIONS = ("dtype", "device"), ("concurrency", "timeout"
 
 
 def choose_captioner(model: str, server: str | None, batch: int, **options: Any) -> tuple[Callable[[], Captioner], int]:
-    """A function that loads the captioner, and the images per batch; options of the other kind are ignored."""
+    """A function that loads the captioner, and its images per batch; options of the other kind are ignored."""
     unused = _SERVER_OPTIONS if server is None else _LOCAL_OPTIONS
     used = {name: value for name, value in options.items() if name not in unused}
     if server is None:

@@ -23,7 +23,7 @@ class LocalCaptioner:
         seed: Seed of the sampling; a second attempt uses the next one.
 
     Raises:
-        OSError: The model is neither a folder nor can it be downloaded.
+        OSError: The model is not a folder and cannot be downloaded.
         ValueError: The model has no chat template.
     """
 
@@ -85,7 +85,7 @@ class LocalCaptioner:
 
 
 def resolved_revision(model: str, revision: str | None) -> str | None:
-    """The revision that `LocalCaptioner` notes beside its texts; no weights are loaded."""
+    """The revision that `LocalCaptioner` would report; no weights are loaded."""
     from transformers import AutoConfig
 
     try:

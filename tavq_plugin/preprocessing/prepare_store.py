@@ -1,4 +1,4 @@
-"""Captions → units → embeddings → store, one shard after the other; a stopped run loses at most one shard."""
+"""Captions → units → embeddings → store, one shard at a time; a stopped run loses at most one shard."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class PrepareResult:
 
     texts: int  # in the whole store
     shards: int  # of the whole store
-    made: int  # shards that this run made
+    made: int  # shards written by this run
     rejected: int  # records left out
-    in_pieces: int  # units longer than the encoder's limit, which were encoded in pieces
+    in_pieces: int  # units above the encoder's limit, encoded in pieces
     finished: bool  # False if other parts of an array job are still missing
 
 
@@ -59,10 +59,10 @@ def prepare(
     workers: int = 2,
     progress: bool = True,
 ) -> PrepareResult:
-    """Write the text store of a folder or file, or finish one; the shards are byte for byte the same, however often
-    runs were stopped and however many shared the work.
+    """Write the text store of a folder or file, or finish a partly written one.
 
-    Two runs may work on one folder: each locks the shard that it is making, and a killed process releases its lock.
+    The shards' bytes depend neither on how often runs were stopped, nor on how many runs shared the work. Several runs
+    may work on one folder: each locks the shard that it is making, and a killed process releases its lock.
 
     Args:
         data: Texts, or images, in any form that `read_records` knows.
@@ -70,8 +70,8 @@ def prepare(
         load_encoder: Loads the text encoder; called once per process.
         splitter: Default: `Splitter()`.
         shard_size: Texts per shard.
-        part: (i, n) makes only every n-th shard from the i-th on, as one of n jobs.
-        captions: Writes a text for each image first; images that get none are rejected. Default: `data` has texts.
+        part: (i, n) makes only shards i, i + n, i + 2n, …, as one of n jobs.
+        captions: Writes a text for each image first; images without one are rejected. Default: `data` has texts.
         check_images: If true, every image is decoded, and records with broken ones are rejected.
         ray: Address of a Ray cluster, or "" to start one on this machine. Default: work in this process.
         workers: Processes on Ray.
@@ -79,7 +79,7 @@ def prepare(
 
     Raises:
         ValueError: A setting is out of range, no record can be read, or `out` holds another store.
-        FileExistsError: `out` holds files of others under the names of a store.
+        FileExistsError: `out` holds foreign files with the names of a store's files.
     """
     index, of = part
     if not 0 <= index < of:
@@ -97,7 +97,7 @@ def prepare(
     encoder = load_encoder()
     fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, scan.captioners]))
     manifest = Manifest(fingerprint).write_or_check(out)
-    write_rejections(out / REJECTED, scan.rejected)  # only now, so that a refused run leaves another store's list alone
+    write_rejections(out / REJECTED, scan.rejected)  # after all checks: a refused run changes no list
     own = range(index, count, of)
     digests: dict[int, str] = {}
 
@@ -122,20 +122,20 @@ def prepare(
             made += done is True
             claimed += [number] * (done is None)
             bar.update(task, completed=(number - index) // of + 1)
-        if claimed:  # another run is making these: wait for it, and make what it leaves
+        if claimed:  # another run is making these: wait for it, then make what it did not finish
             for _, done in work(unfinished(claimed), out, -1):
                 made += done is True
         bar.update(task, completed=len(own))
     texts, rejected = scan.texts, scan.rejected
     if captions is not None:
-        deque(unfinished(()), maxlen=0)  # fills `digests` with those of the texts that exist now
+        deque(unfinished(()), maxlen=0)  # updates `digests` with the texts written by now
         rejected += all_rejections(out)
         write_rejections(out / REJECTED, rejected)
         texts = sum(len(read_shard(path).ids) for path in shard_paths(out))
     finished = all(is_current(shard_path(out, number), digests.get(number, ""), fingerprint) for number in range(count))
     if finished:
         Manifest(fingerprint, count, texts).write(out)
-        _forget_locks(out)
+        _remove_locks(out)
     in_pieces = sum((shard_metadata(path) or {"in_pieces": 0})["in_pieces"] for path in shard_paths(out))
     return PrepareResult(texts, count, made, rejected.count(b"\n"), in_pieces, finished)
 
@@ -151,15 +151,15 @@ def process_shard(
     place: str = "",
     wait: float = 0,
 ) -> bool | None:
-    """Write the shard of some records: True if it was written, False if it exists, None if another process writes it.
+    """Write the shard of some records: True if written, False if it existed, None if another process is writing it.
 
     Args:
         records: Ids with texts, or with images for `captions`.
         out: File of the shard.
         encoder: Encodes the units.
         splitter: Splits the texts.
-        fingerprint: Of the whole store, noted in the shard.
-        captions: Writes the texts first. Default: the records hold them.
+        fingerprint: The store's fingerprint, written into the shard.
+        captions: Writes the texts first. Default: the records have texts.
         place: File or folder of the records, for the list of rejected images.
         wait: Seconds to wait for the other process; -1 waits without limit.
     """
@@ -172,9 +172,9 @@ def process_shard(
             if is_current(out, digest, fingerprint):
                 return False
             # Files of a killed process; we hold the lock, so nobody is writing them.
-            for left in out.parent.glob(f".{out.name}.*.tmp"):
-                if intended(left.name) == out.name:
-                    left.unlink()
+            for partial_file in out.parent.glob(f".{out.name}.*.tmp"):
+                if intended(partial_file.name) == out.name:
+                    partial_file.unlink()
             texts, ids = [record.text for record in records], [record.id for record in records]
             store = TextStore.build(texts, encoder, ids, splitter=splitter, progress=False)
             write_shard(out, replace(store, fingerprint=fingerprint).shard(records=digest))
@@ -188,17 +188,17 @@ def process_shard(
 
 
 def records_digest(records: Sequence[Record] | None) -> str:
-    """SHA-256 of the ids and texts of a shard; "" if they are not known yet."""
+    """SHA-256 of the ids and texts of a shard; "" if the texts are not written yet."""
     if records is None:
         return ""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for record in records:
-        found.update(json.dumps([record.id, record.text]).encode())
-    return found.hexdigest()
+        digest.update(json.dumps([record.id, record.text]).encode())
+    return digest.hexdigest()
 
 
 def is_current(path: Path, records: str, fingerprint: str) -> bool:
-    """Whether a shard exists, is not truncated, and was made of these records with this encoder and splitter."""
+    """Whether a shard is complete and was made from these records with this encoder and splitter."""
     meta = shard_metadata(path)
     return meta is not None and (meta["records"], meta["fingerprint"]) == (records, fingerprint)
 
@@ -226,12 +226,12 @@ def parse_part(text: str) -> tuple[int, int]:
     """
     index, _, of = text.partition("/")
     if not (index.isdigit() and of.isdigit()):
-        raise ValueError(f"--shard {text!r} is no part of a job: give I/N, such as 0/8 to 7/8")
+        raise ValueError(f"--shard {text!r} is not a part of a job: give I/N, such as 0/8 to 7/8")
     return int(index), int(of)
 
 
 def _chunks(data: Path, left_out: frozenset[int], size: int, *, images: bool) -> Iterator[list[Record]]:
-    """Records, `size` at a time; images, which may be bytes, are kept only if `images` is true."""
+    """Lists of `size` records; without `images`, their images (which may be bytes) are dropped."""
     records = enumerate(read_records(data, lambda _: None))
     kept = (
         Record(record.id, record.image if images else None, record.text, line=record.line or number + 1)
@@ -252,11 +252,11 @@ def _in_this_process(encoder: TextEncoder, make: Callable) -> Callable[..., Iter
     return work
 
 
-def _forget_locks(out: Path) -> None:
-    """Remove the locks of a finished store; a run that still waits finds its shard complete."""
+def _remove_locks(out: Path) -> None:
+    """Remove the locks of a finished store; a run that still waits for one then finds its shard complete."""
     for lock in (out / LOCKS).glob("*.lock"):
         lock.unlink(missing_ok=True)
     try:
         (out / LOCKS).rmdir()
-    except OSError:  # another run has just made one
+    except OSError:  # another run has just made a lock
         return

@@ -1,4 +1,4 @@
-"""Shards made on Ray: one actor per worker, each with its own encoder; at most one shard per worker is in flight."""
+"""Make shards on Ray: one actor per worker, each with its own encoder, and one shard at a time per actor."""
 
 from __future__ import annotations
 
@@ -38,29 +38,30 @@ def work_on_ray(
     import torch
 
     def work(todo: Iterator, out: Path, wait: float) -> Iterator:
-        ours = not ray.is_initialized()
-        if ours:
+        started_here = not ray.is_initialized()
+        if started_here:
             ray.init(address or None, include_dashboard=False, log_to_driver=False)
         try:
-            # reserve no CPU, because an actor that waits for one hangs silently; SPREAD then places the actors
+            # Reserve no CPU: an actor that waits for a CPU hangs silently. SPREAD places the actors on the nodes.
             actor = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(ShardWorker)
             idle = [actor.remote(load_encoder, make, torch.get_num_threads()) for _ in range(workers)]
             busy: dict[Any, Any] = {}  # future → its actor
             for number, records in todo:
                 if not idle:
-                    yield from _next(ray, busy, idle)
+                    yield _next(ray, busy, idle)
                 worker = idle.pop()
                 busy[worker.process.remote(number, records, out.resolve(), wait)] = worker
             while busy:
-                yield from _next(ray, busy, idle)
+                yield _next(ray, busy, idle)
         finally:
-            if ours:
+            if started_here:
                 ray.shutdown()
 
     return work
 
 
-def _next(ray, busy: dict, idle: list) -> Iterator[tuple[int, bool | None]]:
+def _next(ray, busy: dict, idle: list) -> tuple[int, bool | None]:
+    """Wait for one result; its actor moves from `busy` to `idle`."""
     (done,), _ = ray.wait(list(busy), num_returns=1)
     idle.append(busy.pop(done))
-    yield ray.get(done)
+    return ray.get(done)

@@ -13,7 +13,7 @@ REJECTED = "rejected.jsonl"  # its name in the folder of a store
 
 
 def rejections_path(out: Path) -> Path:
-    """The list that belongs to a file of captions; it lies beside that file and is named after it.
+    """The list that belongs to a file of captions: in the same folder, and named after it.
 
     >>> rejections_path(Path("captions.jsonl")).name, rejections_path(Path("captions.parquet")).name
     ('captions.rejected.jsonl', 'captions.parquet.rejected.jsonl')
@@ -22,7 +22,7 @@ def rejections_path(out: Path) -> Path:
 
 
 def refuse_foreign_list(file: Path) -> None:
-    """Raise FileExistsError if a file of another kind has the name of the list."""
+    """Raise FileExistsError if a foreign file has the name of the list."""
     if not os.path.lexists(file):
         return
     try:
@@ -32,7 +32,7 @@ def refuse_foreign_list(file: Path) -> None:
             return
     except (OSError, ValueError, AttributeError):
         pass
-    raise FileExistsError(f"{file} is in the way: it is no list of rejected records; give another --out, or move it")
+    raise FileExistsError(f"{file} is in the way: it is not a list of rejected records; give another --out, or move it")
 
 
 def write_rejections(file: Path, lines: bytes) -> None:

@@ -23,14 +23,14 @@ _REASONS_SHOWN = 3  # in the error for data without a readable record
 class RecordScan:
     """What one pass over the data found; this alone decides what each shard holds."""
 
-    texts: int  # that are kept
+    texts: int  # number of texts kept
     left_out: frozenset[int]  # positions, among the readable records, of repeated ids and broken images
     rejected: bytes  # lines of rejected.jsonl
     captioners: str  # hash of the models, revisions and prompts that wrote the texts; "" if the data names none
 
 
 def scan_records(data: Path, *, check_images: bool = False, captions: ShardCaptions | None = None) -> RecordScan:
-    """Count the records, and find repeated ids and broken images; memory grows by 8 bytes per record.
+    """Count the records, and find repeated ids and broken images; a record takes 8 bytes of memory.
 
     Raises ValueError if no record can be read.
     """
@@ -60,13 +60,8 @@ def scan_records(data: Path, *, check_images: bool = False, captions: ShardCapti
     if repeated:
         for number, record in enumerate(read_records(data, lambda _: None)):
             if number in repeated:
-                reject(
-                    Rejection(
-                        str(data),
-                        record.line or number + 1,
-                        f"id {record.id!r} appears twice; the first record is kept",
-                    )
-                )
+                reason = f"id {record.id!r} appears twice; the first record is kept"
+                reject(Rejection(str(data), record.line or number + 1, reason))
     left_out = frozenset(repeated | broken)
     if len(ids) == len(left_out):
         reasons = "; ".join(map(str, first_rejections)) + ("; …" if len(lines) > _REASONS_SHOWN else "")

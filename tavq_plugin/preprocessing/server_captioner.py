@@ -1,6 +1,6 @@
 """Captions from an OpenAI-compatible server (vLLM, SGLang, …), with retries and a bounded number of requests at once.
 
-It uses the standard library: the `openai` client would take as many lines and one more dependency, needs a placeholder
+It uses the standard library. The `openai` client would take as many lines and one more dependency, needs a placeholder
 if there is no key, and hides why a connection failed. Redirects are refused, because urllib would send the key along.
 """
 
@@ -43,10 +43,10 @@ class ServerCaptioner:
     Args:
         url: Address of the server, such as http://localhost:8000/v1.
         model: Name of the model on the server.
-        revision: Revision of the model, noted beside every text. Default: none.
+        revision: Revision of the model, written with every text. Default: none.
         max_new_tokens: Longest text, in tokens.
         temperature: Sampling temperature. 0 is greedy; a second attempt then uses 0.7.
-        timeout: Seconds to wait for the server each time it is silent.
+        timeout: Longest silence of the server, in seconds.
         retries: How often a request is repeated after 429, 5xx, a timeout, a broken connection or an unreadable answer.
         concurrency: Most requests at once.
         first_wait: Seconds before the first retry; each further wait is twice as long. Retry-After overrides it.

@@ -1,7 +1,7 @@
-"""Captions written while a store is prepared, in one file per shard: `OUT/captions/shard-00007.jsonl`.
+"""Write captions while a store is prepared, in one file per shard: `OUT/captions/shard-00007.jsonl`.
 
-The files have the form of `caption_images`. A batch always holds the same images, however often a run was stopped, so
-stops change neither the texts nor the shards.
+The files look like those of `caption_images`. A batch always holds the same images, so stopping and resuming changes
+neither the texts nor the shards.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ShardCaptions:
 
     Args:
         load: Loads the captioner.
-        model: Name noted beside every text.
-        revision: Revision noted beside every text. Default: none.
+        model: Name written with every text.
+        revision: Revision written with every text. Default: none.
         prompt: What to ask. Default: `caption.PROMPT`.
         with_captions: If true, the model is also given the image's own short captions.
         batch: Images per call of the captioner.
@@ -56,23 +56,24 @@ class ShardCaptions:
 
     @property
     def source(self) -> dict[str, str | None]:
-        """What is noted beside every text."""
+        """Model, revision and prompt, which are written with every text."""
         return {"model": self.model, "revision": self.revision, "prompt": self.prompt}
 
     def finished_texts(self, records: Sequence[Record], shard: Path) -> list[Record] | None:
-        """Ids and texts of a shard, once the model was asked about all its images; None before that."""
+        """Ids and texts of a shard; None until the model was asked about all its images."""
         file, rejected = _files(shard)
         return _texts(records, file) if rejected.exists() else None
 
     def has_failures(self, shard: Path) -> bool:
-        """Whether some image of a shard got no text, so that another run tries again."""
+        """Whether an image of the shard got no text; another run then asks again."""
         rejected = _files(shard)[1]
         return rejected.exists() and rejected.stat().st_size > 0
 
     def complete(self, records: Sequence[Record], shard: Path, place: str) -> list[Record]:
-        """Ids and texts of a shard, after asking for the missing ones; images that get no text are left out.
+        """Ask for the missing texts of a shard; return its ids and texts, without images that got no text.
 
-        Raises ValueError if the shard has texts of another model or prompt, and ConnectionError if no server answers.
+        Raises ValueError if the shard has texts of another model or prompt, and ConnectionError if the server never
+        answers.
         """
         file, rejected = _files(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ class ShardCaptions:
                 for batch in batches:
                     if todo := list(run.with_images(r for r in batch if id_hash(r.id) not in offsets)):
                         run.write(todo, lines)
-        save_bytes(rejected, b"".join(map(rejection_line, rejections)))  # empty if every image has its text
+        save_bytes(rejected, b"".join(map(rejection_line, rejections)))  # an empty file: every image has a text
         return _texts(records, file)
 
 
@@ -99,7 +100,7 @@ def all_rejections(out: Path) -> bytes:
 
 
 def _files(shard: Path) -> tuple[Path, Path]:
-    """A shard's captions and its list of rejected images."""
+    """A shard's files: captions, and rejected images."""
     folder = shard.parent / FOLDER
     return folder / f"{shard.stem}.jsonl", folder / f"{shard.stem}.rejected.jsonl"
 
@@ -110,7 +111,7 @@ def _texts(records: Sequence[Record], file: Path) -> list[Record]:
 
 
 def _complete_batches(batches: Sequence[Sequence[Record]], offsets: dict[int, int], file: Path) -> dict[int, int]:
-    """The offsets without those of a last batch that a stop cut in two; its lines are removed from the file."""
+    """Remove the lines of an incomplete last batch from the file; return the offsets of the other lines."""
     for batch in reversed(batches):
         found = {name: offsets[name] for name in (id_hash(record.id) for record in batch) if name in offsets}
         if len(found) == len(batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class TextCache:
         means: Granularity → d, subtracted from the units, such as a store's. Default: running means over the distinct
             units seen so far.
         splitter: Default: `Splitter()`.
-        limit: Beyond so many distinct units (500 000 take 400 MB at d = 384), all but the running means is forgotten.
+        limit: Most distinct units in memory (500 000 take 400 MB at d = 384). Above it, everything but the running
+            means is forgotten.
 
     Raises:
         ValueError: `limit` is below 1.
@@ -38,9 +40,9 @@ class TextCache:
         if limit < 1:
             raise ValueError(f"limit must be at least 1 unit, got {limit}")
         self.encoder, self.splitter, self.limit = encoder, splitter or Splitter(), limit
-        self._fixed = None if means is None else dict(means)
+        self._given_means = None if means is None else dict(means)
         self._sums = {name: torch.zeros(encoder.dim) for name in GRANULARITIES}
-        self._numbers = dict.fromkeys(GRANULARITIES, 0)
+        self._counts = dict.fromkeys(GRANULARITIES, 0)
         self.without_text = 0  # texts without units, counted at each call
         self.clear()
 
@@ -55,7 +57,7 @@ class TextCache:
     @property
     def means(self) -> dict[str, Tensor]:
         """The means that `batch` subtracts: granularity → d."""
-        return self._fixed or {name: total / max(1, self._numbers[name]) for name, total in self._sums.items()}
+        return self._given_means or {name: total / max(1, self._counts[name]) for name, total in self._sums.items()}
 
     def clear(self) -> None:
         """Forget texts and embeddings; the running means stay."""
@@ -68,22 +70,26 @@ class TextCache:
         """Split and encode new texts; `learn=False` leaves the running means as they are."""
         if isinstance(texts, str):
             raise TypeError("texts must be a list of strings, got a single string: give [text]")
-        new: list[str] = []
-        for text in dict.fromkeys(text or "" for text in texts):
-            if text not in self._texts:
-                units = self.splitter(text)
-                self._texts[text] = {name: [self._place(u, new) for u in units.texts(name)] for name in GRANULARITIES}
-        if new:
-            try:
+        rows = self._vocabulary
+        known = len(rows)
+        try:
+            for text in dict.fromkeys(text or "" for text in texts):
+                if text not in self._texts:
+                    units = self.splitter(text)
+                    self._texts[text] = {
+                        name: [rows.setdefault(unit, len(rows)) for unit in units.texts(name)] for name in GRANULARITIES
+                    }
+            if len(rows) > known:
+                new = list(islice(reversed(rows), len(rows) - known))[::-1]
                 self._grow(self.encoder.encode(new, progress=progress))
-            except BaseException:  # also Ctrl-C: no unit may stay without its row
-                self.clear()
-                raise
-        if learn and self._fixed is None:
+        except BaseException:  # also Ctrl-C: every unit in the vocabulary must have its row
+            self.clear()
+            raise
+        if learn and self._given_means is None:
             for name, counted in self._counted.items():
                 fresh = sorted({i for text in texts for i in self._texts[text or ""][name]} - counted)
                 counted.update(fresh)
-                self._numbers[name] += len(fresh)
+                self._counts[name] += len(fresh)
                 self._sums[name] += self._table[fresh].float().sum(0)
 
     def batch(
@@ -96,21 +102,14 @@ class TextCache:
         means, batch = self.means, {}
         for name in GRANULARITIES:
             lists = [self._texts[text or ""][name] for text in texts]
-            taken = RaggedRows.from_lists(lists).pad(torch.arange(len(lists)))
-            units = padded_units(self._table[: max(1, len(self))], *taken, means[name].to("cpu"))
+            padded = RaggedRows.from_lists(lists).pad(torch.arange(len(lists)))
+            units = padded_units(self._table[: max(1, len(self))], *padded, means[name].to("cpu"))
             batch[name] = units if device is None else units.to(device)
         self.without_text += sum(not any(self._texts[text or ""].values()) for text in texts)
         return batch
 
-    def _place(self, unit: str, new: list[str]) -> int:
-        """The unit's row; a unit that was not seen before is added to `new`."""
-        if unit not in self._vocabulary:
-            self._vocabulary[unit] = len(self._vocabulary)
-            new.append(unit)
-        return self._vocabulary[unit]
-
     def _grow(self, rows: Tensor) -> None:
-        """Append rows; the table doubles when it is full, so each row is copied a few times at most."""
+        """Append rows; a full table doubles, so each row is copied only a few times."""
         end = len(self._vocabulary)
         if end > len(self._table):
             larger = torch.zeros(max(1024, end, 2 * len(self._table)), self.encoder.dim, dtype=torch.float16)

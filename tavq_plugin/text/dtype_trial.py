@@ -1,4 +1,4 @@
-"""Whether an encoder is faster in bfloat16, and gives the same embeddings, on the strings that it is to encode."""
+"""Try whether an encoder is faster in bfloat16, with nearly the same embeddings, on the strings that it will encode."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.nn.functional import normalize
 
 
 class TrialResult(NamedTuple):
-    """What a trial measured."""
+    """What one trial measured."""
 
     model: Any  # the bfloat16 copy
     speedup: float  # of bfloat16 over float32
-    cosine: float  # lowest, between the two embeddings of one string
+    cosine: float  # lowest over the strings, between a string's float32 and bfloat16 embeddings
 
 
 @dataclass(frozen=True)
 class DtypeTrial:
-    """When bfloat16 is tried, and when it is taken."""
+    """Thresholds: when bfloat16 is tried, and when it replaces float32."""
 
     min_strings: int = 2048  # the trial pays off only for so many strings
     min_cosine: float = 0.999
@@ -38,15 +38,14 @@ class DtypeTrial:
         batches = [sample[i : i + 32] for i in range(0, len(sample), 32)]
         models = {"float32": model, "bfloat16": copy.deepcopy(model).to(torch.bfloat16)}
         seconds: dict[str, list[float]] = {name: [] for name in models}
-        pooled: dict[str, Tensor] = {}
+        embeddings: dict[str, Tensor] = {}
         for _ in range(3):  # the first round warms up
             for name, tried in models.items():
                 began = time.perf_counter()
-                found = torch.cat([forward(tried, batch).cpu() for batch in batches])
-                pooled[name] = normalize(found, dim=-1)
+                embeddings[name] = normalize(torch.cat([forward(tried, batch).cpu() for batch in batches]), dim=-1)
                 seconds[name].append(time.perf_counter() - began)
         speedup = min(seconds["float32"][1:]) / min(seconds["bfloat16"][1:])
-        cosine = (pooled["float32"] * pooled["bfloat16"]).sum(-1).min().item()
+        cosine = (embeddings["float32"] * embeddings["bfloat16"]).sum(-1).min().item()
         return TrialResult(models["bfloat16"], speedup, cosine)
 
     def passed(self, result: TrialResult) -> bool:

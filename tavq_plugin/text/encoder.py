@@ -1,4 +1,4 @@
-"""Strings to embeddings by a frozen text encoder, each distinct string once."""
+"""Encode strings with a frozen text model, each distinct string once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EncoderStats:
     """What an encoder has done so far."""
 
     strings: int = 0  # distinct strings encoded
-    split: int = 0  # of these, strings longer than the model's limit, encoded in pieces and averaged
+    split: int = 0  # of these, strings above the model's limit: encoded in pieces, and averaged
     seconds: float = 0.0
     dtype: str = "float32"
     speedup: float | None = None  # of bfloat16 over float32 in the trial; None if there was no trial
@@ -50,11 +50,12 @@ class TextEncoder:
         model: Changed in place: eval mode, frozen, moved to `device`.
         tokenizer: The model's tokenizer.
         name: First part of the fingerprint.
-        pooling: "mean", "cls" or "last" of the token states; "pooler"; or "features", which a model of images and texts
-            compares with images. Default: the model's own, else "mean".
+        pooling: "mean" of the token states, the state of the "cls" or the "last" token, the model's "pooler", or the
+            "features" that an image-text model compares with images. Default: the model's own, else "mean".
         max_length: Most tokens per forward pass; longer texts are encoded in pieces. Default: the model's limit.
-        layout: What the folder of the model says of its use. Default: nothing.
-        dtype: Fixes the dtype. Default: bfloat16 if a trial on the first large batch finds it faster and equal.
+        layout: Whether the model's folder asks for lower case and dense layers. Default: neither.
+        dtype: Dtype of the model. Default: float32, then bfloat16 if a trial on the first large batch finds it faster,
+            with nearly equal embeddings.
         device: Default: a GPU if there is one.
         dtype_trial: Thresholds of that trial.
 
@@ -89,9 +90,8 @@ class TextEncoder:
         self.max_length, self.lower = pretrained.token_limit(model, tokenizer, max_length), layout.lower
         self.stats = EncoderStats(dtype=str(dtype or torch.float32).removeprefix("torch."))
         fixed = model.config.model_type in pretrained.FIXED_LENGTH
-        self._fixed = (
-            pretrained.token_limit(model, tokenizer, None) if fixed else 0
-        )  # tokens; every text is padded to so many
+        # Tokens that every text is padded to; 0 pads to the longest text of the batch.
+        self._pad_to = pretrained.token_limit(model, tokenizer, None) if fixed else 0
         self._prefix, self._suffix = pretrained.special_tokens(tokenizer)
         self._room = self.max_length - len(self._prefix) - len(self._suffix)  # tokens of the text itself
         if self._room < 1:
@@ -111,10 +111,10 @@ class TextEncoder:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> TextEncoder:
-        """Load any text model that transformers loads, and use it as its authors do.
+        """Load any text model that transformers can load, and use it as its authors do.
 
         Args:
-            path_or_name: A folder, also one of sentence-transformers, or a name on the Hugging Face hub.
+            path_or_name: A folder of transformers or sentence-transformers, or a name on the Hugging Face hub.
             revision: Revision on the hub. Default: main.
             pooling: As in the class; if given, the layers that sentence-transformers adds are left out.
             max_length: As in the class. Default: the authors' limit.
@@ -123,15 +123,15 @@ class TextEncoder:
 
         Raises:
             OSError: Files of the model are missing; the message names them and the mend.
-            ValueError: The model's pooler was never trained, or it does something that is not supported.
+            ValueError: The model's pooler was never trained, or the model needs something that is not supported.
         """
         found = pretrained.load_text_model(os.fspath(path_or_name), revision, transformer_only=pooling is not None)
-        lacking = [key for key in found.untrained if "pooler" in key]
-        if pooling == "pooler" and lacking:
+        missing = [key for key in found.untrained if "pooler" in key]
+        if pooling == "pooler" and missing:
             raise ValueError(
-                f"{found.name} has no trained pooler ({lacking[0]} is missing): give pooling='mean' or 'cls'"
+                f"{found.name} has no trained pooler ({missing[0]} is missing): give pooling='mean' or 'cls'"
             )
-        authors = found.layout.max_length and min(
+        authors_limit = found.layout.max_length and min(
             found.layout.max_length, pretrained.token_limit(found.model, found.tokenizer, None)
         )
         return cls(
@@ -139,7 +139,7 @@ class TextEncoder:
             found.tokenizer,
             name=found.name,
             pooling=pooling or found.pooling,
-            max_length=max_length or authors,
+            max_length=max_length or authors_limit,
             layout=found.layout,
             dtype=dtype,
             device=device,
@@ -147,7 +147,7 @@ class TextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name, hash of weights and vocabulary, pooling and limit; equal fingerprints mean equal embeddings."""
+        """Name, hash of weights and vocabulary, pooling, limit; equal fingerprints mean equal embeddings."""
         digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
         layers = {} if self.dense is None else {f"dense.{k}": v for k, v in self.dense.state_dict().items()}
         for key, tensor in sorted((self.model.state_dict() | layers).items()):
@@ -161,9 +161,9 @@ class TextEncoder:
     def encode(self, strings: Sequence[str], progress: bool | None = None) -> Tensor:
         """Embeddings of n strings, n d float32 on the CPU; equal strings are encoded once.
 
-        A string longer than the model's limit is halved at word boundaries until its pieces fit, and they are averaged,
-        weighted by their length; `stats.split` counts such strings. The global random state stays as it is.
-        `progress=None` shows a bar for many strings.
+        A string longer than the model's limit is halved at word boundaries until its pieces fit. Its embedding is the
+        average of its pieces, weighted by their length; `stats.split` counts such strings. The global random state does
+        not change. `progress=None` shows a bar from `MANY_STRINGS` strings on.
         """
         if isinstance(strings, str):
             raise TypeError("encode needs a list of strings, got a single string: give [string]")
@@ -187,7 +187,7 @@ class TextEncoder:
         return sums if len(row) == len(strings) else sums[[row[string] for string in strings]]
 
     def _pieces(self, strings: list[str]) -> tuple[list[list[int]], list[int]]:
-        """Token ids of pieces within the limit, without special tokens; and for each piece the index of its string."""
+        """Token ids of pieces within the limit, without special tokens; and the index of each piece's string."""
         pieces: list[list[int]] = []
         owner: list[int] = []
         for i, tokens in enumerate(self._tokens(strings)):
@@ -209,10 +209,10 @@ class TextEncoder:
         return [part for half in (words[:middle], words[middle:]) for part in self._halved(" ".join(half))]
 
     def _tokens(self, strings: list[str]) -> list[list[int]]:
-        """Token ids of complete strings; some thousands at once, because a tokenizer's output is large."""
+        """Token ids of uncut strings; a few thousand at a time, because a tokenizer's output is large."""
         tokens: list[list[int]] = []
         for i in range(0, len(strings), 4096):
-            # verbose=False: the tokenizer need not warn of long texts, which are halved here
+            # verbose=False: no warning about long texts, because they are halved here
             some = strings[i : i + 4096]
             some = [string.lower() for string in some] if self.lower else some
             tokens += self.tokenizer(some, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
@@ -222,16 +222,16 @@ class TextEncoder:
         """Pooled embeddings of pieces, not normalised; n d float32."""
         pad = self.tokenizer.pad_token_id or 0
         full = [[*self._prefix, *piece, *self._suffix] or [pad] for piece in pieces]
-        longest = self._fixed or max(map(len, full))
+        longest = self._pad_to or max(map(len, full))
         padding = [[pad] * (longest - len(tokens)) for tokens in full]
-        left = self._fixed and self.tokenizer.padding_side == "left"
-        rows = [more + tokens if left else tokens + more for tokens, more in zip(full, padding, strict=True)]
+        left = self._pad_to and self.tokenizer.padding_side == "left"
+        rows = [fill + tokens if left else tokens + fill for tokens, fill in zip(full, padding, strict=True)]
         ids = torch.tensor(rows, device=self.device)
         lengths = torch.tensor([len(tokens) for tokens in full], device=self.device)
         mask = torch.arange(longest, device=self.device) < lengths[:, None]
         mask = mask.flip(1) if left else mask
         given = {"input_ids": ids}
-        if not self._fixed or "attention_mask" in self.tokenizer.model_input_names:
+        if not self._pad_to or "attention_mask" in self.tokenizer.model_input_names:
             given["attention_mask"] = mask.long()
         with torch.autocast(self.device.type, enabled=False):
             if self.pooling == "features" and hasattr(model, "get_text_features"):
@@ -254,11 +254,11 @@ class TextEncoder:
         return states[torch.arange(len(states), device=mask.device), chosen]
 
     def _choose_dtype(self, pieces: list[list[int]]) -> None:
-        """Keep a bfloat16 copy of the model in its place if the trial finds it faster and equal."""
+        """Replace the model by a bfloat16 copy if the trial finds it faster, with nearly equal embeddings."""
         result = self.dtype_trial.run(self.model, pieces, self._forward)
         self.stats.speedup, self.stats.cosine = result.speedup, result.cosine
         if self.dtype_trial.passed(result):
-            _ = self.fingerprint  # computed now, while the float32 weights are there
+            _ = self.fingerprint  # computed now, from the float32 weights, and cached
             self.model, self.stats.dtype = result.model, "bfloat16"
 
 
@@ -292,7 +292,7 @@ def require_sha256(file: Path, sha256: str) -> None:
 
 
 def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Batches of 32 to 128 strings of similar length."""
+    """Batches of 32 to 128 strings of similar length; the longer the strings, the fewer."""
     batches, i = [], 0
     while i < len(order):
         size = 128

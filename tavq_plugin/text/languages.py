@@ -12,8 +12,8 @@ from typing import Any
 class Language:
     """How a language's tags become the code letters of `phrase_chunker`; the longest listed prefix of a tag decides."""
 
-    code: str  # ISO 639-1, as sentencex has it
-    model: str | None  # in HanTa's wheel; None if the language gives only sentences, and words need a segmenter
+    code: str  # ISO 639-1, as sentencex takes it
+    model: str | None  # a file in HanTa's wheel; None: no tagger, so no phrases, and words only from a segmenter
     tags: Mapping[str, str]
     compounds: tuple[tuple[str, ...], ...] = ()  # prepositions of several words
     function_words: frozenset[str] = frozenset()  # words that the tagger takes for nouns, adjectives or verbs
@@ -23,7 +23,7 @@ _ENGLISH_COMPOUNDS = (
     "in front of; in back of; on top of; in spite of; instead of; because of; next to; close to; due to; such "
     "as; a lot of; lots of; in order to; at least; kind of; sort of"
 )
-# Auxiliary, copular and modal verbs, which the tags of CGN do not tell from others
+# Auxiliary, copular and modal verbs; CGN's tags do not distinguish them from other verbs
 _DUTCH_VERBS = (
     "ben bent is was waren zijn geweest heb hebt heeft had hadden hebben gehad word wordt werd werden worden "
     "geworden kan kun kunt kon konden kunnen moet moest moesten moeten mag mocht mochten mogen zal zult zullen "
@@ -62,7 +62,7 @@ ENGLISH = Language(
 GERMAN = Language(
     "de",
     "morphmodel_ger.pgz",
-    {  # STTS as HanTa writes it; participles before a noun are ADJ(A) there
+    {  # STTS as HanTa writes it, which tags participles before a noun as ADJ(A)
         "ART": "d",
         "PPOSAT": "d",
         "PDAT": "d",
@@ -114,7 +114,7 @@ LANGUAGES = {
 
 @cache
 def tagger(model: str) -> Any:
-    """One of HanTa's models, from its wheel; nothing is downloaded."""
+    """One of HanTa's taggers, from its wheel; nothing is downloaded."""
     from HanTa import HanoverTagger
 
     return HanoverTagger.HanoverTagger(model)

@@ -43,11 +43,11 @@ class Manifest:
             found = cls(**read_json(file))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{file} is no manifest of a text store ({error}): delete it and run tavq prepare again"
+                f"{file} is not a manifest of a text store ({error}): delete it and run tavq prepare again"
             ) from error
         if found.format != FORMAT:
             raise ValueError(
-                f"{file} has format {found.format}, and this version reads {FORMAT}: prepare the store again"
+                f"{file} has format {found.format}, but this version reads {FORMAT}: prepare the store again"
             )
         return found
 
@@ -56,7 +56,7 @@ class Manifest:
         save_json(Path(folder) / MANIFEST_FILE, dict(sorted(asdict(self).items())))
 
     def write_or_check(self, folder: str | Path) -> Manifest:
-        """The folder's manifest; if it has none, this one is written.
+        """Return the folder's manifest; write this one if there is none.
 
         Raises ValueError if the folder holds units of another encoder or splitter, and FileExistsError if it holds
         files named like shards but no manifest.
@@ -64,9 +64,9 @@ class Manifest:
         try:
             found = Manifest.read(folder)
         except FileNotFoundError:
-            if there := shard_paths(folder):
+            if foreign := shard_paths(folder):
                 raise FileExistsError(
-                    f"{there[0]} is in the way: {folder} has no {MANIFEST_FILE}, so it is no store; "
+                    f"{foreign[0]} is in the way: {folder} has no {MANIFEST_FILE}, so it is not a store; "
                     "give another --out, or move the file"
                 ) from None
             self.write(folder)
@@ -98,14 +98,14 @@ def shard_paths(folder: str | Path) -> list[Path]:
 
 
 class Fault(NamedTuple):
-    """A shard, or a manifest, that is wrong, and why."""
+    """A damaged or misplaced file of a store, and what is wrong with it."""
 
     path: Path
     reason: str
 
 
 def find_faults(folder: str | Path) -> Iterator[Fault]:
-    """Read the whole store; yield each shard that is missing, truncated, changed, of other units, or repeats an id."""
+    """Read a whole store; yield each shard that is missing, truncated, changed, foreign, or repeats an id."""
     manifest = Manifest.read(folder)
     paths = shard_paths(folder)
     if manifest.shards is None:
@@ -119,7 +119,7 @@ def find_faults(folder: str | Path) -> Iterator[Fault]:
         try:
             shard = read_shard(path)
         except (ValueError, KeyError) as error:
-            yield Fault(path, f"truncated or no shard: {error}")
+            yield Fault(path, f"truncated or not a shard: {error}")
             continue
         if shard.fingerprint != manifest.fingerprint:
             yield Fault(path, f"of other units: it has {shard.fingerprint!r}, the manifest {manifest.fingerprint!r}")
@@ -132,21 +132,21 @@ def find_faults(folder: str | Path) -> Iterator[Fault]:
 
 
 def finished_shard_paths(folder: str | Path, like: Manifest) -> list[Path]:
-    """All shards of a store.
+    """All shards of a store, by number.
 
-    Raises ValueError if the store is not finished, or its fingerprint is not that of `like`.
+    Raises ValueError if the store is not finished, or its fingerprint differs from that of `like`.
     """
     manifest = Manifest.read(folder)
     like.require_fingerprint(manifest.fingerprint, folder)
     if manifest.shards is None:
-        raise ValueError(f"{folder} is not finished: run the same tavq prepare again")
+        raise ValueError(f"{folder} is not finished: run the same tavq prepare again, which makes only what is missing")
     return [shard_path(folder, number) for number in range(manifest.shards)]
 
 
 def append_stores(folder: str | Path, others: Sequence[str | Path]) -> Manifest:
-    """Add the shards of other finished stores; nothing is encoded again.
+    """Copy the shards of other finished stores into this one; nothing is encoded again.
 
-    Raises ValueError if fingerprints differ or an id would appear twice; the store then stays as it was.
+    Raises ValueError, before anything is written, if fingerprints differ or an id would appear twice.
     """
     manifest = Manifest.read(folder)
     added = [path for other in others for path in finished_shard_paths(other, manifest)]
@@ -164,7 +164,7 @@ def append_stores(folder: str | Path, others: Sequence[str | Path]) -> Manifest:
 def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Manifest:
     """Copy the shards of several stores into a new one, in the order given.
 
-    Raises ValueError as `append_stores`, and FileExistsError if `out` holds a store.
+    Raises ValueError like `append_stores`, and FileExistsError if `out` holds a store.
     """
     if not stores:
         raise ValueError("there is nothing to merge: give at least one store")

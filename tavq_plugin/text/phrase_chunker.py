@@ -1,8 +1,9 @@
 """Noun and verb phrases from part-of-speech tags, by a small chunker over tag codes.
 
-Every token becomes one code letter, so a phrase is a regular expression over the letters, and its span of letters is
-its span of tokens. The letters: d determiner, a adjective, m number, n noun, v past or passive verb, g verb in -ing,
-w other verb, r adverb, t particle, p preposition, f of, s possessive, c and, comma; x, anything else, ends a phrase.
+Every token becomes one code letter. A regular expression over the letters finds a phrase; its span of letters is its
+span of tokens. The letters: d determiner, a adjective, m number, n noun, v past or passive verb, g verb in -ing,
+w other verb, r adverb, t particle, p preposition, f "of", s possessive, c "and", "," comma; x, anything else, ends a
+phrase.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from tavq_plugin.text.languages import ENGLISH, LANGUAGES, Language
 
 WORD_KINDS = {"noun": "n", "adjective": "a", "verb": "vgw", "number": "m"}
 
-# Attributes of a noun. An adverb counts only before an adjective or participle ("brightly colored"), a comma or
-# "and" only between two of them ("black and white dogs"). A participle needs something before it inside the
-# phrase or a preposition in front ("a running dog", "with painted faces"), or it is a verb: "wearing jeans".
+# Attributes of a noun. An adverb counts only before an adjective or participle ("brightly colored"), and a comma or
+# "and" only between two attributes ("black and white dogs"). A participle is an attribute after another word of the
+# phrase or after a preposition ("a running dog", "with painted faces"); elsewhere it is a verb ("wearing jeans").
 _ATTRIBUTE = r"(?:r*a|m)"
 _LINKED = r"(?:(?:,|,?c)?r*[avg](?=[avgrmn,c])|,?r*a|m)"
 _HEAD = r"n(?:s?n)*(?:sr*[am]*n+)*"

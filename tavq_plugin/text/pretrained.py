@@ -1,4 +1,4 @@
-"""Loads a transformers text model, and reads its pooling, its token limit and its special tokens."""
+"""Load a transformers text model, and find its pooling, its token limit and its special tokens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __getattr__ = old_names(__name__)  # names of the last release
 
 
-# These models were trained on texts padded to one length; the vector of the last position stands for the text.
+# These models were trained on texts padded to one length; they take the last position's vector as the text's.
 FIXED_LENGTH = frozenset(["siglip", "siglip_text_model", "siglip2", "siglip2_text_model"])
-# Text towers saved without their image tower; they pool the vector themselves.
+# Text towers saved without their image tower; their pooler gives the text's vector.
 _TOWERS = frozenset(["clip_text_model", "metaclip_2_text_model", "siglip_text_model", "siglip2_text_model"])
 
 
@@ -33,18 +33,18 @@ class Pretrained(NamedTuple):
 
     model: PreTrainedModel  # float32
     tokenizer: Any
-    name: str  # without the folder's place on this machine
-    pooling: Pooling  # that its authors chose
+    name: str  # the folder's name without its path, or the hub's name and revision
+    pooling: Pooling  # its authors' choice
     layout: EncoderFolder
     untrained: tuple[str, ...]  # weights that the checkpoint lacks; they are drawn from seed 0
 
 
 def load_text_model(place: str, revision: str | None = None, *, transformer_only: bool = False) -> Pretrained:
-    """A transformers text model and its tokenizer, loaded without output and without touching the random state.
+    """Load a text model and its tokenizer; nothing is printed, and the random state does not change.
 
-    Of a model of images and texts, the image tower is dropped; of an encoder-decoder, the decoder. If
-    `transformer_only`, the layers that a sentence-transformers folder adds are left out. Raises OSError, naming the
-    missing files, the setting that forbids a download, and the mend.
+    An image-text model loses its image tower, and an encoder-decoder its decoder. `transformer_only` leaves out the
+    layers that a sentence-transformers folder adds. Raises OSError with the missing files, the setting that forbids a
+    download, and the mend.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -96,10 +96,9 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 def token_limit(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:
     """The smallest of the limits of the model, its tokenizer and the user, in tokens."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [
-        n for n in (positions, tokenizer.model_max_length) if n and n < 1e6
-    ]  # tokenizers without a limit give 1e30
-    for name, module in model.named_modules():  # RoBERTa's kind counts positions from after the padding index
+    # A tokenizer without a limit gives 1e30.
+    limits = [n for n in (positions, tokenizer.model_max_length) if n and n < 1e6]
+    for name, module in model.named_modules():  # models like RoBERTa count positions from behind the padding index
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
     known = min(limits) if limits else 512
@@ -110,7 +109,7 @@ def token_limit(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> in
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the progress bars of transformers for the length of a block."""
+    """Hide the progress bars of transformers inside the block."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Lists of table rows, of different lengths, and the units that they stand for, padded."""
+"""Lists of table rows of different lengths, and the padded units that they stand for."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ def padded_units(table: Tensor, ids: Tensor, mask: Tensor, mean: Tensor | None) 
 def centre(vectors: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
     """Subtract the mean in place, L2-normalise, and set masked vectors to zero; ... d float32.
 
-    A vector equal to the mean, such as the only unit of a corpus, has no direction left: it keeps its own.
+    A vector that (nearly) equals the mean, such as a corpus's only unit, is normalised without subtracting the mean.
     """
     vectors -= mean
     norms = torch.linalg.vector_norm(vectors, dim=-1)
-    alone = norms < 1e-2 if mask is None else mask & (norms < 1e-2)
-    if alone.any():
-        vectors[alone] += mean
+    at_mean = norms < 1e-2 if mask is None else mask & (norms < 1e-2)
+    if at_mean.any():
+        vectors[at_mean] += mean
         norms = torch.linalg.vector_norm(vectors, dim=-1)
     scale = 1 / norms.clamp(min=1e-12)
     return vectors.mul_((scale if mask is None else scale * mask)[..., None])
 
 
 def opaque_rows(tensor: Tensor) -> np.ndarray:
-    """Rows of a CPU tensor as NumPy items, n d -> n; NumPy copies items six times as fast as torch copies rows."""
+    """Rows of a CPU tensor as single NumPy items, n d -> n; NumPy copies items six times as fast as torch rows."""
     return tensor.view(torch.uint8).numpy().view(f"V{tensor.shape[1] * tensor.element_size()}").reshape(-1)

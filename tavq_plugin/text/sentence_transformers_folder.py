@@ -1,4 +1,4 @@
-"""Reads how a model folder of sentence-transformers is to be used, without that library."""
+"""Read from a sentence-transformers folder how its model is used, without that library."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 
 from torch import nn
 
-_POOLING = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}  # its name there → ours
+_POOLING = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}  # name in its config → ours
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 
 
 @dataclass(frozen=True)
 class EncoderFolder:
-    """How the model of such a folder is used; the defaults hold for any other folder."""
+    """How a model folder says its model is used; the defaults stand for a folder that says nothing."""
 
     pooling: str | None = None
     max_length: int | None = None
-    lower: bool = False  # whether texts are put in lower case first
-    folder: str = ""  # of the transformer, inside the model folder
+    lower: bool = False  # whether texts are lower-cased first
+    folder: str = ""  # subfolder of the transformer
     dense: nn.Module | None = None  # applied after pooling
 
 
 def read_encoder_folder(place: str, revision: str | None = None, *, transformer_only: bool = False) -> EncoderFolder:
     """How the model of a folder or hub name is used; `transformer_only` ignores the layers after the transformer.
 
-    Raises ValueError if the model does something that is not supported.
+    Raises ValueError if the model needs something that is not supported.
     """
     listed = _json(place, "modules.json", revision)
     modules = listed or [{"type": "Transformer", "path": ""}]
     first = next(module["path"] for module in modules if _kind(module) == "Transformer")
-    of_text = _json(place, os.path.join(first, "sentence_bert_config.json"), revision) or {}
-    limit, lower = of_text.get("max_seq_length"), bool(of_text.get("do_lower_case"))
+    settings = _json(place, os.path.join(first, "sentence_bert_config.json"), revision) or {}
+    limit, lower = settings.get("max_seq_length"), bool(settings.get("do_lower_case"))
     if transformer_only or listed is None:
         return EncoderFolder(None, limit, lower, first)
     prompt = (_json(place, "config_sentence_transformers.json", revision) or {}).get("default_prompt_name")

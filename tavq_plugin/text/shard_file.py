@@ -1,4 +1,4 @@
-"""One shard of a text store: a safetensors file of units and lists of their rows, memory-mapped when it is read."""
+"""One shard of a text store: a memory-mapped safetensors file of units, and of each text's list of unit rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.types import GRANULARITIES
 
 FORMAT = 1  # of the files; readers refuse any other
-_METADATA_KEY = (
-    "tavq"  # a single key, because safetensors writes several in random order, and equal shards must have equal bytes
-)
+# One key only: safetensors writes several in random order, and equal shards must have equal bytes.
+_METADATA_KEY = "tavq"
 
 
 class PackedStrings(Sequence[str]):
@@ -67,7 +66,7 @@ class PackedStrings(Sequence[str]):
 
 @dataclass(frozen=True)
 class Shard:
-    """What one file holds."""
+    """The content of one file."""
 
     ids: Sequence[str]  # n, of the texts
     table: Tensor  # u d, one row per distinct unit
@@ -76,17 +75,17 @@ class Shard:
     means: Mapping[str, Tensor]  # granularity → d, over all units of these texts
     fingerprint: str  # of encoder and splitter
     metadata: Mapping[str, Any]  # the rest, such as "in_pieces" and "records"
-    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # n, of the ids, once read
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # n, of the ids; filled by `read_shard`
 
 
 def id_hashes(ids: Sequence[str]) -> np.ndarray:
-    """64 bits of each id, uint64. Ids are looked up by hash, and compared as strings if hashes are equal."""
+    """64-bit hashes of ids, uint64. An id is found by its hash, then compared as a string."""
     digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
     return np.frombuffer(digests, dtype="<u8")
 
 
 def id_hash(name: str) -> int:
-    """64 bits of one id."""
+    """The 64-bit hash of one id."""
     return int(id_hashes([name])[0])
 
 
@@ -118,7 +117,7 @@ def write_shard(path: str | os.PathLike[str], shard: Shard) -> None:
 def read_shard(path: str | os.PathLike[str]) -> Shard:
     """Map a file into memory.
 
-    Raises FileNotFoundError if it is missing, and ValueError if it is truncated or no shard.
+    Raises FileNotFoundError if it is missing, and ValueError if it is truncated or not a shard.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -129,7 +128,9 @@ def read_shard(path: str | os.PathLike[str]) -> Shard:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no shard {path}: run tavq prepare again") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no shard ({error}): delete it and run tavq prepare again") from error
+        raise ValueError(
+            f"{path} is truncated or not a shard ({error}): delete it and run tavq prepare again"
+        ) from error
     lists = {
         name: RaggedRows(tensors[f"{name}.ids"].view(torch.int32), tensors[f"{name}.offsets"].view(torch.int32))
         for name in GRANULARITIES
@@ -158,7 +159,7 @@ def shard_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def content_matches_hash(path: str | os.PathLike[str]) -> bool:
-    """Whether the tensors are, bit for bit, those that were written; this reads the whole file."""
+    """Whether the tensors are bit for bit those that were written; reads the whole file."""
     from safetensors.torch import load_file
 
     meta = shard_metadata(path)
@@ -168,7 +169,9 @@ def content_matches_hash(path: str | os.PathLike[str]) -> bool:
 def _checked_metadata(path: str | os.PathLike[str], raw: Mapping[str, str] | None) -> dict[str, Any]:
     meta = json.loads((raw or {}).get(_METADATA_KEY, "{}"))
     if meta.get("format") != FORMAT:
-        raise ValueError(f"{path} is no text shard of format {FORMAT} but {meta.get('format')!r}: prepare it again")
+        raise ValueError(
+            f"{path} has format {meta.get('format')!r}, not that of a text shard, {FORMAT}: prepare it again"
+        )
     return meta
 
 

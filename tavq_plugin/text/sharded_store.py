@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tavq_plugin.text.manifest import Manifest, shard_path
+from tavq_plugin.text.manifest import Manifest, finished_shard_paths
 from tavq_plugin.text.ragged import RaggedRows, centre, opaque_rows
 from tavq_plugin.text.shard_file import Shard, id_hashes, read_shard
 from tavq_plugin.text.store import Rows, TextStore
 from tavq_plugin.types import GRANULARITIES, Units
 
 CENTRED_AT_ONCE = 16  # texts; few, so that their rows stay in the processor's cache
-TextPlaces = list[tuple[int, int, int]]  # of each text: number of its shard, start of its list there, length
+TextPlaces = list[tuple[int, int, int]]  # per text: number of its shard, start of its list in the shard, length
 
 
 class ShardedStore:
     """The units of n texts in shards; `batch` gives them padded and centred on the corpus mean, as `TextStore` does.
 
-    Workers of a DataLoader pass on ids or row numbers only (`collate`). The training process gathers the
-    half-precision rows, moves them to its device, and centres them there. If the store fits on the device,
+    Workers of a DataLoader send only ids or row numbers (`collate`). The training process gathers the half-precision
+    rows, moves them to its device, and centres them on it. If the store fits on the device,
     `store.in_memory().to("cuda")` is faster.
     """
 
@@ -38,19 +38,17 @@ class ShardedStore:
     ) -> None:
         self._shards, self._folder = list(shards), folder
         self._starts = np.cumsum([0, *(len(shard.ids) for shard in shards)])
-        self._chosen = np.arange(self._starts[-1]) if rows is None else rows  # of each text, its row over all shards
+        self._chosen = np.arange(self._starts[-1]) if rows is None else rows  # each text's row, counted over all shards
         hashes = np.concatenate([shard.hashes for shard in shards] or [np.empty(0, np.uint64)])[self._chosen]
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
         self._tables = [opaque_rows(shard.table) for shard in shards]
         self._ids = {name: [shard.lists[name].ids.numpy() for shard in shards] for name in GRANULARITIES}
-        offsets = {name: [shard.lists[name].offsets.numpy() for shard in shards] for name in GRANULARITIES}
-        self._begins = {
-            name: np.concatenate([o[:-1] for o in its] or [np.empty(0, np.int64)]) for name, its in offsets.items()
-        }
-        self._lengths = {
-            name: np.concatenate([np.diff(o) for o in its] or [np.empty(0, np.int64)]) for name, its in offsets.items()
-        }
+        self._begins, self._lengths = {}, {}  # granularity → of each text's list
+        for name in GRANULARITIES:
+            offsets = [shard.lists[name].offsets.numpy() for shard in shards] or [np.zeros(1, np.int64)]
+            self._begins[name] = np.concatenate([ends[:-1] for ends in offsets])
+            self._lengths[name] = np.concatenate([np.diff(ends) for ends in offsets])
         self.fingerprint = shards[0].fingerprint if shards else ""
         self.means = dict(means) if means is not None else self._means()
 
@@ -60,21 +58,18 @@ class ShardedStore:
     ) -> ShardedStore:
         """Map a finished store into memory; `rows` chooses texts by number.
 
-        Raises ValueError if the store is unfinished, or a shard is truncated or has other units, and FileNotFoundError
-        if a shard or the manifest is missing.
+        Raises ValueError if the store is unfinished, or a shard is truncated or has another fingerprint, and
+        FileNotFoundError if a shard or the manifest is missing.
         """
         manifest = Manifest.read(folder)
-        if manifest.shards is None:
-            raise ValueError(
-                f"{folder} is not finished: run the same tavq prepare again, which makes only what is missing"
-            )
-        shards = [read_shard(shard_path(folder, number)) for number in range(manifest.shards)]
-        for number, shard in enumerate(shards):
-            manifest.require_fingerprint(shard.fingerprint, shard_path(folder, number))
+        paths = finished_shard_paths(folder, manifest)
+        shards = [read_shard(path) for path in paths]
+        for path, shard in zip(paths, shards, strict=True):
+            manifest.require_fingerprint(shard.fingerprint, path)
         return cls(shards, rows, means, Path(folder).resolve())
 
     def __reduce__(self) -> Any:
-        """Another process opens the folder again, so that mapped memory is not copied."""
+        """Pickle the folder's path, not the mapped memory; the other process opens the folder again."""
         return (ShardedStore.open, (self._folder, self._chosen, self.means)) if self._folder else super().__reduce__()
 
     def __len__(self) -> int:
@@ -112,8 +107,7 @@ class ShardedStore:
     def batch(self, rows: Rows, device: torch.device | str | None = None, *, centred: bool = True) -> dict[str, Units]:
         """Padded units of some texts: granularity → b m d, zero where masked.
 
-        If `centred`, the store's mean is subtracted, and the units are L2-normalised, float32; else they come as
-        stored.
+        If `centred`, the store's mean is subtracted, and the units are L2-normalised, float32; else they are as stored.
         """
         places = self._chosen[self.rows(rows).numpy()]
         parts = (np.searchsorted(self._starts, places, side="right") - 1).tolist()
@@ -159,7 +153,7 @@ class ShardedStore:
         return ShardedStore(self._shards, self._chosen[self.rows(rows).numpy()], self.means, self._folder)
 
     def in_memory(self) -> TextStore:
-        """A copy with a single table, which holds each unit that is used once."""
+        """A copy with one table in memory, which holds each used unit once."""
         vocabulary: dict[str, int] = {}
         vectors: list[Tensor] = []
         lists: dict[str, list[list[int]]] = {name: [[] for _ in range(len(self))] for name in GRANULARITIES}
@@ -171,8 +165,8 @@ class ShardedStore:
                 renumbered = {i: vocabulary.setdefault(part.vocabulary[i], len(vocabulary)) for i in used}
                 fresh = [i for i, place in renumbered.items() if place >= before]
                 vectors.append(part.table[fresh])
-                for row, its, here in zip(at.tolist(), ids.tolist(), mask.sum(1).tolist(), strict=True):
-                    lists[name][row] = [renumbered[i] for i in its[:here]]
+                for row, padded, length in zip(at.tolist(), ids.tolist(), mask.sum(1).tolist(), strict=True):
+                    lists[name][row] = [renumbered[i] for i in padded[:length]]
         return TextStore(
             ids=tuple(self.ids),
             table=torch.cat(vectors or [torch.empty(0, self.dim)]),
@@ -184,7 +178,7 @@ class ShardedStore:
         )
 
     def counts(self) -> dict[str, int]:
-        """Numbers of texts, texts without units, units of each granularity, shards, and strings encoded in pieces."""
+        """How many texts, texts without units, units per granularity, shards, and strings encoded in pieces."""
         totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._shards)}
         totals["in_pieces"] = sum(part.metadata["in_pieces"] for part in self._shards)
         for part, _, local in self._by_part():
@@ -195,14 +189,14 @@ class ShardedStore:
         return totals
 
     def _by_part(self) -> Iterator[tuple[Shard, np.ndarray, Tensor]]:
-        """Each shard, with the row numbers of this store that lie in it, and their rows in the shard."""
+        """Each shard, the row numbers in this store of its texts, and their rows in the shard."""
         part_of = np.searchsorted(self._starts, self._chosen, side="right") - 1
         for part in range(len(self._shards)):
             at = np.flatnonzero(part_of == part)
             yield self._shards[part], at, torch.from_numpy(self._chosen[at] - self._starts[part])
 
     def _padded(self, name: str, texts: TextPlaces, mask: Tensor, mean: Tensor | None) -> Units:
-        """Padded units on the CPU; a few texts at a time are copied and then centred while they are in the cache."""
+        """Padded units on the CPU; a few texts at a time are copied, then centred while they are in the cache."""
         (b, m), dtype = mask.shape, self._shards[0].table.dtype
         padded = torch.empty(b, m, self.dim, dtype=dtype if mean is None else torch.float32)
         some = padded if mean is None else torch.empty(CENTRED_AT_ONCE, m, self.dim, dtype=dtype)
@@ -216,7 +210,7 @@ class ShardedStore:
     def _padded_on_device(
         self, device: torch.device | str, name: str, texts: TextPlaces, mask: Tensor, mean: Tensor | None
     ) -> Units:
-        """Padded units on another device; rows are moved as stored, then centred and padded there."""
+        """Padded units on another device; rows are moved as stored, then centred and padded on the device."""
         vectors = torch.empty(sum(length for *_, length in texts), self.dim, dtype=self._shards[0].table.dtype)
         self._fill(vectors, name, texts)
         vectors, mask = vectors.to(device), mask.to(device)
@@ -257,7 +251,7 @@ class ShardedStore:
         return found
 
     def _place(self, row: int) -> tuple[int, int]:
-        """The number of a text's shard, and its row there."""
+        """The number of a text's shard, and its row in the shard."""
         part = int(np.searchsorted(self._starts, self._chosen[row], side="right")) - 1
         return part, int(self._chosen[row] - self._starts[part])
 

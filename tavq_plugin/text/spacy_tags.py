@@ -1,4 +1,4 @@
-"""Part-of-speech tags from a spaCy model, installed or in a folder, in place of HanTa; nothing is downloaded."""
+"""Part-of-speech tags from a spaCy model (installed, or a folder) in place of HanTa; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tavq_plugin.moved import old_names
 __getattr__ = old_names(__name__)  # names of the last release
 
 
-# Universal part of speech → code letter of `phrase_chunker`; a part that is not listed ends a phrase.
+# Universal part of speech → code letter of `phrase_chunker`; any other part of speech ends a phrase.
 _CODES = dict(NOUN="n", PROPN="n", ADJ="a", NUM="m", DET="d", ADP="p", ADV="r", CCONJ="c", VERB="w")
-_FINER = {"VBG": "g", "VBN": "v", "VBD": "v", "POS": "s", "RP": "t"}  # of English models
+_FINE_TAGS = {"VBG": "g", "VBN": "v", "VBD": "v", "POS": "s", "RP": "t"}  # tags of English models → code letter
 
 
 @cache
 def load_spacy_model(model: str) -> Any:
-    """The model, without the parts that words and phrases do not need.
+    """The model, without the components that words and phrases do not need.
 
     Raises ImportError, saying how to get the model.
     """
@@ -54,8 +54,8 @@ def _code(token: Any) -> str:
         return ","
     if token.lower_ == "of":
         return "f"
-    if token.pos_ in ("VERB", "PART", "ADP") and token.tag_ in _FINER:
-        return _FINER[token.tag_]
+    if token.pos_ in ("VERB", "PART", "ADP") and token.tag_ in _FINE_TAGS:
+        return _FINE_TAGS[token.tag_]
     if token.pos_ == "PRON" and "Yes" in token.morph.get("Poss"):
         return "d"
     return _CODES.get(token.pos_, "x")

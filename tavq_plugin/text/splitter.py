@@ -1,4 +1,4 @@
-"""Long text to words, phrases and sentences, each distinct unit once, with its place in the text."""
+"""Split long text into words, phrases and sentences: each distinct unit once, with its place in the text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -17,7 +17,7 @@ from tavq_plugin.types import GRANULARITIES
 
 VERSION = 1  # of the splitting rules; part of a store's fingerprint
 
-# Each character becomes one character, so offsets into the normalised text hold in the user's text.
+# Each character becomes one character, so offsets into the normalised text are valid in the user's text.
 _PLAIN = str.maketrans(
     {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
     | {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
@@ -31,7 +31,7 @@ _TOKEN = re.compile(
       | [^\w\s]""",
     re.VERBOSE | re.IGNORECASE,
 )
-_LONGEST_WORD = 40  # characters; longer tokens are no words, and HanTa's time grows with the square of the length
+_LONGEST_WORD = 40  # characters; longer tokens are not words, and HanTa's time grows with the square of the length
 _LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 _FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of clitics and "2 x 3"
 
@@ -56,7 +56,7 @@ class TextUnits:
 
     def __getitem__(self, granularity: str) -> tuple[Unit, ...]:
         if granularity not in GRANULARITIES:
-            raise KeyError(f"no granularity {granularity!r}: one of {', '.join(GRANULARITIES)}")
+            raise KeyError(f"there is no granularity {granularity!r}: give one of {', '.join(GRANULARITIES)}")
         return getattr(self, granularity)
 
     def texts(self, granularity: str) -> list[str]:
@@ -76,12 +76,12 @@ class Splitter:
         words: Kinds of words to keep. Default: nouns, adjectives, verbs and numbers.
         phrases: Kinds of phrases to keep: "noun", "verb". Default: both.
         language: "en", "de" or "nl"; "zh" and "ja" give sentences, and words if there is a segmenter.
-        spacy: Name or folder of a spaCy model, of any language, that tags in place of HanTa.
+        spacy: Name or folder of a spaCy model, of any language, that tags in place of HanTa. Default: HanTa.
         segmenter: "module:function" that cuts a string into its words in order, such as "jieba:lcut".
         stop: Words and phrases to leave out; see `frequent_units`.
 
     Raises:
-        ValueError: A kind or the language is unknown, or the language needs no segmenter.
+        ValueError: A kind or the language is unknown, or the language has a tagger and a segmenter is given.
 
     >>> Splitter(phrases=("noun",))("A red car is parked.").texts("phrase")
     ['red car']
@@ -104,7 +104,7 @@ class Splitter:
             if isinstance(given, str) or unknown:
                 raise ValueError(f"{name}={given!r}: give a tuple of {', '.join(map(repr, known))}")
         if self.language not in LANGUAGES:
-            raise ValueError(f"language={self.language!r}: one of {', '.join(LANGUAGES)}")
+            raise ValueError(f"language={self.language!r}: give one of {', '.join(LANGUAGES)}")
         if self.segmenter is not None and LANGUAGES[self.language].model is not None:
             raise ValueError(f"segmenter={self.segmenter!r}: only zh and ja need one, {self.language} has a tagger")
         if isinstance(self.stop, str):
@@ -132,7 +132,10 @@ class Splitter:
         return ("word", "sentence") if self.segmenter else ("sentence",)
 
     def __call__(self, text: str | None) -> TextUnits:
-        """Split one text; without a letter or digit it has no units. Words and phrases need Latin script."""
+        """Split one text; a text without letters and digits has no units.
+
+        A tagger's words and phrases are kept only if they have a letter of the Latin script or a digit.
+        """
         if text is None:
             return TextUnits()
         if not isinstance(text, str):
@@ -141,28 +144,29 @@ class Splitter:
         found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
         for start, end in _sentences(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
-            if self.spacy is not None or LANGUAGES[self.language].model is not None:
-                self._add_tagged(plain, start, end, found)
-            elif self.segmenter is not None:
-                for first, last in _segments(plain, start, end, self.segmenter):
-                    found["word"].add(first, last, plain[first:last].lower())
+            for granularity, first, last, unit in self._words_and_phrases(plain, start, end):
+                found[granularity].add(first, last, unit)
         for granularity in ("word", "phrase"):
             found[granularity].drop(self.stop)
         return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
 
-    def _add_tagged(self, plain: str, start: int, end: int, found: Mapping[str, _Tally]) -> None:
-        """Add the words and phrases of one sentence to the tallies."""
+    def _words_and_phrases(self, plain: str, start: int, end: int) -> Iterator[tuple[str, int, int, str]]:
+        """Granularity, start, end and string of each word and phrase of one sentence."""
+        if "phrase" not in self.supported:
+            for first, last in _segments(plain, start, end, self.segmenter) if self.segmenter else ():
+                yield "word", first, last, plain[first:last].lower()
+            return
         spans, tokens, codes = self._codes_of(plain, start, end)
         for token, code, span in zip(tokens, codes, spans, strict=True):
             if code in self._codes and _is_word(token):
-                found["word"].add(*span, token.lower())
+                yield "word", *span, token.lower()
         for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
-            start, end = spans[first][0], spans[last - 1][1]
             if any(map(_is_word, tokens[first:last])):
-                found["phrase"].add(start, end, plain[start:end].lower())
+                start, end = spans[first][0], spans[last - 1][1]
+                yield "phrase", start, end, plain[start:end].lower()
 
     def tagged(self, text: str | None) -> Iterator[list[tuple[str, str]]]:
-        """Each sentence's tokens, in lower case, with their code letters (`phrase_chunker`); "x" if a token is no word.
+        """Each sentence's lower-case tokens with their code letters (`phrase_chunker`); "x" for what is not a word.
 
         Raises ValueError if the language has no tagger.
 
@@ -188,7 +192,7 @@ class Splitter:
             language = LANGUAGES[self.language]
             spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
             tokens = [_composed(plain[a:b]) for a, b in spans]
-            # in the case of the text; too long tokens are tagged as punctuation
+            # The tagger needs the text's own case; a token that is too long is tagged as punctuation.
             short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
             codes = phrase_chunker.code_letters(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
         return spans, tokens, codes
@@ -205,15 +209,15 @@ class _Tally:
         self.seen: dict[str, list[int]] = {}
 
     def add(self, start: int, end: int, unit: str) -> None:
-        place = self.seen.setdefault(" ".join(_composed(unit).split()), [start, end, 0])
-        place[2] += 1
+        entry = self.seen.setdefault(" ".join(_composed(unit).split()), [start, end, 0])
+        entry[2] += 1
 
     def drop(self, units: frozenset[str]) -> None:
         for unit in units.intersection(self.seen):
             del self.seen[unit]
 
     def units(self) -> tuple[Unit, ...]:
-        return tuple(Unit(text, *place) for text, place in self.seen.items())
+        return tuple(Unit(text, *entry) for text, entry in self.seen.items())
 
 
 def split(text: str | None) -> TextUnits:
@@ -270,13 +274,13 @@ def _load_function(name: str) -> Callable[[str], Iterable[str]]:
 
 
 def frequent_units(texts: Iterable[str | None], share: float = 0.2, splitter: Splitter | None = None) -> frozenset[str]:
-    """Words and phrases of more than this share of the texts, such as "image" and "scene"; for `Splitter(stop=...)`.
+    """Words and phrases in more than this share of the texts, such as "image" and "scene"; for `Splitter(stop=...)`.
 
     >>> sorted(frequent_units(["The image shows a dog.", "The image shows a car.", "A dog."], share=0.6))
     ['dog', 'image', 'shows']
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share={share} is no share of the texts: give a number above 0 and at most 1")
+        raise ValueError(f"share={share} is not a share of the texts: give a number above 0 and at most 1")
     splitter, number = splitter or _DEFAULT, 0
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts, 1):  # noqa: B007 - used after

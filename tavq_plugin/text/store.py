@@ -1,4 +1,4 @@
-"""Unit embeddings: a table with one row per distinct string, and the rows of each text, so training never encodes."""
+"""Unit embeddings, encoded before training: a table with one row per distinct string, and the rows of each text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.ragged import RaggedRows, padded_units
 from tavq_plugin.text.shard_file import Shard, read_shard, write_shard
-from tavq_plugin.text.splitter import Splitter, TextUnits
+from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.types import GRANULARITIES, Units
 
 Rows = Sequence[int] | Sequence[str] | Tensor
@@ -38,8 +38,8 @@ class TextStore:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_row", {name: i for i, name in enumerate(self.ids)})
         if len(self._row) < len(self.ids):
-            double = next(name for i, name in enumerate(self.ids) if self._row[name] != i)
-            raise ValueError(f"id {double!r} is given twice: give each text its own id")
+            repeated = next(name for i, name in enumerate(self.ids) if self._row[name] != i)
+            raise ValueError(f"id {repeated!r} is given twice: give each text its own id")
 
     @classmethod
     def build(
@@ -79,7 +79,7 @@ class TextStore:
         for text in texts:
             units = splitter(text)
             for granularity, found in lists.items():
-                found.append(_rows(units, granularity, rows))
+                found.append([rows.setdefault(unit, len(rows)) for unit in units.texts(granularity)])
         before = encoder.stats.split
         table = encoder.encode(list(rows), progress=progress).to(dtype)
         store = cls(
@@ -136,14 +136,14 @@ class TextStore:
         return [self.vocabulary[i] for i in ids[mask].tolist()]
 
     def counts(self) -> dict[str, int]:
-        """Numbers of texts, texts without units, units per granularity, distinct strings, strings encoded in pieces."""
+        """How many texts, texts without units, units per granularity, distinct strings, strings encoded in pieces."""
         lengths = torch.stack([ragged.offsets.diff() for ragged in self.lists.values()])
         counts = {"texts": len(self), "without_text": int((lengths.sum(0) == 0).sum())}
         counts |= {granularity: len(ragged.ids) for granularity, ragged in self.lists.items()}
         return counts | {"distinct": len(self.vocabulary), "in_pieces": self.split_units}
 
     def mean(self, granularity: str) -> Tensor:
-        """The mean that `batch` subtracts, over all units of the texts it was fitted on; d float32."""
+        """The mean that `batch` subtracts, d float32: over all units of the texts that it was fitted on."""
         self._ragged(granularity)
         return self.means[granularity]
 
@@ -185,7 +185,7 @@ class TextStore:
         return replace(self, ids=names, lists={name: ragged.subset(rows) for name, ragged in self.lists.items()})
 
     def to(self, device: torch.device | str) -> TextStore:
-        """The store with its table on another device, where `batch` then gathers."""
+        """The store with its tensors on another device, on which `batch` then gathers."""
         lists = {name: RaggedRows(r.ids.to(device), r.offsets.to(device)) for name, r in self.lists.items()}
         means = {name: mean.to(device) for name, mean in self.means.items()}
         return replace(self, table=self.table.to(device), lists=lists, means=means)
@@ -195,13 +195,13 @@ class TextStore:
         write_shard(path, self.shard())
 
     def shard(self, **metadata: Any) -> Shard:
-        """The store as the content of one file, with more metadata."""
+        """The content of the file that holds this store; `metadata` is stored too."""
         metadata["in_pieces"] = self.split_units
         return Shard(self.ids, self.table, self.vocabulary, self.lists, self.means, self.fingerprint, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextStore:
-        """Read a file of `save`, or one shard of a prepared store; the table is memory-mapped."""
+        """Read a file that `save` wrote, or one shard of a prepared store; the table is memory-mapped."""
         shard = read_shard(path)
         return cls(
             ids=tuple(shard.ids),
@@ -217,8 +217,3 @@ class TextStore:
         if granularity not in self.lists:
             raise KeyError(f"there is no granularity {granularity!r}: give one of {', '.join(self.lists)}")
         return self.lists[granularity]
-
-
-def _rows(units: TextUnits, granularity: str, vocabulary: dict[str, int]) -> list[int]:
-    """Table rows of one text's units; new units get the next rows of the vocabulary."""
-    return [vocabulary.setdefault(text, len(vocabulary)) for text in units.texts(granularity)]

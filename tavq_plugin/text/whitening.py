@@ -1,4 +1,4 @@
-"""Whitening, fitted on a whole store: unit embeddings of zero mean and equal variance in all directions."""
+"""Whiten the units of a store: zero mean, and equal variance in all directions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tavq_plugin.text.manifest import (
 from tavq_plugin.text.shard_file import shard_metadata, write_shard
 from tavq_plugin.text.store import TextStore
 
-ROWS = 65536  # at once, so that no float64 copy of a large table is made
+ROWS = 65536  # converted at once, so that no float64 copy of a large table is made
 
 
 @dataclass(frozen=True)
 class Whitening:
     """x → (x - mean) · matrix, then L2-normalised; matrix is the inverse root of the shrunk covariance.
 
-    Raw text embeddings lie in a narrow cone; whitened, their cosines differ more.
+    Raw text embeddings lie in a narrow cone; after whitening, their cosines differ more.
     """
 
     mean: Tensor  # d float32
@@ -39,10 +39,10 @@ class Whitening:
 
     @classmethod
     def fit(cls, tables: Iterable[tuple[Tensor, Tensor]], shrink: float = 0.1) -> Whitening:
-        """Fit on pairs of a table u d and the number of uses of each row, u; one table at a time is in memory.
+        """Fit on pairs: a table u d, and how often each row is used, u. One table at a time is in memory.
 
-        `shrink` is the share of equal variance in all directions that is mixed into the covariance; a small corpus
-        needs more. Raises ValueError if `shrink` is not in 0 to 1, or no row is used.
+        The covariance becomes (1 - shrink) · covariance + shrink · mean variance · identity; a small corpus needs a
+        larger `shrink`. Raises ValueError if `shrink` is not in 0 to 1, or no row is used.
         """
         if not 0 <= shrink <= 1:
             raise ValueError(
@@ -65,7 +65,7 @@ class Whitening:
         variance = covariance.trace() / width
         covariance = (1 - shrink) * covariance + shrink * variance * torch.eye(width, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(covariance)
-        roots = values.clamp(min=1e-6 * variance.item() or 1.0).rsqrt()  # keeps directions without variance finite
+        roots = values.clamp(min=1e-6 * variance.item() or 1.0).rsqrt()  # finite in directions without variance
         return cls(mean.float(), (vectors * roots @ vectors.T).float())
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -74,17 +74,17 @@ class Whitening:
 
     @property
     def name(self) -> str:
-        """A hash of the numbers, which is part of a whitened store's fingerprint."""
+        """A hash of mean and matrix; part of a whitened store's fingerprint."""
         content = self.mean.numpy().tobytes() + self.matrix.numpy().tobytes()
         return f"whitened-{hashlib.sha256(content).hexdigest()[:16]}"
 
     def save(self, folder: Path) -> None:
-        """Write it beside the store's shards, atomically."""
+        """Write it into the store's folder, atomically."""
         save_tensors({"mean": self.mean, "matrix": self.matrix}, folder / WHITENING_FILE)
 
     @classmethod
     def load(cls, folder: str | Path) -> Whitening:
-        """The whitening of a whitened store; raises ValueError if it is missing, or did not make the store."""
+        """The whitening of a whitened store; raises ValueError if it is missing, or another one made the store."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -95,20 +95,19 @@ class Whitening:
             raise ValueError(f"{folder} has no whitening ({error}): give a store made by tavq store whiten") from error
         if not fingerprint.endswith(f"|{found.name}"):
             raise ValueError(
-                f"{Path(folder) / WHITENING_FILE} did not make this store ({fingerprint}): whiten the first one again"
+                f"{Path(folder) / WHITENING_FILE} did not make this store ({fingerprint}): whiten the original again"
             )
         return found
 
 
 def whiten(store: str | Path, out: str | Path, *, like: str | Path | None = None, shrink: float = 0.1) -> Manifest:
-    """Write a new store of the same units, whitened.
+    """Write a new store with the same units, whitened.
 
     Args:
         store: Folder of a finished store.
         out: Folder of the new store.
-        like: A whitened store whose whitening is used, such as the training store's for held-out texts. Default: fit
-            one.
-        shrink: As `Whitening.fit`.
+        like: A whitened store whose whitening is used; for held-out texts, give the training store's. Default: fit one.
+        shrink: As in `Whitening.fit`.
 
     Raises:
         ValueError: `store` is whitened already, or `like` has another encoder.
@@ -117,7 +116,7 @@ def whiten(store: str | Path, out: str | Path, *, like: str | Path | None = None
     source, out = Manifest.read(store), Path(out)
     paths = finished_shard_paths(store, source)
     if "|whitened-" in source.fingerprint:
-        raise ValueError(f"{store} is whitened already: give the store that it was made from")
+        raise ValueError(f"{store} is whitened already: give the original store")
     if (out / MANIFEST_FILE).exists() or (out / WHITENING_FILE).exists() or shard_paths(out):
         raise FileExistsError(f"{out} already holds a store: give a new folder")
     if like is None:

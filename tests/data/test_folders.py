@@ -1,4 +1,4 @@
-"""Packs and folders: what is read, and what is refused with which words."""
+"""Folders of images with text: what is read, and what is refused with which words."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_folder_of_images_with_text_files(tmp_path):
         ('{"image": "b.png", ', r"captions.jsonl, line 2: not JSON"),
         ({"captions": ["x"]}, 'line 2: no "image"'),
         ({"image": "b.png", "captions": "x"}, 'line 2: "long_text" must be a string'),
-        ({"image": "a.png"}, "captions.jsonl: image 'a.png' stands in two lines"),
+        ({"image": "a.png"}, "captions.jsonl: image 'a.png' appears in two lines"),
         ({"image": "../a.png"}, "line 2: image '../a.png' leads out of"),
         ({"image": "/etc/hostname"}, "line 2: image '/etc/hostname' leads out of"),
         ({"image": "none/b.png"}, "line 2: no file 'none/b.png'"),
@@ -84,7 +84,7 @@ def test_a_linked_images_folder_is_read(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../secret.png", "there/../../secret.png", "sub/../../../secret.png", "{root}/secret.png"]
 )
-def test_a_name_does_not_leave_the_folder_through_a_link_either(tmp_path, name):
+def test_a_name_cannot_leave_the_folder_through_a_link(tmp_path, name):
     image(tmp_path / "secret.png")
     image(tmp_path / "scratch" / "sub" / "a.png")
     made = pack(tmp_path / "p", {"image": name.format(root=tmp_path)})
@@ -94,7 +94,7 @@ def test_a_name_does_not_leave_the_folder_through_a_link_either(tmp_path, name):
         ImageTextFolder.read(made)
 
 
-def test_linked_folders_and_files_of_images_are_read_and_a_circle_is_named(tmp_path):
+def test_linked_folders_and_images_are_read_and_a_circle_is_rejected(tmp_path):
     image(tmp_path / "scratch" / "a.png")
     (tmp_path / "scratch" / "a.txt").write_text("a dog")
     image(tmp_path / "b.png")
@@ -109,18 +109,18 @@ def test_linked_folders_and_files_of_images_are_read_and_a_circle_is_named(tmp_p
     os.symlink(tmp_path / "gone.png", tmp_path / "p" / "gone.png")
     rejected = []
     assert [r.id for r in from_folder(tmp_path / "p", rejected.append)] == ["b.png", "images/a.png"]
-    assert ["leads to nothing" in r.reason for r in rejected] == [True, False]
+    assert ["broken link" in r.reason for r in rejected] == [True, False]
     assert "a link to a folder above it" in rejected[1].reason and rejected[1].file.endswith("images/again")
 
 
-def test_nothing_to_read_says_what_to_give(tmp_path):
+def test_a_missing_or_empty_folder_says_what_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match="takes a folder of images with text"):
         ImageTextFolder.read(tmp_path / "none")
     with pytest.raises(ValueError, match=r"give a folder with captions.jsonl and images/"):
         ImageTextFolder.read(tmp_path)
 
 
-def test_a_pack_without_a_split_gets_a_seeded_one(tmp_path):
+def test_records_without_a_split_get_a_seeded_one(tmp_path):
     read = ImageTextFolder.read(pack(tmp_path / "p", *({"image": f"{i}.png"} for i in range(40))))
     train, held_out = read.split(seed=1)
     assert (len(train), len(held_out)) == (34, 6)
@@ -128,7 +128,7 @@ def test_a_pack_without_a_split_gets_a_seeded_one(tmp_path):
     assert read.split(seed=1) == (train, held_out) != read.split(seed=2)
 
 
-def test_a_packs_own_split_keeps_to_the_held_out_sources(tmp_path):
+def test_training_takes_only_the_sources_of_the_held_out_records(tmp_path):
     rows = [{"image": f"{i}.png", "split": "train", "source": "ab"[i % 2]} for i in range(10)]
     rows += [{"image": f"v{i}.png", "split": "val", "source": "a"} for i in range(3)]
     train, held_out = ImageTextFolder.read(pack(tmp_path / "p", *rows)).split(n_train=4, n_eval=2)
@@ -136,7 +136,7 @@ def test_a_packs_own_split_keeps_to_the_held_out_sources(tmp_path):
     assert {record.split for record in held_out} == {"val"} and len(held_out) == 2
 
 
-def test_scenes_make_a_pack_that_reads_back(tmp_path):
+def test_written_scenes_are_read_back(tmp_path):
     write_scenes(tmp_path / "scenes", 20, seed=3, resolution=16)
     read = ImageTextFolder.read(tmp_path / "scenes")
     train, held_out = read.split()

@@ -1,4 +1,4 @@
-"""Image files in every shape, and the broken ones."""
+"""Image files of every mode are read; broken ones are refused by name."""
 
 import struct
 import zlib
@@ -23,7 +23,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert read.shape == (3, 8, 8) and read.dtype == torch.uint8 and read.min() > 250
 
 
-def test_what_is_transparent_lies_on_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert (read_image(tmp_path / "a.png", 8) == 255).all()
 

@@ -1,4 +1,4 @@
-"""A pack of real images, where TAVQ_PACK names its folder; nothing of it is kept."""
+"""A folder of real images, if TAVQ_PACK names one; none of its content is kept."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ FOLDER = os.environ.get("TAVQ_PACK")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="TAVQ_PACK does not name the folder of a real pack")
 
 
-def test_its_split_is_kept_and_its_images_read():
+def test_a_real_folders_split_is_used_and_its_images_are_read():
     pack = ImageTextFolder.read(Path(FOLDER))
     train, held_out = pack.split(n_train=200, n_eval=50)
     assert (len(train), len(held_out)) == (200, 50)

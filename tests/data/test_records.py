@@ -1,4 +1,4 @@
-"""Published layouts, tables and archives, on small trees made here: what is read, and what is rejected by record."""
+"""Published layouts, tables and archives, made small: what is read, and which records are rejected."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def cub(tmp_path):
     return root
 
 
-def test_cub_with_ten_captions_an_image(cub):
+def test_cub_with_ten_captions_per_image(cub):
     rejected = []
     first, second = read_records(cub, rejected.append)
     assert first.text.startswith("A bird number 0. A bird number 1.") and first.text.count(".") == 10
@@ -115,7 +115,7 @@ def test_csv_and_parquet_tables(tmp_path):
         read_records(tmp_path / "t.xls")
 
 
-def test_archives_and_their_traps(tmp_path):
+def test_archives_with_hostile_and_broken_members(tmp_path):
     archive(
         tmp_path / "w" / "0.tar",
         [
@@ -142,13 +142,13 @@ def test_archives_and_their_traps(tmp_path):
     }
     assert records["b"].image == encoded("blue")
     reasons = " ".join(r.reason for r in rejected)
-    for words in ("'../out.png': a name that leads out", "'/etc/x.png'", "'c.png': no plain file", "'d'", "'e'"):
+    for words in ("'../out.png': a name that leads out", "'/etc/x.png'", "'c.png': not a plain file", "'d'", "'e'"):
         assert words in reasons
     assert "truncated" in reasons
     assert sorted(os.listdir(tmp_path)) == ["w"]
 
 
-def test_pairs_give_images_and_ids(cub):
+def test_an_image_dataset_gives_images_and_ids(cub):
     pairs = ImageDataset(list(read_records(cub, lambda _: None)), 8, transform=lambda image: image.float())
     images, ids = next(iter(DataLoader(pairs, batch_size=2)))
     assert images.shape == (2, 3, 8, 8) and images.dtype == torch.float32
@@ -158,7 +158,7 @@ def test_pairs_give_images_and_ids(cub):
         pairs[0]
 
 
-def test_pairs_of_a_hugging_face_dataset(tmp_path):
+def test_images_and_ids_of_a_hugging_face_dataset(tmp_path):
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     rows = {
         "image": [Image.new("RGB", (12, 10), c) for c in ("red", "blue")],
@@ -176,7 +176,7 @@ def test_pairs_of_a_hugging_face_dataset(tmp_path):
         HubImageDataset(pairs.rows, 8, image="picture")
 
 
-def test_pairs_streamed_from_archives_are_shared_among_workers(tmp_path):
+def test_archives_are_shared_among_workers(tmp_path):
     files = [archive(tmp_path / f"{i}.tar", [(f"{i}a.png", encoded()), (f"{i}b.png", encoded())]) for i in range(3)]
     loader = DataLoader(TarImageDataset(files, 8), batch_size=None, num_workers=2)
     assert sorted(name for _, name in loader) == ["0a", "0b", "1a", "1b", "2a", "2b"]
@@ -184,7 +184,7 @@ def test_pairs_streamed_from_archives_are_shared_among_workers(tmp_path):
         TarImageDataset([], 8)
 
 
-def test_dot_files_of_an_archive_are_no_records_and_a_nameless_member_is_rejected(tmp_path):
+def test_dot_files_of_an_archive_are_skipped_and_a_nameless_member_is_rejected(tmp_path):
     members = [
         (".DS_Store", b"x"),
         ("./._0.png", b"x"),
@@ -207,7 +207,7 @@ def test_dot_files_of_an_archive_are_no_records_and_a_nameless_member_is_rejecte
         ]
 
 
-def test_dot_files_of_a_folder_are_no_records(tmp_path):
+def test_dot_files_of_a_folder_are_skipped(tmp_path):
     for name in ("0.png", "._0.png", "__MACOSX/0.png", ".thumbnails/0.png"):
         image(tmp_path / name)
     assert [r.id for r in read_records(tmp_path)] == ["0.png"]
@@ -217,7 +217,7 @@ def test_dot_files_of_a_folder_are_no_records(tmp_path):
     assert [r.id for r in read_records(tmp_path / "c")] == ["1.jpg"]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_text(tmp_path):
     mark = "\ufeff"
     image(tmp_path / "p" / "a.png")
     rows = {"a.jsonl": '{"image": "a.png", "text": "A dog."}\n', "a.csv": "image,text\na.png,A dog.\n"}

@@ -1,4 +1,4 @@
-"""Scenes: determined by their seed, and true to what they say."""
+"""Scenes depend on their seed alone, and their texts, masks and answers are true."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_masks_lie_in_their_boxes_and_everything_stays_visible():
             assert min(item.box) >= -1e-9 and max(item.box) <= 1 + 1e-9
 
 
-def test_plain_things_have_their_colour():
+def test_plain_objects_have_their_colour():
     for scene in MADE:
         for number, item in enumerate(scene.objects, 1):
             if item.texture == "plain":
@@ -49,7 +49,7 @@ def test_the_text_is_long_and_names_everything():
         assert scene.background in scene.text
 
 
-def test_relations_told_are_true():
+def test_relations_in_the_text_are_true():
     for scene in MADE:
         by_name = {f"{item.colour} {item.shape}": item for item in scene.objects}
         for a_name, a in by_name.items():

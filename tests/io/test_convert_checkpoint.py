@@ -1,4 +1,4 @@
-"""Old checkpoints become safetensors and JSON; what is not on the allow-list is refused by name and never run."""
+"""Old checkpoints become safetensors and JSON; classes off the allow-list are refused by name and never run."""
 
 import argparse
 import collections
@@ -87,7 +87,7 @@ def test_a_lightning_1_like_file_is_converted_without_its_classes(tmp_path):
     assert rest["hyper_parameters"] == {"n_embed": 16} and rest["global_step"] == 3
 
 
-def test_omegaconfs_containers_become_plain(tmp_path):
+def test_omegaconf_containers_become_plain_values(tmp_path):
     omegaconf = pytest.importorskip("omegaconf")
     config = {"model": {"params": {"n": 16, "mult": [1, 2], "rate": 4.5e-6, "name": "x", "none": None, "on": True}}}
     torch.save({"state_dict": weights(), "config": omegaconf.OmegaConf.create(config)}, tmp_path / "a.ckpt")
@@ -122,7 +122,7 @@ def test_a_malicious_pickle_is_refused_by_name_and_not_run(tmp_path, what, args,
     assert [file.name for file in tmp_path.iterdir()] == ["evil.ckpt"]
 
 
-def test_a_class_may_be_allowed_as_a_record_and_is_not_imported(tmp_path, monkeypatch):
+def test_an_allowed_class_is_read_as_plain_values_and_not_imported(tmp_path, monkeypatch):
     made = type("Mine", (), {"__module__": "somewhere"})
     monkeypatch.setitem(sys.modules, "somewhere", type(sys)("somewhere"))
     sys.modules["somewhere"].Mine = made
@@ -137,15 +137,15 @@ def test_a_class_may_be_allowed_as_a_record_and_is_not_imported(tmp_path, monkey
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", "cut"])
-def test_what_is_no_whole_checkpoint_is_refused(tmp_path, content):
+def test_an_incomplete_checkpoint_is_refused(tmp_path, content):
     source = tmp_path / "a.ckpt"
     torch.save({"state_dict": weights()}, source)
     source.write_bytes(source.read_bytes()[:-200] if content == "cut" else content)
-    with pytest.raises(ValueError, match="no whole checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="not a complete checkpoint that can be read safely"):
         read_checkpoint(source)
 
 
-def test_tied_weights_and_nan_are_kept_and_told(tmp_path):
+def test_tied_weights_and_nan_are_kept_and_reported(tmp_path):
     tied = torch.arange(4.0)
     torch.save({"a": tied, "b": tied[::2], "c": torch.tensor([1.0, float("nan")])}, tmp_path / "a.pth")
     files = convert_checkpoint(tmp_path / "a.pth")
@@ -154,7 +154,7 @@ def test_tied_weights_and_nan_are_kept_and_told(tmp_path):
     assert json.loads(files[1].read_text())["not_finite"] == ["c"]
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
+def test_nothing_is_overwritten_or_left_half_written(tmp_path):
     source = tmp_path / "a.pth"
     torch.save(weights(), source)
     convert_checkpoint(source)
@@ -176,7 +176,7 @@ def test_a_converted_host_loads_strictly(tmp_path):
     assert all(torch.equal(value, host.state_dict()[name]) for name, value in fresh.state_dict().items())
 
 
-def test_the_command(tmp_path):
+def test_the_convert_command(tmp_path):
     torch.save(weights(), tmp_path / "a.pth")
     run = CliRunner().invoke(app, ["convert-checkpoint", str(tmp_path / "a.pth"), "--out", str(tmp_path / "b")])
     assert run.exit_code == 0 and (tmp_path / "b.safetensors").exists() and (tmp_path / "b.json").exists()

@@ -1,4 +1,4 @@
-"""Files are whole, of the umask's mode, and follow no link; only what our marker lists is overwritten or removed."""
+"""Files are whole, have the umask's mode and follow no link; only files that a marker lists are replaced or removed."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from tavq_plugin.io.ownership import MARKER, claim, fresh_folder, refuse_strange
 
 @pytest.fixture(params=[0o022, 0o027], ids=["022", "027"])
 def mode(request):
-    """What a file's mode is under an umask that is set for the test."""
+    """The mode of a new file, under an umask that is set for the test."""
     before = os.umask(request.param)
     yield 0o666 & ~request.param
     os.umask(before)
@@ -28,7 +28,7 @@ def test_every_file_has_the_mode_of_the_umask(tmp_path, mode):
     assert load_file(tmp_path / "weights.safetensors")["a"].tolist() == [1, 1]
 
 
-def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
     save_text(tmp_path / "a.txt", "former")
     with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as partial:
         partial.write_text("half")
@@ -44,7 +44,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     assert (tmp_path / "thesis").read_text() == "years" and not (tmp_path / "a.json").is_symlink()
 
 
-def test_what_somebody_else_put_there_is_named_and_stays(tmp_path):
+def test_foreign_files_are_named_and_kept(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "notes.json").write_text("mine")
     with pytest.raises(FileExistsError, match=r"notes\.json is in the way .*another --out, or move it"):
@@ -54,7 +54,7 @@ def test_what_somebody_else_put_there_is_named_and_stays(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["notes.json", "runs"] and (tmp_path / "notes.json").read_text() == "mine"
 
 
-def test_one_command_does_not_take_what_is_anothers(tmp_path):
+def test_one_command_does_not_take_another_commands_files(tmp_path):
     claim(tmp_path, ["picture.png"], "tavq demo")
     (tmp_path / "picture.png").touch()
     with pytest.raises(FileExistsError, match="it belongs to tavq demo"):
@@ -63,7 +63,7 @@ def test_one_command_does_not_take_what_is_anothers(tmp_path):
     claim(tmp_path, ["picture.png"], "tavq demo")
 
 
-def test_a_folder_goes_with_all_that_is_ours_and_nothing_more(tmp_path):
+def test_a_folder_is_removed_with_our_files_and_without_foreign_ones(tmp_path):
     folder = tmp_path / "run"
     claim(folder, ["a.json", "step-*/"], "us")
     (folder / "a.json").touch()
@@ -72,12 +72,12 @@ def test_a_folder_goes_with_all_that_is_ours_and_nothing_more(tmp_path):
     (folder / "step-1" / "state").touch()
     assert strangers(folder) == []
     (folder / "step-1" / "thesis").touch()
-    (folder / "step-by-step.txt").touch()  # a file, where the pattern is of folders
+    (folder / "step-by-step.txt").touch()  # a file, but the pattern is for folders
     (folder / "step-2").mkdir()
-    (folder / "step-2" / "thesis").touch()  # no marker in there
+    (folder / "step-2" / "thesis").touch()  # a folder without a marker
     mine = [folder / "step-1" / "thesis", folder / "step-2" / "thesis", folder / "step-by-step.txt"]
     assert strangers(folder) == mine
-    with pytest.raises(FileExistsError, match=r"thesis \(3 such\) is in the way"):
+    with pytest.raises(FileExistsError, match=r"thesis \(one of 3\) is in the way"):
         refuse_strangers(folder)
     remove(folder)
     assert all(path.exists() for path in mine) and not (folder / "a.json").exists()
@@ -87,7 +87,7 @@ def test_a_folder_goes_with_all_that_is_ours_and_nothing_more(tmp_path):
     assert not folder.exists()
 
 
-def test_a_fresh_folder_takes_the_place_of_a_stopped_one_and_of_nothing_else(tmp_path):
+def test_a_fresh_folder_replaces_a_stopped_runs_and_no_other(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").touch()
     (tmp_path / ".run.partial").symlink_to(tmp_path / "mine")
@@ -100,5 +100,5 @@ def test_a_fresh_folder_takes_the_place_of_a_stopped_one_and_of_nothing_else(tmp
 
 def test_a_damaged_marker_is_named(tmp_path):
     (tmp_path / MARKER).write_text("{")
-    with pytest.raises(ValueError, match="no marker of ours"):
+    with pytest.raises(ValueError, match="not a marker of ours"):
         claim(tmp_path, ["a"], "us")

@@ -1,4 +1,4 @@
-"""Texts from tiny models and from a server that fails on purpose: kept, flagged, resumed, never mixed."""
+"""Captions from tiny models and from a server that fails on purpose are kept, flagged, resumed and never mixed."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_a_text_does_not_depend_on_its_neighbours(kind, tiny_vlm, pictures):
     assert any(alone)
 
 
-def test_a_model_that_is_none_says_what_to_give(bert_folder, tmp_path):
+def test_a_missing_model_says_what_to_give(bert_folder, tmp_path):
     with pytest.raises(OSError, match="give --model a folder, or --server"):
         LocalCaptioner(str(tmp_path / "none"))
     with pytest.raises((ValueError, OSError)):
@@ -95,17 +95,17 @@ def test_flaws(text, found):
     assert caption_flaw(text) == found
 
 
-def test_a_flawed_text_is_asked_for_twice_then_kept_and_flagged(pictures, tmp_path):
+def test_a_flawed_text_is_asked_for_again_then_kept_and_flagged(pictures, tmp_path):
     mended = caption_images(pictures, tmp_path / "a.jsonl", Fake(REFUSAL, GOOD), progress=False)
     assert (mended.retried, mended.flagged) == (5, 0)
     assert {row["text"] for row in rows(tmp_path / "a.jsonl")} == {GOOD}
     kept = caption_images(pictures, tmp_path / "b.jsonl", Fake(REFUSAL, REFUSAL), progress=False)
     assert (kept.retried, kept.flagged, kept.written) == (5, 5, 5)
     assert {(row["text"], row["flag"]) for row in rows(tmp_path / "b.jsonl")} == {(REFUSAL, "refusal")}
-    assert {record.text for record in read_records(tmp_path / "b.jsonl")} == {""}  # no unit of a refusal is learnt
+    assert {record.text for record in read_records(tmp_path / "b.jsonl")} == {""}  # a refusal is not trained on
 
 
-def test_captions_of_people_go_before_the_prompt(pictures, tmp_path):
+def test_the_images_own_captions_go_before_the_prompt(pictures, tmp_path):
     (pictures / "0.txt").write_text("a red thing\na wall")
     fake = Fake(GOOD)
     caption_images(pictures, tmp_path / "a.jsonl", fake, prompt="Say more.", with_captions=True, progress=False)
@@ -116,7 +116,7 @@ def test_captions_of_people_go_before_the_prompt(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_a_stopped_run_goes_on_and_pays_once(pictures, tmp_path, ending):
+def test_a_stopped_run_resumes_and_asks_once_per_image(pictures, tmp_path, ending):
     class Stopped(Fake):
         def __call__(self, images, prompts, attempt=0):
             if len(self.calls) == 2:
@@ -194,7 +194,7 @@ def test_a_bad_request_is_not_repeated(server, pictures, tmp_path):
     assert (done.written, done.rejected, len(server.seen)) == (4, 1, 5)
 
 
-def test_a_server_that_refuses_or_is_not_there_stops_the_run(server, pictures, tmp_path, monkeypatch):
+def test_a_refusing_or_missing_server_stops_the_run(server, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     server.script[:] = [401]
     with pytest.raises(PermissionError, match="the key in OPENAI_API_KEY"):
@@ -247,7 +247,7 @@ def test_two_runs_do_not_write_one_file(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_outputs_of_one_folder_keep_each_their_own_list_of_rejected_images(pictures, tmp_path, ending):
+def test_each_output_of_a_folder_has_its_own_list_of_rejected_images(pictures, tmp_path, ending):
     (pictures / "none.png").write_bytes(b"")
     assert caption_images(pictures, tmp_path / "a.jsonl", Fake(GOOD), progress=False).rejected == 1
     (pictures / "none.png").unlink()
@@ -257,7 +257,7 @@ def test_outputs_of_one_folder_keep_each_their_own_list_of_rejected_images(pictu
     assert (tmp_path / "a.rejected.jsonl").exists()
 
 
-def test_a_file_of_another_kind_in_the_lists_place_stays(pictures, tmp_path):
+def test_a_foreign_file_with_the_lists_name_is_kept(pictures, tmp_path):
     (pictures / "none.png").write_bytes(b"")
     (tmp_path / "a.rejected.jsonl").write_text('{"thesis": 1}')
     fake = Fake(GOOD)
@@ -268,7 +268,7 @@ def test_a_file_of_another_kind_in_the_lists_place_stays(pictures, tmp_path):
         caption_images(pictures, tmp_path / "b.rejected.jsonl", fake, progress=False)
 
 
-def test_a_file_that_is_no_file_of_captions_is_refused_and_stays(pictures, tmp_path):
+def test_a_foreign_file_in_place_of_captions_is_refused_and_kept(pictures, tmp_path):
     for name, content in (("a.jsonl", '{"thesis": 1}'), ("a.jsonl", '{"thesis": 1}\n'), ("a.jsonl.lock", "mine")):
         (tmp_path / name).write_text(content)
         with pytest.raises((ValueError, FileExistsError), match="another --out|delete the line"):

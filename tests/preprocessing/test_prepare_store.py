@@ -1,4 +1,4 @@
-"""Shard by shard: idempotent, the same whichever way, whole after kills, and honest about what it left out."""
+"""Stores are made shard by shard: the same bytes after kills or in parts, and a list of what was left out."""
 
 import io
 import json
@@ -81,7 +81,7 @@ def test_a_second_run_does_nothing_and_never_encodes(tmp_path, load):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("shard*")}
 
 
-def test_only_what_is_new_or_damaged_is_made_again(tmp_path, load):
+def test_only_new_or_damaged_shards_are_made_again(tmp_path, load):
     run(captions(tmp_path / "d", 12), tmp_path / "s", load)
     grown = captions(tmp_path / "d", 23)
     assert run(grown, tmp_path / "s", load).made == 3  # the last one of three was not full
@@ -175,7 +175,7 @@ def test_two_runs_on_one_folder_share_the_work(tmp_path, load):
     assert content(tmp_path / "both") == content(tmp_path / "straight")
 
 
-def test_a_claimed_shard_is_left_and_a_dead_writers_file_goes(tmp_path, load):
+def test_a_locked_shard_is_skipped_and_a_dead_writers_file_removed(tmp_path, load):
     records = list(read_records(captions(tmp_path / "d", 4)))
     (tmp_path / "s" / LOCKS).mkdir(parents=True)  # as a run leaves it while it works
     out = shard_path(tmp_path / "s", 0)
@@ -193,7 +193,7 @@ def test_a_claimed_shard_is_left_and_a_dead_writers_file_goes(tmp_path, load):
     assert make() is False
 
 
-def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, load):
+def test_broken_records_are_named_and_the_rest_is_stored(tmp_path, load):
     file = captions(
         tmp_path / "d",
         3,
@@ -243,7 +243,7 @@ def test_a_refused_run_leaves_the_stores_list_of_rejected_records(tmp_path, load
     assert (tmp_path / "t" / "rejected.jsonl").read_text() == "mine"
 
 
-def test_shards_that_are_not_ours_stay(tmp_path, load):
+def test_foreign_shards_are_kept(tmp_path, load):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "shard-00000.safetensors").write_text("mine")
     with pytest.raises(FileExistsError, match=r"shard-00000\.safetensors is in the way"):
@@ -286,7 +286,7 @@ def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_fo
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KB of its own, and how to enlarge it."""
+    """The folder of a 64 KB file system, and a function that enlarges it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -296,17 +296,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_costs_no_shard(tmp_path, load, small_disk):
+def test_a_full_disk_stops_the_run_and_damages_no_shard(tmp_path, load, small_disk):
     folder, enlarge = small_disk
     file = captions(tmp_path / "d", 40)
     run(file, tmp_path / "straight", load)
     with pytest.raises(OSError, match="No space left"):
         run(file, folder / "s", load)
-    there = list((folder / "s").glob("shard*"))
-    assert 0 < len(there) < 8 and not list((folder / "s").glob("*.tmp")) + list((folder / "s").glob(".*.tmp"))
+    written = list((folder / "s").glob("shard*"))
+    assert 0 < len(written) < 8 and not list((folder / "s").glob("*.tmp")) + list((folder / "s").glob(".*.tmp"))
     assert not ["truncated" for fault in find_faults(folder / "s") if "truncated" in fault.reason]
     enlarge()
-    assert run(file, folder / "s", load).made == 8 - len(there)
+    assert run(file, folder / "s", load).made == 8 - len(written)
     assert content(folder / "s") == content(tmp_path / "straight")
 
 
@@ -351,7 +351,7 @@ def test_images_of_every_kind_and_the_broken_ones(tmp_path, load, decompression_
     assert all(name in reasons for name in ("half.jpg", "none.png", "bomb.png"))
 
 
-def test_what_is_broken_in_an_archive_has_its_place(tmp_path, load):
+def test_broken_members_of_an_archive_are_listed_by_number(tmp_path, load):
     file = tmp_path / "a.tar"
     with tarfile.open(file, "w") as tar:
         for name, text in (("a.txt", b"a red dog"), ("b.txt", b"caf\xe9"), ("../c.txt", b"out"), ("d.txt", b"a boat")):

@@ -1,4 +1,4 @@
-"""Texts asked for while a store is prepared: the same bytes however often it is stopped, and nothing paid twice."""
+"""Captions written while a store is prepared: stops change no byte, and no finished text is asked for again."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ COLOURS = ("red", "blue", "green", "white", "black", "grey", "pink")
 
 
 class Painter:
-    """Says each image's colour, and its place in the batch: a text that another batch would change."""
+    """Writes each image's colour and its place in the batch, so that another batch would give another text."""
 
     name, revision = "painter", "1"
 
@@ -59,7 +59,7 @@ def content(store):
     return {p.relative_to(store).as_posix(): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
 
 
-def test_it_equals_a_file_of_captions_prepared(tmp_path, images, load):
+def test_the_store_equals_that_of_a_captions_file(tmp_path, images, load):
     caption_images(images, tmp_path / "c.jsonl", Painter(), batch=1, progress=False)
     run(tmp_path / "c.jsonl", tmp_path / "two", load, None)
     done = run(images, tmp_path / "one", load, painted(batch=1))
@@ -116,7 +116,7 @@ def test_a_stop_costs_one_batch_and_changes_no_text(tmp_path, images, load, afte
     assert content(tmp_path / "s") == content(tmp_path / "straight")
 
 
-def test_what_cannot_be_described_is_rejected_and_asked_for_again(tmp_path, images, load, server):
+def test_an_image_without_a_text_is_rejected_and_asked_for_again(tmp_path, images, load, server):
     (images / "03.png").write_bytes(b"none")
     server.script[:] = ["A red dog runs.", 500, "A blue boat."]
     asked = ShardCaptions(
@@ -144,7 +144,7 @@ def test_short_captions_go_with_the_image(tmp_path, images, load, server):
         painted(batch=0)
 
 
-def test_a_server_that_is_not_there_stops_the_run_and_leaves_no_shard(tmp_path, images, load):
+def test_a_missing_server_stops_the_run_and_leaves_no_shard(tmp_path, images, load):
     asked = ShardCaptions(partial(ServerCaptioner, "http://127.0.0.1:9", "m", retries=0), "m")
     with pytest.raises(ConnectionError, match="is the server running"):
         run(images, tmp_path / "s", load, asked)

@@ -1,4 +1,4 @@
-"""Texts given on the fly: the store's rules, encoded once, bounded."""
+"""The cache of texts: same units as a store, each encoded once, bounded memory."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tavq_plugin.types import GRANULARITIES
 TEXTS = ["A red car. The dog sleeps.", "", None, "Two men in a blue boat."]
 
 
-def test_equals_a_store_of_the_same_texts(encoder):
+def test_a_cache_equals_a_store_of_the_same_texts(encoder):
     store = TextStore.build(TEXTS, encoder)
     batch = TextCache(encoder, means=store.means).batch(TEXTS)
     for granularity, units in store.batch(range(4)).items():
@@ -25,7 +25,7 @@ def test_running_mean_is_that_of_the_distinct_units_seen(encoder):
     torch.testing.assert_close(cache.means["word"], mean, atol=1e-3, rtol=0)
 
 
-def test_held_out_texts_fit_nothing(encoder):
+def test_held_out_texts_do_not_change_the_means(encoder):
     cache = TextCache(encoder)
     cache.batch(["A red car. A dog."])
     before = cache.means
@@ -84,6 +84,14 @@ def test_an_interrupted_encoding_leaves_a_cache_that_works(encoder):
     hook.remove()
     units = cache.batch(["A blue boat."], learn=False)["word"]
     assert units.mask.sum() == 2
+    torch.testing.assert_close(units.embeddings.norm(dim=-1), torch.ones(1, 2))
+
+
+def test_a_text_of_another_type_leaves_a_cache_that_works(encoder):
+    cache = TextCache(encoder)
+    with pytest.raises(TypeError, match="must be a string"):
+        cache.batch(["A blue boat.", 5])
+    units = cache.batch(["A blue boat."], learn=False)["word"]
     torch.testing.assert_close(units.embeddings.norm(dim=-1), torch.ones(1, 2))
 
 

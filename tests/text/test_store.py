@@ -39,12 +39,12 @@ def test_a_batch_equals_a_plain_loop(encoder, granularity, fit):
         assert not units.embeddings[row, len(loop) :].any()
 
 
-def test_uncentred_units_are_the_encoders_own(store, encoder):
+def test_uncentred_units_are_those_of_the_encoder(store, encoder):
     units = store.batch(["c.png"], centred=False)["word"]
     torch.testing.assert_close(units.embeddings[0], encoder.encode(["two", "men", "blue", "boat"]))
 
 
-def test_held_out_texts_fit_nothing(encoder):
+def test_held_out_texts_do_not_change_the_store_means(encoder):
     changed = [*TEXTS[:4], "Nothing like it was."]
     before = TextStore.build(TEXTS, encoder, IDS, centre_on=IDS[:3])
     after = TextStore.build(changed, encoder, IDS, centre_on=IDS[:3])
@@ -75,7 +75,7 @@ def test_empty_texts_are_kept_masked_and_counted(store):
     assert counts["distinct"] == len(store.vocabulary) == len(store.table) == len(set(store.vocabulary))
 
 
-def test_nothing_but_empty_texts(encoder):
+def test_a_store_of_empty_texts(encoder):
     store = TextStore.build(["", None], encoder)
     assert store.batch([0, 1])["word"].embeddings.shape == (2, 1, 32)
     assert len(TextStore.build([], encoder)) == 0
@@ -127,7 +127,7 @@ def test_save_and_load(store, tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["text.safetensors"]
 
 
-def test_a_failed_save_leaves_the_old_file_whole(store, tmp_path):
+def test_a_failed_save_leaves_the_old_file_unchanged(store, tmp_path):
     file = tmp_path / "text.safetensors"
     store.save(file)
     before = file.read_bytes()
@@ -167,5 +167,5 @@ def test_wrong_requests_say_what_is_needed(store, encoder, bert_folder):
         store.with_mean_of(TextStore.build(["a dog"], other))
 
 
-def test_rows_come_as_tensors_too(store):
+def test_rows_may_be_a_tensor(store):
     assert torch.equal(store.batch(torch.tensor([0, 2]))["word"].mask, store.batch(["a.png", "c.png"])["word"].mask)

@@ -1,4 +1,4 @@
-"""Every family of text models, used as its authors do: pooling, padding, limits; tiny models of random weights."""
+"""Each family of text models is used as its authors use it (pooling, padding, limits); tiny random models."""
 
 import json
 
@@ -18,8 +18,8 @@ LIMITS = {"roberta": 23, "xlm-roberta": 23, "mpnet": 22}  # positions start afte
 FIXED = ("siglip", "siglip2", "siglip-text")
 
 
-def alone(folder, text, pooling, dense=None):
-    """One text as transformers' own documentation has it, without batches; then normalised."""
+def one_embedding(folder, text, pooling):
+    """One text, encoded as transformers' documentation does, without batches; normalised."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder).eval()
@@ -53,7 +53,7 @@ def test_a_family_is_used_as_its_authors_do(tiny_text, family, pooling):
     encoder = TextEncoder.from_pretrained(tiny_text(family))
     vectors = encoder.encode(STRINGS)
     assert vectors.shape == (4, encoder.dim)
-    loop = torch.stack([alone(tiny_text(family), text, pooling) for text in STRINGS])
+    loop = torch.stack([one_embedding(tiny_text(family), text, pooling) for text in STRINGS])
     torch.testing.assert_close(vectors, loop, atol=2e-5, rtol=1e-4)
     assert (vectors[0] - vectors[1]).abs().max() > 1e-3
     assert not any("vision" in name for name, _ in encoder.model.named_parameters())
@@ -66,7 +66,7 @@ def test_a_family_is_used_as_its_authors_do(tiny_text, family, pooling):
 @pytest.mark.parametrize("family", ["bert", "qwen3", "t5"])
 def test_another_pooling_can_be_asked_for(tiny_text, family, pooling):
     encoder = TextEncoder.from_pretrained(tiny_text(family), pooling=pooling)
-    loop = torch.stack([alone(tiny_text(family), text, pooling) for text in STRINGS])
+    loop = torch.stack([one_embedding(tiny_text(family), text, pooling) for text in STRINGS])
     torch.testing.assert_close(encoder.encode(STRINGS), loop, atol=2e-5, rtol=1e-4)
 
 
@@ -78,14 +78,14 @@ def test_a_shorter_limit_leaves_the_padding_of_siglip_alone(tiny_text):
     assert (whole.stats.split, short.stats.split) == (0, 1)
 
 
-def test_features_of_a_model_without_any_are_refused(tiny_text):
+def test_a_model_without_features_is_refused(tiny_text):
     with pytest.raises(ValueError, match="BertModel has no features to compare with images"):
         TextEncoder.from_pretrained(tiny_text("bert"), pooling="features")
 
 
 @pytest.fixture
 def sentence_folder(tiny_text, tmp_path):
-    """A function: a BERT in the layout of sentence-transformers, with its parts as given."""
+    """A function that writes a BERT with the given parts in the layout of sentence-transformers."""
 
     def write(pooling, *, lower=False, dense=None, extra=(), prompt=None, inside="", limit=12):
         folder = tmp_path / "sentence"
@@ -128,15 +128,15 @@ def sentence_folder(tiny_text, tmp_path):
 def test_a_sentence_folder_says_how_it_pools(sentence_folder, tiny_text, settings, pooling, inside):
     encoder = TextEncoder.from_pretrained(sentence_folder(settings, inside=inside))
     assert (encoder.pooling, encoder.max_length) == (pooling, 12)
-    loop = torch.stack([alone(tiny_text("bert"), text, pooling) for text in STRINGS])
+    loop = torch.stack([one_embedding(tiny_text("bert"), text, pooling) for text in STRINGS])
     torch.testing.assert_close(encoder.encode(STRINGS), loop, atol=2e-5, rtol=1e-4)
 
 
-def test_a_limit_beyond_the_models_positions_is_the_models(sentence_folder):
+def test_a_limit_above_the_models_positions_is_lowered_to_them(sentence_folder):
     assert TextEncoder.from_pretrained(sentence_folder({"pooling_mode": "mean"}, limit=512)).max_length == 24
 
 
-def test_its_dense_layer_and_lower_case_count(sentence_folder):
+def test_the_folders_dense_layer_and_lower_case_are_used(sentence_folder):
     folder, layer = sentence_folder({"pooling_mode_mean_tokens": True}, lower=True, dense="torch.nn.Tanh")
     encoder, bare = TextEncoder.from_pretrained(folder), TextEncoder.from_pretrained(folder, pooling="mean")
     assert (encoder.dim, bare.dim, encoder.lower, bare.lower) == (6, 32, True, True)
@@ -158,7 +158,7 @@ def test_its_dense_layer_and_lower_case_count(sentence_folder):
         ({"pooling": {}, "dense": "torch.nn.Softsign"}, "uses Softsign"),
     ],
 )
-def test_what_is_not_supported_is_said_and_can_be_left_out(sentence_folder, settings, words):
+def test_unsupported_parts_are_named_and_can_be_left_out(sentence_folder, settings, words):
     folder = sentence_folder(**settings)
     folder = folder[0] if isinstance(folder, tuple) else folder
     with pytest.raises(ValueError, match=f"{words}.*give\\s+pooling="):

@@ -1,4 +1,4 @@
-"""Whitening: equal spread in every direction, the same for held-out texts, never mixed with plain stores."""
+"""Whitening: equal spread in every direction, reused for held-out texts, never mixed with plain stores."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_rows_have_equal_spread_in_every_direction():
     torch.testing.assert_close(only_centred, only_centred[0, 0] * torch.eye(6), atol=1e-5, rtol=0)
 
 
-def test_a_store_is_whitened_and_held_out_texts_by_the_same_numbers(tmp_path, encoder):
+def test_held_out_texts_are_whitened_like_the_training_store(tmp_path, encoder):
     train, test = save(tmp_path / "train", encoder, TEXTS), save(tmp_path / "test", encoder, ["A cat.", "A blue dog."])
     made = whiten(train, tmp_path / "w")
     assert (made.texts, made.shards) == (4, 2) and not list(find_faults(tmp_path / "w"))
@@ -49,7 +49,7 @@ def test_a_store_is_whitened_and_held_out_texts_by_the_same_numbers(tmp_path, en
     assert Whitening.load(tmp_path / "m").name == whitening.name
 
 
-def test_what_does_not_fit_is_refused(tmp_path, encoder, bert_folder):
+def test_unsuitable_stores_and_settings_are_refused(tmp_path, encoder, bert_folder):
     train = save(tmp_path / "train", encoder, TEXTS)
     whiten(train, tmp_path / "w")
     other = save(tmp_path / "other", type(encoder).from_pretrained(bert_folder, pooling="cls"), TEXTS)
