@@ -1,7 +1,7 @@
-"""The linear probe through which quantized codes are evaluated: one ridge regression, fitted alike for every run.
+"""The linear probe through which quantized codes are evaluated: a ridge regression, the same for every run.
 
-A projection that was trained with the loss flatters its own method. So the same regression is fitted after training on
-every run's codes of the training images, and scored on held-out images.
+A projection that was trained with the loss flatters its own method. So the probe is fitted after training, on the run's
+codes of the training images, and scored on held-out images.
 """
 
 from __future__ import annotations
