@@ -187,7 +187,7 @@ def _refuse_foreign_files(out: Path, protocol: dict[str, Any]) -> None:
 def _corpus(
     data: Path | None, resolution: int, encoder: TextEncoder, *, n_train: int, n_eval: int, console: Console
 ) -> Corpus:
-    """Drawn scenes where `data` is None, else the folder's images and texts."""
+    """Drawn scenes if `data` is None, else the folder's images and texts."""
     if data is None:
         name = "scenes"
         images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
@@ -293,4 +293,4 @@ def _draw(trained: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Co
         contrast = (mass.flatten(1).std(1) / mass.flatten(1).mean(1)).argsort(descending=True)[:5].tolist()
         words.append([units[j] for j in contrast])
         maps.append(mass[contrast])
-    word_regions(images, words, maps, out / "words.png", title="where the transport plan sends a word (level 1)")
+    word_regions(images, words, maps, out / "words.png", title="where the transport plan places a word (level 1)")

@@ -57,7 +57,7 @@ def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settin
 
 
 def load_metrics(folder: Path, settings: dict) -> dict[str, Any] | None:
-    """The metrics of a run that was finished with the same settings; None where there is none."""
+    """The metrics of a run that was finished with the same settings; None if there is none."""
     saved = current_settings(read_json(folder / "settings.json", strict=False))
     return read_json(folder / "metrics.json", strict=False) if saved == settings else None
 

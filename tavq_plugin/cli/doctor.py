@@ -34,7 +34,7 @@ def examine(
     captions: str | Path | None = None,
     **wrapping: Any,
 ) -> Report:
-    """Try one training step: the taps, the levels, where the gradient of each level goes, the optimizer, the texts.
+    """Try one training step, and report on the taps, the levels and their gradients, the optimizer and the texts.
 
     The host runs one forward pass in training mode, so a codebook moved by EMA moves once.
 

@@ -29,7 +29,7 @@ Prompt = Annotated[
 WithCaptions = Annotated[bool, typer.Option(help="Give the image's own captions to the model.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Most requests to the server at once.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
 Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
@@ -66,11 +66,10 @@ def caption(
     from tavq_plugin.preprocessing.rejections import rejections_path
 
     console = Console()
-    options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
     with report_errors(console, f"The texts so far are in {out}"):
         load, batch = choose_captioner(
-            model, server, batch, dtype=dtype, device=device, concurrency=concurrency, timeout=timeout,
-            retries=retries, **options,
+            model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
+            dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
         done = captioning.caption_images(data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch)
     console.print(

@@ -100,8 +100,8 @@ def most_informative_codes(
 ) -> list[dict[str, Any]]:
     """The codes that say most about words: {"code", "share" of all places in percent, "words": [(word, rise)]}.
 
-    A word's rise is how many percentage points more often texts have it where the code occurs. Codes are ranked, on the
-    held-out images, by use × their greatest rise.
+    A word's rise is the growth of its share in a text, in percentage points, where the code occurs. Codes are ranked by
+    use × greatest rise. All is counted on the held-out images.
     """
     _, shares = _run_histograms(results)
     table = word_table(shares, targets.held_out_words)

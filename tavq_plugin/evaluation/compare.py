@@ -53,7 +53,7 @@ def compare(
     checkpoint. A run whose loss is not finite is named under "failed", and the other runs continue.
 
     Args:
-        plan: What is compared, and where.
+        plan: The methods, seeds, recipe, data and folder of the comparison.
         workers: Runs trained at the same time, each in a process of one thread. Default: 1, in this process.
         tell: Called with each message for the user. Default: print.
         report: Called with a run's name, its optimizer steps done and their total. Default: nothing.

@@ -37,7 +37,7 @@ def evaluate_run(tokenizer: Tokenizer, targets: TextTargets, judges: Judges) -> 
     """All metrics of a trained tokenizer, which is left in eval mode.
 
     Every probe is a ridge regression from quantized codes, fitted on the training rows. A metric without a finite
-    value is named in `missing`, with the reason. Raises FloatingPointError where the codes hold NaN or infinity.
+    value is named in `missing`, with the reason. Raises FloatingPointError if the codes hold NaN or infinity.
     """
     corpus, batch_size = targets.corpus, targets.settings.batch_size
     tokenizer.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,7 @@ from tavq_plugin.networks.frozen import Judge, mobilenet, squeezenet
 from tavq_plugin.networks.lpips import Lpips
 from tavq_plugin.pixels import to_float
 
-NETWORKS: dict[str, Callable[[Path | None], Any]] = {
-    "inception": Inception,
-    "lpips": Lpips,
-    "mobilenet": mobilenet,
-    "squeezenet": squeezenet,
-}
+NETWORKS: dict[str, Any] = {"inception": Inception, "lpips": Lpips, "mobilenet": mobilenet, "squeezenet": squeezenet}
 METRICS_BY_JUDGE = {
     "inception": ("rfid", "kid"),
     "lpips": ("lpips",),

@@ -52,7 +52,9 @@ class Plan:
         for name, options in self.method_options.items():
             known = set(signature(method_class(name)).parameters) - {"tokenizer", "corpus", "seed"}
             if unknown := sorted(options.keys() - known):
-                raise ValueError(f"{name} has no option {unknown[0]!r}: {', '.join(sorted(known)) or 'it has none'}")
+                raise ValueError(
+                    f"{name} has no option {unknown[0]!r}; its options: {', '.join(sorted(known)) or 'none'}"
+                )
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} {','.join(map(str, values))}: give at least one, each once")
@@ -76,7 +78,7 @@ class Plan:
         return {name: value for name, value in self.recipe.to_dict().items() if name not in not_shared}
 
     def refuse_changed(self) -> None:
-        """Raise ValueError where `out` holds a comparison by another recipe; write shared.json where there is none."""
+        """Raise ValueError if `out` holds a comparison by another recipe; write shared.json if it holds none."""
         path = self.out / "shared.json"
         if not path.exists():
             save_json(path, self.shared)

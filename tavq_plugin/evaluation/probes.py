@@ -30,7 +30,7 @@ class Ridge(NamedTuple):
 def fit_ridge(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) -> Ridge:
     """Ridge regression on standardised features, with an unpenalised offset; n c, n d -> c d.
 
-    Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y), or, where there
+    Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y), or, if there
     are more features than rows, its dual W = Xᵀ (XXᵀ + penalty·I)⁻¹ (Y − mean Y), which is the same.
     """
     if len(features) != len(targets):

@@ -55,7 +55,7 @@ def save_results(folder: Path, results: RunResults, settings: dict[str, Any]) ->
 
 
 def load_results(folder: Path, settings: dict[str, Any]) -> RunResults | None:
-    """The results of a run that was evaluated with the same settings; None where there are none."""
+    """The results of a run that was evaluated with the same settings; None if there are none."""
     content = read_json(folder / "measured.json", strict=False)
     if content is None or current_settings(content["settings"]) != settings:
         return None

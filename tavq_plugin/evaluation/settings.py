@@ -12,7 +12,7 @@ class EvaluationSettings:
     words: int = 100  # most frequent content words of the training texts
     probe_rows: int = 6000  # the probes are fitted on the first training images, at most this many
     transport_images: int = 100  # retrieval by transport takes at most this many held-out images; 0: none
-    judges: tuple[str, ...] = ("inception", "lpips", "mobilenet", "squeezenet")  # networks, where weights are given
+    judges: tuple[str, ...] = ("inception", "lpips", "mobilenet", "squeezenet")  # judging networks
     batch_size: int = 50  # images
 
     def __post_init__(self) -> None:

@@ -27,9 +27,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, over_seeds: bool = True, 
     shapes differ or no image is left.
     """
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(
-            f"{tuple(first.shape)} and {tuple(second.shape)}: give both as seeds × images, of the same shape"
-        )
+        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: give both as seeds × images, of one shape")
     differences = (first - second).double()
     differences = differences[:, differences.isfinite().all(0)]
     seeds, images = differences.shape

@@ -16,7 +16,7 @@ class Card:
     """What a reader must know about a metric."""
 
     title: str
-    better: str  # "higher", "lower", or "–" where neither is better by itself
+    better: str  # "higher", "lower", or "–" if neither is better by itself
     unit: str
     what: str
     probe: str = "none"

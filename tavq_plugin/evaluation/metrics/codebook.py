@@ -12,7 +12,7 @@ class CodebookUse(NamedTuple):
     """Counts over a set of images."""
 
     usage: float  # percent of the codes that occur
-    perplexity: float  # exp of the entropy of the codes' frequencies; k where all codes are equally frequent
+    perplexity: float  # exp of the entropy of the codes' frequencies; k if all codes are equally frequent
     dead: int  # codes that never occur
 
 

@@ -47,7 +47,7 @@ def average_precision_per_image(scores: Tensor, present: Tensor) -> Tensor:
 
     The mean over the images is exactly the mean average precision, in percent, over the words that any image has. A
     word's average precision is the mean, over the images that have it, of the precision down to that image's rank; an
-    image's part sums this over its own words. NaN for every image where no word is present.
+    image's part sums this over its own words. If no image has a word, all are NaN.
     """
     order = scores.double().argsort(dim=0, descending=True, stable=True)
     hit = present.gather(0, order).double()

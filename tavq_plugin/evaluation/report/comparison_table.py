@@ -22,7 +22,7 @@ class Cell:
     """One value as it is shown."""
 
     method: str
-    text: str  # "not computed" where there is no value
+    text: str  # "not computed" if there is no value
     best: bool = False
     marks: str = ""
     why: str = ""  # why there is no value

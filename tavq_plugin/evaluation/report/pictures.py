@@ -53,7 +53,7 @@ def word_regions(
             axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
             drawn = axis.imshow(smooth.numpy(), cmap="coolwarm", alpha=0.6, vmin=-2, vmax=2)
             axis.set_title(name, fontsize=9)
-    if drawn is not None:  # None where no image has a word
+    if drawn is not None:  # None if no image has a word
         figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
