@@ -307,11 +307,11 @@ def test_too_few_images_are_refused_with_the_fix(tmp_path):
     (tmp_path / "one").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "a.txt").write_text("A dog.")
-    for name, words in (("none", "no images in"), ("one", "at least 2 are needed")):
+    for name, words in (("none", "no images in"), ("one", "has 1 images: give")):
         result = run("--out", tmp_path / "out", "--data", tmp_path / name)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
     write_scenes(tmp_path / "few", 3, resolution=16)
-    with pytest.raises(ValueError, match="2 each are needed"):
+    with pytest.raises(ValueError, match="at least 2 of each are needed"):
         load_or_build_corpus(tmp_path / "data", tmp_path / "few", 16, n_train=9, n_eval=9, tell=print)
 
 
