@@ -1,4 +1,4 @@
-"""The list of `tavq` commands. Each parses its options, calls the package and prints."""
+"""The `tavq` commands. Each parses its options, calls the package and prints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ app.add_typer(text.store, name="store")
 
 BROKEN = 1  # exit code of a finished comparison in which a run broke
 
+# Options of several commands.
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files. Default: drawn scenes."),
+]
+RecipeFile = Annotated[str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")]
+Allow = Annotated[list[str] | None, typer.Option(help="One more package that a target in the recipe may name.")]
+
 
 @app.callback()
 def main() -> None:
@@ -26,10 +34,7 @@ def main() -> None:
 
 @app.command()
 def demo(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files. Default: drawn scenes."),
-    ] = None,
+    data: Data = None,
     resolution: Annotated[int, typer.Option(min=16, help="Width and height of the images, in pixels.")] = 32,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps per run.")] = 250,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the shuffled texts.")] = 0,
@@ -41,13 +46,13 @@ def demo(
     weight: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="λ of the alignment at the start; it falls to 0. Default: .2, or .03 on drawn scenes."
+            min=0.0, help="Weight λ of the alignment at the start; it falls to 0. Default: .2, or .03 on drawn scenes."
         ),
     ] = None,
 ) -> None:
     """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table.
 
-    Runs with other settings are replaced. A file that this command did not make stays: it stops and names the file.
+    It replaces its own runs that were made with other settings. It stops at a file that it did not make, and names it.
     """
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo
     from tavq_plugin.cli.demo_table import table
@@ -55,7 +60,7 @@ def demo(
 
     console = Console()
     with report_errors(console, f"Finished runs are in {out}"):
-        if weight is None:  # a run on drawn scenes has few steps: a tenth of the weight
+        if weight is None:
             weight = SCENES_WEIGHT if data is None else WEIGHT
         content = run_demo(
             data=data, recipe=demo_recipe(resolution=resolution, steps=steps, seed=seed), weight=weight, out=out,
@@ -68,15 +73,11 @@ def demo(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt files. Default: drawn scenes.")
-    ] = None,
+    data: Data = None,
     method: Annotated[
         str | None, typer.Option(help="Name of the method: vqgan, tavq, … Default: the recipe's.")
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")
-    ] = "small",
+    recipe: RecipeFile = "small",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the recipe, such as optimizer.warmup=5."),
@@ -86,19 +87,17 @@ def train(
         typer.Option("--train", min=2, help="At most this many training images. Default: all, or 2000 drawn scenes."),
     ] = None,
     n_eval: Annotated[int, typer.Option("--eval", min=2, help="At most this many held-out images.")] = 500,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="One more package that a target in the recipe may name.")
-    ] = None,
+    allow: Allow = None,
 ) -> None:
     """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
 
-    The same command resumes a run that was stopped, with the same result, and keeps a finished run.
-    It never changes a file that it did not make: it stops and names the file.
+    Give the same command again to resume a stopped run; the result is the same as without the stop. A finished run is
+    kept. The command stops at a file that it did not make, and names it.
     """
     from tavq_plugin.cli.train import run_train
 
     console = Console()
-    with report_errors(console, f"Checkpoints, if it came to one, are in {out}/checkpoints"):
+    with report_errors(console, f"The latest checkpoint, if there is one, is in {out}/checkpoints"):
         run_train(
             out=out, data=data, method=method, recipe=recipe, overrides=overrides or (), n_train=n_train, n_eval=n_eval,
             allow=allow or (), console=console,
@@ -108,16 +107,12 @@ def train(
 @app.command()
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the runs, compare.json, the tables and the page.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with captions.jsonl, or images with .txt files. Default: drawn scenes.")
-    ] = None,
+    data: Data = None,
     methods: Annotated[str, typer.Option(help="Names of methods, separated by commas, or all.")] = "all",
     seeds: Annotated[
         str | None, typer.Option(help="Numbers, separated by commas. Default: the recipe's seed, or 0 if it has none.")
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")
-    ] = "small",
+    recipe: RecipeFile = "small",
     resolution: Annotated[
         int | None, typer.Option(min=16, help="Width and height in pixels. Default: the recipe's.")
     ] = None,
@@ -131,24 +126,22 @@ def compare(
         ),
     ] = None,
     n_train: Annotated[
-        int | None, typer.Option("--train", min=2, help="At most this many training images. [3000]")
+        int | None, typer.Option("--train", min=2, help="At most this many training images. Default: 3000; quick 1000.")
     ] = None,
     n_eval: Annotated[
-        int | None, typer.Option("--eval", min=2, help="At most this many held-out images. [500]")
+        int | None, typer.Option("--eval", min=2, help="At most this many held-out images. Default: 500; quick 300.")
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Folder with the weights of the judging networks: Inception, VGG16, MobileNetV2 …"),
+        typer.Option(help="Folder with the weights of the networks that judge images: Inception, VGG16, MobileNetV2 …"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at the same time; each is a process of one thread.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps and images: all methods in half an hour.")] = False,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="One more package that a target in the recipe may name.")
-    ] = None,
+    allow: Allow = None,
 ) -> None:
-    """Train every method on the same data by one recipe and measure all in the same way; write a table and a page.
+    """Train every method on the same data by one recipe, measure all in the same way, and write a table and a page.
 
-    The same command resumes a comparison that was stopped. Exit code 1: finished, but the loss of a run was not finite.
+    Give the same command again to resume a stopped comparison. Exit code 1: finished, but a run's loss was not finite.
     """
     from tavq_plugin.evaluation.compare import compare as run
     from tavq_plugin.evaluation.plan import plan_of
@@ -201,7 +194,7 @@ def doctor(
     allow: Annotated[list[str] | None, typer.Option(help="One more package that the YAML may name.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:  # fmt: skip
-    """Try one training step, changing nothing, and report what was found and what is missing.
+    """Try one training step, write no file, and report what was found and what is missing.
 
     Exit code 0: a training step would work.
     """
@@ -215,7 +208,7 @@ def doctor(
     from tavq_plugin.hosts.user_setup import load_setup
 
     console = Console(highlight=False)
-    with report_errors(console, "Nothing was changed"), redirect_stdout(sys.stderr):  # hosts may print
+    with report_errors(console, "Nothing was written"), redirect_stdout(sys.stderr):  # hosts may print
         host, optimizer, align = load_setup(target, allow=allow or ())
     with redirect_stdout(sys.stderr):
         report = examine(host, optimizer, align, captions=captions, taps=taps, quantizer=quantizer, layout=layout)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-Report = Callable[[str, int, int], None]  # called with: run, optimizer steps done, steps in all
+from tavq_plugin.io.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tavq_plugin.evaluation.compare import ReportProgress
 
 
 @contextmanager
-def report_errors(console: Console, kept: str) -> Iterator[None]:
+def report_errors(console: Console, after_interrupt: str) -> Iterator[None]:
     """Print an error that the user can fix, as plain text, and exit with code 2.
 
-    After Ctrl-C say what is kept, and exit with code 130.
+    After Ctrl-C, print the sentence `after_interrupt` and exit with code 130.
     """
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\nStopped. {escape(kept)}; the same command continues from there.", soft_wrap=True)
+        console.print(f"\nStopped. {escape(after_interrupt)}. Give the same command again to continue.", soft_wrap=True)
         raise typer.Exit(130) from None
     except (ValueError, OSError, ImportError, AttributeError, FloatingPointError) as error:
         console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -29,13 +33,10 @@ def report_errors(console: Console, kept: str) -> Iterator[None]:
 
 
 @contextmanager
-def runs_progress(console: Console, number: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
+def runs_progress(console: Console, number: int) -> Iterator[tuple[ReportProgress, Callable[[str], None]]]:
     """Show a progress bar over runs and, below it, one over the steps of each run that trains."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        whole, bars = progress.add_task("runs", total=number), {}
+    with progress_bar(console) as progress:
+        runs, bars = progress.add_task("runs", total=number), {}
 
         def report(name: str, done: int, steps: int) -> None:
             if name not in bars:
@@ -43,7 +44,7 @@ def runs_progress(console: Console, number: int) -> Iterator[tuple[Report, Calla
             progress.update(bars[name], completed=done)
 
         def finished(name: str) -> None:
-            progress.advance(whole)
+            progress.advance(runs)
             if name in bars:
                 progress.remove_task(bars.pop(name))
 

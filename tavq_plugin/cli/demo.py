@@ -53,10 +53,10 @@ from tavq_plugin.training.build import build
 from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.training.run_folder import load_weights
 
-SCENES_WEIGHT = 0.03  # λ on drawn scenes: in their 200 steps with codes, .1 cost .36 dB (32 px, seed 0)
+SCENES_WEIGHT = 0.03  # λ on drawn scenes: in the 200 steps that use codes, a λ of .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # training images
-RUNS = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # and the method of each
-FORMER_NAMES = {"lambda-0": "baseline"}  # run folders as they were named before
+RUNS = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run → its method
+FORMER_NAMES = {"lambda-0": "baseline"}  # run → its folder's name in an earlier release
 FILES = ("demo.json", "reconstructions.png", "words.png")
 NAMES = (*FILES, ".training/", *(f"{name}/" for name in RUNS), *(f".{name}.partial/" for name in RUNS))
 """What the demo writes into its folder, and replaces there."""
@@ -65,7 +65,7 @@ NAMES = (*FILES, ".training/", *(f"{name}/" for name in RUNS), *(f".{name}.parti
 def demo_recipe(*, resolution: int, steps: int, seed: int) -> Recipe:
     """The recipe that all runs share: `small`, with one checkpoint halfway.
 
-    At λ = 0, too, the host learns through the added levels, so that the runs differ only in their alignment.
+    The added levels send gradient to the host at λ = 0 too, so that the runs differ only in their alignment.
     """
     changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}"]
     changed += ["host.wrap.detach_added_levels=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
@@ -96,7 +96,7 @@ def run_demo(
         train: Trains one run, called as `training.fit` is. Default: `fit`.
 
     Raises:
-        FileExistsError: Before training, for a file in the way that the demo did not write.
+        FileExistsError: A file that the demo did not write is in the way; raised before training.
     """
     writable(out)
     _rename_former_runs(out)
@@ -105,22 +105,22 @@ def run_demo(
     corpus = _corpus(data, recipe.resolution, encoder, n_train=n_train, n_eval=n_eval, console=console)
     options = {"weight": weight, "weight_end": 0.0, **_alignment(recipe.resolution)}
     protocol = _protocol(corpus, recipe, options, encoder)
-    _refuse_unlike_runs(out, protocol)
+    _refuse_foreign_files(out, protocol)
     settings = EvaluationSettings(probe_rows=max(2, corpus.n_train), transport_images=0, judges=())
     targets = TextTargets(corpus, settings)
     judges = Judges(None, corpus.images[corpus.n_train :], names=settings.judges)
     content: dict[str, Any] = {"protocol": protocol, "runs": {}}
     trained: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
     for name, method in RUNS.items():
-        own = replace(recipe, method=method, options={} if name == "lambda-0" else options)
+        run_recipe = replace(recipe, method=method, options={} if name == "lambda-0" else options)
         folder, run_settings = out / name, {"run": name, **protocol}
         metrics = load_metrics(folder, run_settings)
         if metrics is not None:
             console.print(f"{name}: kept from {folder}, finished with these settings")
-            trained[name] = _load_trained(folder, own, corpus)
+            trained[name] = _load_trained(folder, run_recipe, corpus)
         else:
             training = open_unfinished(out / ".training", run_settings)
-            fitted = _train_on_screen(name, own, corpus, training, console, train)
+            fitted = _train_on_screen(name, run_recipe, corpus, training, console, train)
             tokenizer, align = trained[name] = fitted.tokenizer, _align_of(fitted.method)
             results = evaluate_run(tokenizer, targets, judges)
             own_heads = None if align is None else own_head_retrieval(tokenizer, align, targets)
@@ -134,7 +134,7 @@ def run_demo(
 
 
 def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: TrainedRun) -> dict[str, Any]:
-    """The numbers of one run as `metrics.json` holds them; None for what a run has not."""
+    """The numbers of one run as `metrics.json` holds them; None where a run has no value."""
     values, psnr = results.values, results.per_image["psnr"]
     fitted_recall = {
         level: {f"r{k}": values.get(f"image_text_r{k}_{i}") for k in (1, 10, 50)} for i, level in enumerate(LEVELS, 1)
@@ -159,7 +159,7 @@ def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: 
 
 
 def _rename_former_runs(out: Path) -> None:
-    """Give run folders of an earlier release today's names, unless they hold something that is not ours."""
+    """Give run folders of an earlier release today's names, unless they hold foreign files."""
     for name, former in FORMER_NAMES.items():
         old, new = out / former, out / name
         if run_before_markers(old) and not os.path.lexists(new) and not strangers(old, former=run_before_markers(old)):
@@ -167,7 +167,7 @@ def _rename_former_runs(out: Path) -> None:
 
 
 def _former(out: Path) -> list[str]:
-    """What a demo of before there were markers left in its folder."""
+    """The files and folders of a demo that was made before ownership markers existed."""
     content = read_json(out / "demo.json", strict=False)
     files = FILES if isinstance(content, dict) and {"protocol", "runs"} <= content.keys() else ()
     runs = [f"{name}/" for name in RUNS if run_before_markers(out / name)]
@@ -175,8 +175,8 @@ def _former(out: Path) -> list[str]:
     return [*files, *runs, *partial, *([".training/"] if unfinished_before_markers(out / ".training") else [])]
 
 
-def _refuse_unlike_runs(out: Path, protocol: dict[str, Any]) -> None:
-    """Raise FileExistsError, before training, where a folder to be replaced holds something that is not ours."""
+def _refuse_foreign_files(out: Path, protocol: dict[str, Any]) -> None:
+    """Raise FileExistsError if a folder that would be replaced holds a file that the demo did not write."""
     refuse_foreign_unfinished(out / ".training")
     for name in RUNS:
         refuse_foreign_run(out / f".{name}.partial")
@@ -187,14 +187,14 @@ def _refuse_unlike_runs(out: Path, protocol: dict[str, Any]) -> None:
 def _corpus(
     data: Path | None, resolution: int, encoder: TextEncoder, *, n_train: int, n_eval: int, console: Console
 ) -> Corpus:
-    """Drawn scenes where `data` is None, else the folder's images and texts."""
+    """Drawn scenes if `data` is None, else the folder's images and texts."""
     if data is None:
         name = "scenes"
         images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
     else:
         train, held_out = ImageTextFolder.read(data).split(n_train=n_train, n_eval=n_eval)
         records, name, n_train = [*train, *held_out], str(data), len(train)
-        images = load_images([record.image for record in records], resolution)  # type: ignore[misc]  # a pack has files
+        images = load_images([record.image for record in records], resolution)  # type: ignore[misc]  # a folder's images are files
         texts = [record.text for record in records]
         if empty := sum(not text.strip() for text in texts):
             console.print(f"{empty} of {len(texts)} images have no text: they train without alignment")
@@ -203,7 +203,7 @@ def _corpus(
 
 
 def _alignment(resolution: int) -> dict[str, Any]:
-    """The alignment's settings; below 64 px the host is small, so heads are small and every third step is aligned."""
+    """The alignment's settings. Below 64 px the host is small, so heads are small and only every third step aligns."""
     light = {"hidden": 128, "every": 3} if resolution < 64 else {"hidden": None, "every": 1}
     return {"level_weights": list(LEVEL_WEIGHTS), "contrast": CONTRAST, **light}
 
@@ -293,4 +293,4 @@ def _draw(trained: dict[str, tuple[Tokenizer, TextAlignment | None]], corpus: Co
         contrast = (mass.flatten(1).std(1) / mass.flatten(1).mean(1)).argsort(descending=True)[:5].tolist()
         words.append([units[j] for j in contrast])
         maps.append(mass[contrast])
-    word_regions(images, words, maps, out / "words.png", title="where the transport plan sends a word (level 1)")
+    word_regions(images, words, maps, out / "words.png", title="where the transport plan places a word (level 1)")

@@ -1,4 +1,4 @@
-"""The folders of the demo's runs: one unfinished run at a time, and each finished run put in place as a whole."""
+"""The folders of the demo's runs: one for the unfinished run, and one per finished run, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ UNFINISHED_FILES = (
     *(f".final.partial/{name}" for name in PARTIAL_FILES),
     *(f"checkpoints/{step}/{name}" for step in ("step-*", ".step-*.partial") for name in STEP_PARTIAL_FILES),
 )
-"""What an unfinished run may hold that was begun before there were markers."""
+"""What the folder of an unfinished run may hold if it was made before ownership markers existed."""
 
 
 def open_unfinished(folder: Path, settings: dict) -> Path:
-    """The folder of the unfinished run: as it was left where its settings are these, else emptied.
+    """The folder of the unfinished run: kept if it was begun with these settings, else emptied.
 
-    FileExistsError where it holds something that is not ours.
+    Raises FileExistsError if it would be emptied and holds a file that the demo did not write.
     """
     if current_settings(read_json(folder / "asked.json", strict=False)) != settings:
         fresh_folder(folder, ("asked.json",), MAKER, former=unfinished_before_markers(folder))
@@ -38,14 +38,14 @@ def open_unfinished(folder: Path, settings: dict) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the unfinished run's folder, once its run is finished and saved elsewhere."""
+    """Remove the unfinished run's folder, after its run was saved elsewhere."""
     remove(folder, former=unfinished_before_markers(folder))
 
 
 def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settings: dict, metrics: dict) -> None:
-    """Write a finished run. An earlier run of that name is replaced only once the new one is whole.
+    """Write a finished run. An earlier run of that name is replaced only after the new one is complete.
 
-    FileExistsError where the folder holds something that is not ours.
+    Raises FileExistsError if the folder holds a file that the demo did not write.
     """
     partial = fresh_folder(folder.with_name(f".{folder.name}.partial"), RUN_FILES, MAKER, former=RUN_FILES)
     save_json(partial / "settings.json", settings)
@@ -57,28 +57,28 @@ def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settin
 
 
 def load_metrics(folder: Path, settings: dict) -> dict[str, Any] | None:
-    """The metrics of a run that was finished with the same settings; None where there is none."""
-    kept = current_settings(read_json(folder / "settings.json", strict=False))
-    return read_json(folder / "metrics.json", strict=False) if kept == settings else None
+    """The metrics of a run that was finished with the same settings; None if there is none."""
+    saved = current_settings(read_json(folder / "settings.json", strict=False))
+    return read_json(folder / "metrics.json", strict=False) if saved == settings else None
 
 
 def refuse_foreign_run(folder: Path) -> None:
-    """FileExistsError where a folder that a run is to replace holds something that is not ours."""
+    """Raise FileExistsError if a finished run's folder holds a file that the demo did not write."""
     refuse_strangers(folder, former=run_before_markers(folder))
 
 
 def refuse_foreign_unfinished(folder: Path) -> None:
-    """FileExistsError where the unfinished run's folder holds something that is not ours."""
+    """Raise FileExistsError if the unfinished run's folder holds a file that the demo did not write."""
     refuse_strangers(folder, former=unfinished_before_markers(folder))
 
 
 def run_before_markers(folder: Path) -> tuple[str, ...]:
-    """The files of a demo run that was made before there were markers; none where it is no such run."""
+    """The files of a demo run that was made before ownership markers existed; none for any other folder."""
     return RUN_FILES if _names_a_run(folder / "settings.json") else ()
 
 
 def unfinished_before_markers(folder: Path) -> tuple[str, ...]:
-    """The files of an unfinished run that was begun before there were markers; none where it is no such run."""
+    """The files of an unfinished run that was begun before ownership markers existed; none for any other folder."""
     return UNFINISHED_FILES if _names_a_run(folder / "asked.json") else ()
 
 

@@ -25,8 +25,8 @@ def table(content: dict[str, Any]) -> Table:
     def row(label: str, cell: Callable[[dict[str, Any]], str]) -> None:
         shown.add_row(label, *map(cell, runs.values()))
 
-    def by_level(table: dict[str, dict[str, float]] | None, k: str) -> list[float | None]:
-        return [table[level][k] if table else None for level in LEVELS]
+    def by_level(recall: dict[str, dict[str, float]] | None, k: str) -> list[float | None]:
+        return [recall[level][k] if recall else None for level in LEVELS]
 
     row("word mAP, fitted", lambda run: _mean([run["word_map"][level] for level in LEVELS]))
     row("  level 1 2 3", lambda run: _each([run["word_map"][level] for level in LEVELS]))
@@ -38,7 +38,7 @@ def table(content: dict[str, Any]) -> Table:
     row("codebook usage, %", lambda run: f"{run['usage']:.2f}")
     row("perplexity", lambda run: f"{run['perplexity']:.2f}")
     row("plan entropy / max", lambda run: _each(run["plan_entropy"], digits=2))
-    row("seconds a step", lambda run: f"{run['seconds_per_step']:.3f}")
+    row("seconds per step", lambda run: f"{run['seconds_per_step']:.3f}")
     row("plug-in, % of step", lambda run: f"{100 * run['plugin_share']:.2f}")
     return shown
 

@@ -19,7 +19,7 @@ TEXT_DIM = 16  # width of the random text units of the trial step
 
 
 class Gradients(NamedTuple):
-    """Where each level's alignment sends its gradient."""
+    """Where each level's alignment sends its gradient, and what is wrong with it."""
 
     norms: dict[str, dict[str, float]]  # granularity → norm at stem, codebook, head
     reached: set[int]  # ids of the host's parameters that some level reaches
@@ -34,15 +34,17 @@ def examine(
     captions: str | Path | None = None,
     **wrapping: Any,
 ) -> Report:
-    """Try one training step: the taps, the levels, where the gradient of each level goes, the optimizer, the texts.
+    """Try one training step, and report on the taps, the levels and their gradients, the optimizer and the texts.
 
     The host runs one forward pass in training mode, so a codebook moved by EMA moves once.
 
     Args:
         host: The model to train.
-        optimizer: The one that trains it. Default: not examined.
-        align: What `tavq.attach` returned, or the modules whose parameters the optimizer must hold.
-        captions: Folder with captions.jsonl or .txt files named as the images. Default: not examined.
+        optimizer: The host's optimizer. Default: not examined.
+        align: What `tavq.attach` returned, or the modules whose parameters the optimizer must hold. Default: a note
+            says that no heads were given.
+        captions: Folder with captions.jsonl, or with a .txt file of the same name for each image. Default: not
+            examined.
         **wrapping: Settings of `tavq.wrap`.
     """
     report = Report(host=f"{type(host).__module__}.{type(host).__qualname__}")
@@ -51,43 +53,45 @@ def examine(
     except Exception as error:  # the host may raise anything, and all of it belongs in the report
         report.problems.append(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
     else:
-        _describe(report, tokenizer)
-        reached = _try_step(report, tokenizer)
+        report = _describe(report.host, tokenizer)
+        report.levels, gradients = _try_step(tokenizer)
+        report.gradient = gradients.norms
+        report.add(gradients.findings)
         if optimizer is not None:
-            report.add(optimizer_findings(host, optimizer, align, reached))
+            report.add(optimizer_findings(host, optimizer, align, gradients.reached))
     if captions is not None:
         report.text, findings = text_figures(captions)
         report.add(findings)
     return report
 
 
-def _describe(report: Report, tokenizer: Tokenizer) -> None:
-    adapter = tokenizer.adapter
+def _describe(name: str, tokenizer: Tokenizer) -> Report:
+    adapter, grad_to = tokenizer.adapter, tokenizer.hierarchy.grad_to
     quantizer = type(find_module(adapter.model, adapter.quantizer))
-    report.adapter = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
-    report.quantizer = f"{adapter.quantizer} ({quantizer.__module__}.{quantizer.__qualname__})"
-    report.taps = list(adapter.taps)
-    report.codebook = None if tokenizer.sizes.codebook is None else list(tokenizer.sizes.codebook)
-    report.grad_to = tokenizer.hierarchy.grad_to
-    if report.grad_to == "encoder":
-        report.notes.append("the codebook takes no gradient (EMA, constant, frozen): the alignment trains the encoder")
+    without_gradient = "the codebook takes no gradient (EMA, constant, frozen): the alignment trains the encoder"
+    return Report(
+        host=name,
+        adapter=f"{type(adapter).__module__}.{type(adapter).__qualname__}",
+        quantizer=f"{adapter.quantizer} ({quantizer.__module__}.{quantizer.__qualname__})",
+        taps=list(adapter.taps),
+        codebook=None if tokenizer.sizes.codebook is None else list(tokenizer.sizes.codebook),
+        grad_to=grad_to,
+        notes=[without_gradient] if grad_to == "encoder" else [],
+    )
 
 
-def _try_step(report: Report, tokenizer: Tokenizer) -> set[int]:
-    """Run a training forward and each level's alignment; ids of the host's parameters that the alignment reaches."""
+def _try_step(tokenizer: Tokenizer) -> tuple[list[list[int]], Gradients]:
+    """Shapes of each level's indices in a training forward pass, and the gradients of each level's alignment."""
     try:
         codes = training_codes(tokenizer)
     except Exception as error:  # the host may raise anything, and all of it belongs in the report
-        report.problems.append(f"a training forward fails: {type(error).__name__}: {error}")
-        return set()
-    report.levels = [list(level.indices.shape) for level in codes.levels]
-    report.gradient, reached, findings = level_gradients(tokenizer, codes)
-    report.add(findings)
-    return reached
+        problem = f"a forward pass in training mode fails: {type(error).__name__}: {error}"
+        return [], Gradients({}, set(), Findings([problem]))
+    return [list(level.indices.shape) for level in codes.levels], level_gradients(tokenizer, codes)
 
 
 def training_codes(tokenizer: Tokenizer) -> Codes:
-    """Codes of two random images in training mode; the host's training flags are put back."""
+    """Codes of two random images in training mode; the host's training flags are restored."""
     flags = [(module, module.training) for module in tokenizer.host.modules()]
     try:
         images = tokenizer.adapter.example_images()
@@ -121,8 +125,8 @@ def level_gradients(tokenizer: Tokenizer, codes: Codes) -> Gradients:
         norms[name] = {place: sum(norm_of.get(id(p), 0) ** 2 for p in at[place]) ** 0.5 for place in PLACES}
         if not (norms[name]["stem"] > 0 or norms[name]["codebook"] > 0):
             findings.problems.append(
-                f"the {name} level's alignment reaches neither encoder nor codebook: unfreeze one of them, or tap "
-                "modules that carry gradient, taps="
+                f"the {name} level's alignment reaches neither encoder nor codebook: unfreeze one of them, or "
+                "give taps= the paths of modules that carry gradient"
             )
     return Gradients(norms, reached, findings)
 
@@ -136,7 +140,7 @@ def random_units(codes: Codes) -> dict[str, Units]:
 
 
 def codebook_parameters(table: Tensor | None, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters from which the host computes its codebook; none if it takes no gradient."""
+    """The parameters from which the host computes its codebook; none if the codebook takes no gradient."""
     if table is None or not table.requires_grad:
         return []
     found = torch.autograd.grad(table, parameters, torch.ones_like(table), allow_unused=True)
@@ -149,7 +153,7 @@ def optimizer_findings(
     align: nn.Module | Iterable[nn.Module] | None,
     reached: set[int],
 ) -> Findings:
-    """Which parameters that should train the optimizer does not hold; `reached` are ids, as in `Gradients`."""
+    """Parameters that the optimizer lacks and that should train; `reached` has ids, as in `Gradients`."""
     findings = Findings()
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = {name: id(p) for name, p in host.named_parameters() if p.requires_grad and id(p) not in held}
@@ -197,10 +201,10 @@ def text_figures(captions: str | Path) -> tuple[dict[str, float], Findings]:
         return figures, Findings(
             problems=[
                 f"none of the {len(pack.records)} images in {captions} has a text, so the alignment would be exactly "
-                '0: fill the "long_text" or "captions" of captions.jsonl, or write .txt files named as the images'
+                '0: fill the "long_text" or "captions" of captions.jsonl, or write .txt files named like the images'
             ]
         )
     units = [split(text) for text in texts[:200]]
     figures |= {f"{name}s_a_text": sum(len(text[name]) for text in units) / len(units) for name in GRANULARITIES}
-    notes = [f"{pack.without_text} of {len(pack.records)} images have no text; they add exactly 0"]
+    notes = [f"{pack.without_text} of {len(pack.records)} images have no text; they add exactly 0 to the loss"]
     return figures, Findings(notes=notes if pack.without_text else [])

@@ -11,7 +11,7 @@ PLACES = ("stem", "codebook", "head")  # where the gradient norm is read
 
 @dataclass
 class Findings:
-    """What one examination found; each problem, with its fix, prevents a training step, and notes do not."""
+    """What one examination found. A problem prevents a training step, and states its fix; a note does not."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -19,7 +19,7 @@ class Findings:
 
 @dataclass
 class Report(Findings):
-    """All that `examine` found out."""
+    """All that `examine` found."""
 
     host: str = ""
     adapter: str | None = None
@@ -37,7 +37,7 @@ class Report(Findings):
         return not self.problems
 
     def add(self, findings: Findings) -> None:
-        """Take over the problems and notes of one examination."""
+        """Add the problems and notes of one examination."""
         self.problems += findings.problems
         self.notes += findings.notes
 

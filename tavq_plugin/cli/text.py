@@ -29,7 +29,7 @@ Prompt = Annotated[
 WithCaptions = Annotated[bool, typer.Option(help="Give the image's own captions to the model.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Most requests to the server at once.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
 Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
@@ -41,7 +41,7 @@ def caption(
     model: Annotated[
         str, typer.Option(help="Image-text-to-text model: a folder, a hub name, or its name on the server.")
     ],
-    revision: Annotated[str | None, typer.Option(help="Revision of the model; noted beside every text.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model; recorded with every text.")] = None,
     server: Server = None,
     prompt: Prompt = None,
     with_captions: WithCaptions = False,
@@ -58,7 +58,7 @@ def caption(
 ) -> None:
     """Write a long text for every image, with a model here or on a server; continue where an earlier run stopped.
 
-    Exit code 3: finished, but some images got no text. They are listed beside the output: for captions.jsonl in
+    Exit code 3: finished, but some images got no text. They are listed in a second file: for captions.jsonl, in
     captions.rejected.jsonl.
     """
     from tavq_plugin.preprocessing import caption as captioning
@@ -66,16 +66,15 @@ def caption(
     from tavq_plugin.preprocessing.rejections import rejections_path
 
     console = Console()
-    options = {"revision": revision, "max_new_tokens": max_new_tokens, "temperature": temperature}
     with report_errors(console, f"The texts so far are in {out}"):
         load, batch = choose_captioner(
-            model, server, batch, dtype=dtype, device=device, concurrency=concurrency, timeout=timeout,
-            retries=retries, **options,
+            model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
+            dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
         done = captioning.caption_images(data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch)
     console.print(
         f"{out}: {done.written:,} texts written now, {done.already_written:,} before; "
-        f"{done.retried:,} asked for twice, {done.flagged:,} of them flagged"
+        f"{done.retried:,} asked for twice, {done.flagged:,} of them flagged as flawed"
     )
     _exit_if_left_out(console, done.rejected, rejections_path(out))
 
@@ -97,7 +96,7 @@ def prepare(
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Texts per shard.")] = 8192,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Make only every N-th shard from the I-th on (0 to N-1).")
+        str, typer.Option(metavar="I/N", help="Make only every N-th shard, starting at number I (0 to N-1).")
     ] = "0/1",
     ray: Annotated[
         str | None,
@@ -108,7 +107,7 @@ def prepare(
         str | None, typer.Option(help="Image-text-to-text model, here or on the server, that writes the texts first.")
     ] = None,
     caption_revision: Annotated[
-        str | None, typer.Option(help="Revision of that model; noted beside every text.")
+        str | None, typer.Option(help="Revision of that model; recorded with every text.")
     ] = None,
     caption_batch: Annotated[int, typer.Option(min=1, help="Images per call of that model.")] = 8,
     server: Server = None,
@@ -129,7 +128,7 @@ def prepare(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the text model.")] = "float32",
     device: Device = None,
     language: Annotated[
-        str, typer.Option(help="en, de or nl; also zh and ja, which give only sentences without --segmenter.")
+        str, typer.Option(help="en, de or nl; zh and ja give only sentences, and words with --segmenter.")
     ] = "en",
     segmenter: Annotated[
         str | None,
@@ -153,39 +152,39 @@ def prepare(
     with report_errors(console, f"Finished shards are in {out}"):
         source = data or captions
         if source is None or (data and captions):
-            raise ValueError("give --data, or --captions in its place: a file of captions holds ids and texts itself")
+            raise ValueError("give --data, or --captions in its place, not both: a captions file has ids and texts")
         if caption_model is None and (server or prompt or with_captions):
             raise ValueError("--server, --prompt and --with-captions need --caption-model: add the name of a model")
         if captions is not None and caption_model is not None:
             raise ValueError(
                 "--captions already holds the texts: leave --caption-model out, or give --data with the images"
             )
-        asked = None if caption_model is None else choose_shard_captions(
+        shard_captions = None if caption_model is None else choose_shard_captions(
             caption_model, server, caption_batch, prompt=prompt, with_captions=with_captions,
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
             concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
-        left_out = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
-        splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(left_out))
+        stop_words = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
+        splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(stop_words))
         if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
             console.print(f"{language} gives no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
         result = preparing.prepare(
             source, out, preparing.encoder_loader(encoder, revision, pooling, dtype, device),
-            splitter=splitter, shard_size=shard_size, part=preparing.parse_part(shard), captions=asked,
+            splitter=splitter, shard_size=shard_size, part=preparing.parse_part(shard), captions=shard_captions,
             check_images=check_images, ray="" if ray == "local" else ray, workers=workers,
         )  # fmt: skip
     state = "finished" if result.finished else "other parts are still missing"
     console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
     if result.in_pieces:
         console.print(
-            f"{result.in_pieces:,} units exceed the encoder's limit: they were encoded in pieces, none was cut off"
+            f"{result.in_pieces:,} units exceed the encoder's limit: each was encoded in pieces, so nothing was cut off"
         )
     _exit_if_left_out(console, result.rejected, out / "rejected.jsonl")
 
 
 @store.command()
 def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")]) -> None:
-    """Read a whole store and name the shards that must be made again; exit code 1 if there is one."""
+    """Read all of a store and name the shards that must be made again; exit code 1 if there are any."""
     from tavq_plugin.text.manifest import find_faults
 
     console, faulty = Console(), False
@@ -204,7 +203,7 @@ def merge(
     stores: Annotated[list[Path], typer.Argument(help="Folders of finished stores, in the order of the new one.")],
     out: Annotated[Path, typer.Option(help="Folder of the new store.")],
 ) -> None:
-    """Copy the shards of several stores into a new one; their fingerprints must be equal, nothing is encoded."""
+    """Copy the shards of several stores into a new one; their fingerprints must be equal. Nothing is encoded."""
     from tavq_plugin.text import manifest
 
     _print_new_store(out, lambda: manifest.merge_stores(stores, out))
@@ -215,7 +214,7 @@ def append(
     store: Annotated[Path, typer.Argument(help="Folder of the store to extend.")],
     others: Annotated[list[Path], typer.Argument(help="Folders of finished stores.")],
 ) -> None:
-    """Copy the shards of other stores into a store; their fingerprints must be equal, nothing is encoded."""
+    """Copy the shards of other stores into a store; their fingerprints must be equal. Nothing is encoded."""
     from tavq_plugin.text import manifest
 
     _print_new_store(store, lambda: manifest.append_stores(store, others))
@@ -230,7 +229,7 @@ def whiten(
     ] = None,
     shrink: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Share of equal variance, in all directions, mixed into the covariance."),
+        typer.Option(min=0.0, max=1.0, help="How far the covariance moves towards equal variance in all directions."),
     ] = 0.1,
 ) -> None:
     """Make a new store of whitened units: zero mean, equal variance in all directions."""

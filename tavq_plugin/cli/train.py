@@ -17,8 +17,8 @@ from tavq_plugin.training.recipe_yaml import read_recipe, refuse_given_twice
 from tavq_plugin.training.run_folder import refuse_foreign_files
 from tavq_plugin.training.trainer import TrainedRun, fit
 
-SCENES = 2000  # drawn for training where no data are given
-ALL = 10**9
+SCENES = 2000  # training images that are drawn if no data are given
+ALL = 10**9  # images: more than any folder has
 
 
 def run_train(
@@ -33,14 +33,14 @@ def run_train(
     allow: Sequence[str],
     console: Console,
 ) -> TrainedRun:
-    """Train a run and print its figures. Under a launcher the first process reads the data first, and prints alone."""
+    """Train a run and print its figures. Under a launcher, the main process reads first and only it prints."""
     from accelerate import PartialState
 
     refuse_given_twice(overrides, method=method)
     settings = read_recipe(recipe, overrides)
     settings = replace(settings, method=method or settings.method)
     refuse_targets(settings, allow=allow)
-    state = PartialState(cpu=not torch.cuda.is_available())  # as `fit` has it
+    state = PartialState(cpu=not torch.cuda.is_available())  # as in `fit`
     console.quiet = not state.is_main_process
     writable(out)
     refuse_foreign_files(out, settings)
@@ -58,8 +58,8 @@ def run_train(
         run = fit(settings.method, settings, corpus, out, progress=report, allow=allow)
         progress.update(task, completed=settings.steps)
     console.print(
-        f"{out}: {settings.method}, {settings.steps:,} steps of {1000 * run.seconds_per_step:.0f} ms, the plug-in "
-        f"{100 * run.plugin_share:.1f} % of them; pixel loss {run.history[-1]['pixel']:.4f}",
+        f"{out}: {settings.method}, {settings.steps:,} steps of {1000 * run.seconds_per_step:.0f} ms, of which the "
+        f"plug-in takes {100 * run.plugin_share:.1f} %; pixel loss {run.history[-1]['pixel']:.4f}",
         highlight=False,
     )
     return run

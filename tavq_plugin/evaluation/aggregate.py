@@ -1,4 +1,4 @@
-"""Results of several methods and seeds in one table: mean and spread over seeds, and tested differences."""
+"""Results of several methods and seeds in one table: mean, spread over seeds, and significance of differences."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tavq_plugin.evaluation.metrics.words import code_histograms
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 
-REFERENCES = ("vqgan", "tavq")  # the methods that others are tested against, where they take part
+REFERENCES = ("vqgan", "tavq")  # methods that the others are tested against, if they take part
 Runs = Mapping[str, Mapping[int, RunResults]]  # method → seed → results
 
 
 def summarise(runs: Runs, targets: TextTargets) -> dict[str, Any]:
-    """{"methods": {name: {metric: {"mean", "spread", "seeds"}}}, "absent", "significance"}.
+    """Content of compare.json: {"methods": {name: {metric: {"mean", "spread", "seeds"}}}, "absent", "significance"}.
 
-    "spread" is the standard deviation over seeds, None for one seed. A metric that a method lacks is in "absent" with
-    the reason; it is never 0. "seeds" has one value per seed or, for metrics of two seeds, per pair such as "0-1".
+    "spread" is the standard deviation over seeds, None for one seed. "seeds" has one value per seed or, for metrics
+    that compare two seeds, per pair such as "0-1". A metric without a value is in "absent" with the reason.
     """
     content: dict[str, Any] = {"methods": {}, "absent": {}, "significance": significance(runs)}
     for name, seeds in runs.items():
@@ -61,9 +61,10 @@ def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> dict[str
 
 
 def significance(runs: Runs) -> dict[str, Any]:
-    """{metric: {method: {"vqgan": {"mean", "low", "high", "p", "p_images"}, …}}} of the headline's per-image metrics.
+    """Differences to the reference methods: {metric: {method: {"vqgan": {"mean", "low", "high", "p", "p_images"}}}}.
 
-    Only methods with the same seeds are compared. p is over images and seeds, p_images over images alone.
+    Tested are the headline's metrics with one value per image, between methods with the same seeds. p is over images
+    and seeds, p_images over images alone.
     """
     by_metric: dict[str, Any] = {}
     for metric in HEADLINE:
@@ -83,15 +84,15 @@ def significance(runs: Runs) -> dict[str, Any]:
 
 
 def best_methods(content: Mapping[str, Any], metric: str) -> set[str]:
-    """The methods with the best mean as printed; none if the metric has no direction or a single method has it."""
+    """The methods whose printed mean is best; none if the metric has no direction or only one method has it."""
     card = card_of(metric)
     means = {
         name: round(table[metric]["mean"], card.digits) for name, table in content["methods"].items() if metric in table
     }
     if card.better not in ("higher", "lower") or len(means) < 2:
         return set()
-    first = (max if card.better == "higher" else min)(means.values())
-    return {name for name, mean in means.items() if mean == first}
+    best = (max if card.better == "higher" else min)(means.values())
+    return {name for name, mean in means.items() if mean == best}
 
 
 def most_informative_codes(
@@ -99,8 +100,8 @@ def most_informative_codes(
 ) -> list[dict[str, Any]]:
     """The codes that say most about words: {"code", "share" of all places in percent, "words": [(word, rise)]}.
 
-    A word's rise is how many percentage points more often texts have it where the code occurs. Codes are ranked, on the
-    held-out images, by use × their greatest rise.
+    A word's rise is the growth of its share in a text, in percentage points, where the code occurs. Codes are ranked by
+    use × greatest rise. All is counted on the held-out images.
     """
     _, shares = _run_histograms(results)
     table = word_table(shares, targets.held_out_words)
@@ -115,8 +116,8 @@ def most_informative_codes(
 
 def _run_histograms(results: RunResults) -> tuple[torch.Tensor, torch.Tensor]:
     """Code histograms of a run's training and held-out images."""
-    size, kept = int(results.artifacts["codes"]), results.artifacts
-    return code_histograms(kept["train_indices"], size), code_histograms(kept["held_out_indices"], size)
+    size, indices = int(results.artifacts["codes"]), results.artifacts
+    return code_histograms(indices["train_indices"], size), code_histograms(indices["held_out_indices"], size)
 
 
 def _mean_and_spread(values: dict[str, float]) -> dict[str, Any]:

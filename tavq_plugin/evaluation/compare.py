@@ -1,4 +1,4 @@
-"""`tavq compare`: train and evaluate every method on the same data by the same recipe, resumably; one table."""
+"""`tavq compare`: train and evaluate every method on the same data by the same recipe, and tabulate the results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +36,7 @@ from tavq_plugin.training.run_folder import refuse_foreign_files
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
 Tell = Callable[[str], None]
-ReportProgress = Callable[[str, int, int], None]  # run, optimizer steps done, of how many
+ReportProgress = Callable[[str, int, int], None]  # run, optimizer steps done, steps in total
 
 
 def compare(
@@ -53,16 +53,16 @@ def compare(
     checkpoint. A run whose loss is not finite is named under "failed", and the other runs continue.
 
     Args:
-        plan: What is compared, and where.
+        plan: The methods, seeds, recipe, data and folder of the comparison.
         workers: Runs trained at the same time, each in a process of one thread. Default: 1, in this process.
         tell: Called with each message for the user. Default: print.
         report: Called with a run's name, its optimizer steps done and their total. Default: nothing.
         finished: Called with the name of each run that ended. Default: nothing.
 
     Raises:
-        ValueError: The recipe names what may not be built, or `out` holds a comparison by another recipe or on other
-            data.
-        FileExistsError: A file that would be overwritten was not made by this command.
+        ValueError: The recipe names a target outside the allowed packages, or `out` holds a comparison by another
+            recipe or on other data.
+        FileExistsError: This command did not make a file that would be overwritten.
         FloatingPointError: Every run broke.
         OSError: The disk is full.
     """
@@ -105,7 +105,7 @@ def compare(
 
 
 def refuse_unlike_comparison(plan: Plan) -> None:
-    """Raise FileExistsError, before anything is trained, for a file in the way that tavq-plugin did not write."""
+    """Raise FileExistsError if a file that would be overwritten was not made by tavq-plugin."""
     refuse_taken(plan.out, FILES, MAKER, former=former_comparison(plan.out))
     for job in plan.jobs:
         refuse_foreign_files(job.folder, job.recipe)
@@ -113,16 +113,16 @@ def refuse_unlike_comparison(plan: Plan) -> None:
 
 
 def former_comparison(out: Path) -> tuple[str, ...]:
-    """The files of a comparison from before there were markers; none where `out` holds no such comparison."""
+    """The files of a comparison that was made before ownership markers existed; none for any other folder."""
     shared = read_json(out / "shared.json", strict=False)
     return FILES if isinstance(shared, dict) and {"host", "optimizer", "steps"} <= shared.keys() else ()
 
 
 def run_job(job: Job, report: ReportProgress) -> RunResults:
-    """Train and evaluate one run; an interrupted one resumes, and a finished one is only read."""
-    kept = load_results(job.folder, job.settings)
-    if kept is not None:
-        return kept
+    """Train and evaluate one run; an interrupted run resumes, and the results of a finished run are only read."""
+    saved = load_results(job.folder, job.settings)
+    if saved is not None:
+        return saved
     steps = job.recipe.steps
     targets = load_targets(job.plan.out, job.plan.evaluation)
     fitted = fit(
@@ -162,7 +162,7 @@ def _outcomes_in_turn(
 def _outcomes_in_parallel(
     plan: Plan, report: ReportProgress, workers: int
 ) -> Iterator[tuple[Job, RunResults | FloatingPointError]]:
-    """The same, in processes. Ctrl-C, or an error other than FloatingPointError, ends all of them."""
+    """The outcomes of runs in parallel processes; Ctrl-C, or an error other than FloatingPointError, ends them all."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         progress_queue = manager.Queue()
@@ -209,11 +209,9 @@ def _saved_results(job: Job) -> RunResults:
 
 
 def _report_queued(progress_queue: Any, report: ReportProgress) -> None:
-    while True:
-        try:
+    with suppress(Empty):
+        while True:
             report(*progress_queue.get_nowait())
-        except Empty:
-            return
 
 
 def _protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: int) -> dict[str, Any]:
@@ -237,8 +235,8 @@ def _protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: 
         },
         "spread": "standard deviation over seeds; none for one seed",
         "significance": "paired bootstrap over images and, with several seeds, seeds: 2000 draws, two-sided p; "
-        "p_images over images alone; for mAP, images' parts are resampled and ranks stay",
-        "images": "every run sees the same images in the same order (the seed's), and the same held-out ones",
+        "p_images over images alone; for mAP, each image's part is resampled and ranks are fixed",
+        "images": "runs of one seed see the same training images in the same order; all runs share the held-out images",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": 1 if workers > 1 else torch.get_num_threads(),
         "workers": workers,

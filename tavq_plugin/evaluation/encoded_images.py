@@ -1,4 +1,4 @@
-"""A set of images passed through a trained tokenizer: what every metric reads."""
+"""Images passed through a trained tokenizer: the codes and reconstructions that every metric reads."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class EncodedImages(NamedTuple):
 
     pooled: list[Tensor]  # n c: quantized codes, averaged over the grid
     indices: list[Tensor]  # n h w
-    quantized: list[Tensor]  # s c h w, of the images in `keep`
-    reconstruction: Tensor  # n 3 h w uint8; no rows where it was not asked for
+    quantized: list[Tensor]  # s c h w, of the s images in `keep`
+    reconstruction: Tensor  # n 3 h w uint8; no rows unless `decode`
 
 
 def encode_images(
     tokenizer: Tokenizer, images: Tensor, *, batch_size: int, keep: Tensor | None = None, decode: bool = False
 ) -> EncodedImages:
-    """Encode images batch by batch; n 3 h w uint8.
+    """Encode images, n 3 h w uint8, batch by batch.
 
     Args:
-        tokenizer: In the mode it is to run in; images are moved to its device.
+        tokenizer: Runs on its own device, in its current mode (train or eval).
         images: n 3 h w uint8.
         batch_size: Images per batch.
-        keep: Positions of the images whose whole code grids are returned. Default: none.
-        decode: If true, images are reconstructed too.
+        keep: Positions of the images whose code grids are returned as `quantized`. Default: none.
+        decode: If true, images are reconstructed too. Default: False.
 
     Raises:
         FloatingPointError: The codes hold NaN or infinity.
@@ -53,7 +53,7 @@ def encode_images(
 
 
 def codebook_sizes(tokenizer: Tokenizer, greatest_index: int) -> list[int]:
-    """Number of codes of each level's codebook; where the host shows no codebook, the greatest index seen plus one."""
+    """Number of codes of each level's codebook; if the host has no explicit one, its greatest index seen plus one."""
     table = tokenizer.adapter.codebook()
     shared = len(table) if table is not None else greatest_index + 1
     own = [len(embedding.get_parameter("weight")) for embedding in tokenizer.hierarchy.own]

@@ -1,4 +1,4 @@
-"""Evaluate one trained tokenizer on held-out images, with probes that are fitted alike for every run."""
+"""Evaluate one trained tokenizer on held-out images, with probes that are fitted in the same way for every run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluate_run(tokenizer: Tokenizer, targets: TextTargets, judges: Judges) -> 
     """All metrics of a trained tokenizer, which is left in eval mode.
 
     Every probe is a ridge regression from quantized codes, fitted on the training rows. A metric without a finite
-    value is named in `missing`, with the reason. Raises FloatingPointError where the codes hold NaN or infinity.
+    value is named in `missing`, with the reason. Raises FloatingPointError if the codes hold NaN or infinity.
     """
     corpus, batch_size = targets.corpus, targets.settings.batch_size
     tokenizer.eval()
@@ -63,13 +63,13 @@ def image_scores(reconstruction: Tensor, images: Tensor) -> RunResults:
     pairs = [(to_float(ours), to_float(truth)) for ours, truth in batches]
     quality = RunResults(per_image={"psnr": torch.cat([psnr(*pair) for pair in pairs])})
     if images.shape[-1] < WINDOW:
-        why = f"its window is {WINDOW} pixels and images are {images.shape[-1]}"
+        why = f"its window is {WINDOW} pixels wide and images are {images.shape[-1]}"
         return quality | RunResults(missing={"ssim": why})
     return quality | RunResults(per_image={"ssim": torch.cat([ssim(*pair) for pair in pairs])})
 
 
 def codebook_scores(indices: list[Tensor], sizes: list[int]) -> RunResults:
-    """`usage`, `perplexity` and `dead_codes` of the host's own level; of the added levels `usage_1`, `usage_2`."""
+    """`usage`, `perplexity` and `dead_codes` of the host's own level; `usage_1` and `usage_2` of the added levels."""
     use = codebook_use(indices[-1], sizes[-1])
     values = {"usage": use.usage, "perplexity": use.perplexity, "dead_codes": float(use.dead)}
     for level, (index, size) in enumerate(zip(indices[:-1], sizes[:-1], strict=True), 1):
@@ -80,7 +80,7 @@ def codebook_scores(indices: list[Tensor], sizes: list[int]) -> RunResults:
 def word_scores(
     level: int, train: EncodedImages, held_out: EncodedImages, targets: TextTargets, codebook_size: int
 ) -> RunResults:
-    """Word probes on a level's mean codes and on its code histograms, and its code–word purity."""
+    """Word mAP of probes on a level's mean codes and on its code histograms, and its code–word purity."""
     number = level + 1
     histograms = [code_histograms(side.indices[level], codebook_size) for side in (train, held_out)]
     from_means = fit_ridge(train.pooled[level], targets.train_words).predict(held_out.pooled[level])
@@ -98,12 +98,12 @@ def word_scores(
 
 
 def retrieval_scores(level: int, train: EncodedImages, held_out: EncodedImages, targets: TextTargets) -> RunResults:
-    """Retrieval both ways by a level's mean codes and by transport; of level 1 also LG-VQ's similarity."""
+    """Retrieval both ways, by a level's mean codes and by transport; at level 1 also LG-VQ's similarity."""
     train_has, held_out_has = targets.train_has_text[level], targets.held_out_has_text[level]
     if train_has.sum() < 2 or held_out_has.sum() < 2:
-        why = f"{int(train_has.sum())} training and {int(held_out_has.sum())} held-out texts have units at level "
+        count = f"{int(train_has.sum())} training and {int(held_out_has.sum())} held-out texts have units"
         names = (f"{way}_r{k}" for way in ("image_text", "text_image") for k in RECALL_AT)
-        return RunResults(missing=dict.fromkeys(names, f"{why}{level + 1}"))
+        return RunResults(missing=dict.fromkeys(names, f"only {count} at level {level + 1}"))
     probe = fit_ridge(train.pooled[level][train_has], targets.train_means[level][train_has])
     predicted = probe.predict(held_out.pooled[level][held_out_has])
     text = targets.held_out_means[level][held_out_has].double()
@@ -121,7 +121,7 @@ def retrieval_scores(level: int, train: EncodedImages, held_out: EncodedImages, 
 
 
 def _transport_recalls(level: int, held_out: EncodedImages, targets: TextTargets, probe: Ridge) -> dict[str, Tensor]:
-    """Retrieval both ways by transport and, at level 1, the code–word similarity error; by metric, per image."""
+    """Retrieval both ways by transport and, at level 1, the code–word similarity error: {metric: n values}."""
     images, units, n = targets.transport_images, targets.transport_units[level], len(held_out.indices[level])
     per_image: dict[str, Tensor] = {}
     if len(images) >= 2:
@@ -141,7 +141,7 @@ def _transport_recalls(level: int, held_out: EncodedImages, targets: TextTargets
 
 
 def masked_word_scores(train: EncodedImages, held_out: EncodedImages, targets: TextTargets) -> RunResults:
-    """Masked words guessed from the codes of all levels, and what that gains over the text alone."""
+    """Masked words guessed from the codes of all levels, and the gain over a guess from the text alone."""
     names = ("masked_word", "masked_word_gain")
     if len(targets.top_words) < 2:
         return RunResults(missing=dict.fromkeys(names, "the training texts have fewer than two frequent words"))
@@ -154,7 +154,7 @@ def masked_word_scores(train: EncodedImages, held_out: EncodedImages, targets: T
 
 
 def _with_level_means(results: RunResults, levels: int) -> RunResults:
-    """The results with the mean over the levels, `name`, of each metric that every level has as `name_1`, …"""
+    """Add `name`, the mean over the levels, for each metric that every level has as `name_1`, `name_2`, …"""
 
     def means(table: dict) -> dict:
         names = {name[:-2] for name in table if name.endswith("_1")} - table.keys()
@@ -169,7 +169,7 @@ def _with_level_means(results: RunResults, levels: int) -> RunResults:
 
 
 def _finite(results: RunResults) -> RunResults:
-    """The results with the mean over images as each metric's value; what is not finite becomes `missing`."""
+    """Add each metric's mean over images to `values`, and move metrics without a finite value to `missing`."""
     empty = [name for name, value in results.per_image.items() if value.isnan().all()]
     missing = dict.fromkeys(empty, "no held-out image has a value: texts without units or frequent words")
     per_image = {name: value for name, value in results.per_image.items() if name not in missing}

@@ -1,4 +1,4 @@
-"""The frozen networks that judge reconstructions; a metric whose weights are missing is named with the reason."""
+"""The frozen networks that judge reconstructions. A metric whose weights are missing is reported with the reason."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tavq_plugin.evaluation.metrics.frechet import Inception, frechet_distance, 
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.networks.frozen import Judge, mobilenet, squeezenet
 from tavq_plugin.networks.lpips import Lpips
+from tavq_plugin.pixels import to_float
 
-FROZEN = {"mobilenet": mobilenet, "squeezenet": squeezenet}
+NETWORKS: dict[str, Any] = {"inception": Inception, "lpips": Lpips, "mobilenet": mobilenet, "squeezenet": squeezenet}
 METRICS_BY_JUDGE = {
     "inception": ("rfid", "kid"),
     "lpips": ("lpips",),
@@ -28,14 +29,14 @@ METRICS_BY_JUDGE = {
 class Judges:
     """The judging networks, and their features of the held-out images, computed once for all runs.
 
-    folder: weights of the networks; None where there are none. names: the networks that take part.
-    Raises ValueError for a file of weights with another hash.
+    folder: folder with the networks' weights; None if there is none. images: the held-out images, n 3 h w uint8.
+    names: the networks that take part. Raises ValueError for a file of weights with an unknown hash.
     """
 
     def __init__(
         self, folder: Path | None, images: Tensor, *, names: tuple[str, ...] = tuple(METRICS_BY_JUDGE)
     ) -> None:
-        self.images = images  # n 3 h w uint8
+        self.images = images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.missing: dict[str, str] = {}  # metric → why it is not computed
         self._nets: dict[str, Any] = {}
@@ -44,26 +45,20 @@ class Judges:
                 self.missing |= dict.fromkeys(metrics, f"{name} was left out of this protocol")
                 continue
             try:
-                self._nets[name] = self._build(name, folder).to(self.device)
+                self._nets[name] = NETWORKS[name](folder).to(self.device)
             except (FileNotFoundError, ImportError) as error:
                 self.missing |= dict.fromkeys(metrics, str(error))
         self._reference = {name: self._features(net, images) for name, net in self._nets.items() if name != "lpips"}
 
-    @staticmethod
-    def _build(name: str, folder: Path | None) -> Any:
-        if name == "inception":
-            return Inception(folder)
-        return Lpips(folder) if name == "lpips" else FROZEN[name](folder)
-
     @torch.no_grad()
     def judge(self, reconstruction: Tensor) -> RunResults:
-        """Distances between images and reconstructions as sets, and what is measured per image; n 3 h w uint8."""
+        """Compare the held-out images with their reconstructions, as sets and one by one; n 3 h w uint8."""
         values: dict[str, float] = {}
         per_image: dict[str, Tensor] = {}
         for name, net in self._nets.items():
             if name == "lpips":
                 batches = zip(reconstruction.split(25), self.images.split(25), strict=True)
-                pairs = ([side.to(self.device).float() / 127.5 - 1 for side in batch] for batch in batches)
+                pairs = ([to_float(side.to(self.device)) for side in batch] for batch in batches)
                 with _in_full_float32():
                     per_image["lpips"] = torch.cat([net(*pair).cpu() for pair in pairs])
                 continue

@@ -1,4 +1,4 @@
-"""What an alignment's own heads and transport say of held-out images; the probes stand beside it, fitted alike."""
+"""Retrieval through the heads that an alignment trained, and diagnostics of its transport, on held-out images."""
 
 from __future__ import annotations
 

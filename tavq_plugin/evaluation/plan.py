@@ -18,10 +18,10 @@ from tavq_plugin.training.recipe_yaml import file_settings, read_recipe, refuse_
 from tavq_plugin.training.run_folder import BOOKKEEPING
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
-"""What --quick changes in the recipe: few steps, frequent restarts of dead codes so that codes are used after so few
-steps, and a discriminator for the last third of them."""
-DECIDED = {"seed": "--seeds", "method": "--methods"}  # settings of a run, and the option of the command that sets each
-QUICK_TRAIN, QUICK_EVAL = 1000, 300  # images
+"""What --quick changes in the recipe: few steps, dead codes that are restarted often enough for so few steps, and a
+discriminator in the last third of them."""
+DECIDED = {"seed": "--seeds", "method": "--methods"}  # setting of a run → the option of the command that sets it
+QUICK_TRAIN, QUICK_EVAL = 1000, 300  # most training and held-out images
 QUICK_EVALUATION = EvaluationSettings(transport_images=60, judges=("inception", "lpips", "mobilenet"))
 
 
@@ -29,7 +29,8 @@ QUICK_EVALUATION = EvaluationSettings(transport_images=60, judges=("inception", 
 class Plan:
     """A comparison; everything but `method_options` is the same for all methods.
 
-    Raises ValueError for unknown methods, repeated ones or seeds, and options that no method owns.
+    Raises ValueError for unknown or repeated methods, repeated seeds, an option that its method does not have, or
+    options in the recipe, and FileNotFoundError if `weights` is no folder.
     """
 
     methods: tuple[str, ...]
@@ -51,7 +52,9 @@ class Plan:
         for name, options in self.method_options.items():
             known = set(signature(method_class(name)).parameters) - {"tokenizer", "corpus", "seed"}
             if unknown := sorted(options.keys() - known):
-                raise ValueError(f"{name} has no option {unknown[0]!r}: {', '.join(sorted(known)) or 'it has none'}")
+                raise ValueError(
+                    f"{name} has no option {unknown[0]!r}; its options: {', '.join(sorted(known)) or 'none'}"
+                )
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} {','.join(map(str, values))}: give at least one, each once")
@@ -75,7 +78,7 @@ class Plan:
         return {name: value for name, value in self.recipe.to_dict().items() if name not in not_shared}
 
     def refuse_changed(self) -> None:
-        """Raise ValueError where `out` holds a comparison by another recipe; write shared.json where there is none."""
+        """Raise ValueError if `out` holds a comparison by another recipe; write shared.json if it holds none."""
         path = self.out / "shared.json"
         if not path.exists():
             save_json(path, self.shared)
@@ -85,8 +88,8 @@ class Plan:
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
                     f"{self.out} compares runs with {name}={theirs.get(name)}, and this asks for {ours.get(name)}: all "
-                    "methods share one recipe; give another --out, or the same recipe. An option of one method is "
-                    "given as --set METHOD.options.NAME=VALUE"
+                    "methods share one recipe; give another --out, or the same recipe. Give an option of one method as "
+                    "--set METHOD.options.NAME=VALUE"
                 )
 
 
@@ -141,18 +144,18 @@ def plan_of(
 ) -> Plan:
     """A plan from the options of `tavq compare`.
 
-    Settings are applied in this order, later ones win: recipe, quick, resolution and steps, overrides.
+    Settings are applied in this order, and later ones win: recipe, quick, resolution and steps, overrides.
 
     Args:
         out: Folder of the comparison.
         data: Folder of images and texts. Default: drawn scenes.
-        methods: Names with commas between, or "all".
-        seeds: Whole numbers with commas between. Default: the recipe's seed.
-        recipe: A YAML file, or the name of a recipe that ships.
+        methods: Names separated by commas, or "all".
+        seeds: Whole numbers separated by commas. Default: the recipe's seed.
+        recipe: A YAML file, or the name of a recipe that comes with the package.
         resolution: Pixels per side. Default: the recipe's.
         steps: Optimizer steps of each run. Default: the recipe's.
-        overrides: NAME=VALUE of the recipe, or METHOD.options.NAME=VALUE. Unless the recipe or an override says
-            otherwise, there is no tracker and each run has at least five checkpoints.
+        overrides: NAME=VALUE of the recipe, or METHOD.options.NAME=VALUE. There is no tracker unless the recipe or an
+            override names one. Each run has at least five checkpoints unless an override sets checkpoint_every.
         n_train: Training images at most. Default: 3000, quick 1000.
         n_eval: Held-out images at most. Default: 500, quick 300.
         weights: Folder with weights of the judging networks. Default: none.
@@ -160,7 +163,7 @@ def plan_of(
         allow: Further packages that the recipe's targets may name.
 
     Raises:
-        ValueError: An override sets what an option of the command decides, or sets a recipe's setting for one method.
+        ValueError: An override sets what an option of the command sets, or sets a recipe's setting for one method.
     """
     shared, method_options = split_overrides(overrides)
     refuse_decided(shared)
@@ -176,7 +179,7 @@ def plan_of(
     try:
         numbers = (resolved.seed,) if seeds is None else tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
-        raise ValueError(f"--seeds {seeds}: give whole numbers with commas between, such as 0,1,2") from None
+        raise ValueError(f"--seeds {seeds}: give whole numbers separated by commas, such as 0,1,2") from None
     return Plan(
         methods=tuple(METHODS) if methods == "all" else tuple(name.strip() for name in methods.split(",")),
         seeds=numbers,
@@ -197,18 +200,19 @@ def refuse_decided(overrides: Sequence[str]) -> None:
 
     >>> refuse_decided(["seed=3"])
     Traceback (most recent call last):
-    ValueError: --set seed=3: a comparison takes it as --seeds 3
+    ValueError: --set seed=3: a comparison sets it for each run; give --seeds 3 instead
     """
     for override in overrides:
         name, _, value = override.partition("=")
         if name in DECIDED:
-            raise ValueError(f"--set {override}: a comparison takes it as {DECIDED[name]} {value}".rstrip())
+            option = f"{DECIDED[name]} {value}".rstrip()
+            raise ValueError(f"--set {override}: a comparison sets it for each run; give {option} instead")
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Overrides of the recipe, and options by method, from NAME=VALUE and METHOD.options.NAME=VALUE.
+    """Split overrides into NAME=VALUE of the recipe, and options by method from METHOD.options.NAME=VALUE.
 
-    Raises ValueError where a setting of the recipe is given for a single method.
+    Raises ValueError if a setting of the recipe is given for a single method.
 
     >>> split_overrides(["batch_size=8", "tavq.options.weight=0.1"])
     (['batch_size=8'], {'tavq': {'weight': 0.1}})
@@ -225,8 +229,8 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict
             continue
         if not equals or not rest.startswith("options.") or "." in rest.removeprefix("options."):
             raise ValueError(
-                f"--set {override}: only options.NAME=VALUE may differ between methods, or the comparison is of "
-                f"settings, not of methods; give {rest or 'NAME=VALUE'} for all, without {method}."
+                f"--set {override}: only options.NAME=VALUE may differ between methods, else the comparison would be "
+                f"of settings; give --set {rest or 'NAME=VALUE'} for all methods, without {method}"
             )
         method_options.setdefault(method, {})[rest.removeprefix("options.")] = yaml.safe_load(value)
     return shared, method_options

@@ -1,7 +1,7 @@
-"""The linear probe through which quantized codes are evaluated: one ridge regression, fitted alike for every run.
+"""The linear probe through which quantized codes are evaluated: a ridge regression, the same for every run.
 
-A projection that was trained with the loss flatters its own method. So the same regression is fitted after training on
-every run's codes of the training images, and scored on held-out images.
+A projection that was trained with the loss flatters its own method. So the probe is fitted after training, on the run's
+codes of the training images, and scored on held-out images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Ridge(NamedTuple):
 def fit_ridge(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) -> Ridge:
     """Ridge regression on standardised features, with an unpenalised offset; n c, n d -> c d.
 
-    Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y), or, where there
+    Features that never vary get weight 0. Solved in float64: (XᵀX + penalty·I) W = Xᵀ(Y − mean Y), or, if there
     are more features than rows, its dual W = Xᵀ (XXᵀ + penalty·I)⁻¹ (Y − mean Y), which is the same.
     """
     if len(features) != len(targets):

@@ -1,4 +1,4 @@
-"""The results of one run, and the two files in its folder that keep them.
+"""The results of one run, and the two files in its folder that store them.
 
 measured.safetensors is written first and measured.json last. Names and keys in both files are those of the first
 release, so that older comparisons can be read.
@@ -29,7 +29,7 @@ class RunResults:
     {'psnr': 20.0, 'usage': 50.0}
     """
 
-    values: dict[str, float] = field(default_factory=dict)  # a metric of levels also as the mean of its levels
+    values: dict[str, float] = field(default_factory=dict)  # by metric; `name_2` is level 2 of `name`, their mean
     per_image: dict[str, Tensor] = field(default_factory=dict)  # n held-out images, NaN where an image has no value
     missing: dict[str, str] = field(default_factory=dict)  # why a metric has no value
     artifacts: dict[str, Tensor] = field(default_factory=dict)  # indices, word scores, reconstructions of this run
@@ -55,7 +55,7 @@ def save_results(folder: Path, results: RunResults, settings: dict[str, Any]) ->
 
 
 def load_results(folder: Path, settings: dict[str, Any]) -> RunResults | None:
-    """The results of a run that was evaluated with the same settings; None where there are none."""
+    """The results of a run that was evaluated with the same settings; None if there are none."""
     content = read_json(folder / "measured.json", strict=False)
     if content is None or current_settings(content["settings"]) != settings:
         return None
@@ -68,13 +68,13 @@ def load_results(folder: Path, settings: dict[str, Any]) -> RunResults | None:
 
 
 def refuse_foreign_results(folder: Path) -> None:
-    """Raise FileExistsError where a run's folder holds a file of results that tavq-plugin did not write."""
+    """Raise FileExistsError if a run's folder holds a file of results that tavq-plugin did not write."""
     refuse_taken(folder, FILES, MAKER, former=_former(folder))
 
 
 def _former(folder: Path) -> tuple[str, ...]:
-    """The result files of a run from before there were markers; such a run is recognised by its settings.json."""
+    """The result files of a run from before ownership markers existed, which its settings.json shows."""
     if claims(folder):
         return ()
-    kept = read_json(folder / "settings.json", strict=False)
-    return FILES if isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys() else ()
+    saved = read_json(folder / "settings.json", strict=False)
+    return FILES if isinstance(saved, dict) and {"method", "host", "corpus"} <= saved.keys() else ()

@@ -1,4 +1,4 @@
-"""The text side of an evaluation, computed once for all runs: what the probes are fitted to and scored against."""
+"""The text side of an evaluation, computed once for all runs: the targets of the probes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tavq_plugin.types import GRANULARITIES, Units
 class TextTargets:
     """Targets from a corpus' texts. Lists have one entry per level, fine → coarse.
 
-    top_words: w frequent words, chosen on all training rows; word_vectors: their centred embeddings, w d, unit length.
-    train_words, held_out_words: which of them each text has, n w bool.
+    top_words: the w most frequent words of all training rows.
+    word_vectors: centred embeddings of the top words, w d, unit length.
+    train_words, held_out_words: which of the top words each text has, n w bool.
     train_means, held_out_means: mean unit embedding of each text, n d; 0 for a text without units.
     train_has_text, held_out_has_text: which texts have units, n bool.
     """
@@ -47,7 +48,7 @@ class TextTargets:
 
     @cached_property
     def transport_images(self) -> Tensor:
-        """Which held-out images take part in the retrieval by transport: the first with text at every level."""
+        """Positions of the held-out images for retrieval by transport: the first that have text at every level."""
         return torch.stack(self.held_out_has_text).all(0).nonzero().flatten()[: self.settings.transport_images]
 
     @cached_property

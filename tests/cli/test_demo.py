@@ -1,4 +1,4 @@
-"""The demo, small: its files, its numbers, what it keeps, and what it refuses."""
+"""A small demo: its files, its numbers, what it reuses, and what it refuses."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def run(*arguments):
 
 
 def demo_of_seed_1(out, train):
-    """The same demo of another seed, trained by a function of the test's own; what it printed."""
+    """Run the demo with seed 1, training by `train`; returns what it printed."""
     console = Console(file=io.StringIO(), width=120)
     recipe = demo_recipe(resolution=32, steps=3, seed=1)
     run_demo(
@@ -41,7 +41,7 @@ def demo_of_seed_1(out, train):
 
 
 def untrained(method, recipe, corpus, folder, *, progress):
-    """Stands in for `fit` where a test needs a run and no training."""
+    """Stands in for `fit` where a test needs no training."""
     return TrainedRun(*build(recipe, corpus), [{"step": 0}], 0.1, 0.1)
 
 
@@ -85,7 +85,7 @@ def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
         assert not loaded.missing_keys and not loaded.unexpected_keys
 
 
-def test_runs_differ_by_their_texts_alone(done):
+def test_runs_differ_only_in_their_texts(done):
     out, _ = done
     runs = {n: json.loads((out / n / "metrics.json").read_text())["history"] for n in ("lambda-0", "tavq", "shuffled")}
     assert len({history[0]["pixel"] for history in runs.values()}) == 1
@@ -93,7 +93,7 @@ def test_runs_differ_by_their_texts_alone(done):
     assert not any(aligned["lambda-0"]) and aligned["tavq"][0] != aligned["shuffled"][0]
 
 
-def test_finished_runs_are_kept(done):
+def test_finished_runs_are_reused(done):
     out, _ = done
     before, numbers = (out / "tavq" / "metrics.json").stat().st_mtime_ns, (out / "demo.json").read_text()
     again = run("--out", out)
@@ -102,7 +102,7 @@ def test_finished_runs_are_kept(done):
     assert (out / "demo.json").read_text() == numbers
 
 
-def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_path):
+def test_after_ctrl_c_finished_runs_are_reused_and_the_stopped_run_resumes(done, tmp_path):
     steps = []
 
     def train(method, recipe, corpus, folder, *, progress):
@@ -117,7 +117,7 @@ def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_
     def seed_of(name):
         return json.loads((out / name / "settings.json").read_text())["seed"]
 
-    out = shutil.copytree(done[0], tmp_path / "out")  # runs of other settings give way once the new ones are whole
+    out = shutil.copytree(done[0], tmp_path / "out")  # runs of seed 0, replaced one by one
     with pytest.raises(KeyboardInterrupt):
         demo_of_seed_1(out, train)
     assert list(json.loads((out / "demo.json").read_text())["runs"]) == ["lambda-0"]
@@ -129,7 +129,7 @@ def test_a_stop_leaves_what_was_finished_and_the_same_command_goes_on(done, tmp_
     assert [row["step"] for row in history] == [0, 1, 2] and not (out / ".training").exists()
 
 
-def test_a_run_that_was_called_baseline_is_kept(done, tmp_path):
+def test_a_run_folder_named_baseline_is_renamed_and_reused(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     (out / "lambda-0").rename(out / "baseline")
     settings = out / "baseline" / "settings.json"
@@ -138,7 +138,7 @@ def test_a_run_that_was_called_baseline_is_kept(done, tmp_path):
     assert (out / "lambda-0" / "host.safetensors").exists() and not (out / "baseline").exists()
 
 
-def test_a_folder_called_baseline_that_is_not_ours_stays(done, tmp_path):
+def test_a_folder_named_baseline_with_a_foreign_file_is_left_alone(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     (out / "lambda-0").rename(out / "baseline")
     (out / "baseline" / "thesis.txt").write_text("years")
@@ -146,7 +146,7 @@ def test_a_folder_called_baseline_that_is_not_ours_stays(done, tmp_path):
     assert (out / "baseline" / "thesis.txt").read_text() == "years" and (out / "lambda-0").exists()
 
 
-def test_without_text_the_numbers_of_texts_are_none(tmp_path):
+def test_without_texts_the_text_metrics_are_none(tmp_path):
     write_scenes(tmp_path / "pack", 20, resolution=32)
     (tmp_path / "pack" / "captions.jsonl").unlink()
     for number, path in enumerate(sorted((tmp_path / "pack" / "images").iterdir())):
@@ -158,15 +158,15 @@ def test_without_text_the_numbers_of_texts_are_none(tmp_path):
     assert metrics["word_map"] == {"level1": None, "level2": None, "level3": None} and metrics["psnr"] > 0
 
 
-def test_another_command_does_not_go_on_with_the_run_in_hand(tmp_path):
-    open_unfinished(tmp_path / "hand", {"seed": 0})
-    claim(tmp_path / "hand", ["history.json"], "tavq train")
-    (tmp_path / "hand" / "history.json").touch()
-    assert (open_unfinished(tmp_path / "hand", {"seed": 0}) / "history.json").exists()
-    assert not (open_unfinished(tmp_path / "hand", {"seed": 1}) / "history.json").exists()
+def test_an_unfinished_run_is_kept_for_the_same_settings_and_emptied_for_others(tmp_path):
+    open_unfinished(tmp_path / "unfinished", {"seed": 0})
+    claim(tmp_path / "unfinished", ["history.json"], "tavq train")
+    (tmp_path / "unfinished" / "history.json").touch()
+    assert (open_unfinished(tmp_path / "unfinished", {"seed": 0}) / "history.json").exists()
+    assert not (open_unfinished(tmp_path / "unfinished", {"seed": 1}) / "history.json").exists()
 
 
-def test_a_folder_of_images_is_taken(tmp_path):
+def test_the_demo_reads_a_folder_of_images(tmp_path):
     write_scenes(tmp_path / "pack", 30, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -174,7 +174,7 @@ def test_a_folder_of_images_is_taken(tmp_path):
     assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (26, 4)
 
 
-def test_bad_input_is_refused_in_a_sentence(tmp_path):
+def test_bad_input_is_refused_with_the_fix(tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, words in (
         (("--out", tmp_path / "file"), "give --out a folder"),
@@ -185,7 +185,7 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path):
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
 
 
-def test_the_clock_charges_the_plug_in_with_its_part():
+def test_the_step_timer_measures_the_share_of_the_plug_in():
     import time
 
     class Slow(torch.autograd.Function):
@@ -205,14 +205,14 @@ def test_the_clock_charges_the_plug_in_with_its_part():
             return Slow.apply(features[0], 0.03) + z_in
 
     plug = Plug()
-    clock = StepTimer(plug)
+    timer = StepTimer(plug)
     x = torch.ones(2, requires_grad=True)
-    with clock.step():
+    with timer.step():
         z = Slow.apply(x, 0.06)  # the host's
         loss = plug([z], z).sum()
-        clock.backward(loss)
-    clock.close()
-    assert 0.2 < clock.share < 0.5  # 0.06 of 0.18 seconds
+        timer.backward(loss)
+    timer.close()
+    assert 0.2 < timer.share < 0.5  # 0.06 of 0.18 seconds
     assert not plug._forward_hooks and not plug._forward_pre_hooks
 
 
@@ -220,7 +220,7 @@ def test_the_clock_charges_the_plug_in_with_its_part():
     "name", ["lambda-0/thesis.txt", "tavq/thesis.txt", "shuffled/thesis.txt", ".training/thesis.txt", "demo.json",
              "words.png", "tavq/settings.json"],
 )  # fmt: skip
-def test_what_somebody_else_made_is_refused_by_name_and_stays(tmp_path, name):
+def test_a_foreign_file_is_refused_by_name_and_left_alone(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"years": 4}')
@@ -232,21 +232,21 @@ def test_what_somebody_else_made_is_refused_by_name_and_stays(tmp_path, name):
     assert path.read_text() == '{"years": 4}'
 
 
-def test_a_file_that_is_put_into_a_run_keeps_it_from_being_replaced(done, tmp_path):
+def test_a_run_with_a_foreign_file_is_not_replaced(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     (out / "tavq" / "thesis.txt").write_text("years")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = run("--out", out, "--seed", 1)
     assert result.exit_code == 2 and "thesis.txt is in the way" in " ".join(result.output.split()), result.output
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert run("--out", out).output.count("kept from") == 3  # nothing is replaced, so nothing is in the way
+    assert run("--out", out).output.count("kept from") == 3  # nothing is replaced, so the file is no obstacle
 
 
-def test_a_demo_of_before_markers_is_kept_and_replaced(done, tmp_path):
+def test_a_demo_from_before_markers_is_reused_or_replaced(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     for marker in out.rglob(MARKER):
         marker.unlink()
-    (out / ".training" / "checkpoints" / "step-000000002").mkdir(parents=True)  # of a stopped run of other settings
+    (out / ".training" / "checkpoints" / "step-000000002").mkdir(parents=True)  # a stopped run with other settings
     for name in (
         "asked.json",
         "checkpoints/step-000000002/history.json",

@@ -1,4 +1,4 @@
-"""`tavq doctor` on a good set-up, and on broken ones, whose fix it names."""
+"""`tavq doctor` on a good set-up, and on broken ones, for which it names the fix."""
 
 import io
 import json
@@ -101,19 +101,21 @@ def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
         assert result.exit_code == 2 and words in " ".join(result.stdout.split())
 
 
-def test_square_brackets_of_a_file_name_are_printed(tmp_path):
+def test_an_error_prints_square_brackets_of_a_file_name(tmp_path):
     result = CliRunner().invoke(app, ["doctor", f"{tmp_path}/a[b]c[/red].py:f"], env={"COLUMNS": "1000"})
     assert result.exit_code == 2 and f"no file {tmp_path}/a[b]c[/red].py" in result.stdout
 
 
-def test_ctrl_c_prints_the_square_brackets_of_what_is_kept():
+def test_ctrl_c_prints_square_brackets_of_a_folder_name():
     out = io.StringIO()
     with pytest.raises(typer.Exit) as stopped, report_errors(Console(file=out), "Finished runs are in out[b]"):
         raise KeyboardInterrupt
-    assert stopped.value.exit_code == 130 and "Finished runs are in out[b]; the same command" in out.getvalue()
+    assert (
+        stopped.value.exit_code == 130 and "Finished runs are in out[b]. Give the same command again" in out.getvalue()
+    )
 
 
-def test_a_report_says_which_codebook_is_not_explicit_and_counts_units():
+def test_a_report_says_that_a_codebook_is_not_explicit_and_counts_units():
     report = Report(
         host="my.Host", adapter="a.A", quantizer="vq (q.Q)", taps=["fine", "mid"], levels=[[2, 8, 8]],
         grad_to="encoder", text={"images": 2, "with_text": 1, "words_a_text": 6.5}, problems=["x: do y"],
@@ -147,7 +149,7 @@ def test_a_yaml_config_of_taming_is_built(tmp_path):
     )
     host, _, _ = load_setup(str(tmp_path / "c.yaml"))
     report = examine(host)
-    assert report.ok and report.levels == [[2, 8, 8], [2, 4, 4], [2, 2, 2]]  # of its probe
+    assert report.ok and report.levels == [[2, 8, 8], [2, 4, 4], [2, 2, 2]]  # grids of the example images
 
 
 def test_an_ema_codebook_is_a_note_not_a_problem():

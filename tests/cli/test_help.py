@@ -1,4 +1,4 @@
-"""`tavq --help` answers at once: neither the package nor the help of any command loads what training needs."""
+"""`tavq --help` is fast: neither the package nor the help of any command imports what training needs."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from tavq_plugin.methods.tavq import WEIGHT
 
 HEAVY = ("torch", "numpy", "transformers", "PIL", "pyarrow", "einops", "ot")
 
-# Prints, as JSON, what each step loads; run in a process of its own, as this one has torch already.
+# Prints, as JSON, what each step imports. It runs in a new process, because this one has imported torch.
 LOADED = f"""
 import json, sys
 import tavq_plugin
@@ -42,6 +42,6 @@ def test_no_help_loads_torch():
     assert all(not modules for modules in loaded.values()), loaded
 
 
-def test_the_help_of_demo_tells_the_weights_that_it_takes():
+def test_the_help_of_demo_shows_the_default_weights():
     shown = " ".join(CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output.split())
     assert f"Default: {WEIGHT:g}, or {SCENES_WEIGHT:g} on drawn scenes".replace("0.", ".") in shown

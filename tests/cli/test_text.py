@@ -1,4 +1,4 @@
-"""`tavq prepare` and `tavq store verify` as a user types them: what they say and their exit codes."""
+"""`tavq caption`, `tavq prepare` and `tavq store`: what they write, what they print, and their exit codes."""
 
 import json
 
@@ -22,7 +22,7 @@ def table(folder, *lines):
     return file
 
 
-def test_prepare_verify_and_mend(tavq, tmp_path, bert_folder):
+def test_prepare_again_replaces_a_broken_shard(tavq, tmp_path, bert_folder):
     file = table(tmp_path, *({"id": str(i), "text": "A red car."} for i in range(4)))
     command = ("prepare", "--data", file, "--out", tmp_path / "s", "--shard-size", 2, "--encoder", bert_folder)
     first = tavq(*command)
@@ -37,14 +37,14 @@ def test_prepare_verify_and_mend(tavq, tmp_path, bert_folder):
     assert len(ShardedStore.open(tmp_path / "s")) == 4
 
 
-def test_what_is_beyond_the_encoders_limit_is_counted_and_said(tavq, tmp_path, bert_folder):
+def test_units_beyond_the_encoders_limit_are_counted_and_reported(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car and " + "a dog and " * 30 + "a boat."})
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
     assert result.exit_code == 0 and "1 units exceed the encoder's limit" in " ".join(result.output.split())
     assert ShardedStore.open(tmp_path / "s").counts()["in_pieces"] == 1
 
 
-def test_what_is_left_out_shows_in_the_exit_code(tavq, tmp_path, bert_folder):
+def test_left_out_records_give_exit_code_3(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car."}, "{\n")
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
     assert result.exit_code == 3 and "1 records left out" in " ".join(result.output.split())
@@ -114,7 +114,7 @@ def test_prepare_asks_a_model_or_a_server_for_the_texts(tavq, tmp_path, tiny_vlm
         (("--data", "d", "--caption-model", "m", "--server", "host:8000"), "with http://"),
     ],
 )
-def test_what_is_asked_for_must_fit_together(tavq, tmp_path, arguments, words):
+def test_options_that_contradict_each_other_are_refused(tavq, tmp_path, arguments, words):
     result = tavq("prepare", "--out", tmp_path / "s", *arguments)
     assert result.exit_code == 2 and words in " ".join(result.output.split())
 
@@ -147,7 +147,7 @@ def test_stores_merge_and_append_by_command(tavq, tmp_path, bert_folder):
     assert result.exit_code == 2 and "do not mix" in " ".join(result.output.split())
 
 
-def test_a_byte_order_mark_is_no_part_of_a_stop_list(tavq, tmp_path, bert_folder):
+def test_a_byte_order_mark_in_a_stop_list_is_ignored(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car and a blue dog."})
     (tmp_path / "stop.txt").write_text("car\ndog\n", encoding="utf-8-sig")
     command = ("--data", file, "--out", tmp_path / "s", "--encoder", bert_folder, "--stop", tmp_path / "stop.txt")

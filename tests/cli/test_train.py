@@ -1,4 +1,4 @@
-"""`tavq train`: a run from the command line, kept, stopped and refused in a sentence."""
+"""`tavq train`: what it writes, reuses, resumes and refuses."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture
 def out(tmp_path):
-    """A folder with images and texts that need no reading and no encoder."""
+    """A folder of a run whose images and texts are prepared already, so that no encoder is needed."""
     save_as_scenes(corpus(), tmp_path / "out" / "data")
     return tmp_path / "out"
 
@@ -37,7 +37,7 @@ def run(recipe, *arguments):
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_a_folder_is_trained_on_and_the_run_kept(recipe, tmp_path):
+def test_a_finished_run_is_reused_and_changed_settings_are_refused(recipe, tmp_path):
     write_scenes(tmp_path / "pack", 12, resolution=16)
     command = (recipe, "--data", tmp_path / "pack", "--out", tmp_path / "out", "--method", "tavq", "--set", "steps=2")
     code, said = run(*command, "--set", "tracker=tensorboard", "--set", "optimizer.learning_rate=2e-4")
@@ -65,7 +65,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
     command = *command, "--set", f"options.interrupt={interrupt}"
     with registered():
         code, said = run(*command)
-        assert code == 130 and f"Checkpoints, if it came to one, are in {out}/checkpoints; the same" in said, said
+        assert code == 130 and f"is in {out}/checkpoints. Give the same command again" in said, said
         assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-000000002"]
         code, said = run(*command)
     assert code == 0 and not (out / "checkpoints").exists(), said
@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
         (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(recipe, out, arguments, words):
+def test_bad_input_is_refused_with_the_fix(recipe, out, arguments, words):
     if "resolution=18" in arguments:
         save_as_scenes(corpus(side=18), out / "data")
     code, said = run(recipe, "--out", out, *arguments)
@@ -92,7 +92,7 @@ def test_bad_input_is_refused_in_a_sentence(recipe, out, arguments, words):
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "checkpoints/thesis.txt", "data/images.safetensors"])
-def test_what_somebody_else_made_is_refused_before_anything_is_read(recipe, tmp_path, name):
+def test_a_foreign_file_is_refused_before_anything_is_read(recipe, tmp_path, name):
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text("years: 4")

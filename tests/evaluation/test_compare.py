@@ -1,4 +1,4 @@
-"""`tavq compare`, small: its files and figures, what it resumes, keeps and refuses, and its page in a browser."""
+"""A small `tavq compare`: its files and numbers, what it resumes, reuses and refuses, and its page in a browser."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def small_plan(out, **changed):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A comparison that was stopped in its second run, and then finished by the same command."""
+    """A comparison that was stopped in its second run and then finished by the same command."""
     out = tmp_path_factory.mktemp("compare")
     seen = []
 
@@ -77,7 +77,7 @@ def done(tmp_path_factory):
     return out, before, result.output
 
 
-def test_a_stop_keeps_what_is_finished(done):
+def test_after_ctrl_c_only_the_finished_run_has_results(done):
     out, before, _ = done
     assert before["seen"] == [("vqgan, seed 0", 1), ("vqgan, seed 0", 2), ("tavq, seed 0", 1)]
     assert before["runs"] == [out / "vqgan" / "seed0"]
@@ -104,7 +104,7 @@ def test_the_table_has_every_method_metric_and_seed(done):
         assert (out / name).stat().st_size > 500
 
 
-def test_runs_of_a_seed_saw_the_same_images(done):
+def test_runs_of_one_seed_see_the_same_images(done):
     out, _, _ = done
     first = [
         json.loads((out / name / "seed0" / "history.json").read_text())["history"][0] for name in ("vqgan", "tavq")
@@ -112,15 +112,15 @@ def test_runs_of_a_seed_saw_the_same_images(done):
     assert first[0]["pixel"] == first[1]["pixel"] and "alignment" in first[1]
 
 
-def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
+def test_a_setting_that_differs_between_runs_is_refused_unless_it_is_an_option_of_a_method(done):
     out, _, _ = done
     for arguments, words in (
         (("--steps", 3), "steps=2, and this asks for 3: all methods share one recipe"),
         (("--train", 20), "n_train_at_most=24, and this asks for 20"),
         (("--set", "tavq.steps=4"), "only options.NAME=VALUE may differ between methods"),
         (("--set", "options.weight=1"), "METHOD.options.NAME=VALUE"),
-        (("--set", "seed=3"), "--set seed=3: a comparison takes it as --seeds 3"),
-        (("--set", "method=tavq"), "--set method=tavq: a comparison takes it as --methods tavq"),
+        (("--set", "seed=3"), "--set seed=3: a comparison sets it for each run; give --seeds 3"),
+        (("--set", "method=tavq"), "--set method=tavq: a comparison sets it for each run; give --methods tavq"),
         (("--set", "steps=2"), "steps is given twice, by --steps 2 and --set steps=2: give one"),
         (("--set", "resolution=32"), "resolution is given twice, by --resolution 16 and --set resolution=32"),
         (("--set", "tavq.options.wieght=1"), "tavq has no option 'wieght'"),
@@ -134,7 +134,7 @@ def test_a_changed_setting_is_refused_unless_it_is_the_methods_own(done):
     assert split_overrides(["tavq.options.weight=0.5", "steps=3"]) == (["steps=3"], {"tavq": {"weight": 0.5}})
 
 
-def test_a_host_of_ones_own_is_compared_where_its_package_is_allowed(tmp_path):
+def test_a_custom_host_is_compared_only_if_its_package_is_allowed(tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
     host = ("--set", "host={target: helpers.toy_corpus.Averaged, wrap: {codebook: own, codebook_size: 16}}")
     one = (*host, "--methods", "vqgan", "--seeds", "0", "--steps", 1)
@@ -152,7 +152,7 @@ def test_a_host_of_ones_own_is_compared_where_its_package_is_allowed(tmp_path):
     "name", ["compare.json", "compare.html", "usage.png", "shared.json", "data/images.safetensors", "data/corpus.json",
              "tavq/seed1/recipe.yaml", "tavq/seed0/measured.json", "vqgan/seed0/checkpoints/thesis.txt"],
 )  # fmt: skip
-def test_what_somebody_else_made_is_refused_by_name_before_anything_is_trained(tmp_path, name):
+def test_a_foreign_file_is_refused_by_name_before_training(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"years": 4}')
@@ -162,12 +162,12 @@ def test_what_somebody_else_made_is_refused_by_name_before_anything_is_trained(t
     assert path.read_text() == '{"years": 4}' and not list(tmp_path.glob("*/*/settings.json"))
 
 
-def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
+def test_a_comparison_from_before_markers_is_reused(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     for marker in out.rglob(MARKER):
         marker.unlink()
     file = out / "tavq" / "seed1" / "measured.json"
-    former = {'"evaluation"': '"measuring"', '"transport_images"': '"transported"'}  # as settings were called then
+    former = {'"evaluation"': '"measuring"', '"transport_images"': '"transported"'}  # the names of these settings then
     for name, old in former.items():
         assert name in file.read_text()
         file.write_text(file.read_text().replace(name, old))
@@ -175,12 +175,12 @@ def test_a_comparison_of_before_markers_is_kept(done, tmp_path):
     result = run("--out", out)
     assert result.exit_code == 0, result.output
     assert (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns == before
-    (out / "tavq" / "seed1" / "measured.json").unlink()  # as where a kill came before it
+    (out / "tavq" / "seed1" / "measured.json").unlink()  # as if the process was killed before it wrote this file
     (out / MARKER).unlink()
     assert run("--out", out).exit_code == 0 and (out / "tavq" / "seed1" / "measured.json").exists()
 
 
-def test_a_broken_run_is_named_and_the_others_go_on(tmp_path):
+def test_a_broken_run_is_named_and_the_others_continue(tmp_path):
     broken = ("--set", "tavq.options.weight=1.0e+39")  # overflows float32
     result = run("--out", tmp_path, "--seeds", "0", *broken)
     assert result.exit_code == 1, result.output
@@ -191,7 +191,7 @@ def test_a_broken_run_is_named_and_the_others_go_on(tmp_path):
     assert "seeds 0,1,2" in content["absent"]["vqgan"]["stability_codes"]
 
 
-def test_a_full_disk_is_said_in_a_sentence(tmp_path):
+def test_a_full_disk_is_explained(tmp_path):
     def full(name):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -215,7 +215,7 @@ def test_the_page_in_a_browser(done, tmp_path):
     assert picture.size == (420, 900) and len(picture.getcolors()) > 20  # something is drawn
 
 
-def test_a_corpus_without_text_has_figures_of_images_and_reasons_for_the_rest():
+def test_a_corpus_without_text_has_image_metrics_and_reasons_for_missing_text_metrics():
     images = scenes(12, resolution=16).images
     store = TextStore.build([""] * 12, offline_encoder(), centre_on=range(8))
     corpus = Corpus("mute", images, [""] * 12, store, 8)
@@ -247,7 +247,7 @@ class FakeTargets:
     held_out_words = torch.rand(40, 5, generator=torch.Generator().manual_seed(0)) > 0.5
 
 
-def test_the_best_is_bold_and_a_sure_difference_marked():
+def test_the_best_mean_is_bold_and_a_significant_difference_is_marked():
     content = summarise(
         {"vqgan": {0: fake_results(0), 1: fake_results(1)}, "tavq": {0: fake_results(0, 1.0), 1: fake_results(1, 1.0)}},
         FakeTargets,
@@ -263,7 +263,7 @@ def test_the_best_is_bold_and_a_sure_difference_marked():
     assert f"**{content['methods']['tavq']['psnr']['mean']:.2f} ± " in text
 
 
-def test_what_comes_from_data_is_escaped_on_the_page():
+def test_text_from_data_is_escaped_on_the_page():
     content = summarise({"vqgan": {0: fake_results(0)}}, FakeTargets)
     protocol = {"data": "<b>x</b>", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}, "versions": {}}
     protocol |= dict.fromkeys(("n_train", "n_eval", "spread", "significance", "images"), 1)
@@ -279,7 +279,7 @@ def test_every_metric_of_the_headline_has_a_card():
         card_of("unheard_of")
 
 
-def test_leaks_are_found_as_files_and_as_pictures(tmp_path):
+def test_leaks_are_found_by_file_and_by_perceptual_hash(tmp_path):
     images = scenes(6, resolution=32).images
     files = [tmp_path / f"{i}" for i in range(4)]
     for i, path in enumerate(files):
@@ -302,12 +302,12 @@ def test_held_out_copies_are_left_out_and_counted(tmp_path):
     assert about["leaks_left_out"] == {"same_file": 1, "same_perceptual_hash": 0} and "left out" in said[0]
 
 
-def test_too_few_images_are_refused_with_the_mend(tmp_path):
+def test_too_few_images_are_refused_with_the_fix(tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "one").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "a.txt").write_text("A dog.")
-    for name, words in (("none", "no images in"), ("one", "give 2 at least")):
+    for name, words in (("none", "no images in"), ("one", "has 1 images: give")):
         result = run("--out", tmp_path / "out", "--data", tmp_path / name)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
     write_scenes(tmp_path / "few", 3, resolution=16)
@@ -315,13 +315,13 @@ def test_too_few_images_are_refused_with_the_mend(tmp_path):
         load_or_build_corpus(tmp_path / "data", tmp_path / "few", 16, n_train=9, n_eval=9, tell=print)
 
 
-def test_quick_is_few_steps_for_all_methods(tmp_path):
+def test_quick_compares_all_methods_on_few_images(tmp_path):
     plan = plan_of(out=tmp_path, quick=True, overrides=["steps=7"])
     assert len(plan.methods) == 10 and plan.recipe.steps == 7 and plan.n_train == 1000
     assert plan.recipe.checkpoint_every == 1 and plan.recipe.tracker == "none" and plan.seeds == (0,)
 
 
-def test_what_a_recipe_file_says_takes_effect(tmp_path):
+def test_settings_of_a_recipe_file_take_effect(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("steps: 50\nseed: 3\ntracker: tensorboard\ncheckpoint_every: 4\n")
     plan = plan_of(out=tmp_path, recipe=str(file))

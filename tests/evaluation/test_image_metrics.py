@@ -1,4 +1,4 @@
-"""Image metrics, counts and the bootstrap: closed forms, refusals, and networks against a plain loop."""
+"""Image metrics, code counts and the bootstrap: closed forms, refusals, and a network against a plain loop."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_frechet_distance_of_a_shift_is_its_square():
     assert frechet_distance(scaled, 2 * scaled) == pytest.approx(scaled.var(0).sum().item(), rel=1e-6)
 
 
-def test_kernel_distance_is_near_0_for_one_source_and_grows_with_a_shift():
+def test_kernel_distance_is_near_0_for_one_distribution_and_grows_with_a_shift():
     features = random(200, 8)
     assert abs(kernel_distance(features[:100], features[100:])) < 0.2
     assert kernel_distance(features[:100], features[100:] + 2) > 2
@@ -55,7 +55,7 @@ def test_too_few_images_are_refused():
 
 
 @pytest.mark.parametrize("build", [Inception, Lpips, MOBILENET.read])
-def test_weights_that_are_not_there_are_named_with_the_mend(build, tmp_path):
+def test_missing_weights_are_named_with_the_fix(build, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder of weights was given.*--weights"):
         build(None)
     with pytest.raises(FileNotFoundError, match=r"\.pth is not in .*--weights FOLDER"):
@@ -63,7 +63,7 @@ def test_weights_that_are_not_there_are_named_with_the_mend(build, tmp_path):
 
 
 @pytest.mark.parametrize("build", [Inception, Lpips, MOBILENET.read])
-def test_weights_of_another_hash_are_refused(build, tmp_path):
+def test_weights_with_an_unknown_hash_are_refused(build, tmp_path):
     for file in ("weights-inception-2015-12-05-6726825d.pth", "vgg16-397923af.pth", "mobilenet_v2_imagenet.pth"):
         (tmp_path / file).write_bytes(b"other")
     with pytest.raises(ValueError, match="sha256.*another file or a broken download"):
@@ -84,7 +84,7 @@ def test_a_weights_file_with_code_in_it_is_not_run(tmp_path):
         WeightFile("w.pth", digest, "a test").read(tmp_path)
 
 
-def test_mobilenet_is_the_plain_loop_over_its_folded_convolutions():
+def test_mobilenet_equals_a_plain_loop_over_its_folded_convolutions():
     pytest.importorskip("torchvision")
     from tavq_plugin.networks.frozen import mobilenet_from_state
 
@@ -122,15 +122,15 @@ def test_mobilenet_is_the_plain_loop_over_its_folded_convolutions():
     assert torch.equal(seen.classes, scores.argmax(1))
 
 
-def test_a_difference_that_is_sure_and_one_that_is_none():
+def test_a_constant_difference_is_significant_and_no_difference_is_not():
     base = random(3, 200).double()
-    sure = paired_bootstrap(base + 0.5, base)
-    assert sure.mean == pytest.approx(0.5) and sure.p < 0.002 and sure.low == pytest.approx(0.5)
+    constant = paired_bootstrap(base + 0.5, base)
+    assert constant.mean == pytest.approx(0.5) and constant.p < 0.002 and constant.low == pytest.approx(0.5)
     none = paired_bootstrap(base, base)
     assert none.mean == 0 and none.p == 1
 
 
-def test_the_interval_is_that_of_the_mean():
+def test_the_interval_is_the_confidence_interval_of_the_mean():
     values = random(1, 400).double()
     shown = paired_bootstrap(values, torch.zeros(1, 400))
     error = values.std().item() / 20
@@ -138,13 +138,13 @@ def test_the_interval_is_that_of_the_mean():
     assert shown.low < values.mean().item() < shown.high
 
 
-def test_seeds_that_disagree_are_not_sure():
-    apart = torch.tensor([1.0, 1.0, -0.5])[:, None] + 0.01 * random(3, 300)
-    assert paired_bootstrap(apart, torch.zeros(3, 300), over_seeds=False).p < 0.01
-    assert paired_bootstrap(apart, torch.zeros(3, 300)).p > 0.05
+def test_a_difference_on_which_seeds_disagree_is_not_significant():
+    differences = torch.tensor([1.0, 1.0, -0.5])[:, None] + 0.01 * random(3, 300)
+    assert paired_bootstrap(differences, torch.zeros(3, 300), over_seeds=False).p < 0.01
+    assert paired_bootstrap(differences, torch.zeros(3, 300)).p > 0.05
 
 
-def test_images_without_a_value_are_left_out_of_both_sides():
+def test_images_without_a_value_are_left_out_for_both_methods():
     first = torch.tensor([[1.0, math.nan, 3.0]])
     assert paired_bootstrap(first, torch.tensor([[0.0, 5.0, 0.0]])).mean == 2
     with pytest.raises(ValueError, match="no image"):
@@ -153,7 +153,7 @@ def test_images_without_a_value_are_left_out_of_both_sides():
         paired_bootstrap(first, first[:, :2])
 
 
-def test_counts_of_one_process_are_its_own():
+def test_counts_of_one_process_do_not_change():
     assert code_counts(torch.tensor([[0, 0], [2, 1]]), 4).tolist() == [2, 1, 1, 0]
     assert codebook_use_from_counts(torch.tensor([2, 2, 2, 0])).usage == 75
     assert sum_over_processes(torch.tensor([1, 2])).tolist() == [1, 2]

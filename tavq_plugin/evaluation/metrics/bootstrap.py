@@ -23,24 +23,24 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, over_seeds: bool = True, 
     """Difference between the means of two methods' per-image values, same images and seeds; s n, s n.
 
     Images are resampled with replacement, the same ones for both methods and every seed; with `over_seeds` and more
-    than one seed, seeds are resampled as well. Images that are NaN for either method are left out. Raises ValueError
-    where shapes differ or no image is left.
+    than one seed, seeds are resampled as well. Images that are NaN for either method are left out. Raises ValueError if
+    shapes differ or no image is left.
     """
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: both must be seeds × images, of one shape")
-    apart = (first - second).double()
-    apart = apart[:, apart.isfinite().all(0)]
-    seeds, images = apart.shape
+        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: give both as seeds × images, of one shape")
+    differences = (first - second).double()
+    differences = differences[:, differences.isfinite().all(0)]
+    seeds, images = differences.shape
     if not images:
         raise ValueError("no image has a value for both methods: there is nothing to compare")
     draw = torch.Generator().manual_seed(0)
     picked = torch.randint(images, (draws, images), generator=draw)
     counts = torch.zeros(draws, images, dtype=torch.float64)
     counts.scatter_add_(1, picked, torch.ones(draws, images, dtype=torch.float64))
-    by_seed = counts @ apart.T / images  # draws × seeds
+    by_seed = counts @ differences.T / images  # draws × seeds
     if over_seeds and seeds > 1:
         by_seed = by_seed.gather(1, torch.randint(seeds, (draws, seeds), generator=draw))
     means = by_seed.mean(1)
     below = min(int((means <= 0).sum()), int((means >= 0).sum()))
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Difference(apart.mean().item(), low, high, min(1.0, 2 * (below + 1) / (draws + 1)))
+    return Difference(differences.mean().item(), low, high, min(1.0, 2 * (below + 1) / (draws + 1)))

@@ -1,4 +1,4 @@
-"""The protocol card of every metric: what it is, its direction and unit, on what and by which probe it is measured."""
+"""The protocol card of every metric: what it is, its direction and unit, and the images and probe that it uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Card:
     """What a reader must know about a metric."""
 
     title: str
-    better: str  # "higher", "lower", or "–" where neither is better by itself
+    better: str  # "higher", "lower", or "–" if neither is better by itself
     unit: str
     what: str
     probe: str = "none"
@@ -29,7 +29,8 @@ class Card:
 
 
 _RIDGE = (
-    f"ridge regression, penalty {PENALTY:g} on standardised features, fitted on the training rows of every run alike"
+    f"ridge regression, penalty {PENALTY:g} on standardised features, fitted on training rows in the same way for "
+    "every run"
 )
 _POOLED = f"{_RIDGE}; features: quantized codes averaged over the grid"
 _JUDGE = "frozen {}: images resized to {} px (bilinear, antialiased), pooled last features"
@@ -37,7 +38,7 @@ _FEW = "few images bias it upwards: compare equal n only"
 _LEVELS = "mean over the levels; level i is name_i"
 
 CARDS = {
-    "psnr": Card("PSNR", "higher", "dB", "of each image after clamping and rounding to 8 bit; mean over images"),
+    "psnr": Card("PSNR", "higher", "dB", "per image, after clamping and rounding to 8 bit; mean over images"),
     "ssim": Card(
         "SSIM", "higher", "0–1", "Gaussian window of 11, σ 1.5, after rounding to 8 bit; torchmetrics", digits=3
     ),
@@ -48,22 +49,26 @@ CARDS = {
     "kid": Card(
         "KID", "lower", "–", f"the same features, cubic kernel, {SUBSETS} subsets of half the images", digits=4
     ),
-    "usage": Card("usage", "higher", "%", "codes of the level the decoder reads that occur in any image"),
-    "perplexity": Card("perplexity", "higher", "codes", "exp of the entropy of code frequencies, same level", digits=1),
-    "dead_codes": Card("dead codes", "lower", "codes", "codes of the same level that never occur", digits=0),
+    "usage": Card(
+        "usage", "higher", "%", "share of the codes that occur in any image, at the level that the decoder reads"
+    ),
+    "perplexity": Card(
+        "perplexity", "higher", "codes", "exp of the entropy of code frequencies, at the same level", digits=1
+    ),
+    "dead_codes": Card("dead codes", "lower", "codes", "codes that never occur, at the same level", digits=0),
     "word_map": Card("word mAP", "higher", "%", f"ranking images for each frequent word; {_LEVELS}", _POOLED),
     "word_map_codes": Card(
         "word mAP, code histograms",
         "higher",
         "%",
-        f"the same from how often each code occurs; {_LEVELS}",
+        f"the same, predicted from how often each code occurs; {_LEVELS}",
         f"{_RIDGE}; features: share of each code in the image",
     ),
     "masked_word": Card(
         "masked word R@1",
         "higher",
         "%",
-        "each frequent word of a text masked and guessed among all frequent words, "
+        "each frequent word of a text is masked and guessed among all frequent words, "
         "from the codes of all levels and the text's other words (LG-VQ's word prediction, in our reading)",
         _RIDGE,
     ),
@@ -78,11 +83,11 @@ CARDS = {
         "code–word similarity MSE",
         "lower",
         "–",
-        "cosines among a text's words against those among the codes each word "
-        "picks (LG-VQ's similarity, in our reading: codes of level 1 through the fitted probe)",
+        "cosines between a text's words against cosines between the codes that these words "
+        "pick (LG-VQ's similarity, in our reading: codes of level 1 through the fitted probe)",
         _POOLED,
         digits=4,
-        on="held-out images of the transport",
+        on="the held-out images of retrieval by transport",
     ),
     "purity": Card(
         "code–word purity",
@@ -96,27 +101,29 @@ CARDS = {
         "code→word stability",
         "higher",
         "−1–1",
-        "of two seeds: correlation of the word tables of matched codes, weighted "
-        "by use; codes matched one to one by where they occur in the training images",
+        "between two seeds: correlation of the word tables of matched codes, weighted "
+        "by use; codes are matched one to one by where they occur in the training images",
         digits=3,
     ),
     "stability_codes_null": Card(
-        "code→word stability, codes matched at random", "–", "−1–1", "the null of the line above", digits=3
+        "code→word stability, codes matched at random", "–", "−1–1", "the null of code→word stability", digits=3
     ),
     "stability_words": Card(
         "word→image stability",
         "higher",
         "−1–1",
-        "of two seeds: correlation of the word probes' scores of the held-out images, mean over words and levels",
+        "between two seeds: correlation of the word probes' scores of the held-out images, mean over words and levels",
         _POOLED,
         digits=3,
     ),
-    "seconds_per_step": Card("seconds a step", "lower", "s", "median over the training steps", on="training", digits=3),
+    "seconds_per_step": Card(
+        "seconds per step", "lower", "s", "median over the training steps", on="training", digits=3
+    ),
     "plugin_share": Card(
         "plug-in, share of a step",
         "lower",
         "0–1",
-        "hierarchy, losses on codes, their backward",
+        "time of the hierarchy, the losses on codes and their backward pass",
         on="training",
         digits=3,
     ),
@@ -127,22 +134,23 @@ for _k in (1, 5, 10, 50):
             f"R@{_k}, {_arrow}",
             "higher",
             "%",
-            f"own pair among the {_k} of greatest cosine to the mean unit embedding, both sides centred; {_LEVELS}",
+            f"the own pair is among the {_k} of greatest cosine between the probe's output and a text's mean unit "
+            f"embedding, both centred; {_LEVELS}",
             _POOLED,
         )
         CARDS[f"{_way}_ot_r{_k}"] = Card(
             f"R@{_k}, {_arrow}, by transport",
             "higher",
             "%",
-            "own pair among the least transport costs between codes and "
+            f"the own pair is among the {_k} of least transport cost between codes and "
             f"text units, minus each image's and each text's mean; {_LEVELS}",
             f"{_POOLED}; applied to every code",
             on="the first held-out images with text",
         )
 for _name, _title, _size in (("mobilenet", "MobileNet", 224), ("squeezenet", "SqueezeNet", 227)):
     _by = _JUDGE.format(_title, _size)
-    CARDS[f"fd_{_name}"] = Card(f"FD-{_title}", "lower", "–", f"Fréchet distance, {_by}; no FID; {_FEW}")
-    CARDS[f"kd_{_name}"] = Card(f"KD-{_title}", "lower", "–", f"kernel distance, {_by}; no KID", digits=4)
+    CARDS[f"fd_{_name}"] = Card(f"FD-{_title}", "lower", "–", f"Fréchet distance, {_by}; this is not FID; {_FEW}")
+    CARDS[f"kd_{_name}"] = Card(f"KD-{_title}", "lower", "–", f"kernel distance, {_by}; this is not KID", digits=4)
     CARDS[f"agreement_{_name}"] = Card(
         f"class agreement, {_title}", "higher", "%", f"images whose likeliest class stays the same; {_by}"
     )

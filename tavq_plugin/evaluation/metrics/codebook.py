@@ -12,7 +12,7 @@ class CodebookUse(NamedTuple):
     """Counts over a set of images."""
 
     usage: float  # percent of the codes that occur
-    perplexity: float  # exp of the entropy of the codes' frequencies; k where all codes are equally frequent
+    perplexity: float  # exp of the entropy of the codes' frequencies; k if all codes are equally frequent
     dead: int  # codes that never occur
 
 
@@ -26,7 +26,7 @@ def codebook_use(indices: Tensor, size: int) -> CodebookUse:
 
 
 def code_counts(indices: Tensor, size: int) -> Tensor:
-    """How often each code occurs; any shape -> k int64. Raises ValueError for an index outside the codebook."""
+    """How often each of k codes occurs; any shape -> k int64. Raises ValueError for an index outside the codebook."""
     counts = torch.bincount(indices.flatten(), minlength=size)
     if len(counts) > size:
         raise ValueError(f"indices reach {len(counts) - 1} and the codebook has {size} codes: give its real size")
@@ -44,7 +44,7 @@ def sum_over_processes(counts: Tensor) -> Tensor:
 
 
 def codebook_use_from_counts(counts: Tensor) -> CodebookUse:
-    """Usage, perplexity and dead codes from counts, k. Raises ValueError where all counts are 0.
+    """Usage, perplexity and dead codes from counts, k. Raises ValueError if all counts are 0.
 
     >>> codebook_use_from_counts(torch.tensor([5, 5, 0, 0]))
     CodebookUse(usage=50.0, perplexity=2.0, dead=2)

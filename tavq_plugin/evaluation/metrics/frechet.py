@@ -14,7 +14,7 @@ SUBSETS = 20  # of the kernel distance
 
 
 class _Identity(nn.Module):
-    """Stands in for torchmetrics' feature network: its input is features already."""
+    """Stands in for torchmetrics' feature network, because its input already consists of features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ def frechet_distance(real: Tensor, ours: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, ours: Tensor) -> float:
-    """Kernel distance (cubic polynomial, unbiased) over 20 random subsets of half the images; n c, m c.
+    """Kernel distance (cubic polynomial, unbiased) over 20 random subsets of half the images, at most 1000; n c, m c.
 
-    The caller's random state is left alone. Raises ValueError for fewer than four images.
+    The caller's random state does not change. Raises ValueError for fewer than four images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 

@@ -38,5 +38,5 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
         to_uint8(reconstruction).double(), to_uint8(images).double(),
         gaussian_kernel=True, kernel_size=WINDOW, sigma=1.5, data_range=255.0, reduction="none",
     )  # fmt: skip
-    assert isinstance(similarity, Tensor)  # a pair only where the full image is asked for too
+    assert isinstance(similarity, Tensor)  # it is a pair only if the full image is requested too
     return similarity.reshape(len(images)).float()

@@ -39,10 +39,10 @@ def mutual_information(histograms: Tensor, words: Tensor) -> float:
 
 
 def code_word_purity(histograms: Tensor, words: Tensor, *, permutations: int = PERMUTATIONS) -> Purity:
-    """Mutual information of codes and words beside its null: the same texts shuffled among the images; n k, n w bool.
+    """Mutual information of codes and words, and its null with texts shuffled among the images; n k, n w bool.
 
-    A finite sample alone gives information above 0, and more of it with more codes in use; so report the excess.
-    Raises ValueError where fewer than two texts have words.
+    A finite sample gives information above 0 by chance, and more with more codes in use, so report the excess. Raises
+    ValueError if fewer than two texts have words.
     """
     has_words = words.any(1)
     if has_words.sum() < 2:

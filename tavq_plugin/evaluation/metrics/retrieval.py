@@ -12,7 +12,7 @@ from torch import Tensor
 def recall(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 10, 50)) -> dict[str, float]:
     """Percent of queries whose own key (same row) is among the k of greatest cosine; n d, n d -> {"r1": …}.
 
-    Both sides are centred first. Ties count by the chance of a random order, so constant queries score as chance.
+    Both sides are centred first. Tied keys count as if in random order, so constant queries score as chance.
 
     >>> recall(torch.eye(4), torch.eye(4), at=(1, 2))
     {'r1': 100.0, 'r2': 100.0}
@@ -30,7 +30,7 @@ def recall_per_query(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 5
 
 
 def recall_from_scores(score: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> dict[str, Tensor]:
-    """`recall_per_query` from scores, queries by keys, greater is nearer; n n -> {"r1": n, …}.
+    """`recall_per_query` from scores, queries × keys, where greater is nearer; n n -> {"r1": n, …}.
 
     Each query's own key is on the diagonal. Raises ValueError for scores that are not finite.
     """
@@ -47,7 +47,7 @@ def average_precision_per_image(scores: Tensor, present: Tensor) -> Tensor:
 
     The mean over the images is exactly the mean average precision, in percent, over the words that any image has. A
     word's average precision is the mean, over the images that have it, of the precision down to that image's rank; an
-    image's part sums this over its own words. NaN for every image where no word is present.
+    image's part sums this over its own words. If no image has a word, all are NaN.
     """
     order = scores.double().argsort(dim=0, descending=True, stable=True)
     hit = present.gather(0, order).double()

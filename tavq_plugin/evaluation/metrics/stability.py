@@ -1,4 +1,4 @@
-"""Whether codes of another seed carry the same words: word tables of matched codes, and word scores of images."""
+"""Whether codes of another seed carry the same words: by word tables of matched codes, and by word scores of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CODES = 2048  # a run's most-used codes, at most, that are matched
+CODES = 2048  # at most this many of a run's codes are matched: the most used ones
 
 
 class Stability(NamedTuple):
@@ -19,7 +19,7 @@ class Stability(NamedTuple):
 
 
 def word_table(histograms: Tensor, words: Tensor) -> Tensor:
-    """How much more often texts have a word where a code occurs than on average; n k, n w bool -> k w, 0 if unused."""
+    """Share of a word in texts where a code occurs, minus its mean share; n k, n w bool -> k w, 0 for unused codes."""
     share = words.double() / words.sum(1, keepdim=True).clamp(min=1)
     weight = histograms.double()
     code_share = weight.T @ share / weight.sum(0)[:, None].clamp(min=1e-12)
@@ -40,11 +40,9 @@ def code_word_stability(
 
     sides = [_most_used(*side, most=most) for side in (first, second)]
     train = [_unit_columns(histograms) for histograms, _ in sides]
-    mine, theirs = linear_sum_assignment((train[0].T @ train[1]).numpy(), maximize=True)
-    mine, theirs = torch.from_numpy(mine), torch.from_numpy(theirs)
+    mine, theirs = map(torch.from_numpy, linear_sum_assignment((train[0].T @ train[1]).numpy(), maximize=True))
     tables = [_unit_columns(word_table(held_out, words).T) for _, held_out in sides]  # w k
-    weight = sides[0][1].double().mean(0)[mine] * sides[1][1].double().mean(0)[theirs]
-    weight = weight.sqrt()
+    weight = (sides[0][1].double().mean(0)[mine] * sides[1][1].double().mean(0)[theirs]).sqrt()
     shuffled = theirs[torch.randperm(len(theirs), generator=torch.Generator().manual_seed(0))]
     correlations = [(tables[0][:, mine] * tables[1][:, other]).sum(0) for other in (theirs, shuffled)]
     total = weight.sum().clamp(min=1e-12)
@@ -57,13 +55,13 @@ def word_image_stability(first: Tensor, second: Tensor) -> float:
 
 
 def _most_used(train: Tensor, held_out: Tensor, *, most: int) -> tuple[Tensor, Tensor]:
-    """Both histograms for the `most` codes that training uses most, in that order; unused codes are left out."""
+    """Both histograms for the `most` codes that the training images use most, in that order, without unused codes."""
     use = train.sum(0)
     chosen = use.argsort(descending=True, stable=True)[: min(most, int((use > 0).sum()))]
     return train[:, chosen], held_out[:, chosen]
 
 
 def _unit_columns(columns: Tensor) -> Tensor:
-    """Columns of mean 0 and length 1, so that products are correlations; a constant one becomes 0."""
+    """Columns of mean 0 and length 1, so that products are correlations; a constant column becomes 0."""
     columns = columns.double()
     return F.normalize(columns - columns.mean(0), dim=0)

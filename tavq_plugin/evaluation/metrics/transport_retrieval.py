@@ -1,4 +1,4 @@
-"""Retrieval by transport: how near an image is to a text is the transport cost between its codes and its units."""
+"""Retrieval by transport: the score of an image and a text comes from the transport cost of its codes to its units."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tavq_plugin.types import Units
 def transport_scores(quantized: Tensor, indices: Tensor, units: Units, probe: Ridge) -> Tensor:
     """How near each image is to each text, greater is nearer; s c h w, s h w, s m d -> s s, images first.
 
-    Every code goes through the fitted probe (without its offset) onto the unit sphere. The cost is squared Euclidean,
-    with a blur of .02 of each problem's scale. Each image's and each text's mean cost is subtracted, as centring does
+    Every code goes through the fitted probe (without its offset) and is normalised. The cost is squared Euclidean, with
+    an epsilon of .02 of each problem's scale. Each image's and each text's mean cost is subtracted, as centring does
     for pooled vectors, so that a text that is near every image gains nothing.
     """
     merged = merge_repeated_codes(quantized, indices)

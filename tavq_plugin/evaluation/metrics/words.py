@@ -12,7 +12,7 @@ from torch import Tensor
 from tavq_plugin.evaluation.probes import PENALTY, fit_ridge
 from tavq_plugin.text.store import TextStore
 
-PAIRS = 20_000  # (image, masked word) pairs that the masked-word probe is fitted on, at most
+PAIRS = 20_000  # the masked-word probe is fitted on at most this many (image, masked word) pairs
 
 
 def frequent_words(store: TextStore, rows: Sequence[int], count: int) -> list[str]:
@@ -45,7 +45,7 @@ def code_histograms(indices: Tensor, size: int) -> Tensor:
 
 
 class MaskedWords(NamedTuple):
-    """Share of an image's masked words that a probe ranks first; one value per image, NaN where a text has none."""
+    """Share of an image's masked words that a probe ranks first; one value per image, NaN if its text has none."""
 
     with_codes: Tensor  # from the codes and the text's other words
     text_alone: Tensor  # from the text's other words
@@ -64,9 +64,9 @@ def masked_words(
 ) -> MaskedWords:
     """Mask each word of a text in turn and guess it among all w words; n c, m c, n w bool, m w bool, w d -> m, m.
 
-    A ridge regression onto one-hot words reads the codes beside the mean vector of the text's other words. Its guess is
-    the word of greatest output among those that are not in the rest of the text. The same regression without codes is
-    the control: the difference is what the codes add.
+    A ridge regression onto one-hot words reads the codes and the mean vector of the text's other words. Its guess is
+    the word of greatest output that is not in the rest of the text. The same regression without codes is the control:
+    the difference is what the codes add.
     """
     fit, test = _maskings(train_words, vectors), _maskings(held_out_words, vectors)
     if not len(fit.text) or not len(test.text):

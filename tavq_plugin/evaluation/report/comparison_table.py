@@ -12,8 +12,8 @@ from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
 MARKED_BELOW = 0.05  # a difference with a smaller p is marked
 MARKS = {"vqgan": ("▲", "▼"), "tavq": ("△", "▽")}
 LEGEND = (
-    "mean ± standard deviation over seeds; best mean bold; ▲ ▼ better, worse than vqgan, △ ▽ than "
-    "tavq: paired bootstrap over images and seeds, p < .05, for metrics with one value per image"
+    "Mean ± standard deviation over seeds; the best mean is bold. ▲ is better and ▼ worse than vqgan, △ better and ▽ "
+    "worse than tavq (paired bootstrap over images and seeds, p < .05, for metrics with one value per image)"
 )
 
 
@@ -22,7 +22,7 @@ class Cell:
     """One value as it is shown."""
 
     method: str
-    text: str  # "not computed" where there is no value
+    text: str  # "not computed" if there is no value
     best: bool = False
     marks: str = ""
     why: str = ""  # why there is no value
@@ -39,7 +39,7 @@ class Line:
 
 def lines_of(content: Mapping[str, Any], metrics: Sequence[str]) -> list[Line]:
     """One line per metric that any method has, or lacks for a stated reason; methods in the content's order."""
-    known = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
+    known = _known_metrics(content)
     return [
         Line(metric, card_of(metric), [_cell(content, metric, name) for name in content["methods"]])
         for metric in metrics
@@ -50,8 +50,7 @@ def lines_of(content: Mapping[str, Any], metrics: Sequence[str]) -> list[Line]:
 def every_metric(content: Mapping[str, Any]) -> list[str]:
     """All metrics in the order of the cards; the levels of a metric follow their mean."""
     order = {name: i for i, name in enumerate(CARDS)}
-    names = {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
-    return sorted(names, key=lambda name: (order.get(name, order.get(name[:-2], len(order))), name))
+    return sorted(_known_metrics(content), key=lambda name: (order.get(name, order.get(name[:-2], len(order))), name))
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -74,6 +73,10 @@ def markdown(content: Mapping[str, Any]) -> str:
         "\n".join(f"- broke: {name}: {why}" for name, why in content.get("failed", {}).items()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _known_metrics(content: Mapping[str, Any]) -> set[str]:
+    return {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
 
 
 def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:

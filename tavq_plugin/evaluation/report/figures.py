@@ -38,7 +38,7 @@ def curves(histories: Mapping[str, list[list[dict[str, float]]]], path: Path) ->
 
 
 def usage(counts: Mapping[str, Tensor], path: Path) -> None:
-    """Draw how often each code occurs, most used first, one panel per method; {name: k counts}, PNG."""
+    """Draw how often each code occurs, most used first, one panel per method, from {name: k counts}; PNG."""
     plt = pyplot()
     columns = min(5, len(counts))
     lines = -(-len(counts) // columns)
@@ -59,7 +59,7 @@ def usage(counts: Mapping[str, Tensor], path: Path) -> None:
 
 
 def reconstructions(images: Tensor, shown: Mapping[str, Tensor], path: Path) -> None:
-    """Draw the held-out images and every method's reconstructions; n 3 h w uint8, PNG."""
+    """Draw the held-out images and every method's reconstructions, all n 3 h w uint8; PNG."""
     reconstruction_grid({name: to_float(rows) for name, rows in {"image": images, **shown}.items()}, path)
 
 

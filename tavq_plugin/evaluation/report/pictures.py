@@ -1,4 +1,4 @@
-"""Pictures of runs: reconstructions side by side, and where in an image the transport sends a word."""
+"""Pictures of runs: reconstructions side by side, and where the transport places a word in an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tavq_plugin.pixels import to_uint8
 
 
 def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:
-    """Draw one row of images per name; {name: n 3 h w in [-1, 1]}, PNG."""
+    """Draw one row of images per name, from {name: n 3 h w in [-1, 1]}; PNG."""
     plt = pyplot()
     n = len(next(iter(rows.values())))
     figure, axes = plt.subplots(
@@ -33,7 +33,7 @@ def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:
 def word_regions(
     images: Tensor, words: Sequence[Sequence[str]], maps: Sequence[Tensor], path: Path, *, title: str
 ) -> None:
-    """Draw each image beside maps of the mass that its codes send to k words; n 3 h w, n × k words, n × (k g g), PNG.
+    """Draw each image and maps of the mass that its codes send to k words; n 3 h w, n × k words, n × (k g g); PNG.
 
     Colours are relative to the word's mean over the grid: red is more, blue is less.
     """
@@ -53,7 +53,7 @@ def word_regions(
             axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
             drawn = axis.imshow(smooth.numpy(), cmap="coolwarm", alpha=0.6, vmin=-2, vmax=2)
             axis.set_title(name, fontsize=9)
-    if drawn is not None:  # None where no image has a word
+    if drawn is not None:  # None if no image has a word
         figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=[-2, 0, 2]).ax.set_yticklabels(["¼×", "mean", "4×"])
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
@@ -67,7 +67,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot, drawing without a display. Raises ImportError, with the fix, where there is none."""
+    """Matplotlib's pyplot, drawing without a display. Raises ImportError, with the fix, if it is not installed."""
     try:
         import matplotlib
     except ImportError as error:

@@ -17,7 +17,7 @@ from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import save_text
 
 PICTURES = {
-    "reconstructions.png": "Held-out images, and each method's reconstructions (first seed)",
+    "reconstructions.png": "Held-out images and each method's reconstructions (first seed)",
     "curves.png": "Training: mean over seeds, smoothed",
     "usage.png": "How often each code of the decoder's level occurs in the held-out images (first seed)",
 }
