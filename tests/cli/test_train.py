@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "stps=3"], "stps is no setting of a recipe: did you mean steps?"),
+        (["--set", "stps=3"], "stps is not a setting of a recipe: did you mean steps?"),
         (
             ["--method", "tavq", "--set", "method=vqgan"],
             "method is given twice, by --method tavq and --set method=vqgan",

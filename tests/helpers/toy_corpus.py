@@ -106,7 +106,7 @@ def corpus(n: int = 10, n_train: int = 8, side: int = 16) -> Corpus:
 
 
 def save_as_scenes(corpus: Corpus, folder: Path) -> None:
-    """Write a corpus as `load_or_build_corpus` keeps drawn scenes of its size, so that a command finds it and encodes nothing."""
+    """Write a corpus as `load_or_build_corpus` keeps drawn scenes, so that a command finds it and encodes nothing."""
     n_eval, side = len(corpus.held_out_rows), corpus.images.shape[-1]
     asked = {"data": "scenes", "resolution": side, "n_train_at_most": corpus.n_train, "n_eval_at_most": n_eval}
     protocol = {"n_train": corpus.n_train, "n_eval": n_eval}
