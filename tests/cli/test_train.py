@@ -80,7 +80,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
             "method is given twice, by --method tavq and --set method=vqgan",
         ),
         (["--method", "none"], "no method 'none': one of"),
-        (["--set", "resolution=18"], "gives 16 px back for images of 18 px: give resolution=16"),
+        (["--set", "resolution=18"], "returns 16 px for images of 18 px: give resolution=16"),
         (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),
     ],
 )
