@@ -1,6 +1,6 @@
 """tavq-plugin: a codebook that speaks language, for any existing VQ image tokenizer (TA-VQ, arXiv 2503.01261).
 
-A public name is imported when it is first used, so that `import tavq_plugin` and `tavq --help` do not load torch.
+Public names are imported on first use, so that `import tavq_plugin` and `tavq --help` do not load torch.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = value  # the next use finds it without this function
+        globals()[name] = value  # so that the next use does not call this function
         return value
-    if find_spec(f"{__name__}.{name}"):  # a room of the house, as in `tavq.ot.solve`
+    if find_spec(f"{__name__}.{name}"):  # a submodule, as in `tavq.ot.solve`
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""`attach` and `detach`: the alignment loss for training code that must not change."""
+"""`attach` and `detach`: add the alignment loss to training code that must not change."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tavq_plugin.types import Codes, TextBatch
 class Attachment(nn.Module):
     """Hooks on a host that other code runs, and the weighted loss of its latest forward pass; texts -> scalar.
 
-    Its state dict holds the plug-in's own parameters and nothing of the host. `codes` keeps the latest levels,
-    `last` the diagnostics. `weight` may be changed between steps; at 0 nothing is recorded or computed.
+    Its state dict holds the plug-in's own parameters and nothing of the host. `codes` holds the levels of the latest
+    call, `last` its diagnostics. `weight` may be changed between steps; at 0 nothing is recorded or computed.
     `print(align)` shows one line about what was added, `align.summary()` a table.
     """
 
@@ -76,8 +76,8 @@ class Attachment(nn.Module):
         self.codes = codes_from(self.adapter, self.hierarchy, seen)
         if not self.codes.final.latent.requires_grad:
             raise RuntimeError(
-                "the captured latent carries no gradient (a frozen encoder, or reentrant checkpointing): "
-                "use torch.utils.checkpoint with use_reentrant=False, or unfreeze the encoder"
+                "the captured latent carries no gradient: the encoder is frozen or uses reentrant checkpointing; "
+                "unfreeze it, or call torch.utils.checkpoint with use_reentrant=False"
             )
         return self.weight * self.alignment(self.codes, texts) + self.codebook_loss_weight * self.codes.loss
 
@@ -134,27 +134,27 @@ def attach(
 ) -> Attachment:
     """Add the alignment loss to training code that must not change: hooks on the host, parameters in the optimizer.
 
-    Call it after the optimizer is built, and before the optimizer's state or a schedule is. Then add `align(texts)` to
-    the generator's loss, after the host's own forward pass. `tavq.detach(host)` undoes it.
+    Call it after building the optimizer, but before loading the optimizer's state or building a learning-rate schedule.
+    After each forward pass of the host, add `align(texts)` to the generator's loss. `tavq.detach(host)` undoes it.
 
     Args:
-        host: The model that is trained; it may be inside DistributedDataParallel or torch.compile.
-        optimizer: The generator's. The new parameters become a group of it, with the first group's learning rate.
+        host: The model in training; it may be inside DistributedDataParallel or torch.compile.
+        optimizer: The generator's. It receives the new parameters as a group with the first group's learning rate.
         weight: λ, the weight of the alignment; 0 returns an exact 0 and computes nothing.
         codebook_loss_weight: Weight of the added levels' codebook and commitment loss.
         text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
-        encoder: Embeds strings. Default: the offline MiniLM, if `text_dim` and `store` are not given either.
+        encoder: Embeds strings. Default: the offline MiniLM, unless `text_dim` or `store` is given.
         store: Holds the text units of ids.
         alignment: Further settings of `TextAlignment`.
         log_summary: If true, log one line about what was added (logger "tavq_plugin", level INFO).
         **wrapping: Settings of `wrap`.
 
     Raises:
-        ValueError: A weight is negative, the host has an attachment already, or `wrap` or `TextAlignment` refuses.
+        ValueError: A weight is negative, the host has an attachment already, or `wrap` or `TextAlignment` raises it.
     """
     host = unwrap(host)
     if host in _attached:
-        raise ValueError("this host has an attachment already: tavq.detach(host) first")
+        raise ValueError("this host has an attachment already: call tavq.detach(host) first")
     if text_dim is None and encoder is None and store is None:
         from tavq_plugin.text.encoder import offline_encoder
 
@@ -173,7 +173,7 @@ def attach(
 
 
 def detach(host: nn.Module) -> None:
-    """Leave the host, and the optimizer given to `attach`, as they were found; does nothing for a wrapped host."""
+    """Restore the host, and the optimizer given to `attach`, as they were; does nothing without an attachment."""
     align = _attached.pop(unwrap(host), None)
     if align is not None:
         align.release()

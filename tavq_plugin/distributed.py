@@ -1,4 +1,4 @@
-"""What training code puts around a module: DDP, FSDP2 and torch.compile; and tensors sharded over processes."""
+"""Modules inside DDP, FSDP2 and torch.compile, and tensors that are sharded over processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if dist.is_available():
 
 
 def unwrap(host: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile; hooks on it fire all the same.
+    """The module inside DistributedDataParallel and torch.compile; hooks on it still fire.
 
     >>> unwrap(torch.compile(nn.Identity()))
     Identity()
@@ -41,9 +41,9 @@ def gather_sharded(tensor: Tensor) -> Tensor: ...
 @overload
 def gather_sharded(tensor: Tensor | None) -> Tensor | None: ...
 def gather_sharded(tensor: Tensor | None) -> Tensor | None:
-    """Gather a tensor that is sharded over ranks; its gradient is averaged over ranks, as FSDP's is.
+    """Gather a tensor that is sharded over ranks; its gradient is averaged over ranks, as FSDP averages it.
 
-    Any other tensor comes back as it is.
+    Any other tensor comes back unchanged.
     """
     if not dist.is_available() or not isinstance(tensor, DTensor):
         return tensor
@@ -58,7 +58,7 @@ _synchronized: WeakSet[nn.Module] = WeakSet()
 
 
 def mark_synchronized(module: nn.Module) -> None:
-    """Declare that FSDP2 shards a module as a whole, whose parts then do not look sharded inside its forward."""
+    """Declare that FSDP2 shards this module as a whole; inside its forward its parts do not look sharded."""
     _synchronized.update(module.modules())
 
 
@@ -72,14 +72,13 @@ def require_synchronized(module: nn.Module, name: str) -> None:
     inside_ddp = ddp is not None and any(part is module for part in ddp.modules())
     if not inside_ddp and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         raise RuntimeError(
-            f"{dist.get_world_size()} processes train, and {name} would drift apart between them: put it in a module "
-            f"of its own, {name} = torch.nn.parallel.DistributedDataParallel({name}) or accelerator.prepare({name}), "
-            "and call that"
+            f"{dist.get_world_size()} processes train, and {name} would drift apart between them: wrap it, {name} = "
+            f"torch.nn.parallel.DistributedDataParallel({name}) or accelerator.prepare({name}), and call the result"
         )
 
 
 def gather_state(tree: Any) -> Any:
-    """The same dicts and lists with every sharded tensor gathered; all processes must call it together."""
+    """The same dicts and lists with every sharded tensor gathered; all processes must call this together."""
     if isinstance(tree, Tensor):
         return gather_sharded(tree.detach())
     if isinstance(tree, Mapping):
@@ -88,7 +87,7 @@ def gather_state(tree: Any) -> Any:
 
 
 def shard_like(value: Any, like: Tensor | None) -> Any:
-    """Shard a whole tensor as another of its shape is sharded; anything else comes back as it is."""
+    """Shard a full tensor like another tensor of its shape; anything else comes back unchanged."""
     if not dist.is_available() or not isinstance(like, DTensor):
         return value
     if not isinstance(value, Tensor) or value.shape != like.shape:
@@ -97,13 +96,13 @@ def shard_like(value: Any, like: Tensor | None) -> Any:
 
 
 def load_module(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a whole state dict into a module, strictly; its sharded parameters take their shards."""
+    """Load a full (unsharded) state dict into a module, strictly; sharded parameters take their shards."""
     live = module.state_dict()
     module.load_state_dict({name: shard_like(value, live.get(name)) for name, value in state.items()}, strict=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole optimizer state; the optimizer's parameters may be sharded or channels_last.
+    """Load a full (unsharded) optimizer state; the optimizer's parameters may be sharded or channels_last.
 
     A fused optimizer steps through parameter and state in memory order, so each state gets its parameter's strides.
     """
@@ -119,7 +118,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _with_strides_of(like: Tensor, value: Any) -> Any:
-    """A tensor of a parameter's shape, in that parameter's memory order; anything else as it is."""
+    """A tensor of a parameter's shape, in that parameter's memory order; anything else comes back unchanged."""
     if not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride():
         return value
     return torch.empty_like(like, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

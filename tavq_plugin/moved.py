@@ -1,4 +1,4 @@
-"""Old module paths and public names: they work for one release, and warn with the new name."""
+"""Old module paths and public names; they work for one more release and warn with the new name."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ NAMES: dict[str, str] = {
 
 
 def new_place(module: str, name: str) -> tuple[str, str] | None:
-    """The new module and name of what was called `name` in `module`; None where it was not moved.
+    """The new module and name of what was called `name` in `module`; None if it was not moved.
 
     >>> new_place("align", "solve")
     ('ot.solve', 'solve')
@@ -333,7 +333,7 @@ def new_place(module: str, name: str) -> tuple[str, str] | None:
 
 
 def resolve(path: str) -> str:
-    """A dotted path as it is called today; paths that were not moved come back as they are.
+    """A dotted path by its current name; paths that were not moved come back unchanged.
 
     >>> resolve("tavq_plugin.ot.solve.solve")
     'tavq_plugin.ot.solve.solve'
@@ -356,7 +356,7 @@ def old_names(module: str) -> Callable[[str], Any]:
         target, new_name = f"{_ROOT}.{place[0]}", place[1]
         found = getattr(import_module(target), new_name)
         warnings.warn(
-            f"{module}.{name} is now {target}.{new_name}; the old name goes with the next release",
+            f"{module}.{name} is now {target}.{new_name}; the next release removes the old name",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -366,7 +366,7 @@ def old_names(module: str) -> Callable[[str], Any]:
 
 
 def renamed_arguments(**new_names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A function that still takes arguments by their old names, with a DeprecationWarning; old="new".
+    """A decorator: the function still takes arguments by old names, with a DeprecationWarning; give old="new".
 
     >>> @renamed_arguments(beside="detach_added_levels")
     ... def wrap(*, detach_added_levels=False):
@@ -384,7 +384,7 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[..., Any]], Callab
                 if new in kwargs:
                     raise TypeError(f"{old} is the old name of {new}, and both were given: give {new} alone")
                 warnings.warn(
-                    f"{old}= is now {new}=; the old name goes with the next release", DeprecationWarning, stacklevel=2
+                    f"{old}= is now {new}=; the next release removes the old name", DeprecationWarning, stacklevel=2
                 )
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
@@ -395,7 +395,7 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[..., Any]], Callab
 
 
 def current_settings(settings: Any) -> Any:
-    """Settings that an earlier release wrote, by today's names; what carries no old name comes back equal.
+    """Settings that an earlier release wrote, by today's names; settings without old names come back equal.
 
     >>> current_settings({"level_weight": 1.0, "host": {"wrap": {"beside": True}}, "options": {"level_weight": [2, 1]}})
     {'codebook_loss_weight': 1.0, 'host': {'wrap': {'detach_added_levels': True}}, 'options': {'level_weights': [2, 1]}}
@@ -406,7 +406,7 @@ def current_settings(settings: Any) -> Any:
 
 
 def _current_key(key: Any, value: Any) -> Any:
-    if key == "level_weight":  # it had two meanings
+    if key == "level_weight":  # this name had two meanings
         return "level_weights" if isinstance(value, Sequence) else "codebook_loss_weight"
     return _SETTINGS.get(key, key)
 
@@ -421,7 +421,7 @@ _SETTINGS = {"beside": "detach_added_levels", "measuring": "evaluation", "transp
 
 
 class _OldModules(MetaPathFinder, Loader):
-    """Finds the old module paths, after every other finder has failed; what it makes holds no code."""
+    """Finds old module paths after every other finder has failed; the modules it creates hold no code."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         old = name.removeprefix(f"{_ROOT}.")
@@ -436,6 +436,6 @@ class _OldModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let `import` find the old paths; called once, when tavq_plugin is imported."""
+    """Let `import` find the old paths; called when tavq_plugin is imported."""
     if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
         sys.meta_path.append(_OldModules())

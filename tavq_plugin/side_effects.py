@@ -1,4 +1,4 @@
-"""Blocks of code that leave no trace: random streams, training flags and buffers are put back at their end."""
+"""Contexts that leave no trace: at their end they restore random streams, training flags and buffers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if dist.is_available():
 
 @contextmanager
 def isolated_random_state(device: torch.device) -> Iterator[None]:
-    """Draw random numbers inside the block without moving the random streams that the host's training reads."""
+    """Draw random numbers inside the block without advancing the random streams that the host's training reads."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 @contextmanager
 def eval_without_trace(host: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode, without gradient and with random streams of its own.
+    """Run the block in eval mode, without gradient and with isolated random streams.
 
-    Training flags, buffers and shards are put back at the end, also on error.
+    Training flags, buffers and shards are restored at the end, also on error.
     """
     flags = [(module, module.training) for module in host.modules()]
     buffers = [

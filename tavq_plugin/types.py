@@ -1,4 +1,4 @@
-"""The types that all parts share; shapes in einops letters.
+"""The types that all parts share, with shapes in einops letters.
 
 b batch, c code width, h w grid, n codes of a level (h·w), m text units, d text width, k codebook size.
 Levels run fine → coarse; the last is always the host's own quantizer output.
@@ -81,4 +81,4 @@ class TextSource(Protocol):
         """Width d of the embeddings."""
 
     def batch(self, texts: Any, /, device: torch.device | str | None = None) -> TextBatch:
-        """Padded units of b texts; a text without units is a masked row."""
+        """Padded units of b texts; a text without units has an all-False mask row."""

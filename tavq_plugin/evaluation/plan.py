@@ -15,7 +15,7 @@ from tavq_plugin.moved import current_settings
 from tavq_plugin.networks.weights import files_of
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import file_settings, read_recipe, refuse_given_twice
-from tavq_plugin.training.run_folder import BOOKKEEPING
+from tavq_plugin.training.run_folder import BOOKKEEPING, flat_settings
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
 """What --quick changes in the recipe: few steps, dead codes that are restarted often enough for so few steps, and a
@@ -83,7 +83,7 @@ class Plan:
         if not path.exists():
             save_json(path, self.shared)
             return
-        ours, theirs = (_flatten(side) for side in (self.shared, current_settings(read_json(path))))
+        ours, theirs = (flat_settings(side) for side in (self.shared, current_settings(read_json(path))))
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
@@ -234,10 +234,3 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict
             )
         method_options.setdefault(method, {})[rest.removeprefix("options.")] = yaml.safe_load(value)
     return shared, method_options
-
-
-def _flatten(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
-    return flat

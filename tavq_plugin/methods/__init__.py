@@ -1,4 +1,4 @@
-"""Methods to train a VQ tokenizer, one per file; looked up by name and imported on demand."""
+"""Methods to train a VQ tokenizer, one per file; each is looked up by name and imported on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = {
 
 
 def method_class(name: str) -> type[Method]:
-    """A method's class by its name; KeyError lists the known names.
+    """A method's class by its name; raises KeyError, which lists the known names.
 
     >>> method_class("vqvae").adversarial
     False

@@ -30,16 +30,16 @@ class Step:
 
 
 class Method(nn.Module):
-    """A method's own parameters, its extra losses and what it does after an update; each method has its own file.
+    """A method's own parameters, its extra losses and what it does after an update.
 
-    A method must not hold the tokenizer as a submodule: the tokenizer's parameters are not its own. State that must
-    survive a resume, such as random generators, belongs in `state_dict()` (see `get_extra_state`).
+    A method must not hold the tokenizer as a submodule, because the tokenizer's parameters are not its own. State that
+    a resumed run needs, such as random generators, belongs in `state_dict()` (see `get_extra_state`).
     """
 
     name: ClassVar[str] = "vqgan"
-    adversarial: ClassVar[bool] = True  # trained with the recipe's discriminator
-    perceptual: ClassVar[bool] = True  # trained with the recipe's perceptual loss
-    levels: ClassVar[bool] = False  # whether levels 1 and 2 send their gradient to the host; else it is detached
+    adversarial: ClassVar[bool] = True  # trains with the recipe's discriminator
+    perceptual: ClassVar[bool] = True  # trains with the recipe's perceptual loss
+    levels: ClassVar[bool] = False  # if true, levels 1 and 2 send gradient to the host; else they are detached
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class Method(nn.Module):
         """Called after each optimizer step; a method may move the codebook here."""
 
     def finish(self) -> None:
-        """Called after training: remove what was put on the host, so that the host's own code loads the weights."""
+        """Called after training: remove the method's changes to the host, so that its own code loads the weights."""
 
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Draw new parameters from a seed, on the CPU, without moving any random stream."""
+    """Initialise parameters from a seed, on the CPU, without advancing any random stream."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' streams too
         yield

@@ -10,7 +10,7 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 def learnt_table(tokenizer: Tokenizer, method: str) -> tuple[nn.Module, str, Tensor]:
     """The module and parameter name that hold the host's codebook, and the codebook as k c.
 
-    Raises ValueError where no parameter holds it: there is no explicit codebook, or it is computed or moved by an EMA.
+    Raises ValueError if no parameter holds it: there is no explicit codebook, or it is computed, or moved by an EMA.
     """
     table = tokenizer.adapter.codebook()
     if table is not None and table.requires_grad:
@@ -18,8 +18,9 @@ def learnt_table(tokenizer: Tokenizer, method: str) -> tuple[nn.Module, str, Ten
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.data_ptr() == table.data_ptr() and parameter.numel() == table.numel():
                     return module, name, table
-    what = "has none that is explicit" if table is None else "is computed, or moved by an EMA"
+    host = type(tokenizer.host).__name__
+    found = f"{host} has no explicit codebook" if table is None else f"that of {host} is computed, or moved by an EMA"
     raise ValueError(
-        f"{method} needs a codebook that is a parameter of the host, learnt by gradient, and that of "
-        f"{type(tokenizer.host).__name__} {what}: choose another host, or its quantizer with a learnt codebook"
+        f"{method} needs a codebook that is a parameter of the host, learnt by gradient, but {found}: choose another "
+        "host, or a quantizer with a learnt codebook"
     )

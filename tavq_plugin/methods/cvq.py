@@ -1,4 +1,4 @@
-"""CVQ: each code moves towards a latent of the batch, the further the less it is used."""
+"""CVQ: each code moves towards a latent of the batch; the less a code is used, the further it moves."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ METRICS = ("l2", "cos")
 class CVQMethod(Method):
     """Online Clustered Codebook (Zheng & Vedaldi, ICCV 2023; formulas as in the released `quantise.py`, 04864b7).
 
-    From the paper: a running usage N ← γ N + (1 − γ) n, where n is the share of the batch's latents that chose a code;
-    for each code an anchor, one of the batch's latents, drawn by the softmax of its closeness ("probrandom"); and the
-    running average e ← (1 − α) e + α · anchor with α = exp(−10 K N / (1 − γ) − .001). The contrastive loss compares a
-    code's mean similarity to its nearest latents (N / K of them, at least one) with the farthest half, over τ = .07;
-    its gradient reaches the codebook only.
+    From the paper: each code has a running usage N ← γ N + (1 − γ) n, where n is the share of the batch's latents that
+    chose it. Its anchor is one of the batch's latents, drawn by the softmax of their closeness ("probrandom"). It moves
+    by e ← (1 − α) e + α · anchor with α = exp(−10 K N / (1 − γ) − .001). The contrastive loss compares a code's mean
+    similarity to its nearest latents (latents / K of them, at least one) with the farthest half, over τ = .07; its
+    gradient reaches the codebook only.
 
     Our reading: the host keeps its quantizer, losses and lookup. Codes move after the optimizer's step, not in the
     forward, and keep their Adam moments. Anchors are drawn by the host's distance, and the contrast uses cosines, for
-    which τ was chosen. With several processes, usage and anchors are taken over all latents, so that every rank moves
-    the codes alike.
+    which τ was chosen. With several processes, usage and anchors come from the latents of all, so every rank moves the
+    codes in the same way.
 
     Args:
         decay: γ of the running usage, 0 or more and below 1.
@@ -78,14 +78,12 @@ class CVQMethod(Method):
         codebook = gather_sharded(self.adapter.codebook())
         assert codebook is not None  # `learnt_table` found it
         with torch.autocast(latents.device.type, enabled=False):
-            return {
-                "contrast": self.contrast
-                * code_contrast(codebook.to(latents.dtype), latents, temperature=self.temperature)
-            }
+            loss = code_contrast(codebook.to(latents.dtype), latents, temperature=self.temperature)
+        return {"contrast": self.contrast * loss}
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:
-        """Update the usage and move every code towards its anchor; often used codes hardly move."""
+        """Update the usage and move every code towards its anchor; codes that are used often hardly move."""
         codebook = self.adapter.codebook()
         assert codebook is not None  # `learnt_table` found it
         if gather_sharded(codebook) is not codebook:
@@ -112,7 +110,7 @@ class CVQMethod(Method):
 def anchors(codebook: Tensor, latents: Tensor, draw: Tensor, *, metric: str = "l2") -> Tensor:
     """Draw one latent per code, by the softmax over latents of −|z − e|² or of the cosine; k c, n c, k -> k c.
 
-    draw: one number in [0, 1) per code, looked up in the cumulative probabilities.
+    `draw` holds one number in [0, 1) per code, which is looked up in the cumulative probabilities.
     """
     rows = max(1, 2**24 // len(latents))
     chosen = []
@@ -129,7 +127,7 @@ def anchors(codebook: Tensor, latents: Tensor, draw: Tensor, *, metric: str = "l
 
 
 def code_contrast(codebook: Tensor, latents: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """Cross-entropy of each code's mean similarity to its nearest latents, against the farthest; k c, n c -> scalar."""
+    """Cross-entropy of each code's mean similarity to its nearest latents against the farthest; k c, n c -> scalar."""
     ordered = (F.normalize(codebook, dim=1) @ F.normalize(latents, dim=1).T / temperature).sort(1).values
     n = len(latents)
     nearest = ordered[:, -max(1, n // len(codebook)) :].mean(1, keepdim=True)
@@ -137,7 +135,7 @@ def code_contrast(codebook: Tensor, latents: Tensor, *, temperature: float = 0.0
 
 
 def _flat_latents(step: Step) -> Tensor:
-    """The final level's latents in float32 or more; -> (b h w) c."""
+    """The final level's latents, half precision raised to float32; -> (b h w) c."""
     latents = rearrange(step.codes.final.latent, "b c h w -> (b h w) c")
     return latents.float() if latents.dtype in (torch.float16, torch.bfloat16) else latents
 

@@ -10,7 +10,7 @@ from tavq_plugin.methods.tavq import TAVQ
 
 
 class ContrastOnly(TextAlignment):
-    """TextAlignment reduced to its contrast, with the weight that it has beside the transport."""
+    """TextAlignment with its contrast alone; the contrast keeps its weight."""
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's loss over the images with text; l b n d, l b m d -> l."""
@@ -20,8 +20,8 @@ class ContrastOnly(TextAlignment):
 class InfoNCE(TAVQ):
     """InfoNCE (van den Oord et al. 2018, eq. 4; both ways, as in CLIP) between an image's pooled codes and its text.
 
-    Our control: TA-VQ without its transport, with the same heads, units and weights at each level. It takes the
-    settings of `TAVQ`; those of the solver have no effect with contrast_on="pooled".
+    Our control: TA-VQ without its transport, with the same heads, units and weights at each level. The
+    settings are those of `TAVQ`; those of the solver have no effect with contrast_on="pooled".
     """
 
     name = "infonce"

@@ -22,9 +22,9 @@ class PooledDistance(TextAlignment):
 class L2Distil(TAVQ):
     """Our control: TA-VQ's heads, units and weights, with a squared distance between pooled vectors as in distillation.
 
-    Codes are projected and normalised, averaged over the grid and normalised again; units likewise. (VLTok, CVPR
-    2026, reports that L2 distillation beats a contrast; its teacher is an image encoder, ours is the text.) It takes
-    the settings of `TAVQ`; those of the solver and the contrast have no effect.
+    Codes are projected, normalised, averaged over the grid and normalised again; units likewise. (VLTok, CVPR 2026,
+    reports that L2 distillation beats a contrast; its teacher is an image encoder, ours is the text.) The settings are
+    those of `TAVQ`; those of the solver and the contrast have no effect.
     """
 
     name = "l2-distil"

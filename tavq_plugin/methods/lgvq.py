@@ -1,4 +1,4 @@
-"""LG-VQ: three losses that read text from the final codes: a global contrast, masked words, relations of words."""
+"""LG-VQ: three losses that read text from the final codes: a global contrast, masked words, word relations."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class LGVQ(Method):
     nearest to them. The default weights are those for CelebA-HQ and TextCaps (for CUB: 1e-3 each).
 
     Our reading: there is no CLIP here, so a text's tokens are the frozen embeddings of its words, its global feature
-    is the mean over its sentences, and masked words are chosen among the distinct words of the training texts. Texts
-    may have any length, and images without text are left out. Positions are sinusoidal, so any grid works.
+    is the mean over its sentences, and a masked word is named among the distinct words of the training texts. Texts may
+    have any length, and images without text are left out. Positions are sinusoidal, so any grid works.
 
     Args:
         global_weight: Weight of (a).
         masked_weight: Weight of (b).
         relation_weight: Weight of (c).
-        straight_through: If true, as in the source, the gradient passes straight through to the encoder; else it goes
-            where the tokenizer's `grad_to` says.
+        straight_through: If true, as in the released code, the gradient passes straight through to the encoder; if
+            false, it goes where the tokenizer's `grad_to` says.
         width: Width of the two transformers, a multiple of 4 · heads.
         heads: Attention heads of the two transformers.
 
@@ -93,34 +93,36 @@ class LGVQ(Method):
         codes = with_gradient(final.latent, final.quantized, "encoder") if self.straight_through else final.quantized
         with torch.autocast(codes.device.type, enabled=False):
             codes = codes.float()
-            seen = self.visual_tokens(codes)
-            whole = pooled(*text_measure(step.texts["sentence"], seen.dtype))
-            tokens, _ = text_measure(words, seen.dtype)
-            places = F.normalize(self.to_text(seen), dim=-1)  # b (1 + n) d
+            visual = self.visual_tokens(codes)
+            global_texts = pooled(*text_measure(step.texts["sentence"], visual.dtype))
+            tokens, _ = text_measure(words, visual.dtype)
+            places = F.normalize(self.to_text(visual), dim=-1)  # b (1 + n) d
             related = self.relate(rearrange(codes, "b c h w -> b (h w) c"))
             losses = {
-                "global": global_contrast(places[:, 0], whole, step.texts["sentence"].mask.any(1)),
-                "masked": self.masked_words(seen, tokens, words.mask),
+                "global": global_contrast(places[:, 0], global_texts, step.texts["sentence"].mask.any(1)),
+                "masked": self.masked_words(visual, tokens, words.mask),
                 "relation": relation(related, places[:, 1:].detach(), tokens, words.mask),
             }
         return {name: self.weights[name] * loss for name, loss in losses.items()}
 
     def visual_tokens(self, codes: Tensor) -> Tensor:
-        """The transformer's tokens of a quantized map, CLS first; b c h w -> b (1 + n) width."""
+        """The transformer's tokens for a quantized map, CLS first; b c h w -> b (1 + n) width."""
         h, w = codes.shape[2:]
         x = self.into(rearrange(codes, "b c h w -> b (h w) c")) + positions(h, w, self.cls.shape[0]).to(codes)
         return self.look(torch.cat([repeat(self.cls, "d -> b 1 d", b=len(codes)), x], 1))
 
-    def masked_words(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def masked_words(self, visual: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Cross-entropy of naming the masked words among the training texts' words; b n w, b m d, b m -> scalar."""
         hidden = draw_masked(mask.cpu(), self._draw).to(mask.device)
         shown = torch.where(hidden[..., None], self.mask_token, tokens)
         padding = ~mask
-        padding[:, 0] &= mask.any(1)  # a text without words keeps one place, so that attention is never over nothing
-        length = positions(1, mask.shape[1], self.cls.shape[0]).to(tokens)
-        named = self.to_word(self.fill(self.read(shown) + length, seen, tgt_key_padding_mask=padding))
+        padding[:, 0] &= mask.any(
+            1
+        )  # a text without words keeps one place, so that attention has something to attend to
+        order = positions(1, mask.shape[1], self.cls.shape[0]).to(tokens)
+        named = self.to_word(self.fill(self.read(shown) + order, visual, tgt_key_padding_mask=padding))
         similar, target = (tokens[hidden] @ self.vocabulary.T).max(1)
-        known = (similar > 1 - 1e-3).to(tokens)  # a word that is in no training text is no target
+        known = (similar > 1 - 1e-3).to(tokens)  # words outside the training texts are not targets
         each = F.cross_entropy(named[hidden] @ self.vocabulary.T, target, reduction="none", label_smoothing=0.1)
         return (each * known).sum() / known.sum().clamp(min=1) + 0 * named.sum()
 
@@ -134,17 +136,17 @@ class LGVQ(Method):
 
 
 def training_words(corpus: Corpus) -> Tensor:
-    """Embeddings of the distinct words of the training texts, as in a batch; -> u d."""
+    """Embeddings of the distinct words of the training texts, unit length; -> u d."""
     store = corpus.store
     ids = store.lists["word"].subset(store.rows(corpus.train_rows)).ids.unique()
     if not len(ids):
-        raise ValueError(f"lgvq reads words, and no training text of {corpus.name} holds any: give texts with words")
+        raise ValueError(f"lgvq reads words, but no training text of {corpus.name} holds any: give texts with words")
     words = padded_units(store.table, ids[None], torch.ones_like(ids, dtype=torch.bool)[None], store.mean("word"))
     return F.normalize(words.embeddings[0], dim=-1)
 
 
 def draw_masked(mask: Tensor, draw: torch.Generator) -> Tensor:
-    """Draw the words to mask: a share of each text from a cut normal, at least one word; b m bool -> b m bool.
+    """Draw the words to mask, at least one per text; their share is from a cut normal; b m bool -> b m bool.
 
     Padding does not change the draws.
     """
@@ -158,7 +160,7 @@ def draw_masked(mask: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def global_contrast(images: Tensor, texts: Tensor, present: Tensor) -> Tensor:
-    """Cross-entropy from images to the batch's texts, on cosines; unit vectors b d, b d, text present b -> scalar."""
+    """Cross-entropy from images to the batch's texts, on cosines; unit vectors b d, b d, has text b -> scalar."""
     logits = (images @ texts.T).masked_fill(~present[None], -1e4)
     each = F.cross_entropy(logits, torch.arange(len(images), device=images.device), reduction="none")
     return (each * present).sum() / present.sum().clamp(min=1)

@@ -16,18 +16,18 @@ from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES, GradTo, TextBatch
 
-WEIGHT = 0.2  # λ at the start; .3 loses half as much pixel quality again, for 3 % of word mAP (docs/findings.md)
-LEVEL_WEIGHTS = (2.5, 2.5, 0.35)  # words, phrases, sentences; the decoder reads only level 3, so 1–2 cost few pixels
-CONTRAST = 0.1  # beside the transport: a little of it tells images apart, and costs less in pixels
+WEIGHT = 0.2  # λ at the start; 0.3 costs half again as much PSNR, for half a point of word mAP (docs/findings.md)
+LEVEL_WEIGHTS = (2.5, 2.5, 0.35)  # words, phrases, sentences; levels 1-2 cost less, as the decoder reads only level 3
+CONTRAST = 0.1  # tells images apart and costs less PSNR than more transport would
 
 
 class TAVQ(Method):
     """TA-VQ (arXiv 2503.01261, sampling-based alignment): λ · Σ over levels of weight · transport of codes onto units.
 
-    From the paper: levels are aligned with words, phrases and sentences of a long text, by optimal transport between
-    the text and the codes, which are modelled as a density (Theorem 1). Its code is not public, so the rest is our
-    reading. The host learns through the added levels. The gradient that reaches the tokenizer is multiplied by λ, which
-    falls along half a cosine from `weight` to `weight_end`; the alignment's heads always learn with weight 1.
+    From the paper: levels are aligned with the words, phrases and sentences of a long text by optimal transport between
+    the text and the codes, which are modelled as a density (Theorem 1). The paper's code is not public, so the rest is
+    our reading. The host learns through the added levels. The gradient that reaches the tokenizer is multiplied by λ,
+    which falls along half a cosine from `weight` to `weight_end`; the alignment's heads always learn with weight 1.
 
     Args:
         weight: λ at the start; 0 sends no gradient to the tokenizer.
@@ -37,14 +37,14 @@ class TAVQ(Method):
         level_weights: One weight per level, fine → coarse.
         granularities: The text units that each level is aligned with, fine → coarse.
         grad_to: Where the gradient goes: "encoder", "codebook" or "both". None: as the tokenizer was wrapped.
-        distribution: "all" transports every code; "gaussian" draws samples of a density, as we read the paper;
-            "subsample" takes some places.
+        distribution: "all" transports every code; "gaussian" transports samples of a density, as we read the paper;
+            "subsample" transports the codes of some places.
         samples: Points per level for "gaussian" and "subsample".
         solver: Transport solver: "newton", "sinkhorn" or "emd".
         epsilon: Entropic blur, as a share of the problem's own cost scale.
         projection: Head that brings codes to the text's width: "mlp" or "linear".
         hidden: Width inside an "mlp" head. None: the text's width.
-        contrast: Weight of a contrast over the batch beside the transport; 0 leaves it out.
+        contrast: Weight of a contrast over the batch, added to the transport; 0 leaves it out.
         contrast_on: What is contrasted: "pooled" vectors or "transport" costs.
         temperature: Temperature of the contrast.
 
@@ -54,7 +54,7 @@ class TAVQ(Method):
 
     name = "tavq"
     levels = True
-    alignment: ClassVar[type[TextAlignment]] = TextAlignment  # what a control replaces
+    alignment: ClassVar[type[TextAlignment]] = TextAlignment  # controls replace it
 
     @renamed_arguments(level_weight="level_weights")
     def __init__(
@@ -99,16 +99,15 @@ class TAVQ(Method):
         """The alignment loss of all levels, a scalar; empty in the steps between alignments."""
         if (step.number - step.first) % self.every != self.every - 1:
             return {}
-        return {
-            "alignment": self.align(scale_gradient(step.codes, self.every * self.weight_at(step)), self.texts(step))
-        }
+        codes = scale_gradient(step.codes, self.every * self.weight_at(step))
+        return {"alignment": self.align(codes, self.texts(step))}
 
     def weight_at(self, step: Step) -> float:
-        """λ at a step: half a cosine over the steps with codes; always 0 where `weight` is 0."""
+        """λ at a step: half a cosine over the steps with codes; always 0 if `weight` is 0."""
         end = min(self.weight, self.weight_end)
         done = (step.number - step.first) / max(1, step.steps - step.first)
         return end + (self.weight - end) * half_cosine(done)
 
     def texts(self, step: Step) -> TextBatch:
-        """The units that the codes are aligned with; a control may give others."""
+        """The units that the codes are aligned with; a control may return others."""
         return step.texts

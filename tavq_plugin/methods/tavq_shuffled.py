@@ -16,7 +16,7 @@ from tavq_plugin.types import TextBatch
 
 
 def one_cycle(rows: Sequence[int], seed: int) -> dict[int, int]:
-    """Map each row to another by one cycle through all rows, so that no row keeps its own if there are two or more.
+    """Map each row to another by one cycle through all rows; with two or more rows, none maps to itself.
 
     >>> sorted(one_cycle([4, 7, 9], seed=0)) == sorted(one_cycle([4, 7, 9], seed=0).values())
     True
@@ -26,9 +26,9 @@ def one_cycle(rows: Sequence[int], seed: int) -> dict[int, int]:
 
 
 class TAVQShuffled(TAVQ):
-    """Our control: the loss, heads and texts of TA-VQ, but each image has the text of one other image throughout.
+    """Our control: the loss, heads and texts of TA-VQ, but each image has another image's text for the whole run.
 
-    Any effect of TA-VQ that remains here does not come from what a text says about its image. Takes the settings of
+    Any effect of TA-VQ that remains here does not come from what a text says about its image. The settings are those of
     `TAVQ`. Raises ValueError for fewer than two training images.
     """
 

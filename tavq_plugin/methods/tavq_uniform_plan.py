@@ -12,7 +12,7 @@ from tavq_plugin.methods.tavq import TAVQ
 
 
 def independent_cost(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, cost: str = "sqeuclidean") -> Tensor:
-    """⟨a bᵀ, C⟩: every code is sent to all units alike; b n d, b n, b m d, b m, masses that sum to 1 or 0 -> b.
+    """⟨a bᵀ, C⟩, the cost of sending every code to all units alike; b n d, b n, b m d, b m -> b. Masses sum to 1 or 0.
 
     >>> x, y, half = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[1.0]]]), torch.full((1, 2), 0.5)
     >>> independent_cost(x, half, y, torch.ones(1, 1))
@@ -37,9 +37,9 @@ class UniformPlan(TextAlignment):
 class TAVQUniformPlan(TAVQ):
     """Our control: TA-VQ's heads, units and weights, with the independent coupling a bᵀ as the plan.
 
-    Where TA-VQ does better, that comes from matching codes with units. Effects that both have come from drawing all
-    codes of an image to the mean of its text, and from the contrast. It takes the settings of `TAVQ`; those of the
-    solver have no effect.
+    What TA-VQ gains over it comes from matching codes with units. What both gain comes from pulling all codes of an
+    image to the mean of its text, and from the contrast. The settings are those of `TAVQ`; those of the solver have no
+    effect.
     """
 
     name = "tavq-uniform-plan"

@@ -18,18 +18,18 @@ from tavq_plugin.text.ragged import padded_units
 class VQCT(Method):
     """Codebook transfer with part of speech (arXiv 2403.10071, CVPR 2024; released source).
 
-    From the paper: the adjectives and nouns that appear more than 10 times in the texts, with frozen word embeddings; a
-    graph that joins each adjective with the nouns it stands before; and a two-layer graph convolution from the
-    embeddings to the codebook, whose codes are adjectives in one part and nouns in the other. Codes have no parameters
-    of their own: what one code learns moves the others.
+    From the paper: the words are the adjectives and nouns that appear more than 10 times in the texts, with frozen
+    embeddings. A graph joins each adjective with the nouns that it stands before. A two-layer graph convolution maps
+    the embeddings to the codebook; one part of its codes are adjectives, the other nouns. Codes have no
+    parameters of their own: what one code learns moves the others.
 
     Our reading: the network is a parametrization of the host's codebook, so the host keeps its quantizer, losses and
     lookup, and each place takes its one nearest code, adjective or noun. The paper's two tokens per place (half of the
     channels from adjectives, half from nouns) and its mean of several nearest codes are left out, as they need another
     quantizer. Embeddings come from the store, centred, not from CLIP; parts of speech come from HanTa, and plural
-    nouns stay plural. The source's dropout is left out, because a codebook is read several times per step and must be
-    the same each time. If there are more words than codes, the most frequent are taken; if fewer, words are repeated in
-    turn, and the difference between a repeated code and the first is learnt.
+    nouns stay plural. The paper's dropout is left out, because a codebook is read several times per step and must be
+    the same each time. If there are more words than codes, the most frequent words are taken; if fewer, words are
+    repeated in turn, and the offset of a repeated code from the word's first code is learnt.
 
     Build it before the optimizer, before DDP and before loading a checkpoint: the network's parameters belong to the
     host until `finish` writes the codebook and removes the network.
@@ -58,7 +58,7 @@ class VQCT(Method):
         with drawn_from(seed):
             transfer = Transfer(words.cpu(), self.graph, table.shape, hidden or table.shape[1])
         parametrize.register_parametrization(module, name, transfer.to(table.device))
-        self._place: tuple[nn.Module, str] | None = (module, name)  # in a tuple: the host is no submodule
+        self._place: tuple[nn.Module, str] | None = (module, name)  # in a tuple: the host is not a submodule
 
     def finish(self) -> None:
         """Write the current codebook into the host's own parameter; a second call does nothing."""
@@ -71,16 +71,16 @@ class Transfer(nn.Module):
     """From words to codes by two graph convolutions (Kipf & Welling 2017, eq. 8); u d -> k c.
 
     Â = D^-½ (A + 1) D^-½, where A counts how often two words stand side by side; code i belongs to word `rows[i]`. The
-    input is added to the repeated codes of a word, to tell them apart; its entry for the first code is not read.
+    input holds offsets that are added to the repeated codes of a word; the entry for its first code is not read.
     """
 
-    source: Tensor
-    target: Tensor
-    weight: Tensor
-    own: Tensor  # weight of each word's edge to itself
-    rows: Tensor
-    copies: Tensor  # 1 for the repeated codes of a word, 0 for its first
-    seen: Tensor
+    source: Tensor  # e, the word that an edge of the graph starts from
+    target: Tensor  # e, the word that it leads to
+    weight: Tensor  # e
+    own: Tensor  # u, weight of each word's edge to itself
+    rows: Tensor  # k, the word of each code
+    copies: Tensor  # k, 1 for the repeated codes of a word, 0 for its first
+    seen: Tensor  # u d, Â times the word embeddings
 
     def __init__(self, words: Tensor, graph: WordGraph, shape: torch.Size, hidden: int) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ class Transfer(nn.Module):
         spread = values * self.own[:, None].to(values.dtype)
         return spread.index_add(0, self.target, self.weight[:, None].to(values.dtype) * values[self.source])
 
-    def forward(self, apart: Tensor) -> Tensor:
+    def forward(self, offsets: Tensor) -> Tensor:
         """The codebook, in its parameter's shape."""
-        with torch.autocast(apart.device.type, enabled=False):
+        with torch.autocast(offsets.device.type, enabled=False):
             codes = self.mixed(self.second(F.relu(self.first(self.seen)))) + self.bias
-            return (codes[self.rows] + self.copies[:, None] * apart.view(self.shape)).view_as(apart)
+            return (codes[self.rows] + self.copies[:, None] * offsets.view(self.shape)).view_as(offsets)
 
     def right_inverse(self, codebook: Tensor) -> Tensor:
-        """The input from the host's own codebook: its rows tell repeated words apart at the start."""
+        """Start the offsets from the host's own codebook, so that the codes of a repeated word differ."""
         return (self.copies[:, None] * codebook.view(self.shape)).view_as(codebook)
 
 

@@ -1,4 +1,4 @@
-"""VQGAN: the recipe alone."""
+"""VQGAN: the recipe and nothing else."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from tavq_plugin.text.splitter import Splitter
 
 @dataclass(frozen=True)
 class WordGraph:
-    """Adjectives first, then nouns, each by falling count; an edge joins an adjective and a noun."""
+    """Adjectives first, then nouns, each from most to least frequent; an edge joins an adjective and a noun."""
 
     words: tuple[str, ...]
     adjectives: int  # how many of the words are adjectives
-    counts: tuple[int, ...]  # appearances of each
+    counts: tuple[int, ...]  # how often each word appears
     edges: dict[tuple[int, int], int]  # (adjective, noun) → how often they stand side by side
 
     def most_frequent(self, size: int) -> WordGraph:
@@ -36,7 +36,7 @@ def word_graph(
 ) -> WordGraph:
     """Words among `known` that appear more than `above` times as a noun or as an adjective, and their edges.
 
-    A word that is both counts as two words. Raises ValueError where no word remains.
+    A word that is both counts as two words. Raises ValueError if no word remains.
 
     >>> graph = word_graph(["A red car and a red bus."], above=0, known={"red", "car", "bus"})
     >>> graph.words, graph.adjectives, graph.edges
@@ -49,17 +49,17 @@ def word_graph(
         for sentence in splitter.tagged(text):
             counts.update(token for token in sentence if token[1] in "an")
             pairs.update((one, two) for one, two in pairwise(sentence) if one[1] + two[1] == "an")
-    kept = [token for token, count in counts.most_common() if count > above and token[0] in known]
-    kept.sort(key=lambda token: token[1])  # stable: adjectives before nouns
-    if not kept:
+    words = [token for token, count in counts.most_common() if count > above and token[0] in known]
+    words.sort(key=lambda token: token[1])  # stable: adjectives before nouns
+    if not words:
         raise ValueError(
-            f"no noun or adjective appears more than {above} times in the texts ({len(counts)} distinct ones do at "
-            "all): lower threshold=, or give more texts"
+            f"no noun or adjective appears more than {above} times in the texts ({len(counts)} distinct ones were "
+            "found): lower threshold=, or give more texts"
         )
-    row = {token: i for i, token in enumerate(kept)}
+    row = {token: i for i, token in enumerate(words)}
     return WordGraph(
-        tuple(word for word, _ in kept),
-        sum(kind == "a" for _, kind in kept),
-        tuple(counts[token] for token in kept),
+        tuple(word for word, _ in words),
+        sum(kind == "a" for _, kind in words),
+        tuple(counts[token] for token in words),
         {(row[one], row[two]): count for (one, two), count in pairs.items() if one in row and two in row},
     )

@@ -1,1 +1,1 @@
-"""Frozen networks, loaded from hashed weight files: judges, LPIPS and the perceptual loss."""
+"""Frozen networks, loaded from weight files whose hash is checked: judges, LPIPS and the perceptual loss."""

@@ -1,6 +1,6 @@
-"""Frozen classifiers that judge images: their features give Fréchet and kernel distances, their classes agreement.
+"""Frozen classifiers that judge images: features for Fréchet and kernel distances, classes for their agreement.
 
-They are MobileNetV2 and SqueezeNet, so their metrics carry their names: FD-MobileNet is not FID.
+They are MobileNetV2 and SqueezeNet, so metrics carry the network's name: FD-MobileNet is not FID.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Judge(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Judge:
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode, whatever `mode` says."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> JudgeOutput:
@@ -59,7 +59,7 @@ def mobilenet(folder: Path | None) -> Judge:
 def mobilenet_from_state(state: Mapping[str, Tensor]) -> Judge:
     """MobileNetV2 from a state dict with batch norm folded into the convolutions, `convs.0` … `convs.52` in order.
 
-    It is torchvision's network; its norms only add the biases, and its strided convolutions pad as TensorFlow does.
+    It is torchvision's network, in which norms only add the biases and strided convolutions pad as TensorFlow does.
     """
     from torchvision.models import mobilenet_v2
 
@@ -87,6 +87,6 @@ def squeezenet(folder: Path | None) -> Judge:
 
     net = squeezenet1_0()
     net.load_state_dict(SQUEEZENET.read(folder))
-    net.classifier[1].padding = (1, 1)  # as in the network that these weights were trained in
+    net.classifier[1].padding = (1, 1)  # as in the network that these weights come from
     head = nn.Sequential(net.classifier[1], nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Judge(net.features, head, 227, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

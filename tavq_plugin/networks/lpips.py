@@ -1,4 +1,4 @@
-"""LPIPS by torchmetrics, its backbone read from torchvision's own weight file; nothing is downloaded."""
+"""LPIPS by torchmetrics, with the backbone read from torchvision's own weight file; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tavq_plugin.networks.weights import VGG16, read_state_dict
-from tavq_plugin.pixels import to_uint8
+from tavq_plugin.pixels import to_float, to_uint8
 from tavq_plugin.side_effects import isolated_random_state
 
 BACKBONES = {"vgg": VGG16.file, "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
 
 def load_lpips(path: Path, backbone: Any = "vgg") -> nn.Module:
-    """LPIPS, frozen, its backbone's weights from torchvision's file; b 3 h w, b 3 h w in [-1, 1] -> b 1 1 1.
+    """LPIPS with its backbone's weights from torchvision's file; b 3 h w, b 3 h w in [-1, 1] -> b 1 1 1.
 
     The caller checks the file's hash. The linear layers are torchmetrics' own. Raises ImportError without torchmetrics
     and ValueError for a file that does not hold the backbone.
@@ -47,6 +47,6 @@ class Lpips(nn.Module):
         self.net = load_lpips(VGG16.path(folder))
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        """Both sides are clamped and rounded to 8 bit first."""
-        ours, truth = (to_uint8(side).float() / 127.5 - 1 for side in (reconstruction, images))
+        """The distance of each pair, both sides first clamped and rounded to 8 bits."""
+        ours, truth = (to_float(to_uint8(side)) for side in (reconstruction, images))
         return self.net(ours, truth).reshape(len(images))

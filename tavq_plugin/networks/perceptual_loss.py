@@ -1,4 +1,4 @@
-"""The perceptual loss beside L1: LPIPS, or distances between a frozen network's feature maps; weights from a path."""
+"""The perceptual loss that is added to L1: LPIPS, or distances between a frozen network's feature maps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tavq_plugin.networks.weights import read_state_dict, require_hash
 class PerceptualRecipe:
     """Settings of the perceptual loss."""
 
-    kind: str = "none"  # "none" | "lpips" | "frozen": feature maps of any frozen network
+    kind: str = "none"  # "none", "lpips", or "frozen": feature maps of any frozen network
     weight: float = 1.0
     path: str = ""  # weight file: torchvision's own for lpips; the state dict of `network` for frozen
     sha256: str = ""  # the file's SHA-256, or its first 8 or more digits; empty: not checked
-    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class or one of `BUILDERS` (hosts/instantiate)
+    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class, or one of hosts.instantiate.BUILDERS
     layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class PerceptualRecipe:
 def build_perceptual(recipe: PerceptualRecipe, *, allow: Sequence[str] = ()) -> nn.Module | None:
     """The recipe's distance, frozen, in eval mode; (b 3 h w, b 3 h w) in [-1, 1] -> scalar. None for kind "none".
 
-    Raises FileNotFoundError where the weight file is missing and ValueError where its hash or content is another.
+    Raises FileNotFoundError if the weight file is missing and ValueError if it has another hash or other content.
     """
     if recipe.kind == "none" or recipe.weight == 0:
         return None
@@ -70,7 +70,7 @@ class MeanLpips(nn.Module):
 class FeatureDistance(nn.Module):
     """Squared distance between a frozen network's feature maps, normalised at each place (LPIPS without its weights).
 
-    Summed over channels, then averaged over places and layers. Images in [-1, 1] are first brought to ImageNet's scale.
+    It is summed over channels and averaged over places and layers. Images in [-1, 1] are first scaled as ImageNet's.
     """
 
     mean: Tensor
@@ -87,8 +87,8 @@ class FeatureDistance(nn.Module):
         """The recipe's network with the recipe's weights, loaded strictly."""
         if not recipe.network or not recipe.layers:
             raise ValueError(
-                "perceptual.kind=frozen needs perceptual.network, as torchvision.models.squeezenet1_0, and "
-                "perceptual.layers, module paths in it, as [features.3, features.7, features.12]"
+                "perceptual.kind=frozen needs perceptual.network, such as torchvision.models.squeezenet1_0, and "
+                "perceptual.layers, module paths in it, such as [features.3, features.7, features.12]"
             )
         state = read_state_dict(checked_path(recipe, "its state dict"))
         network = instantiate(recipe.network, {}, allow=allow, where="perceptual.network")
@@ -106,12 +106,12 @@ class FeatureDistance(nn.Module):
 
 
 def checked_path(recipe: PerceptualRecipe, wanted: str) -> Path:
-    """The recipe's weight file, once it is there and its hash is right; `wanted` says what to give where it is not."""
+    """The path of the recipe's weight file, after a check of its hash; `wanted` names the file if it is missing."""
     path = Path(recipe.path)
     if not recipe.path or not path.is_file():
         raise FileNotFoundError(
             f"perceptual.path is {recipe.path!r}, and there is no such file: give {wanted}, "
-            "--set perceptual.path=FILE, or go without, --set perceptual.kind=none"
+            "--set perceptual.path=FILE, or train without it, --set perceptual.kind=none"
         )
     require_hash(path, recipe.sha256, mend="get the file again, or correct perceptual.sha256 if you trust this one")
     return path

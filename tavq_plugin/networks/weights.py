@@ -1,4 +1,4 @@
-"""Weight files of frozen networks: named, checked by their hash, and read as tensors alone."""
+"""Weight files of frozen networks: known by name, checked by hash, and read as tensors only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tavq_plugin.io.file_hash import sha256_of
 
 
 def require_hash(path: Path, sha256: str, *, mend: str) -> None:
-    """ValueError, ending with `mend`, where a file's SHA-256 does not begin with these digits."""
+    """Raise ValueError, ending with `mend`, if a file's SHA-256 does not begin with these digits."""
     found = sha256_of(path)
     if not found.startswith(sha256.lower()):
         raise ValueError(f"{path} has sha256 {found}, and {sha256} was expected: {mend}")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file. A file that holds anything but tensors is refused, and nothing in it is run."""
+    """The state dict in a file. A file that holds anything but tensors is refused, and no code in it is run."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -29,12 +29,12 @@ class WeightFile:
 
     file: str
     sha256: str  # the first digits, or all 64
-    what: str  # what it is, and where it comes from
+    what: str  # what it is and where it comes from
 
     def path(self, folder: Path | None) -> Path:
-        """Its path in a folder, once its hash is right.
+        """Its path in a folder, after a check of its hash.
 
-        Raises FileNotFoundError where it is not there and ValueError where its hash is another.
+        Raises FileNotFoundError if it is missing and ValueError if it has another hash.
         """
         if folder is None or not (path := Path(folder) / self.file).is_file():
             place = "no folder of weights was given" if folder is None else f"{self.file} is not in {folder}"
@@ -44,7 +44,7 @@ class WeightFile:
         return path
 
     def read(self, folder: Path | None) -> dict[str, Tensor]:
-        """Its state dict, once its hash is right."""
+        """Its state dict; raises as `path`."""
         return read_state_dict(self.path(folder))
 
 
@@ -71,7 +71,7 @@ def files_of(folder: Path | None) -> dict[str, str]:
 
 
 def require_known_hashes(folder: Path | None) -> None:
-    """ValueError where a known weight file in a folder has another hash."""
+    """Raise ValueError if a known weight file in a folder has another hash."""
     for weights in ALL:
         if weights.file in files_of(folder):
             weights.path(folder)

@@ -1,4 +1,4 @@
-"""The reference trainer: one recipe, any method, any host; resumable, on accelerate."""
+"""The reference trainer: one recipe for any method and host. It runs on accelerate, and interrupted runs resume."""
 
 from tavq_plugin.moved import old_names
 from tavq_plugin.training.recipe import Recipe

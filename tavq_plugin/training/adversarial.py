@@ -14,14 +14,14 @@ from tavq_plugin.distributed import load_module, load_optimizer
 from tavq_plugin.training.recipe import AdversarialRecipe
 
 SLOPE = 0.2
-LARGEST_WEIGHT = 1e4  # of the adaptive weight
+LARGEST_WEIGHT = 1e4  # upper bound of the adaptive weight
 
 
 class PatchGAN(nn.Module):
     """The patch discriminator: strided 4 × 4 convolutions (Isola et al. 2017); b 3 h w -> b 1 h' w'.
 
-    Group instead of batch normalisation (our choice): an image's logits do not depend on the rest of the batch, so
-    splitting a batch over passes or processes changes nothing.
+    Our choice: group normalisation instead of batch normalisation. An image's logits then do not depend on the rest of
+    the batch, so splitting a batch over passes or processes changes nothing.
     """
 
     def __init__(self, *, layers: int = 3, width: int = 64) -> None:
@@ -38,7 +38,7 @@ class PatchGAN(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """One logit per patch, high where it looks real."""
+        """One logit per patch; a high logit means that the patch looks real."""
         return self.judge(images)
 
 
@@ -83,7 +83,8 @@ class Adversary:
     def generator_term(self, reconstruction: Tensor, own: Tensor, last_layer: Tensor | None) -> tuple[Tensor, Tensor]:
         """The generator's weighted term and its adaptive factor; the discriminator gets no gradient from it.
 
-        own: the generator's other losses on these pixels. last_layer: None is possible with adaptive=False alone.
+        `own` is the sum of the generator's other losses on these pixels. `last_layer` may be None only if the recipe
+        says adaptive=False.
         """
         self.module.requires_grad_(False)
         try:
@@ -107,10 +108,10 @@ class Adversary:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """For a resume."""
+        """What a resumed run needs: the discriminator and its optimizer."""
         return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         load_module(self.module, state["module"])
         load_optimizer(self.optimizer, state["optimizer"])

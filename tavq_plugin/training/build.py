@@ -17,15 +17,18 @@ from tavq_plugin.training.recipe import Recipe
 
 
 def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple[Tokenizer, Method]:
-    """The wrapped host and the recipe's method, drawn from its seed alone; every method gets the same host."""
+    """The wrapped host and the recipe's method, initialised from the recipe's seed; all methods get the same host.
+
+    Raises ValueError for an unknown method or option, and for a host that does not take the recipe's images.
+    """
     if recipe.method not in METHODS:
         raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
     cls = method_class(recipe.method)
     torch.manual_seed(recipe.seed)
     host = build_host(recipe.host, recipe.resolution, allow=allow)
     refuse_resolution(host, recipe.resolution)
-    grid = max(16, min(64, recipe.resolution // 2))
-    tokenizer = wrap(host, **{"detach_added_levels": not cls.levels, "max_grid": grid, **recipe.host.wrap})
+    max_grid = max(16, min(64, recipe.resolution // 2))
+    tokenizer = wrap(host, **{"detach_added_levels": not cls.levels, "max_grid": max_grid, **recipe.host.wrap})
     try:
         inspect.signature(cls).bind(tokenizer, corpus, seed=recipe.seed, **recipe.options)
     except TypeError as error:

@@ -25,7 +25,7 @@ def small_vqgan(resolution: int, n_embed: int = 512) -> nn.Module:
 
 
 def refuse_targets(recipe: Recipe, *, allow: Sequence[str] = ()) -> None:
-    """ValueError, with the mend, where a recipe names a target outside the allowed packages; nothing is built."""
+    """Raise ValueError if a recipe names a target outside the allowed packages; nothing is built here."""
     if recipe.host.target != "small":
         builder_of(recipe.host.target, recipe.host.params, allow=allow, where="host.target")
     perceptual = recipe.perceptual
@@ -34,7 +34,7 @@ def refuse_targets(recipe: Recipe, *, allow: Sequence[str] = ()) -> None:
 
 
 def build_host(recipe: HostRecipe, resolution: int, *, allow: Sequence[str] = ()) -> nn.Module:
-    """A fresh host from its target and params; "small" also gets the resolution."""
+    """A new host from its target and params; "small" also receives the resolution."""
     if recipe.target == "small":
         return small_vqgan(**{"resolution": resolution, **recipe.params})
     host = instantiate(recipe.target, recipe.params, allow=allow, where="host.target")
@@ -50,21 +50,21 @@ def find_reconstruction(output: object) -> Tensor | None:
 
 
 def refuse_resolution(host: nn.Module, resolution: int) -> None:
-    """ValueError, with the mend, where a host does not return an image of the size that it got."""
+    """Raise ValueError if a host does not return an image of the size that it was given."""
     images = next(host.parameters()).new_zeros(1, 3, resolution, resolution)
     try:
         with eval_without_trace(host):
-            given = find_reconstruction(host(images))
+            reconstruction = find_reconstruction(host(images))
     except Exception as error:
         raise ValueError(
             f"{type(host).__name__} cannot take images of {resolution} px ({type(error).__name__}: {error}): give a "
             "resolution that its strides divide, and that fits its own settings"
         ) from error
-    if given is None:
+    if reconstruction is None:
         raise ValueError(f"{type(host).__name__} returns no image: give a host whose forward returns a reconstruction")
-    if given.shape != images.shape:
-        side = given.shape[-1]
+    if reconstruction.shape != images.shape:
+        side = reconstruction.shape[-1]
         raise ValueError(
-            f"{type(host).__name__} gives {side} px back for images of {resolution} px: give resolution={side}, or "
+            f"{type(host).__name__} returns {side} px for images of {resolution} px: give resolution={side}, or "
             "another that its strides divide"
         )

@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, synced, then renamed, so that a kill at any moment leaves the last one whole."""
+"""Checkpoints. Each is written to a temporary folder, synced and renamed, so a kill never leaves half of one."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def saved(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """The complete checkpoints, oldest first."""
         return [path for path in self._folders("step-") if (path / "state.safetensors").is_file()]
 
     def refuse_taken(self) -> None:
-        """FileExistsError where the folder was not made by us, or holds something under a checkpoint's name."""
-        former = self._before_markers()
+        """Raise FileExistsError if we did not make the folder, or something else in it has a checkpoint's name."""
+        former = self._names_before_markers()
         refuse_taken(self.folder, NAMES, MAKER, former=former)
         for path in self._folders(".step-"):
             refuse_strangers(path, former=STEP_PARTIAL_FILES)
@@ -53,14 +53,14 @@ class Checkpoints:
     def save(self, number: int, state: Any, history: list[dict[str, Any]]) -> None:
         """Write the state after `number` steps, then remove the oldest checkpoints beyond `keep`.
 
-        Raises OSError, with the mend, where the disk is full or refuses; earlier checkpoints are left whole.
+        Raises OSError if the disk is full or cannot be written; earlier checkpoints stay complete.
         """
         target = self.folder / f"step-{number:09}"
         partial = self.folder / f".{target.name}.partial"
         try:
-            claim(self.folder, NAMES, MAKER, former=self._before_markers())
-            for rest in {*self._folders("step-"), *self._folders(".step-")} - {*self.saved()}:
-                remove(rest)  # what a kill left half-written, or half-removed
+            claim(self.folder, NAMES, MAKER, former=self._names_before_markers())
+            for unfinished in {*self._folders("step-"), *self._folders(".step-")} - {*self.saved()}:
+                remove(unfinished)  # a kill left it half-written or half-removed
             fresh_folder(partial, STEP_FILES, MAKER, former=STEP_PARTIAL_FILES)
             save_tree(partial / "state.safetensors", state)
             save_text(partial / "history.json", json.dumps(history))
@@ -68,16 +68,16 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             remove(partial)
             saved = self.saved()
-            last = f"{saved[-1]} is whole" if saved else "there was none before"
+            start = f"it resumes from {saved[-1]}" if saved else "it starts anew, as there is no earlier checkpoint"
             raise OSError(
-                f"the checkpoint of step {number} could not be written in {self.folder} ({error}); {last}: free some "
-                "space and run the same command again, it goes on from there"
+                f"the checkpoint of step {number} could not be written in {self.folder} ({error}): free some space and "
+                f"run the same command again; {start}"
             ) from error
         for old in self.saved()[: -self.keep]:
             remove(old, former=STEP_FILES)
 
     def latest(self) -> tuple[Any, list[dict[str, Any]]] | None:
-        """State and history of the newest checkpoint, or None."""
+        """State and history of the newest checkpoint; None if there is none. Raises ValueError if it is damaged."""
         saved = self.saved()
         if not saved:
             return None
@@ -86,31 +86,31 @@ class Checkpoints:
             return load_tree(saved[-1] / "state.safetensors"), history
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
-                f"{saved[-1]} cannot be read ({error}): delete it, and the run goes on from the one before or begins "
-                "anew"
+                f"{saved[-1]} cannot be read ({error}): delete it; the run then resumes from the checkpoint before it, "
+                "or starts anew"
             ) from error
 
     def clear(self) -> None:
-        """Remove all checkpoints, once the run is finished. What is not ours in the folder stays."""
+        """Remove all checkpoints of a finished run. Files in the folder that are not ours stay."""
         for path in [*self._folders("step-"), *self._folders(".step-")]:
             remove(path, former=STEP_PARTIAL_FILES)
         remove(self.folder)
 
-    def _before_markers(self) -> list[str]:
-        """Folders of whole and half-written checkpoints, by which those made before there were markers are known."""
-        whole = [path for path in self._folders("step-") if all((path / name).is_file() for name in STEP_FILES)]
+    def _names_before_markers(self) -> list[str]:
+        """Names of checkpoint folders that may lack a marker file, as earlier releases wrote none; known by content."""
+        complete = [path for path in self._folders("step-") if all((path / name).is_file() for name in STEP_FILES)]
         begun = [path for path in self._folders(".step-") if not strangers(path, former=STEP_PARTIAL_FILES)]
-        return [f"{path.name}/" for path in [*whole, *begun]]
+        return [f"{path.name}/" for path in [*complete, *begun]]
 
     def _folders(self, start: str) -> list[Path]:
         """Folders of checkpoints, by their name alone, oldest first."""
         pattern = re.compile(re.escape(start) + (r"\d{9,}" if start == "step-" else r"\d{9,}\.partial"))
-        there = sorted(self.folder.glob(f"{start}*")) if self.folder.is_dir() else []
-        return [path for path in there if pattern.fullmatch(path.name) and path.is_dir()]
+        found = sorted(self.folder.glob(f"{start}*")) if self.folder.is_dir() else []
+        return [path for path in found if pattern.fullmatch(path.name) and path.is_dir()]
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Sync a folder's files to the disk and give it its name; a whole one of that name stays as it is."""
+    """Sync a folder and rename it to `target`; if `target` exists, it stays and `partial` is removed."""
     sync(partial)  # its files were synced as they were written
     if target.exists():
         remove(partial)

@@ -1,4 +1,4 @@
-"""Restarts of the host's codebook: codes start on latents, and hardly used ones move onto latents of the batch."""
+"""Restarts of the host's codebook: codes start on latents, and hardly used codes move onto latents of a batch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tavq_plugin.types import Codes, Level
 
 
 def encode_latents(adapter: Adapter, images: Tensor) -> Tensor:
-    """The latents that a host's encoder gives its quantizer; b 3 h w -> b c h w."""
+    """The latents that a host's encoder passes to its quantizer; b 3 h w -> b c h w."""
     with tapped(adapter.model, at=[adapter.quantizer]) as recorder:
         adapter.encode(images)
     return recorder.take()[adapter.quantizer].z_in
 
 
 class CodebookRestarts:
-    """Count the codes that a level chooses and move the hardly used ones (random restarts; Dhariwal et al. 2020).
+    """Count how often a level chooses each code and move the hardly used ones (random restarts; Dhariwal et al. 2020).
 
-    Latents are drawn by a separate random generator, so no other random stream moves.
+    Latents are drawn from a separate random generator, so no other random stream advances.
     """
 
     def __init__(self, size: int, seed: int, *, below: float = 0.1) -> None:
@@ -39,7 +39,7 @@ class CodebookRestarts:
     def start(self, codebook: Tensor, adapter: Adapter, images: Tensor) -> None:
         """Put the codes (k c) on latents of 256 of the images (n 3 r r uint8), drawn at random.
 
-        Does nothing where there are fewer latents than codes.
+        Does nothing if there are fewer latents than codes.
         """
         drawn = images[torch.randperm(len(images), generator=self._draw)[:256]]
         parts = [encode_latents(adapter, to_float(part).to(codebook.device)) for part in drawn.split(32)]
@@ -56,7 +56,7 @@ class CodebookRestarts:
     def restart_dead_codes(self, codebook: Tensor, level: Level) -> int:
         """Put each code (k c) that was used less than `below` times the mean on a random latent of the level.
 
-        -> how many codes moved: at most one per latent. Uses are then counted from 0 again.
+        Returns how many codes moved, at most one per latent. Counting then starts again from 0.
         """
         dead = (self.uses < self.below * self.uses.mean()).nonzero()[:, 0]
         latents = rearrange(level.latent, "b c h w -> (b h w) c")
@@ -71,13 +71,13 @@ class CodebookRestarts:
         return {"uses": self.uses, "draw": self._draw.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.uses.copy_(state["uses"])
         self._draw.set_state(state["draw"])
 
 
 class HostCodebookRestarts:
-    """`CodebookRestarts` of the host's level, the same on all processes; its state is that of the restarts."""
+    """`CodebookRestarts` for the host's own codebook, identical on all processes."""
 
     def __init__(
         self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, restarts: CodebookRestarts
@@ -88,9 +88,9 @@ class HostCodebookRestarts:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> HostCodebookRestarts | None:
-        """None where the recipe asks for no restarts, or the method computes the codebook.
+        """The recipe's restarts; None if it asks for none, or if the method computes the codebook.
 
-        Raises ValueError where the host's codebook cannot be written to.
+        Raises ValueError if the host's codebook cannot be written to.
         """
         start = recipe.start
         if not (start.settle_share or start.revive_every):

@@ -1,4 +1,4 @@
-"""An exponential moving average of a run's weights, with which the run ends."""
+"""An exponential moving average of a run's weights; the run ends with the averaged weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tavq_plugin.distributed import load_module
 
 
 class WeightAverage:
-    """torch's AveragedModel of the parameters alone; buffers keep their last values.
+    """torch's AveragedModel of the parameters only; buffers keep their last values.
 
-    After n updates the decay is at most (1 + n) / (10 + n), so that short runs do not end close to their first
-    weights.
+    After n updates the decay is at most (1 + n) / (10 + n), so that a short run does not end near its first weights.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -30,7 +29,7 @@ class WeightAverage:
         self._model = AveragedModel(self._live, multi_avg_fn=blend)
 
     def update(self) -> None:
-        """Blend the current weights in; the first call copies them."""
+        """Blend the current weights into the average; the first call copies them."""
         self._model.update_parameters(self._live)
 
     @torch.no_grad()
@@ -41,9 +40,9 @@ class WeightAverage:
                 live.copy_(mean)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a resume."""
+        """What a resumed run needs: the averages and the number of updates."""
         return self._model.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         load_module(self._model, state)

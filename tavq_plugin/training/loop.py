@@ -1,4 +1,4 @@
-"""Everything that changes while a run trains, one optimizer step of it, and its state for an exact resume."""
+"""The changing state of a run, one optimizer step, and saving and restoring that state exactly."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tavq_plugin.distributed import (
     load_optimizer,
     mark_synchronized,
 )
+from tavq_plugin.methods.base import drawn_from
 from tavq_plugin.moved import old_names
 from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.pixels import to_float
-from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
 from tavq_plugin.training.build import build
 from tavq_plugin.training.codebook_restarts import HostCodebookRestarts
@@ -38,11 +38,11 @@ from tavq_plugin.training.step import TrainingStep
 from tavq_plugin.training.timer import StepTimer
 
 __getattr__ = old_names(__name__)  # names that were renamed
-TEXT_BYTES = 2**30  # of a GPU's memory that the texts may take
+TEXT_BYTES = 2**30  # a larger table of text embeddings stays off the GPU
 
 
 class TrainingLoop:
-    """Everything that changes while a run trains; `number` optimizer steps are done."""
+    """The changing state of a run after `number` optimizer steps."""
 
     def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator, *, allow: Sequence[str] = ()) -> None:
         self.recipe, self.corpus, self.accelerator, self.number = recipe, corpus, accelerator, 0
@@ -53,8 +53,8 @@ class TrainingLoop:
         perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
         if perceptual is not None:
             perceptual.to(accelerator.device)
-        near = _texts_on(accelerator.device, corpus)
-        self.module = TrainingStep(self.tokenizer, self.method, near, perceptual, recipe)
+        on_device = _with_texts_on(accelerator.device, corpus)
+        self.module = TrainingStep(self.tokenizer, self.method, on_device, perceptual, recipe)
         self.model = accelerator.prepare(self.module)
         if isinstance(self.model, FullyShardedDataParallel):
             raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
@@ -72,9 +72,9 @@ class TrainingLoop:
         self.module.train()
 
     def step(self) -> dict[str, float]:
-        """One optimizer step; -> a row of the history.
+        """Make one optimizer step and return its row of the history.
 
-        Raises FloatingPointError, before any weight has changed, naming the terms that are not finite.
+        Raises FloatingPointError, naming the terms, if a loss term is not finite; no weight has changed then.
         """
         recipe, number, accelerator = self.recipe, self.number, self.accelerator
         settling = number < recipe.settled
@@ -119,25 +119,25 @@ class TrainingLoop:
         return {"step": number, **row, **self._usage(used), **self._times()}
 
     def _pass(self, part: Tensor, settling: bool, adversary: Adversary | None) -> dict[str, float]:
-        """Forward and backward of one pass: the generator's, then the discriminator's; -> the terms as numbers."""
+        """Forward and backward of one pass, generator first, then discriminator; returns the terms as numbers."""
         images = to_float(self.corpus.images[part].to(self.accelerator.device))
         reconstruction, terms = self.model(part, images, self.number, settling)
-        shown = {}
+        logged = {}
         if adversary is not None:
             own = terms["pixel"] + terms.get("perceptual", 0.0)
             last = self.tokenizer.adapter.last_layer()
             with self._autocast():
-                terms["adversarial"], shown["adaptive"] = adversary.generator_term(reconstruction, own, last)
-                judged = adversary.discriminator_loss(images, reconstruction)
-            shown["discriminator"] = judged.detach()
-        values = self._finite_means(terms | shown)
+                terms["adversarial"], logged["adaptive"] = adversary.generator_term(reconstruction, own, last)
+                discriminator_loss = adversary.discriminator_loss(images, reconstruction)
+            logged["discriminator"] = discriminator_loss.detach()
+        values = self._finite_means(terms | logged)
         self.timer.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulation)
         if adversary is not None:
-            (judged / self.recipe.accumulation).backward()
+            (discriminator_loss / self.recipe.accumulation).backward()
         return values
 
     def _finite_means(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over the processes; FloatingPointError, on all of them, where one is not finite."""
+        """Scalars averaged over the processes; all processes raise FloatingPointError if one is not finite."""
         means = self._mean(torch.stack([value.detach().float() for value in values.values()])).tolist()
         row = dict(zip(values, means, strict=True))
         if broken := {name: value for name, value in row.items() if not math.isfinite(value)}:
@@ -149,21 +149,20 @@ class TrainingLoop:
         return row
 
     def _add_uses(self, used: list[Tensor] | None) -> list[Tensor] | None:
-        """Uses of each level's codes so far, this pass added; None where the host has no codebook."""
+        """Add this pass to the use counts of each level's codes; None if the host has no codebook."""
         table = self.tokenizer.adapter.codebook()
         if table is None:
             return None
         codes = self.module.last.codes
         own = [len(cast(Tensor, codebook.weight)) for codebook in self.tokenizer.hierarchy.own]
-        sizes = [*own, *[len(table)] * len(codes.levels)]
-        sizes = [*sizes[: len(codes.levels) - 1], len(table)]
+        sizes = [*own, len(table)] if own else [len(table)] * len(codes.levels)
         counts = [
             torch.bincount(level.indices.flatten(), minlength=k) for level, k in zip(codes.levels, sizes, strict=True)
         ]
         return counts if used is None else [a + b for a, b in zip(used, counts, strict=True)]
 
     def _usage(self, used: list[Tensor] | None) -> dict[str, float]:
-        """Percent of its codebook that each level chose in the step's images, fine → coarse."""
+        """Percentage of its codebook that each level chose in the step's images, fine → coarse."""
         if used is None:
             return {}
         shares = [(self.accelerator.reduce(part) > 0).float().mean() for part in used]
@@ -180,7 +179,7 @@ class TrainingLoop:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, float]:
-        """Adam, and the plug-in's share of the parameters that learn."""
+        """Adam, and the plug-in's share of the trainable parameters."""
         settings, own = self.recipe.optimizer, {id(p) for p in self.method.parameters()}
         learnt = [p for p in self.module.parameters() if p.requires_grad]
         groups = [
@@ -210,13 +209,12 @@ class TrainingLoop:
             return None
         last = self.tokenizer.adapter.last_layer()
         if recipe.adaptive and (last is None or gather_sharded(last) is not last):
-            why = "shows no last layer" if last is None else "is sharded, so its last layer cannot be read"
+            why = "shows no last layer" if last is None else "is sharded and hides its last layer"
             raise ValueError(
-                f"this host {why}, and the adaptive weight of the adversarial loss needs it: give "
+                f"this host {why}, which the adaptive weight of the adversarial loss needs: give "
                 "adversarial.adaptive=false"
             )
-        with isolated_random_state(torch.device("cpu")):
-            torch.manual_seed(self.recipe.seed)
+        with drawn_from(self.recipe.seed):
             module = PatchGAN(layers=recipe.layers, width=recipe.width)
         if is_sharded(self.module):  # too small to shard
             prepared = DistributedDataParallel(module.to(self.accelerator.device))
@@ -232,7 +230,7 @@ class TrainingLoop:
         return {name: part for name, part in parts.items() if part is not None}
 
     def state(self) -> dict[str, Any]:
-        """Everything that a resume needs, including the random streams of every process."""
+        """Everything that a resumed run needs, including the random streams of every process."""
         streams = {"cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             streams["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
@@ -241,7 +239,7 @@ class TrainingLoop:
         return {"number": self.number, "streams": gather_object([streams]), **state}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         self.number = state["number"]
         load_module(self.module, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
@@ -253,7 +251,7 @@ class TrainingLoop:
             torch.cuda.set_rng_state(streams["cuda"], self.accelerator.device)
 
     def refuse_broken(self) -> None:
-        """FloatingPointError where a weight is not finite, so that no such state is saved."""
+        """Raise FloatingPointError if a weight is not finite, so that no such state is saved."""
         for name, value in self.module.named_parameters():
             if not value.isfinite().all():
                 raise FloatingPointError(
@@ -263,7 +261,7 @@ class TrainingLoop:
     def finish(self) -> None:
         """End training: use the averaged weights, remove the hooks and what the method put on the host.
 
-        Sharded modules become whole again, on every process. Saved weights may be loaded afterwards.
+        Sharded weights are gathered on every process. Saved weights may be loaded afterwards.
         """
         if self.average is not None:
             self.average.apply()
@@ -281,8 +279,8 @@ class TrainingLoop:
         self.timer.close()
 
 
-def _texts_on(device: torch.device, corpus: Corpus) -> Corpus:
-    """The corpus with its table of units on the GPU, where it is small enough; rows are then gathered there."""
+def _with_texts_on(device: torch.device, corpus: Corpus) -> Corpus:
+    """The corpus with its unit embeddings on the GPU, if there is one and they fit in TEXT_BYTES."""
     table = corpus.store.table
     if device.type == "cpu" or table.numel() * table.element_size() > TEXT_BYTES:
         return corpus

@@ -1,4 +1,4 @@
-"""The settings of a training run: frozen dataclasses, checked when they are made, units beside each setting."""
+"""The settings of a training run: frozen dataclasses, checked when they are made. Comments state the units."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _one_of(settings: Any, name: str, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class HostRecipe:
-    """The tokenizer that is trained; in YAML, `host: small` is short for `host: {target: small}`."""
+    """The tokenizer to train; in YAML, `host: small` is short for `host: {target: small}`."""
 
     target: str = "small"  # the demo's VQGAN, or package.module.Class: a torch.nn.Module class of an allowed package
     params: dict[str, Any] = field(default_factory=dict)  # arguments of the target
@@ -36,7 +36,7 @@ class HostRecipe:
 
     def __post_init__(self) -> None:
         if self.target != "small" and "." not in self.target:
-            raise ValueError(f"target must be small, or a class as package.module.Class, got {self.target!r}")
+            raise ValueError(f"target must be small, or a class such as package.module.Class, got {self.target!r}")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class OptimizerRecipe:
     """Adam on the host, the added levels and the method's own parameters."""
 
     learning_rate: float = 1e-3  # the peak, after `warmup`
-    # The second beta remembers squared gradients for about 1 / (1 - beta) steps. Those of the alignment's start must be
-    # forgotten before the end, or they shrink the steps that the pixel losses take.
+    # The second beta remembers squared gradients for about 1 / (1 - beta) steps. The large ones from the alignment's
+    # start must be forgotten before the end, or they shrink the last steps of the pixel losses.
     betas: tuple[float, float] = (0.9, 0.99)
-    warmup: int = 20  # optimizer steps of linear rise
+    warmup: int = 20  # optimizer steps over which the rate rises linearly
     schedule: str = "cosine"  # after the warmup: "cosine", half a cosine down to 0, or "constant"
     method_rate: float = 2.0  # learning rate of the method's own parameters, in units of learning_rate
 
@@ -64,7 +64,7 @@ class AdversarialRecipe:
     """The PatchGAN discriminator and its hinge losses."""
 
     weight: float = 0.8  # 0 = no discriminator
-    start: int = 10_000  # optimizer steps before it takes part; never built where the run is no longer
+    start: int = 10_000  # optimizer steps before it takes part; not built if the run has no more steps than this
     adaptive: bool = True  # multiply by the ratio of gradient norms at the decoder's last layer (VQGAN, eq. 7)
     layers: int = 3  # strided convolutions
     width: int = 64  # channels of the first convolution
@@ -77,12 +77,12 @@ class AdversarialRecipe:
 
 @dataclass(frozen=True)
 class StartRecipe:
-    """How the host's codebook is put on its latents at the start, and unused codes are restarted."""
+    """How the host's codebook starts, and how its unused codes are restarted."""
 
-    settle_share: float = 0.0  # of the run, in which the host learns without quantization; codes then start on latents
+    settle_share: float = 0.0  # share of the run without quantization, at its start; codes are then put on latents
     revive_every: int = 0  # optimizer steps between restarts of hardly used codes; 0 = never
     revive_below: float = 0.1  # a code is hardly used below this share of the mean use
-    revive_share: float = 0.8  # of the run, from its start, in which codes are restarted
+    revive_share: float = 0.8  # share of the run after which no code is restarted
 
     def __post_init__(self) -> None:
         _zero_or_more(self, "revive_every", "revive_below", "revive_share")
@@ -92,14 +92,14 @@ class StartRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of one training run except its data; `to_dict` is what is written beside its results.
+    """All settings of one training run except its data; `to_dict` gives what is saved with its results.
 
-    `batch_size` counts the images of an optimizer step over all processes and passes, so a run is the same however
-    many of either there are.
+    `batch_size` counts the images of an optimizer step over all processes and passes, so a run does not depend on the
+    number of either.
     """
 
     host: HostRecipe = HostRecipe()
-    resolution: int = 64  # pixels a side
+    resolution: int = 64  # pixels per side
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images of an optimizer step
     accumulation: int = 1  # passes that a step's images are split into
@@ -107,7 +107,7 @@ class Recipe:
     compile: str = "no"  # "no", or a backend of torch.compile for the tokenizer ("inductor")
     seed: int = 0
     optimizer: OptimizerRecipe = OptimizerRecipe()
-    ema: float = 0.0  # decay of the averaged weights that a run ends with; 0 = it ends with its last weights
+    ema: float = 0.0  # the run ends with weights averaged by this decay; 0 = with its last weights
     codebook_loss_weight: float = 1.0  # weight of the added levels' codebook and commitment loss
     perceptual: PerceptualRecipe = field(default_factory=PerceptualRecipe)
     adversarial: AdversarialRecipe = AdversarialRecipe()
@@ -115,7 +115,7 @@ class Recipe:
     method: str = "vqgan"
     options: dict[str, Any] = field(default_factory=dict)  # the method's own settings
     checkpoint_every: int = 500  # optimizer steps; 0 = none before the end
-    keep: int = 1  # how many checkpoints stay
+    keep: int = 1  # number of checkpoints kept
     log_every: int = 1  # optimizer steps between rows of the history
     tracker: str = "tensorboard"  # "tensorboard" | "wandb" | "none"
 
@@ -127,7 +127,7 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be 0 or more and below 1, got {self.ema}")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.batch_size} does not divide into accumulation={self.accumulation}")
+            raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation={self.accumulation}")
 
     @property
     def settled(self) -> int:

@@ -23,8 +23,8 @@ def shipped() -> dict[str, Path]:
 def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file or a shipped name (None: all defaults), changed by "dotted.name=value" overrides.
 
-    Raises ValueError for an unknown setting, naming the nearest known one, and for a value that does not fit;
-    FileNotFoundError where there is no file and no shipped recipe of that name.
+    Raises ValueError for an unknown setting, suggesting the nearest known one, and for a value that does not fit;
+    FileNotFoundError if there is neither a file nor a shipped recipe of that name.
     """
     import yaml
 
@@ -32,13 +32,13 @@ def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
-            raise ValueError(f"override {override!r}: give name=value, as optimizer.learning_rate=1e-4")
+            raise ValueError(f"override {override!r}: give name=value, such as optimizer.learning_rate=1e-4")
         content = _replaced(content, name.split("."), yaml.safe_load(value))
     return recipe_of(content)
 
 
 def file_settings(source: str | Path) -> Mapping[str, Any]:
-    """The settings that a YAML file or a shipped recipe states itself, without defaults; raises as `read_recipe`."""
+    """The settings written in a YAML file or a shipped recipe, without defaults; raises as `read_recipe`."""
     import yaml
 
     path = shipped().get(str(source), Path(source))
@@ -54,7 +54,7 @@ def file_settings(source: str | Path) -> Mapping[str, Any]:
 
 
 def refuse_given_twice(overrides: Sequence[str], **options: Any) -> None:
-    """ValueError where an override and a command-line option set the same; an option that is None was not given.
+    """Raise ValueError if an override and a command-line option set the same name; None means not given.
 
     >>> refuse_given_twice(["steps=3"], steps=None, resolution=32)
     >>> refuse_given_twice(["steps=3"], steps=2)
@@ -76,12 +76,12 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe:
     0.0001
     >>> recipe_of({"batchsize": 4})
     Traceback (most recent call last):
-    ValueError: batchsize is no setting of a recipe: did you mean batch_size?
+    ValueError: batchsize is not a setting of a recipe: did you mean batch_size?
     """
     current = current_settings(content)
     if current != content:
         warnings.warn(
-            "this recipe uses old names (level_weight, beside), which go with the next release: write "
+            "this recipe uses old names (level_weight, beside), which the next release removes: write "
             "codebook_loss_weight (one value) or level_weights (one value per level), and detach_added_levels",
             DeprecationWarning,
             stacklevel=2,
@@ -90,7 +90,7 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe:
 
 
 def _replaced(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """The content with the value at a dotted path replaced; dicts missing on the way are added."""
+    """The content with the value at a dotted path replaced; missing dicts on the way are added."""
     first, *rest = path
     if rest:
         below = content.get(first) or {}
@@ -115,7 +115,7 @@ def _settings(kind: type, content: Any, where: str) -> Any:
         if name not in types:
             near = get_close_matches(str(name), types, 1)
             mend = f"did you mean {f'{where}.' if where else ''}{near[0]}?" if near else f"one of {', '.join(types)}"
-            raise ValueError(f"{dotted} is no setting of a recipe: {mend}")
+            raise ValueError(f"{dotted} is not a setting of a recipe: {mend}")
         given[name] = _as_type(types[name], value, dotted)
     try:
         return kind(**given)

@@ -1,4 +1,4 @@
-"""The folder of one training run: whose files lie in it, its settings, and its finished weights."""
+"""The folder of one training run: its settings, its finished weights, and checks that no other file is overwritten."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safet
                  "history.json")  # fmt: skip
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
-"""What a run writes into its folder, and replaces there."""
+"""What a run writes into its folder and may overwrite there."""
 BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
 RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 
 
 def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
-    """FileExistsError, naming the file, where a run would overwrite or remove something that is not ours."""
-    refuse_taken(folder, NAMES, MAKER, former=_before_markers(folder))
+    """Raise FileExistsError, naming the file, if a run would overwrite or remove something that is not ours."""
+    refuse_taken(folder, NAMES, MAKER, former=_names_before_markers(folder))
     Checkpoints(folder / "checkpoints").refuse_taken()
     refuse_strangers(folder / ".final.partial", former=PARTIAL_FILES)
     path = folder / "recipe.yaml"
     if os.path.lexists(path) and not _is_our_recipe(path, recipe):
         raise FileExistsError(
-            f"{path} is in the way and was not made by {MAKER}: give another --out, or move it; a recipe of your own "
-            f"is read from anywhere with --recipe"
+            f"{path} is in the way and was not made by {MAKER}: give another --out, or move it; --recipe reads a "
+            "recipe of your own from anywhere else"
         )
 
 
 def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """ValueError where the folder holds a run that learned by other settings; bookkeeping may differ."""
-    kept = _kept_settings(folder, strict=True)
-    if kept is None:
+    """Raise ValueError if the folder holds a run with other settings; those in `BOOKKEEPING` may differ."""
+    saved = _saved_settings(folder, strict=True)
+    if saved is None:
         return
-    ours, theirs = flat_settings(settings), flat_settings(kept)
+    ours, theirs = flat_settings(settings), flat_settings(saved)
     names = sorted((ours.keys() | theirs.keys()) - set(BOOKKEEPING))
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if differing:
@@ -59,10 +59,13 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
-    """Mark the run's names as ours and write its recipe and settings; a file with this recipe keeps its comments."""
+    """Claim the run's file names and write its recipe and settings.
+
+    A recipe.yaml that already holds this recipe is not rewritten, so it keeps its comments.
+    """
     import yaml
 
-    claim(folder, NAMES, MAKER, former=_before_markers(folder))
+    claim(folder, NAMES, MAKER, former=_names_before_markers(folder))
     path, content = folder / "recipe.yaml", recipe.to_dict()
     if not path.exists() or yaml.safe_load(path.read_text(encoding="utf-8")) != content:
         save_text(path, RECIPE_HEAD + yaml.safe_dump(content, sort_keys=False))
@@ -70,9 +73,9 @@ def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
 
 
 def save_finished(folder: Path, tokenizer: Tokenizer, method: Method, summary: dict[str, Any]) -> None:
-    """Write a finished run: weights, then `summary` as history.json, whose presence says that the run is finished.
+    """Write the weights of a finished run, then `summary` as history.json; that file marks the run as finished.
 
-    Each file is whole or not there. OSError, with the mend, where the disk is full or refuses.
+    Each file is complete or absent. Raises OSError if the disk is full or cannot be written.
     """
     partial = folder / ".final.partial"
     try:
@@ -85,19 +88,19 @@ def save_finished(folder: Path, tokenizer: Tokenizer, method: Method, summary: d
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"the finished run could not be written in {folder} ({error}): free some space and run the same command "
-            "again, it goes on from the last checkpoint"
+            "again; it resumes from the last checkpoint"
         ) from error
     finally:
         remove(partial)
 
 
 def finished_summary(folder: Path) -> dict[str, Any] | None:
-    """What history.json of a finished run holds; None where the run is not finished."""
+    """What history.json of a finished run holds; None if the run is not finished."""
     return read_json(folder / "history.json")
 
 
 def load_finished(folder: Path, tokenizer: Tokenizer, method: Method) -> None:
-    """Put a finished run's weights into a tokenizer and a method built alike, strictly."""
+    """Load a finished run's weights strictly into a tokenizer and a method built from the same recipe."""
     load_weights(folder, tokenizer, None)
     method.load_state_dict(load_tree(folder / "method.safetensors"))
 
@@ -105,8 +108,8 @@ def load_finished(folder: Path, tokenizer: Tokenizer, method: Method) -> None:
 def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
     """Write `host.safetensors` and `tavq.safetensors`.
 
-    The first is the host's state dict alone and loads strictly into a fresh host; the second holds the plug-in's
-    `hierarchy.*` and `align.*`.
+    The first holds only the host's state dict and loads strictly into a new host; the second holds the plug-in's
+    `hierarchy.*` and, if an alignment is given, `align.*`.
     """
     save_tensors(tokenizer.host.state_dict(), folder / "host.safetensors")
     parts = {"hierarchy": tokenizer.hierarchy, **({"align": align} if align is not None else {})}
@@ -115,7 +118,7 @@ def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) ->
 
 
 def load_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
-    """Put what `save_weights` wrote into a tokenizer and an alignment built alike, strictly."""
+    """Load what `save_weights` wrote strictly into a tokenizer and an alignment built from the same settings."""
     tokenizer.host.load_state_dict(load_file(folder / "host.safetensors"), strict=True)
     plugin = load_file(folder / "tavq.safetensors")
     for part, module in (("hierarchy", tokenizer.hierarchy), ("align", align)):
@@ -139,20 +142,20 @@ def flat_settings(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     return found
 
 
-def _kept_settings(folder: Path, *, strict: bool = False) -> Any:
-    """What the folder's settings.json holds, by today's names; None where there is none."""
+def _saved_settings(folder: Path, *, strict: bool = False) -> Any:
+    """What the folder's settings.json holds, by today's names; None if there is none."""
     return current_settings(read_json(folder / "settings.json", strict=strict))
 
 
-def _before_markers(folder: Path) -> tuple[str, ...]:
-    """Names that a run may have left here before there were markers; checkpoints and recipe.yaml are checked apart."""
-    kept = _kept_settings(folder)
-    run = isinstance(kept, dict) and {"method", "host", "corpus"} <= kept.keys()
-    return (*(TRAINED_FILES if run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
+def _names_before_markers(folder: Path) -> tuple[str, ...]:
+    """Names that may lack a marker file, as earlier releases wrote none; checkpoints are checked elsewhere."""
+    saved = _saved_settings(folder)
+    is_run = isinstance(saved, dict) and {"method", "host", "corpus"} <= saved.keys()
+    return (*(TRAINED_FILES if is_run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
 
 
 def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
-    """Whether a recipe.yaml says that we wrote it, or holds this run's recipe or that of the run in its folder."""
+    """Whether a recipe.yaml has our header, or holds the given recipe or that of the run saved in its folder."""
     import yaml
 
     try:
@@ -160,6 +163,6 @@ def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
         content = current_settings(yaml.safe_load(text))
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    kept = _kept_settings(path.parent)
-    former = {name: value for name, value in kept.items() if name != "corpus"} if isinstance(kept, dict) else None
+    saved = _saved_settings(path.parent)
+    former = {name: value for name, value in saved.items() if name != "corpus"} if isinstance(saved, dict) else None
     return text.startswith(RECIPE_HEAD) or content in (former, recipe.to_dict())

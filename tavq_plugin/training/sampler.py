@@ -1,4 +1,4 @@
-"""Which rows each optimizer step learns from: they follow from the seed and the step number, so resuming is exact."""
+"""The rows of each optimizer step, determined by the seed and the step number alone, so resuming is exact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __getattr__ = old_names(__name__)  # names that were renamed
 
 
 class BatchSampler:
-    """The rows of each step, epoch after epoch, each epoch in its own random order; a step may span two epochs.
+    """The rows of each step; every epoch has its own random order, and a step may span two epochs.
 
     >>> rows = BatchSampler(4, batch_size=2, seed=0)
     >>> sorted([*rows(0).tolist(), *rows(1).tolist()])
@@ -24,12 +24,12 @@ class BatchSampler:
 
     def __call__(self, number: int) -> Tensor:
         """The rows of step `number`, counted from 0; -> batch_size, int64."""
-        place, end = number * self.batch_size, (number + 1) * self.batch_size
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
         parts = []
-        while place < end:
-            epoch, offset = divmod(place, self.n)
-            parts.append(self._order_of(epoch)[offset : offset + end - place])
-            place += len(parts[-1])
+        while start < end:
+            epoch, offset = divmod(start, self.n)
+            parts.append(self._order_of(epoch)[offset : offset + end - start])
+            start += len(parts[-1])
         return torch.cat(parts)
 
     def _order_of(self, epoch: int) -> Tensor:
@@ -47,7 +47,7 @@ def rows_of_rank(rows: Tensor, *, passes: int, ranks: int, rank: int) -> list[Te
     """
     if len(rows) % (passes * ranks):
         raise ValueError(
-            f"batch_size {len(rows)} over {ranks} processes and accumulation={passes}: give a batch_size that is a "
-            f"multiple of {passes * ranks}"
+            f"batch_size {len(rows)} does not divide over {ranks} processes and accumulation={passes}: give a "
+            f"batch_size that is a multiple of {passes * ranks}"
         )
     return list(rows.view(passes, ranks, -1)[:, rank])

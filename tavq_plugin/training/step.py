@@ -1,4 +1,4 @@
-"""One generator pass as the forward of one module, so that DDP and FSDP see every parameter used in it."""
+"""One generator pass as the forward of one module, so that DDP and FSDP see every parameter that it uses."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TrainingStep(nn.Module):
     """A tokenizer and a method; rows and their images -> (reconstruction, the loss terms by name).
 
     The terms are weighted, and the loss is their sum: L1, perceptual, the host quantizer's own, the added levels' and
-    the method's. `last` is what the method saw in the latest pass. While the run settles, the host is an autoencoder
-    without quantization. With bf16, the host and the perceptual network run in bf16; quantizer, method and losses stay
-    in float32.
+    the method's. `last` is what the method saw in the latest pass. While `settling`, the host is an autoencoder without
+    quantization. With bf16, the host and the perceptual network run in bf16; quantizer, method and losses stay in
+    float32.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class TrainingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.method, self.recipe = tokenizer, method, recipe
-        self.timer: StepTimer
+        self.timer: StepTimer  # set by the training loop
         self.last: Step
-        self._not_saved = (corpus, perceptual)  # in a tuple, so that the network is no submodule
+        self._not_saved = (corpus, perceptual)  # in a tuple, so that the network is not a submodule
 
     def forward(self, rows: Tensor, images: Tensor, number: int, settling: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass: rows b of the corpus, their images b 3 r r in [-1, 1], and how many optimizer steps came before."""
+        """One pass over rows b of the corpus and their images b 3 r r in [-1, 1], after `number` optimizer steps."""
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             if settling:
@@ -63,12 +63,12 @@ class TrainingStep(nn.Module):
             added = self.method(self.last)
         if double := sorted(terms.keys() & added.keys()):
             raise ValueError(
-                f"method {self.method.name} names a term {double[0]}, which is the trainer's own: rename it"
+                f"method {self.method.name} and the trainer both have a loss term {double[0]}: rename the method's"
             )
         return reconstruction, terms | added
 
     def _pixel_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """The terms that compare pixels: L1, and the perceptual loss where there is one."""
+        """The terms that compare pixels: L1, and the perceptual loss if there is one."""
         terms = {"pixel": F.l1_loss(reconstruction, images)}
         _, perceptual = self._not_saved
         if perceptual is not None:

@@ -1,4 +1,4 @@
-"""Measure, in the run itself, how much of a training step is spent in the plug-in."""
+"""Measure, during the run, how much of a training step is spent in the plug-in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class _Stamp(torch.autograd.Function):
-    """Identity whose backward notes the time."""
+    """Identity whose backward records the time."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, timer: StepTimer) -> Tensor:
@@ -28,9 +28,9 @@ class _Stamp(torch.autograd.Function):
 class StepTimer:
     """Seconds of whole steps and of the plug-in's part: hierarchy, text, alignment, their backward and update.
 
-    Autograd runs the newest nodes first, so the plug-in's backward ends when the gradient reaches the features
-    that entered the hierarchy; that moment is stamped. The optimizer's time is divided by numbers of parameters. Exact
-    on a CPU; on a GPU kernels finish later, so synchronise or profile there.
+    Autograd runs the newest nodes first, so the plug-in's backward ends when the gradient reaches the features that
+    entered the hierarchy; that moment is recorded. The optimizer's time is split by numbers of parameters. Times are
+    exact on a CPU only; GPU kernels finish later, so synchronise or profile there.
     """
 
     def __init__(self, hierarchy: nn.Module) -> None:
@@ -73,7 +73,7 @@ class StepTimer:
 
     @contextmanager
     def update(self, share: float) -> Iterator[None]:
-        """Time the optimizer's step; `share` of its parameters, and so of its time, is the plug-in's."""
+        """Time the optimizer's step; `share` is the plug-in's share of its parameters, and so of its time."""
         start = perf_counter()
         yield
         self._inside += share * (perf_counter() - start)
@@ -90,5 +90,5 @@ class StepTimer:
 
     @property
     def share(self) -> float:
-        """The plug-in's part of all steps' time, 0..1."""
+        """The plug-in's share of the time of all steps, 0..1."""
         return sum(self.plugin) / sum(self.steps)

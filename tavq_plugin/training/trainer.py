@@ -1,4 +1,4 @@
-"""`fit` trains one method by one recipe into one folder; finished runs are loaded, interrupted ones resumed."""
+"""`fit` trains a method by a recipe into a folder; it loads a finished run and resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
     from tavq_plugin.training.loop import TrainingLoop
 
 __getattr__ = old_names(__name__)  # names that moved to other files, or were renamed
-BLOCK = 20  # rows averaged before the median is taken, for methods that do not work in every step
+BLOCK = 20  # rows; speed is the median of means over so many, because some methods work only in some steps
 Progress = Callable[[int, dict[str, float]], None]
 
 
 class TrainedRun(NamedTuple):
     """A finished run."""
 
-    tokenizer: Tokenizer  # the averaged weights where the recipe averages
+    tokenizer: Tokenizer  # with averaged weights if the recipe's `ema` is above 0
     method: Method
-    # one row per `log_every` steps: that step's loss terms and codebook usage, and the mean seconds and plug-in share
-    # since the row before
+    # one row per `log_every` steps: the loss terms and codebook usage of that step, and the mean seconds and plug-in
+    # share since the previous row
     history: list[dict[str, float]]
     seconds_per_step: float  # over the steps with codes: the median of means over `BLOCK` rows
-    plugin_share: float  # 0..1 of those steps' time; exact on a CPU only, as a GPU's kernels finish later
+    plugin_share: float  # 0..1, share of those steps' time; exact on a CPU only, as GPU kernels finish later
 
 
 def fit(
@@ -62,25 +62,25 @@ def fit(
 ) -> TrainedRun:
     """Train a method by a recipe on a corpus' training rows, into a folder that then holds the run.
 
-    A run that was finished here with the same settings is loaded. An interrupted one goes on from its last checkpoint
+    A finished run with the same settings in this folder is loaded. An interrupted one resumes from its last checkpoint
     and ends as if it had never stopped. The caller's random streams stay as they are. Under `accelerate launch` every
     process makes the same call and trains on its part of each batch.
 
-    The folder receives settings.json, recipe.yaml, host.safetensors (the host's state dict, strictly),
-    tavq.safetensors and method.safetensors; checkpoints/ and logs/ meanwhile; history.json last.
+    The folder receives settings.json, recipe.yaml, checkpoints/ and logs/ during the run, and at its end
+    host.safetensors (only the host's state dict), tavq.safetensors, method.safetensors and, last, history.json.
 
     Args:
         method: A name in `tavq_plugin.methods.METHODS`; it replaces the recipe's.
         recipe: Everything else about the run.
         corpus: Images of the recipe's resolution, with their texts.
-        folder: Where the run is written; it is made where it is missing.
-        progress: Called as `progress(steps done, row)` after every step.
-        allow: Packages, beyond those known, from which the recipe's targets may be built.
+        folder: Where the run is written; created if missing.
+        progress: Called as `progress(steps_done, row)` after every step.
+        allow: Further packages that the recipe's targets may come from.
 
     Raises:
-        ValueError: Before the first step, where something cannot be trained or saved, or the folder holds a run of
-            other settings.
-        FileExistsError: Before training, where something in the folder that we did not make is in the way.
+        ValueError: Something cannot be trained or saved, or the folder holds a run with other settings. Raised before
+            the first step.
+        FileExistsError: The folder holds something in the way that we did not make. Raised before the first step.
         FloatingPointError: A loss or a weight is not finite; the message names it.
         OSError: The disk is full.
     """
@@ -121,7 +121,7 @@ def fit(
 
 
 def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress: Progress | None) -> dict[str, Any]:
-    """Train from the last checkpoint, or from the start, to the end; -> what history.json holds."""
+    """Train to the end, from the last checkpoint if there is one; returns what history.json holds."""
     recipe, accelerator = loop.recipe, loop.accelerator
     refuse_unstorable(loop.tokenizer.host.state_dict(), "the host's state dict")  # now, not after the last step
     refuse_unsavable(loop.module.state_dict())
@@ -136,7 +136,7 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
     accelerator.wait_for_everyone()
     if recipe.tracker != "none":
         accelerator.init_trackers("logs", config=flat_settings(recipe.to_dict()))
-    times: list[tuple[float, float]] = []  # of the steps since the last row
+    times: list[tuple[float, float]] = []  # (seconds, plug-in's seconds) of each step since the last row
     try:
         while loop.number < recipe.steps:
             row = loop.step()
@@ -152,14 +152,14 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
                 progress(loop.number, row)
             if recipe.checkpoint_every and loop.number % recipe.checkpoint_every == 0 and loop.number < recipe.steps:
                 loop.refuse_broken()
-                state = loop.state()  # of all processes, so that each takes part
+                state = loop.state()  # gathers from all processes, so each must call it
                 if accelerator.is_main_process:
                     checkpoints.save(loop.number, state, history)
                 accelerator.wait_for_everyone()
     except FloatingPointError as error:
         saved = checkpoints.saved()
-        kept = f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint before"
-        raise FloatingPointError(f"{error}; {kept}") from None
+        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no earlier checkpoint"
+        raise FloatingPointError(f"{error}; {last}") from None
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -174,7 +174,7 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
 
 
 def refuse_corpus(corpus: Corpus, recipe: Recipe) -> None:
-    """ValueError where there is too little to learn from, or the images' size is not the recipe's."""
+    """Raise ValueError if there are too few images, texts do not match them, or their size is not the recipe's."""
     if corpus.n_train < 2:
         raise ValueError(f"{corpus.name} has {corpus.n_train} training images: at least 2 are needed")
     if corpus.n_train > len(corpus.images) or len(corpus.images) != len(corpus.store):
@@ -184,11 +184,14 @@ def refuse_corpus(corpus: Corpus, recipe: Recipe) -> None:
         )
     side = corpus.images.shape[-1]
     if side != recipe.resolution:
-        raise ValueError(f"{corpus.name} holds images of {side} px and the recipe says resolution={recipe.resolution}")
+        raise ValueError(
+            f"{corpus.name} holds images of {side} px and the recipe says resolution={recipe.resolution}: give "
+            f"resolution={side}, or images of {recipe.resolution} px"
+        )
 
 
 def fingerprint(corpus: Corpus) -> dict[str, Any]:
-    """What tells one corpus from another: its name, its sizes, and a hash of its texts and of 64 of its images."""
+    """What identifies a corpus: its name, its sizes, and a hash of its texts and of 64 of its images."""
     digest = hashlib.sha256(corpus.store.fingerprint.encode())
     for text in corpus.texts:
         digest.update(text.encode() + b"\0")
@@ -212,7 +215,7 @@ def _versions() -> dict[str, str]:
 
 
 def _tracker(name: str) -> str:
-    """The tracker's name, once its package can be imported."""
+    """The tracker's name; raises ImportError if its package is missing."""
     try:
         __import__(name)
     except ImportError as error:

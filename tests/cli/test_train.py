@@ -74,13 +74,13 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "stps=3"], "stps is no setting of a recipe: did you mean steps?"),
+        (["--set", "stps=3"], "stps is not a setting of a recipe: did you mean steps?"),
         (
             ["--method", "tavq", "--set", "method=vqgan"],
             "method is given twice, by --method tavq and --set method=vqgan",
         ),
         (["--method", "none"], "no method 'none': one of"),
-        (["--set", "resolution=18"], "gives 16 px back for images of 18 px: give resolution=16"),
+        (["--set", "resolution=18"], "returns 16 px for images of 18 px: give resolution=16"),
         (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),
     ],
 )

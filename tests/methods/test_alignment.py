@@ -15,7 +15,7 @@ FAMILY = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
 
 
 def measures(one, step):
-    """Level by level the points of each image and its units, all of unit length, without padding."""
+    """For each level, the points and units of each image, all of unit length and without padding."""
     for index, (level, name) in enumerate(zip(step.codes.levels, GRANULARITIES, strict=True)):
         points, units = one.align.embed(level.quantized, index), step.texts[name]
         yield [(points[i], F.normalize(units.embeddings[i][units.mask[i]], dim=1)) for i in range(len(points))]
@@ -27,7 +27,7 @@ def test_controls_have_the_same_heads_and_weights():
     assert {made(name)[1].align.level_weights for name in FAMILY} == {LEVEL_WEIGHTS}
 
 
-def test_the_loss_is_the_alignments_and_the_host_gets_its_share_of_the_gradient():
+def test_the_loss_is_text_alignments_and_only_the_hosts_gradient_is_scaled():
     tokenizer, one = made("tavq", weight=0.4, weight_end=0.1)
     plain = TextAlignment(tokenizer, corpus().store.dim, level_weights=LEVEL_WEIGHTS, contrast=CONTRAST)
     plain.load_state_dict(one.align.state_dict())
@@ -51,7 +51,7 @@ def test_the_weight_falls_from_the_first_step_with_codes():
     assert none.weight_at(step) == 0
 
 
-def test_shuffled_texts_are_another_images_throughout():
+def test_shuffled_texts_are_always_another_images():
     (host, one), (_, plain) = made("tavq-shuffled"), made("tavq")
     step = step_of(host, rows=(0, 1, 2))
     other = one.other[step.rows]
@@ -60,7 +60,7 @@ def test_shuffled_texts_are_another_images_throughout():
     assert torch.equal(one(step)["alignment"], plain(swapped)["alignment"])
 
 
-def test_the_uniform_plan_is_a_loop_over_codes_and_units():
+def test_the_uniform_plan_equals_a_loop_over_codes_and_units():
     tokenizer, one = made("tavq-uniform-plan", contrast=0.0)
     step = step_of(tokenizer)
     expected = 0.0
@@ -69,7 +69,7 @@ def test_the_uniform_plan_is_a_loop_over_codes_and_units():
         expected = expected + weight * sum(costs) / len(costs)
     value = one(step)["alignment"]
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
-    assert value > made("tavq", contrast=0.0)[1](step)["alignment"]  # nothing is matched
+    assert value > made("tavq", contrast=0.0)[1](step)["alignment"]  # it matches nothing
 
 
 def test_the_independent_cost_and_its_gradient():
@@ -83,7 +83,7 @@ def test_the_independent_cost_and_its_gradient():
         torch.autograd.gradcheck(lambda x, y, cost=cost: independent_cost(x, a, y, b, cost=cost), (x, y))
 
 
-def test_l2_is_the_distance_of_the_pooled():
+def test_l2_is_the_distance_of_pooled_codes_and_text():
     tokenizer, one = made("l2-distil")
     step = step_of(tokenizer)
     expected = 0.0
@@ -93,7 +93,7 @@ def test_l2_is_the_distance_of_the_pooled():
     torch.testing.assert_close(one(step)["alignment"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_infonce_is_the_batch_contrast_of_each_level():
+def test_infonce_equals_the_batch_contrast_of_each_level():
     tokenizer, one = made("infonce", temperature=0.3, contrast=0.2)
     step, expected = step_of(tokenizer), 0.0
     for index, (weight, name) in enumerate(zip(LEVEL_WEIGHTS, GRANULARITIES, strict=True)):
@@ -105,7 +105,7 @@ def test_infonce_is_the_batch_contrast_of_each_level():
 
 @pytest.mark.parametrize("name", ["tavq", "tavq-uniform-plan"])
 @pytest.mark.parametrize("on", ["pooled", "transport"])
-def test_a_contrast_joins_the_transport_by_its_weight(on, name):
+def test_the_contrast_is_added_with_its_weight(on, name):
     tokenizer, with_it = made(name, contrast=0.5, contrast_on=on)
     step, plain = step_of(tokenizer), made(name, contrast=0.0)[1]
     apart = with_it(step)["alignment"] - plain(step)["alignment"]
@@ -124,7 +124,7 @@ def test_gradient_goes_where_grad_to_says(name, grad_to):
     assert reached == [grad_to != "codebook", grad_to != "encoder"]
 
 
-def test_what_cannot_be_is_refused():
+def test_bad_settings_are_refused():
     for settings, said in (
         ({"weight": -1.0}, "weight must be 0 or more"),
         ({"weight_end": float("nan")}, "weight_end must be 0 or more"),
@@ -136,12 +136,12 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(ValueError, match=said):
             tokenizer, one = made("tavq", **settings)
-            one(step_of(tokenizer))  # an unknown solver is found when it is called
+            one(step_of(tokenizer))  # an unknown solver is refused only when it is called
     with pytest.raises(ValueError, match='grad_to="both" is impossible on this host'):
         made("tavq", "lucidrains-vq", grad_to="both")
 
 
-def test_alignment_every_other_step_weighs_twice_as_much():
+def test_alignment_every_second_step_has_twice_the_gradient():
     tokenizer, always = made("tavq", weight=0.2)
     sometimes = made("tavq", weight=0.2, every=2)[1]
     grads = []

@@ -1,4 +1,4 @@
-"""CVQ against plain loops; which hosts it takes. Two processes: `environments/test_processes.py`."""
+"""CVQ against plain loops, and the hosts that it refuses. `environments/test_processes.py` tests two processes."""
 
 import math
 
@@ -16,7 +16,7 @@ def drawn(k=3, n=40, c=4):
 
 
 @pytest.mark.parametrize("metric", ["l2", "cos"])
-def test_anchors_are_drawn_by_their_closeness(metric):
+def test_anchors_are_drawn_by_closeness(metric):
     codebook, latents = drawn()
     for place in (0.0, 0.3, 0.99999):
         chosen = anchors(codebook, latents, torch.full((3,), place), metric=metric)
@@ -30,7 +30,7 @@ def test_anchors_are_drawn_by_their_closeness(metric):
             assert torch.equal(got, latents[passed.index(True)])
 
 
-def test_the_contrast_is_a_loop_over_codes_and_reaches_them_alone():
+def test_the_contrast_equals_a_loop_and_reaches_the_codebook_only():
     codebook, latents = drawn()
     expected = 0.0
     for code in codebook:
@@ -78,7 +78,7 @@ def test_a_collapsed_codebook_is_used_again():
 
 @pytest.mark.parametrize("host", ["lucidrains-vq", "lucidrains-fsq", "lucidrains-simvq"])
 @pytest.mark.parametrize("name", ["cvq", "vqct"])
-def test_a_codebook_that_is_no_parameter_is_refused(name, host):
+def test_a_codebook_that_is_not_a_parameter_is_refused(name, host):
     with pytest.raises(ValueError, match=f"{name} needs a codebook that is a parameter .* is computed, or moved by"):
         made(name, host)
 

@@ -1,4 +1,4 @@
-"""LG-VQ's three losses against plain loops; real masks, any length and grid."""
+"""LG-VQ's three losses against plain loops, its masks, and texts and grids of any size."""
 
 import math
 from dataclasses import replace
@@ -18,18 +18,18 @@ def drawn(*shape, seed=0):
 MASK = torch.arange(5)[None] < torch.tensor([5, 2, 0])[:, None]
 
 
-def test_the_global_contrast_is_a_loop_over_images():
+def test_the_global_contrast_equals_a_loop_over_images():
     images, texts = F.normalize(drawn(4, 6), dim=1), F.normalize(drawn(4, 6, seed=1), dim=1)
-    there = [0, 2, 3]
+    with_text = [0, 2, 3]
     expected = 0.0
-    for i in there:
-        expected -= math.log(math.exp(images[i] @ texts[i]) / sum(math.exp(images[i] @ texts[j]) for j in there))
+    for i in with_text:
+        expected -= math.log(math.exp(images[i] @ texts[i]) / sum(math.exp(images[i] @ texts[j]) for j in with_text))
     present = torch.tensor([True, False, True, True])
     assert global_contrast(images, texts, present).item() == pytest.approx(expected / 3)
     torch.autograd.gradcheck(lambda x: global_contrast(x, texts, present), images.requires_grad_())
 
 
-def test_the_relation_is_a_loop_over_pairs_of_words():
+def test_the_relation_equals_a_loop_over_pairs_of_words():
     codes, places, tokens = (
         drawn(3, 7, 4),
         F.normalize(drawn(3, 7, 6, seed=1), dim=2),
@@ -57,15 +57,15 @@ def test_masked_shares_follow_the_cut_normal():
     assert share.mean().item() == pytest.approx(0.5 + 0.1 * (phi[0] - phi[1]) / (cut[1] - cut[0]), abs=2e-3)
 
 
-def test_masks_hide_words_alone_and_whatever_the_padding():
+def test_masks_hide_only_words_and_ignore_padding():
     hidden = draw_masked(MASK, torch.Generator().manual_seed(3))
     assert hidden.sum(1).tolist() == [1, 1, 0] and not (hidden & ~MASK).any()
     wide = draw_masked(F.pad(MASK, (0, 4)), torch.Generator().manual_seed(3))
     assert torch.equal(wide[:, :5], hidden) and not wide[:, 5:].any()
 
 
-def test_masked_words_are_read_image_by_image():
-    """Each text alone and unpadded, its cross-entropy with smoothing written out, gives the batch's loss."""
+def test_the_masked_loss_equals_a_loop_over_images():
+    """A loop over single, unpadded texts with a written-out smoothed cross-entropy gives the batch's loss."""
     tokenizer, one = made("lgvq")
     one = one.double()
     words, step = training_words(corpus()).double(), step_of(tokenizer)
@@ -86,7 +86,7 @@ def test_masked_words_are_read_image_by_image():
     torch.testing.assert_close(one.masked_words(seen, tokens, units.mask), sum(losses) / len(losses))
 
 
-def test_the_vocabulary_is_that_of_the_training_texts():
+def test_the_vocabulary_holds_the_words_of_the_training_texts():
     texts = [corpus().store.units(row, "word") for row in range(8)]
     trained = {word for row in texts[:6] for word in row}
     assert len(training_words(corpus())) == len(trained) < len({word for row in texts for word in row})
@@ -102,10 +102,10 @@ def test_gradient_passes_straight_through_to_the_encoder(straight):
     assert tokenizer.host.encoder.conv_in.weight.grad.norm() > 0
     assert (tokenizer.adapter.codebook().grad is None) == straight
     assert all(p.grad.norm() > 0 for p in one.parameters() if p.ndim > 1)
-    assert all(p.grad is None for p in tokenizer.hierarchy.parameters())  # the final level alone
+    assert all(p.grad is None for p in tokenizer.hierarchy.parameters())  # only the final level is used
 
 
-def test_any_grid_will_do():
+def test_any_grid_works():
     _, one = made("lgvq")
     for grid in ((3, 5), (16, 2), (1, 1)):
         assert one.visual_tokens(torch.zeros(2, 8, *grid)).shape == (2, 1 + grid[0] * grid[1], 16)

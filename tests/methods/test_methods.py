@@ -1,4 +1,4 @@
-"""What every method keeps to: gradient where it should go, silence without text, seeds, states, an untouched host."""
+"""Rules for every method: where gradient goes, zero loss without text, seeds, saved state, an unchanged host class."""
 
 import pytest
 import torch
@@ -8,10 +8,11 @@ from helpers.tiny_hosts import tiny
 from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.methods.base import texts_of
 
-READ_TEXT = ("lgvq", "tavq", "tavq-uniform-plan", "l2-distil", "infonce")  # of the step
+# methods that read the step's texts
+READ_TEXT = ("lgvq", "tavq", "tavq-uniform-plan", "l2-distil", "infonce")
 
 
-def test_the_table_names_every_method_by_its_own_name():
+def test_the_table_lists_every_method_by_its_name():
     assert all(method_class(name).name == name for name in METHODS)
     assert [name for name in METHODS if not method_class(name).adversarial] == ["vqvae"]
     with pytest.raises(KeyError, match="no method 'vq': one of vqvae, vqgan"):
@@ -20,7 +21,7 @@ def test_the_table_names_every_method_by_its_own_name():
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_host_trains_and_is_left_as_its_own_code_has_it(name, host):
+def test_a_host_trains_and_its_own_code_loads_the_weights(name, host):
     before = tiny(host).state_dict()
     tokenizer, one = made(name, host)
     parameters = [*tokenizer.parameters(), *one.parameters()]
@@ -47,7 +48,7 @@ def test_a_host_trains_and_is_left_as_its_own_code_has_it(name, host):
 
 
 @pytest.mark.parametrize("name", READ_TEXT)
-def test_without_text_there_is_exactly_nothing(name):
+def test_without_text_loss_and_gradient_are_exactly_0(name):
     tokenizer, one = made(name)
     texts = texts_of(corpus(), torch.tensor([0, 1, 2]), torch.device("cpu"))
     terms = one(step_of(tokenizer, texts=silent(texts)))
@@ -70,12 +71,12 @@ def test_further_padding_changes_nothing(name):
 def test_an_image_without_text_changes_nothing(name):
     (host, one), (other, two) = made(name), made(name)
     values, more = one(step_of(host, (0, 1, 2))), two(step_of(other, (0, 1, 2, 3)))
-    for key in values.keys() - {"masked"}:  # how many texts there are decides which words are hidden
+    for key in values.keys() - {"masked"}:  # the number of texts changes which words are masked
         torch.testing.assert_close(more[key], values[key], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_batch_of_one_image(name):
+def test_a_batch_of_one_image_trains(name):
     tokenizer, one = made(name)
     for rows in ((0,), (3,)):
         step = step_of(tokenizer, rows)
@@ -100,7 +101,7 @@ def test_a_method_is_determined_by_its_seed(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_saved_method_goes_on_as_if_it_had_never_stopped(name):
+def test_a_restored_method_continues_as_if_never_stopped(name):
     tokenizer, one = made(name)
     for _ in range(2):
         one(step_of(tokenizer))

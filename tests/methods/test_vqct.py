@@ -1,4 +1,4 @@
-"""VQCT: words and edges of the texts, the graph network against dense algebra, the host's codebook while and after."""
+"""VQCT: words and edges, the graph network against dense algebra, the host's codebook during and after training."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_the_most_frequent_words_keep_their_edges():
 GRAPH = WordGraph(("red", "blue", "car", "dog"), 2, (9, 1, 7, 5), {(0, 2): 4, (1, 3): 1, (0, 3): 2})
 
 
-def test_the_network_is_two_graph_convolutions():
+def test_the_network_equals_two_graph_convolutions():
     words = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
     apart = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).double()
     transfer = Transfer(words.float(), GRAPH, torch.Size([7, 3]), 5).double()
@@ -69,16 +69,16 @@ def test_the_network_is_two_graph_convolutions():
     torch.autograd.gradcheck(transfer, apart.requires_grad_())
 
 
-def test_words_without_an_edge_stand_alone():
+def test_words_without_an_edge_have_different_codes():
     lonely = WordGraph(("red", "car"), 1, (2, 2), {})
     codes = Transfer(torch.eye(2), lonely, torch.Size([2, 3]), 4)(torch.zeros(2, 3))
     assert codes.shape == (2, 3) and not torch.equal(codes[0], codes[1])
 
 
-def test_the_codebook_is_the_networks_and_one_code_moves_the_others():
+def test_the_network_makes_the_codebook_and_one_code_moves_the_others():
     tokenizer, one = made("vqct")
     weight, k = tokenizer.adapter.codebook(), 32
-    assert len(one.graph.words) < k and len(weight.detach().unique(dim=0)) == k  # repeated words are apart
+    assert len(one.graph.words) < k and len(weight.detach().unique(dim=0)) == k  # codes of repeated words differ
     moved = torch.autograd.grad(weight[0].sum(), list(tokenizer.host.quantize.parameters()), allow_unused=True)
     before = weight.detach().clone()
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_the_codebook_is_the_networks_and_one_code_moves_the_others():
     assert ((tokenizer.adapter.codebook() - before).norm(dim=1) > 0).all()
 
 
-def test_of_more_words_than_codes_the_most_frequent_are_taken():
+def test_the_most_frequent_words_are_taken_if_there_are_too_many():
     pytest.importorskip("taming")
     from tavq_plugin.adapters.taming import VQGAN
 
@@ -100,7 +100,7 @@ def test_of_more_words_than_codes_the_most_frequent_are_taken():
     assert tokenizer.adapter.codebook().shape == (4, 8)
 
 
-def test_the_host_is_its_own_class_and_parameter_again():
+def test_finish_restores_the_hosts_class_and_parameter():
     tokenizer, one = made("vqct")
     plain = type(made("vqgan")[0].host.quantize.embedding)
     one.finish()

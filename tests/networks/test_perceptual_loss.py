@@ -1,4 +1,4 @@
-"""Perceptual distances from local weights: hashes, known answers, gradients."""
+"""Perceptual distances with local weights: hashes, known answers, gradients."""
 
 import hashlib
 from pathlib import Path
@@ -32,7 +32,7 @@ def assert_is_a_distance(distance):
     assert all(not p.requires_grad for p in distance.parameters()) and not distance.training
 
 
-def test_feature_distance_is_what_it_says():
+def test_feature_distance_equals_its_formula():
     network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 5, 1, bias=False))
     distance = FeatureDistance(network, ("0", "1"))
     one, other = images(), images(1)
@@ -44,7 +44,7 @@ def test_feature_distance_is_what_it_says():
     torch.testing.assert_close(distance(one, other), expected)
 
 
-def test_a_frozen_network_from_a_path(tmp_path):
+def test_a_bad_frozen_network_is_refused(tmp_path):
     path, digest = saved(nn.Conv2d(3, 4, 3), tmp_path / "net.pth")
     recipe = PerceptualRecipe("frozen", path=path, sha256=digest, network="torchvision.models.nothing", layers=("a",))
     pytest.importorskip("torchvision")
@@ -56,7 +56,7 @@ def test_a_frozen_network_from_a_path(tmp_path):
         build_perceptual(PerceptualRecipe("frozen", path=path))
 
 
-def test_squeezenet_with_shared_weights():
+def test_squeezenet_gives_a_distance():
     pytest.importorskip("torchvision")
     if not SQUEEZENET.exists():
         pytest.skip(f"no {SQUEEZENET}")
@@ -86,7 +86,7 @@ def test_lpips_takes_torchvisions_own_file(tmp_path, name):
         build_perceptual(PerceptualRecipe("lpips", path=path, network=name))
 
 
-def test_weights_that_are_missing_or_others_are_refused_with_the_mend(tmp_path):
+def test_missing_or_wrong_weights_are_refused(tmp_path):
     pytest.importorskip("torchmetrics")
     with pytest.raises(FileNotFoundError, match=r"perceptual.path is ''.*vgg16-397923af.pth, --set perceptual.path="):
         build_perceptual(PerceptualRecipe("lpips"))
@@ -97,6 +97,6 @@ def test_weights_that_are_missing_or_others_are_refused_with_the_mend(tmp_path):
         build_perceptual(PerceptualRecipe("lpips", path=path, network="resnet"))
 
 
-def test_none_is_none():
+def test_no_perceptual_loss_is_none():
     assert build_perceptual(PerceptualRecipe()) is None
     assert build_perceptual(PerceptualRecipe("lpips", weight=0.0)) is None

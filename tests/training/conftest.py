@@ -1,4 +1,4 @@
-"""The trainer's tests know one method more."""
+"""Register the toy method 'noisy' for the trainer's tests."""
 
 import pytest
 from helpers.toy_corpus import registered

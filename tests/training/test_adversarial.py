@@ -1,4 +1,4 @@
-"""The discriminator: its losses, its weight, when it enters, and that it costs no second pass."""
+"""The discriminator: its losses, its weight, the step at which it starts, and that it needs no second pass."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from tavq_plugin.training.adversarial import Adversary, PatchGAN, adaptive_weigh
 from tavq_plugin.training.recipe import AdversarialRecipe
 
 
-def test_the_patch_gan_judges_patches():
+def test_the_patch_gan_returns_one_logit_per_patch():
     judge = PatchGAN(layers=3, width=8)
     logits = judge(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 1, 6, 6)  # of 70 px each, as in Isola et al.
     alone = judge(torch.ones(1, 3, 64, 64))
-    beside = judge(torch.cat([torch.ones(1, 3, 64, 64), torch.randn(1, 3, 64, 64)]))
-    torch.testing.assert_close(alone[0], beside[0], rtol=1e-4, atol=1e-6)  # what stands beside it changes nothing
+    batched = judge(torch.cat([torch.ones(1, 3, 64, 64), torch.randn(1, 3, 64, 64)]))
+    torch.testing.assert_close(alone[0], batched[0], rtol=1e-4, atol=1e-6)  # the rest of the batch changes nothing
 
 
 def test_hinge_is_flat_beyond_the_margin():
@@ -35,7 +35,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms():
     assert adaptive_weight(own, 0 * generator, last, lambda gradient: gradient).item() == pytest.approx(1e4)
 
 
-def test_the_generators_term_pulls_up_and_leaves_the_judge_alone():
+def test_the_generators_term_sends_no_gradient_to_the_discriminator():
     judge = PatchGAN(layers=1, width=4)
     layer = nn.Conv2d(3, 3, 1)
     images = torch.rand(1, 3, 16, 16) * 2 - 1
@@ -51,7 +51,7 @@ def test_the_generators_term_pulls_up_and_leaves_the_judge_alone():
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_it_enters_at_its_optimizer_step_whatever_the_passes(tmp_path, accumulation):
+def test_the_discriminator_starts_at_its_optimizer_step_for_any_accumulation(tmp_path, accumulation):
     pytest.importorskip("taming")
     settings = recipe(
         steps=4, batch_size=4, accumulation=accumulation, adversarial={"start": 2, "width": 4, "layers": 1}
@@ -69,7 +69,7 @@ def test_it_enters_at_its_optimizer_step_whatever_the_passes(tmp_path, accumulat
     [({"start": 0}, True), ({"start": 1}, False), ({"weight": 0.0, "start": 0}, False)],
     ids=["from the start", "after the last step", "weight 0"],
 )
-def test_it_is_built_only_where_it_enters(settings, built):
+def test_the_discriminator_is_built_only_if_it_takes_part(settings, built):
     pytest.importorskip("taming")
     accelerate = pytest.importorskip("accelerate")
     from tavq_plugin.training.loop import TrainingLoop
@@ -79,7 +79,7 @@ def test_it_is_built_only_where_it_enters(settings, built):
     assert (loop.adversary is not None) == built
 
 
-def test_a_host_without_a_last_layer_is_refused_with_the_mend(tmp_path):
+def test_a_host_without_a_last_layer_is_refused(tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
     settings = recipe(host=AVERAGED, adversarial={"start": 0})
     with pytest.raises(ValueError, match="shows no last layer, .*: give adversarial.adaptive=false"):

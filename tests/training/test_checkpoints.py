@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, whatever happens while one is written; no pickle in them."""
+"""Checkpoints: complete or absent, whatever happens while one is written; no pickle in them."""
 
 import itertools
 import json
@@ -39,13 +39,13 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
     assert equal(load_tree(tmp_path / "tree"), tree)
 
 
-def test_what_needs_pickle_is_refused_by_its_place(tmp_path):
+def test_a_value_that_needs_pickle_is_refused_and_located(tmp_path):
     with pytest.raises(TypeError, match="the state at /method/draw is a Generator, .* get_state"):
         save_tree(tmp_path / "tree", {"method": {"draw": torch.Generator()}})
 
 
 def names(folder):
-    """What is in a folder, apart from the marker."""
+    """The names in a folder, except the marker."""
     return sorted(path.name for path in folder.iterdir() if path.name != MARKER)
 
 
@@ -60,7 +60,7 @@ EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
 def saved_until_a_kill(folder, step, count):
-    """Save a step in a child that dies just before its `count`-th look at or change of a file; -> whether it died."""
+    """Save a step in a child, killed just before its `count`-th file operation; returns whether it was killed."""
     child = os.fork()
     if child == 0:
         seen = []
@@ -83,7 +83,7 @@ def saved_until_a_kill(folder, step, count):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path):
+def test_a_kill_anywhere_in_a_save_leaves_a_complete_checkpoint(tmp_path):
     found = []
     for count in itertools.count(1):
         folder = tmp_path / str(count)
@@ -92,9 +92,7 @@ def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path):
         state, history = Checkpoints(folder).latest()
         assert history == [{"step": state["number"]}] and (state["weights"] == state["number"]).all()
         found.append(state["number"])
-        again = (
-            2 + count % 2
-        )  # what was left half-written or half-removed is not in the way of the same step or another
+        again = 2 + count % 2  # leftovers of the killed save hinder neither the same step nor another
         state, _ = saved(folder, again).latest()
         assert state["number"] == again and names(folder) == [f"step-{again:09}"]
         if not died:
@@ -102,25 +100,27 @@ def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path):
     assert len(found) > 8 and found == sorted(found) and set(found) == {1, 2}
 
 
-def test_a_disk_that_refuses_is_said_and_the_one_before_is_whole(tmp_path):
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays(tmp_path):
     resource = pytest.importorskip("resource")
     checkpoints, before = saved(tmp_path / "run", 1), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # bytes a file may have
     try:
-        with pytest.raises(OSError, match=r"step 2 could not be written .*too large.*000001 is whole: free some space"):
+        with pytest.raises(
+            OSError, match=r"step 2 could not be written .*too large.*: free some space .*resumes from .*000001"
+        ):
             saved(tmp_path / "run", 2)
-        with pytest.raises(OSError, match="there was none before"):
+        with pytest.raises(OSError, match="there is no earlier checkpoint"):
             saved(tmp_path / "new", 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpoints.latest()[0]["number"] == 1 and names(tmp_path / "run") == ["step-000000001"]
 
 
-def test_only_so_many_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert [path.name for path in saved(tmp_path, 1, 2, 3, keep=2).saved()] == ["step-000000002", "step-000000003"]
 
 
-def test_a_damaged_one_is_named_with_the_mend(tmp_path):
+def test_a_damaged_checkpoint_is_named(tmp_path):
     checkpoints = saved(tmp_path, 1)
     path = tmp_path / "step-000000001" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:100])
@@ -128,7 +128,7 @@ def test_a_damaged_one_is_named_with_the_mend(tmp_path):
         checkpoints.latest()
 
 
-def test_a_finished_run_that_cannot_be_written_is_finished_by_the_same_command(tmp_path):
+def test_a_run_that_cannot_be_written_is_finished_by_running_it_again(tmp_path):
     pytest.importorskip("taming")
     settings = recipe(steps=3, checkpoint_every=2)
     whole = fit("noisy", settings, corpus(), tmp_path / "whole")

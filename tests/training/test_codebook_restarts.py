@@ -1,4 +1,4 @@
-"""Dead codes brought back."""
+"""Restarts of dead codes."""
 
 import torch
 
@@ -22,8 +22,9 @@ def test_unused_codes_move_onto_latents_and_used_ones_stay():
     places = latent.flatten(2)[0].T
     assert all((places == row).all(1).any() for row in codebook[[2, 3]])
     assert torch.equal(stream, torch.get_rng_state())
-    assert restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent)) == 0  # counted anew: nothing was seen
-    restarts.count(level([0, 0, 0, 0], latent))
     assert (
-        restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent)) == 4
-    )  # of five, no more than there are latents
+        restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent)) == 0
+    )  # counting restarted, so nothing was used
+    restarts.count(level([0, 0, 0, 0], latent))
+    moved = restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent))
+    assert moved == 4  # of five dead codes, because there are only four latents

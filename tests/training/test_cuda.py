@@ -1,4 +1,4 @@
-"""On a GPU: every method trains, a run resumes to the same, and the wrapped host computes what the bare one does."""
+"""On a GPU: every method trains, a resumed run ends the same, and a wrapped host computes what the bare one does."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_a_method_trains_on_the_gpu(name, precision, tmp_path):
     assert all(torch.equal(value, weights(fitted)[key]) for key, value in weights(kept).items())
 
 
-def test_a_resumed_run_equals_one_never_stopped(repeatable, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(repeatable, tmp_path):
     whole = fit("tavq", recipe(**SHARED), corpus(), tmp_path / "whole")
     stopped("tavq", recipe(**SHARED), tmp_path / "run", after=5)
     resumed = fit("tavq", recipe(**SHARED), corpus(), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What somebody else left in a run's folder stops the run before it trains; folders of before markers go on."""
+"""Files of others in a run's folder stop the run before it trains; folders without markers still resume."""
 
 import os
 import stat
@@ -23,8 +23,8 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def as_before_markers(folder):
-    """A run's folder as it was before there were markers."""
+def without_markers(folder):
+    """Make a run's folder look as earlier releases wrote it, without markers."""
     for marker in folder.rglob(MARKER):
         marker.unlink()
     path = folder / "recipe.yaml"
@@ -44,7 +44,7 @@ def as_before_markers(folder):
         ".final.partial/thesis.txt",
     ],
 )
-def test_a_file_of_another_hand_stops_a_run_before_it_trains(tmp_path, name):
+def test_a_file_that_we_did_not_make_stops_a_run_before_it_trains(tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("steps: 3" if name == "recipe.yaml" else "{}")
@@ -56,7 +56,7 @@ def test_a_file_of_another_hand_stops_a_run_before_it_trains(tmp_path, name):
     assert contents(tmp_path) == before
 
 
-def test_a_link_in_the_place_of_an_unfinished_folder_is_not_followed(tmp_path):
+def test_a_link_named_as_our_temporary_folder_is_not_followed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "host.safetensors").write_text("mine")
     (tmp_path / "run").mkdir()
@@ -66,7 +66,7 @@ def test_a_link_in_the_place_of_an_unfinished_folder_is_not_followed(tmp_path):
     assert (tmp_path / "mine" / "host.safetensors").read_text() == "mine"
 
 
-def test_what_is_put_among_checkpoints_later_stays(tmp_path):
+def test_a_file_added_among_the_checkpoints_stays(tmp_path):
     stopped("noisy", recipe(**SETTINGS), tmp_path, after=3)
     (tmp_path / "checkpoints" / "thesis.txt").write_text("years")
     fit("noisy", recipe(**SETTINGS), corpus(), tmp_path)
@@ -74,7 +74,7 @@ def test_what_is_put_among_checkpoints_later_stays(tmp_path):
     fit("noisy", recipe(**SETTINGS), corpus(), tmp_path, progress=never)
 
 
-def test_a_recipe_that_is_written_by_hand_into_a_run_is_not_overwritten(tmp_path):
+def test_a_handwritten_recipe_in_a_run_is_not_overwritten(tmp_path):
     stopped("noisy", recipe(**SETTINGS), tmp_path, after=3)
     (tmp_path / "recipe.yaml").write_text("steps: 5")
     with pytest.raises(FileExistsError, match=r"recipe\.yaml is in the way"):
@@ -82,24 +82,24 @@ def test_a_recipe_that_is_written_by_hand_into_a_run_is_not_overwritten(tmp_path
     assert (tmp_path / "recipe.yaml").read_text() == "steps: 5"
 
 
-def test_a_stopped_run_of_before_markers_goes_on_and_a_finished_one_is_loaded(tmp_path):
+def test_runs_without_markers_are_resumed_or_loaded(tmp_path):
     whole = fit("noisy", recipe(**SETTINGS), corpus(), tmp_path / "whole")
     stopped("noisy", recipe(**SETTINGS), tmp_path / "run", after=3)
-    partial = tmp_path / "run" / "checkpoints" / ".step-000000004.partial"  # of a kill in the middle of a save
+    partial = tmp_path / "run" / "checkpoints" / ".step-000000004.partial"  # left by a kill in the middle of a save
     partial.mkdir()
     (partial / "state.safetensors").write_bytes(b"half")
-    as_before_markers(tmp_path / "run")
+    without_markers(tmp_path / "run")
     steps = []
-    settings = recipe(**SETTINGS, keep=2)  # changes nothing about what is learned, but recipe.yaml
+    settings = recipe(**SETTINGS, keep=2)  # changes recipe.yaml, but nothing about what is learned
     resumed = fit("noisy", settings, corpus(), tmp_path / "run", progress=lambda done, row: steps.append(done))
     assert steps == [3, 4] and not (tmp_path / "run" / "checkpoints").exists()
     assert [row["pixel"] for row in resumed.history] == [row["pixel"] for row in whole.history]
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["keep"] == 2
-    again = fit("noisy", settings, corpus(), as_before_markers(tmp_path / "run"), progress=never)
+    again = fit("noisy", settings, corpus(), without_markers(tmp_path / "run"), progress=never)
     assert again.history == resumed.history
 
 
-def test_all_files_of_a_run_have_the_mode_of_the_umask(tmp_path):
+def test_all_files_of_a_run_follow_the_umask(tmp_path):
     def modes():
         return {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in contents(tmp_path)}
 

@@ -1,4 +1,4 @@
-"""Hosts of other kinds: another codebase, a codebook that an EMA moves, a compiled tokenizer."""
+"""Other hosts: another codebase, a codebook that an EMA moves, a compiled tokenizer."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ DIFFUSERS = {
 }  # fmt: skip
 
 
-def test_a_host_of_diffusers(tmp_path):
+def test_a_diffusers_host_trains(tmp_path):
     pytest.importorskip("diffusers")
     changes = {"host": DIFFUSERS, "adversarial": {"start": 1, "width": 4, "layers": 1}}
     fitted = fit("noisy", recipe(**changes), corpus(), tmp_path / "run")
     assert fitted.history[-1]["adaptive"] > 0 and fitted.history[-1]["quantizer"] > 0
 
 
-def test_a_codebook_in_buffers_is_kept_and_resumed(tmp_path):
+def test_a_codebook_in_buffers_is_saved_and_resumed(tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
     settings = recipe(host=AVERAGED, checkpoint_every=2, ema=0.5)
     whole = fit("vqgan", settings, corpus(), tmp_path / "whole", allow=["helpers"])
@@ -45,14 +45,14 @@ def test_a_codebook_in_buffers_is_kept_and_resumed(tmp_path):
         fit("vqgan", settings, corpus(), tmp_path / "other")
 
 
-def test_a_codebook_that_cannot_be_written_is_not_started(tmp_path):
+def test_a_codebook_that_cannot_be_written_is_refused(tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
     settings = recipe(host={"target": "helpers.toy_corpus.Tableless"}, start={"settle_share": 0.5})
     with pytest.raises(ValueError, match=r"not a table that can be written: give start\.settle_share=0"):
         fit("vqgan", settings, corpus(), tmp_path / "run", allow=["helpers"])
 
 
-def test_the_tokenizer_is_compiled_by_the_backend_asked_for(tmp_path):
-    pytest.importorskip("taming")  # that a compiled host trains alike is in environments/test_compile.py
+def test_the_tokenizer_is_compiled_by_the_recipes_backend(tmp_path):
+    pytest.importorskip("taming")  # environments/test_compile.py tests that a compiled host trains the same
     with pytest.raises(torch._dynamo.exc.InvalidBackend, match="no_such_backend"):
         fit("vqgan", recipe(steps=1, compile="no_such_backend"), corpus(), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What is minimised: the plain VQGAN is a plain loop's, β is where it belongs, a broken term stops the run."""
+"""The loss: VQGAN equals a plain loop, β weighs the commitment, and a term that is not finite stops the run."""
 
 import sys
 
@@ -20,8 +20,8 @@ pytest.importorskip("taming")
 pytest.importorskip("accelerate")
 
 
-def plainly(settings, data):
-    """The same host in a loop without the plug-in."""
+def train_plainly(settings, data):
+    """Train the same host in a loop without the plug-in."""
     torch.manual_seed(settings.seed)
     host = build_host(settings.host, settings.resolution).train()
     adam = torch.optim.Adam(
@@ -37,10 +37,10 @@ def plainly(settings, data):
     return host.state_dict()
 
 
-def test_vqgan_trains_the_host_as_a_plain_loop_does_while_the_levels_learn(tmp_path):
+def test_vqgan_trains_the_host_as_a_plain_loop_does_and_the_levels_learn(tmp_path):
     settings, data = recipe(steps=3), corpus()
     fitted = fit("vqgan", settings, data, tmp_path / "run")
-    expected = plainly(settings, data)
+    expected = train_plainly(settings, data)
     ours = fitted.tokenizer.host.state_dict()
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in ours)
@@ -50,16 +50,14 @@ def test_vqgan_trains_the_host_as_a_plain_loop_does_while_the_levels_learn(tmp_p
 
 
 def apart(one, other):
-    """Of what two trainings gave the host and the added levels."""
+    """The total difference between two runs' hosts and added levels."""
     ours, theirs = one.tokenizer.state_dict(), other.tokenizer.state_dict()
     return sum((ours[name] - theirs[name]).abs().sum() for name in ours).item()
 
 
-def test_no_weight_leaves_the_tokenizer_alone_while_the_heads_learn(tmp_path):
-    through = {
-        **HOST,
-        "wrap": {"detach_added_levels": False},
-    }  # the levels' gradient reaches the host with every method
+def test_weight_0_leaves_the_tokenizer_alone_while_the_heads_learn(tmp_path):
+    # the levels' gradient reaches the host with every method
+    through = {**HOST, "wrap": {"detach_added_levels": False}}
     settings, data = recipe(host=through), corpus()
     weightless, aligned = (recipe(host=through, options={"weight": weight}) for weight in (0.0, 0.3))
     bare = fit("vqgan", settings, data, tmp_path / "bare")
@@ -70,7 +68,7 @@ def test_no_weight_leaves_the_tokenizer_alone_while_the_heads_learn(tmp_path):
     heads = zip(fresh.parameters(), without.method.parameters(), strict=True)
     assert not any(torch.equal(before, after) for before, after in heads)
     assert all(row["alignment"] > 0 for row in without.history)
-    assert apart(bare, without) < 1e-3 * apart(bare, aligned)  # by rounding at most, which follows the memory's place
+    assert apart(bare, without) < 1e-3 * apart(bare, aligned)  # at most rounding, which depends on memory addresses
 
 
 def test_training_is_determined_by_its_seed(tmp_path):
@@ -81,7 +79,7 @@ def test_training_is_determined_by_its_seed(tmp_path):
     assert apart(one, two) < 1e-3 * apart(one, other)
 
 
-def test_levels_beside_the_host_leave_it_no_gradient_and_get_their_own():
+def test_detached_levels_send_no_gradient_to_the_host_and_still_learn():
     host = build_host(recipe().host, 16)
     tokenizer = tavq.wrap(host, detach_added_levels=True)
     _, codes = tokenizer(to_float(corpus().images[:2]))
@@ -90,10 +88,10 @@ def test_levels_beside_the_host_leave_it_no_gradient_and_get_their_own():
     assert all(p.grad.abs().sum() > 0 for p in tokenizer.hierarchy.parameters())
 
 
-def test_beta_is_on_the_commitment_of_the_hosts_own_loss():
+def test_beta_weighs_the_commitment_in_the_hosts_own_loss():
     torch.manual_seed(0)
     host = build_host(recipe().host, 16)
-    tokenizer = tavq.wrap(host, grad_to="codebook")  # so that the last level is the looked-up vectors themselves
+    tokenizer = tavq.wrap(host, grad_to="codebook")  # so that the last level holds the looked-up vectors themselves
     _, codes = tokenizer(to_float(corpus().images[:2]))
     z, e = codes.final.latent, codes.final.quantized
     to_latent, to_table = torch.autograd.grad(
@@ -104,7 +102,7 @@ def test_beta_is_on_the_commitment_of_the_hosts_own_loss():
     torch.testing.assert_close(to_table, own)
 
 
-def test_a_broken_term_is_named_and_the_last_checkpoint_kept(tmp_path):
+def test_a_term_that_is_not_finite_is_named_and_the_checkpoint_stays(tmp_path):
     settings = recipe(steps=6, checkpoint_every=2, options={"broken_at": 3})
     with pytest.raises(FloatingPointError, match=r"^pull is nan at step 3 \(pixel .*lower optimizer.learning_rate"):
         fit("noisy", settings, corpus(), tmp_path / "run")
@@ -114,7 +112,7 @@ def test_a_broken_term_is_named_and_the_last_checkpoint_kept(tmp_path):
     )
 
 
-def test_broken_weights_are_not_kept(tmp_path):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     settings = recipe(steps=4, checkpoint_every=1, optimizer={"learning_rate": 1e38, "warmup": 0})
     with pytest.raises(FloatingPointError, match="are not finite after step 1|at step 1"):
         fit("vqgan", settings, corpus(), tmp_path / "run")
@@ -142,7 +140,7 @@ def test_bf16_keeps_the_quantizer_and_the_losses_in_float32(tmp_path):
     assert fitted.history[-1]["pixel"] != exact.history[-1]["pixel"]
 
 
-def test_accumulation_and_the_global_batch_come_to_the_same(tmp_path):
+def test_accumulation_gives_the_same_losses_as_one_batch(tmp_path):
     one = fit("vqgan", recipe(batch_size=4), corpus(), tmp_path / "one").history
     two = fit("vqgan", recipe(batch_size=4, accumulation=2), corpus(), tmp_path / "two").history
     for a, b in zip(one, two, strict=True):
@@ -155,15 +153,15 @@ def test_accumulation_and_the_global_batch_come_to_the_same(tmp_path):
     [
         (corpus(2, 0), {}, "toy has 0 training images: at least 2"),
         (corpus(2, 1), {}, "toy has 1 training images: at least 2"),
-        (corpus(), {"resolution": 32}, "holds images of 16 px and the recipe says resolution=32"),
-        (corpus(side=18), {"resolution": 18}, "gives 16 px back for images of 18 px: give resolution=16"),
+        (corpus(), {"resolution": 32}, "16 px and the recipe says resolution=32: give resolution=16"),
+        (corpus(side=18), {"resolution": 18}, "returns 16 px for images of 18 px: give resolution=16"),
         (corpus(), {"options": {"unknown": 1}}, "options of method noisy: .*'unknown'"),
         (corpus(), {"batch_size": 3, "accumulation": 3, "host": {"target": "os.system"}}, "outside the allowed"),
         (corpus(), {"host": "smal"}, "must be small, or a class"),
     ],
     ids=["empty", "one image", "another size", "a size no stride divides", "options", "target", "name"],
 )
-def test_what_cannot_be_trained_is_refused_at_the_door(tmp_path, data, changes, words):
+def test_a_run_that_cannot_train_is_refused_before_it_writes(tmp_path, data, changes, words):
     with pytest.raises(ValueError, match=words):
         fit("noisy", recipe(**changes), data, tmp_path / "run")
     assert not (tmp_path / "run" / "settings.json").exists()
@@ -177,7 +175,7 @@ def test_an_unknown_method_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("tracker", "mend"), [("wandb", "pip install wandb"), ("tensorboard", r'pip install "tavq-plugin\[train\]"')]
 )
-def test_a_tracker_that_is_not_there_is_said_with_the_mend(tmp_path, monkeypatch, tracker, mend):
+def test_a_missing_tracker_is_named_with_its_install_command(tmp_path, monkeypatch, tracker, mend):
     monkeypatch.setitem(sys.modules, tracker, None)
     with pytest.raises(ImportError, match=f"tracker={tracker} needs its package .*: {mend}, or --set tracker=none"):
         fit("vqgan", recipe(tracker=tracker), corpus(), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Every method by the same recipe: the same start, the same images, a run that resumes and loads."""
+"""Every method with the same recipe: the same start and images, and a run that resumes and loads."""
 
 import pytest
 import torch

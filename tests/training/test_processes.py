@@ -1,4 +1,4 @@
-"""Two processes come to what one comes to on the same batches, agree bit for bit, and resume."""
+"""Two processes agree bit for bit, give what one process gives on the same batches, and resume."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def ranks():
 
 
 @pytest.mark.parametrize(("method", "changes"), [("vqgan", {}), ("tavq", {"accumulation": 2, "start": {}})])
-def test_two_processes_come_to_what_one_comes_to(ranks, tmp_path, method, changes):
+def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
     changes = EVERYTHING | changes
     (history, ours), (_, theirs) = ranks.both(cases.trained, str(tmp_path / "two"), method, changes)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -35,15 +35,15 @@ def test_two_processes_come_to_what_one_comes_to(ranks, tmp_path, method, change
     for row, expected in zip(history, single.history, strict=True):
         assert row.keys() == expected.keys()
         for name in row.keys() - {"seconds", "plugin_share"}:
-            # Adam divides by the gradient's size: after the judge's first step, sums in another order show in the
-            # generator's term, which is near 0
+            # Adam divides by the gradient's size, so after the discriminator's first step another order of sums shows
+            # in the generator's term, which is near 0
             if row["step"] > 3 and name in ("adversarial", "adaptive"):
                 continue
-            ties = 100 * 2 / 32 if name.startswith("usage") else 1e-5  # codes that are all but equally near
+            ties = 100 * 2 / 32 if name.startswith("usage") else 1e-5  # codes that are almost equally near
             assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=ties), (name, row["step"])
 
 
-def test_a_sharded_run_comes_to_the_same_and_resumes(ranks, tmp_path):
+def test_a_sharded_run_gives_the_same_and_resumes(ranks, tmp_path):
     judge = {"start": 3, "width": 4, "layers": 1, "adaptive": False}
     changes = dict(steps=5, batch_size=4, accumulation=2, ema=0.5, checkpoint_every=2, adversarial=judge)
     (history, ours), (_, theirs) = ranks.both(cases.sharded, str(tmp_path / "two"), "tavq", changes, 3)
@@ -59,7 +59,7 @@ def test_a_sharded_run_comes_to_the_same_and_resumes(ranks, tmp_path):
     )
 
 
-def test_they_resume_and_load(ranks, tmp_path):
+def test_two_processes_resume_and_load(ranks, tmp_path):
     (history, ours), _ = ranks.both(cases.trained, str(tmp_path / "whole"), "noisy", EVERYTHING)
     (again, resumed), _ = ranks.both(cases.trained, str(tmp_path / "stopped"), "noisy", EVERYTHING, 5)
     assert [row["pixel"] for row in again] == [row["pixel"] for row in history]
@@ -68,10 +68,10 @@ def test_they_resume_and_load(ranks, tmp_path):
     assert all(torch.equal(value, ours[f"tokenizer.{name}"]) for name, value in loaded.tokenizer.state_dict().items())
 
 
-def test_a_broken_term_stops_both(ranks, tmp_path):
+def test_a_term_that_is_not_finite_stops_both_processes(ranks, tmp_path):
     assert all("pull is nan at step 1" in said for said in ranks.both(cases.broken, str(tmp_path)))
 
 
-def test_a_batch_that_does_not_divide_is_refused(ranks, tmp_path):
+def test_a_batch_that_does_not_divide_over_processes_is_refused(ranks, tmp_path):
     for said in ranks.both(cases.refused, str(tmp_path)):
-        assert "batch_size 3 over 2 processes and accumulation=1: give a batch_size that is a multiple of 2" in said
+        assert "batch_size 3 does not divide over 2 processes and accumulation=1: give a batch_size that is" in said

@@ -1,4 +1,4 @@
-"""Recipes: what ships builds and takes a step, what is unknown or does not fit is refused, overrides reach in."""
+"""Recipes: each shipped one builds and trains, bad settings are refused, and overrides change single settings."""
 
 import pytest
 import torch
@@ -20,12 +20,12 @@ TINY_HOST = (
 )  # fmt: skip
 
 
-def test_the_promised_recipes_ship():
+def test_the_documented_recipes_ship():
     assert {"celebahq", "cub", "coco", "modern", "small"} <= shipped().keys()
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_a_shipped_recipe_builds_and_takes_a_step(name, tmp_path):
+def test_a_shipped_recipe_builds_and_trains(name, tmp_path):
     pytest.importorskip("taming")
     recipe = read_recipe(name)
     assert recipe.perceptual.kind == ("none" if name == "small" else "lpips")
@@ -43,7 +43,7 @@ def test_a_shipped_recipe_builds_and_takes_a_step(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"batchsize": 4}, "batchsize is no setting of a recipe: did you mean batch_size?"),
+        ({"batchsize": 4}, "batchsize is not a setting of a recipe: did you mean batch_size?"),
         ({"optimizer": {"learning_rat": 1}}, "did you mean optimizer.learning_rate?"),
         ({"optimizer": 3}, "optimizer is 3: give names and values"),
         ({"steps": "many"}, "steps must be of type int, got 'many'"),
@@ -51,24 +51,24 @@ def test_a_shipped_recipe_builds_and_takes_a_step(name, tmp_path):
         ({"steps": True}, "steps must be of type int, got True"),
         ({"adversarial": {"start": -1}}, "adversarial.start must be 0 or more, got -1"),
         ({"precision": "fp16"}, "precision must be one of no, bf16, got 'fp16'"),
-        ({"batch_size": 3, "accumulation": 2}, "batch_size 3 does not divide into accumulation=2"),
+        ({"batch_size": 3, "accumulation": 2}, "batch_size 3 does not divide by accumulation=2"),
         ({"start": {"settle_share": 1.0}}, "below 1"),
         ({"start": {"revive_every": -1}}, "start.revive_every must be 0 or more, got -1"),
         ({"start": {"revive_share": -0.1}}, "start.revive_share must be 0 or more, got -0.1"),
         ({"optimizer": {"method_rate": 0.0}}, "optimizer.method_rate must be above 0, got 0.0"),
-        ({"host": "smal"}, "host.target must be small, or a class as package.module.Class, got 'smal'"),
+        ({"host": "smal"}, "host.target must be small, or a class such as package.module.Class, got 'smal'"),
         ({"host": {"target": ""}}, "host.target must be small"),
         ({"ema": 1.0}, "ema must be 0 or more and below 1"),
         ({"perceptual": {"sha256": "ab"}}, "8 digits or more"),
         ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers"),
     ],
 )
-def test_what_does_not_fit_is_refused(content, words):
+def test_a_bad_setting_is_refused(content, words):
     with pytest.raises(ValueError, match=words.replace("?", r"\?")):
         recipe_of(content)
 
 
-def test_overrides_reach_in_and_keep_the_rest(tmp_path):
+def test_overrides_change_nested_settings_and_keep_the_rest(tmp_path):
     (tmp_path / "mine.yaml").write_text("host: small\nsteps: 7\noptimizer: {warmup: 3}\nprecision: no\n")
     recipe = read_recipe(
         tmp_path / "mine.yaml", ["optimizer.learning_rate=1e-4", "host.params.resolution=32", "seed=2"]
@@ -82,12 +82,12 @@ def test_overrides_reach_in_and_keep_the_rest(tmp_path):
         read_recipe(None, ["optimizer=3", "optimizer.warmup=1"])
 
 
-def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "mine.yaml").write_text("steps: 7\n", encoding="utf-8-sig")
     assert read_recipe(tmp_path / "mine.yaml").steps == 7
 
 
-def test_a_file_that_is_none_is_refused(tmp_path):
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no recipe nowhere: give a YAML file, or one of celebahq"):
         read_recipe("nowhere")
     (tmp_path / "bad.yaml").write_text("a: [")
@@ -99,7 +99,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", [None, *sorted(shipped())])
-def test_a_recipe_written_is_the_same_read(name):
+def test_a_written_recipe_reads_back_equal(name):
     recipe = read_recipe(name)
     assert recipe_of(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
     assert (recipe == Recipe()) == (name is None)

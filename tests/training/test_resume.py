@@ -1,4 +1,4 @@
-"""Resume equals never stopping, bit for bit; finished runs are loaded; runs of other settings are not touched."""
+"""A resumed run equals an uninterrupted one bit for bit; finished runs are loaded; other runs are not touched."""
 
 import json
 
@@ -30,14 +30,14 @@ def untimed(history):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A run of eight steps, and the checkpoint it would have left at the sixth."""
+    """A run of eight steps, and a folder with the checkpoint of its sixth step."""
     folder = tmp_path_factory.mktemp("whole")
     stopped("noisy", recipe(**EVERYTHING), folder / "six", after=7)
     return fit("noisy", recipe(**EVERYTHING), corpus(), folder / "run"), folder
 
 
 @pytest.mark.parametrize("after", [1, 2, 5], ids=["before any checkpoint", "settled", "with the discriminator"])
-def test_a_resumed_run_equals_one_never_stopped(uninterrupted, tmp_path, after):
+def test_a_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, after):
     whole, folder = uninterrupted
     stopped("noisy", recipe(**EVERYTHING), tmp_path / "run", after=after)
     stopped("noisy", recipe(**EVERYTHING), tmp_path / "run", after=7)
@@ -50,7 +50,7 @@ def test_a_resumed_run_equals_one_never_stopped(uninterrupted, tmp_path, after):
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
-def test_the_checkpoint_holds_every_moving_part(uninterrupted):
+def test_the_checkpoint_holds_all_changing_state(uninterrupted):
     _, folder = uninterrupted
     state, history = Checkpoints(folder / "six" / "checkpoints").latest()
     assert len(history) == state["number"] == 6
@@ -59,7 +59,7 @@ def test_the_checkpoint_holds_every_moving_part(uninterrupted):
     assert state["adversary"]["optimizer"]["state"][0]["step"] == 3
 
 
-def test_a_finished_run_is_loaded_not_trained(uninterrupted):
+def test_a_finished_run_is_loaded_and_not_trained(uninterrupted):
     whole, folder = uninterrupted
     loaded = fit("noisy", recipe(**EVERYTHING), corpus(), folder / "run", progress=lambda *row: pytest.fail("trained"))
     ours, theirs = weights(loaded), weights(whole)
@@ -80,7 +80,7 @@ def test_the_folder_holds_the_run_and_the_host_loads_strictly(uninterrupted):
     assert json.loads((folder / "run" / "settings.json").read_text())["method"] == "noisy"
 
 
-def test_a_run_of_other_settings_is_refused_and_left(uninterrupted):
+def test_a_run_with_other_settings_is_refused_and_stays(uninterrupted):
     _, folder = uninterrupted
     before = (folder / "run" / "host.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"holds a run with seed=0, and this one has 1: give another folder"):
@@ -88,10 +88,10 @@ def test_a_run_of_other_settings_is_refused_and_left(uninterrupted):
     with pytest.raises(ValueError, match=r"corpus\.images=10, and this one has 9"):
         fit("noisy", recipe(**EVERYTHING), corpus(9), folder / "run")
     assert (folder / "run" / "host.safetensors").read_bytes() == before
-    fit("noisy", recipe(**{**EVERYTHING, "keep": 3}), corpus(), folder / "run")  # changes nothing that is learned
+    fit("noisy", recipe(**{**EVERYTHING, "keep": 3}), corpus(), folder / "run")  # changes nothing about what is learned
 
 
-def test_the_callers_random_stream_stays(tmp_path):
+def test_the_callers_random_stream_does_not_advance(tmp_path):
     before = torch.get_rng_state()
     fit("vqgan", recipe(steps=1), corpus(), tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Hosts that hold a module twice, or lie channels_last, are saved, resumed and loaded; what cannot be is told early."""
+"""Hosts with shared modules or channels_last weights are saved and resumed; a host that cannot be saved is refused."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tavq_plugin.training.run_folder import load_weights, save_weights
 pytest.importorskip("accelerate")
 pytest.importorskip("vector_quantize_pytorch")
 
-
+ALLOWED = {"allow": ["helpers"]}
 ODD = [{"twice": True}, {"channels_last": True}]
 
 
@@ -30,24 +30,23 @@ def odd(target="Odd", **params):
 @pytest.mark.parametrize("params", ODD, ids=lambda params: next(iter(params)))
 def test_a_run_is_saved_resumed_and_loaded(params, tmp_path):
     asked = recipe(host=odd(**params), steps=6, checkpoint_every=2, ema=0.5, optimizer={"learning_rate": 0.01})
-    allow = {"allow": ["helpers"]}
-    whole = fit("vqgan", asked, corpus(), tmp_path / "whole", **allow)
-    stopped("vqgan", asked, tmp_path / "run", after=5, **allow)
-    resumed = fit("vqgan", asked, corpus(), tmp_path / "run", **allow)
+    whole = fit("vqgan", asked, corpus(), tmp_path / "whole", **ALLOWED)
+    stopped("vqgan", asked, tmp_path / "run", after=5, **ALLOWED)
+    resumed = fit("vqgan", asked, corpus(), tmp_path / "run", **ALLOWED)
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [row["pixel"] for row in resumed.history] == [row["pixel"] for row in whole.history]
-    loaded = weights(fit("vqgan", asked, corpus(), tmp_path / "run", **allow))
+    loaded = weights(fit("vqgan", asked, corpus(), tmp_path / "run", **ALLOWED))
     assert all(torch.equal(loaded[name], theirs[name]) for name in theirs)
-    fresh = build_host(HostRecipe(**odd(**params)), 16, allow=["helpers"])
+    fresh = build_host(HostRecipe(**odd(**params)), 16, **ALLOWED)
     fresh.load_state_dict(load_file(tmp_path / "run" / "host.safetensors"), strict=True)
 
 
 @pytest.mark.parametrize("params", ODD, ids=lambda params: next(iter(params)))
 def test_the_weights_alone_are_saved_and_loaded(params, tmp_path):
     asked = recipe(host=odd(**params))
-    ours, _ = build(asked, corpus(), allow=["helpers"])
-    theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), allow=["helpers"])
+    ours, _ = build(asked, corpus(), **ALLOWED)
+    theirs, _ = build(recipe(host=odd(**params), seed=1), corpus(), **ALLOWED)
     save_weights(tmp_path, ours, None)
     load_weights(tmp_path, theirs, None)
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
@@ -61,20 +60,13 @@ def test_the_weights_alone_are_saved_and_loaded(params, tmp_path):
     ],
     ids=["extra state", "type"],
 )
-def test_what_cannot_be_saved_is_told_before_the_first_step(host, words, tmp_path):
+def test_a_host_that_cannot_be_saved_is_refused_before_the_first_step(host, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        fit(
-            "vqgan",
-            recipe(host=host),
-            corpus(),
-            tmp_path,
-            progress=lambda *row: pytest.fail("trained"),
-            allow=["helpers"],
-        )
+        fit("vqgan", recipe(host=host), corpus(), tmp_path, progress=lambda *row: pytest.fail("trained"), **ALLOWED)
     assert not list(tmp_path.iterdir())
 
 
-def test_storable_tensors_are_equal_contiguous_and_apart():
+def test_storable_tensors_are_equal_contiguous_and_share_no_memory():
     weight = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
     rows = torch.randn(6, 2)
     state = {"a": weight, "b": weight, "c": rows[:3], "d": rows[2:], "e": rows.T, "f": torch.empty(0)}
@@ -93,6 +85,6 @@ def test_storable_tensors_are_equal_contiguous_and_apart():
     ],
     ids=["none", "meta", "sparse"],
 )
-def test_what_cannot_be_stored_is_named(value, words):
+def test_a_value_that_cannot_be_stored_is_named(value, words):
     with pytest.raises(ValueError, match=words):
         refuse_unstorable({"w": torch.ones(1), "x": value})
