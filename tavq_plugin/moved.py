@@ -332,19 +332,6 @@ def new_place(module: str, name: str) -> tuple[str, str] | None:
     return (MODULES[module], name) if module in MODULES else None
 
 
-def resolve(path: str) -> str:
-    """A dotted path by its current name; paths that were not moved come back unchanged.
-
-    >>> resolve("tavq_plugin.ot.solve.solve")
-    'tavq_plugin.ot.solve.solve'
-    >>> resolve("torch.nn.Linear")
-    'torch.nn.Linear'
-    """
-    module, _, name = path.rpartition(".")
-    place = new_place(module.removeprefix(f"{_ROOT}."), name) if module.startswith(f"{_ROOT}.") else None
-    return path if place is None else f"{_ROOT}.{place[0]}.{place[1]}"
-
-
 def old_names(module: str) -> Callable[[str], Any]:
     """A module's `__getattr__` that finds its moved names, with a DeprecationWarning that names the new place."""
     old = module.removeprefix(f"{_ROOT}.")
