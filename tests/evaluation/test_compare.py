@@ -116,7 +116,7 @@ def test_a_setting_that_differs_between_runs_is_refused_unless_it_is_an_option_o
     out, _, _ = done
     for arguments, words in (
         (("--steps", 3), "steps=2, and this asks for 3: all methods share one recipe"),
-        (("--train", 20), "n_train_at_most=24, and this asks for 20"),
+        (("--train", 20), "n_train_at_most=24, but this run asks for 20"),
         (("--set", "tavq.steps=4"), "only options.NAME=VALUE may differ between methods"),
         (("--set", "options.weight=1"), "METHOD.options.NAME=VALUE"),
         (("--set", "seed=3"), "--set seed=3: a comparison sets it for each run; give --seeds 3"),
