@@ -75,7 +75,7 @@ def conformance(only: str | None, hosts: Builders, run_tests: Callable[..., Any]
     files = [str(TESTS / "hosts" / name) for name in ("test_packages.py", "test_checkouts.py")]
     chosen = ["-k", only] if only else []
     with contextlib.redirect_stdout(io.StringIO()):
-        run_tests([*files, "-q", "-p", "no:cacheprovider", "-W", "ignore", *chosen], plugins=[outcomes])
+        run_tests([*files, "-q", "-n0", "-p", "no:cacheprovider", "-W", "ignore", *chosen], plugins=[outcomes])
     rows = []
     for name, build in hosts.items():
         if only and name not in outcomes.passed:
