@@ -102,6 +102,7 @@ def test_finished_runs_are_reused(done):
     assert (out / "demo.json").read_text() == numbers
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_finished_runs_are_reused_and_the_stopped_run_resumes(done, tmp_path):
     steps = []
 
@@ -242,6 +243,7 @@ def test_a_run_with_a_foreign_file_is_not_replaced(done, tmp_path):
     assert run("--out", out).output.count("kept from") == 3  # nothing is replaced, so the file is no obstacle
 
 
+@pytest.mark.slow
 def test_a_demo_from_before_markers_is_reused_or_replaced(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     for marker in out.rglob(MARKER):

@@ -17,6 +17,7 @@ def test_the_plain_vqgan_and_tamings_own_share_checkpoints(kind):
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_import_fix_is_undone():
     pytest.importorskip("taming")
     code = (

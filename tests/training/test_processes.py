@@ -25,6 +25,7 @@ def ranks():
     two.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "changes"), [("vqgan", {}), ("tavq", {"accumulation": 2, "start": {}})])
 def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
     changes = EVERYTHING | changes
@@ -43,6 +44,7 @@ def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
             assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=ties), (name, row["step"])
 
 
+@pytest.mark.slow
 def test_a_sharded_run_gives_the_same_and_resumes(ranks, tmp_path):
     judge = {"start": 3, "width": 4, "layers": 1, "adaptive": False}
     changes = dict(steps=5, batch_size=4, accumulation=2, ema=0.5, checkpoint_every=2, adversarial=judge)
