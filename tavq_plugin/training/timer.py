@@ -84,11 +84,6 @@ class StepTimer:
             handle.remove()
 
     @property
-    def seconds_per_step(self) -> float:
-        """Median over the steps."""
-        return torch.tensor(self.steps, dtype=torch.float64).median().item()
-
-    @property
     def share(self) -> float:
         """The plug-in's share of the time of all steps, 0..1."""
         return sum(self.plugin) / sum(self.steps)
