@@ -54,8 +54,8 @@ def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> dict[str
             for name in seeds[one].artifacts
             if name.startswith("word_scores")
         ]
-        by_metric.setdefault("stability_codes", {})[pair] = codes.matched
-        by_metric.setdefault("stability_codes_null", {})[pair] = codes.null
+        by_metric.setdefault("stability_codes", {})[pair] = codes.excess
+        by_metric.setdefault("stability_codes_null", {})[pair] = codes.dealt
         by_metric.setdefault("stability_words", {})[pair] = statistics.fmean(scores)
     return by_metric
 
