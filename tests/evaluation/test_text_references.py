@@ -7,7 +7,7 @@ import ot
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.linear_model import Ridge as SklearnRidge
@@ -41,6 +41,7 @@ def mean_average_precision(scores, present):
     return 100 * np.mean(each)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 40), st.sampled_from([1, 2, 5, 1000]))
 def test_average_precision_equals_that_of_scikit_learn_with_any_ties(seed, n, values):
     draw = torch.Generator().manual_seed(seed)
@@ -88,6 +89,7 @@ def test_recall_equals_top_k_accuracy_and_ranks_a_plain_loop():
     assert found.ranks.tolist() == ranks and found.median_rank == np.median(ranks)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_tied_ranks_and_recalls_are_means_over_all_orders_of_the_ties(seed):
     score = torch.randint(0, 3, (4, 4), generator=torch.Generator().manual_seed(seed)).double()
