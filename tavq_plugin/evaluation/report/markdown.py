@@ -13,6 +13,7 @@ from tavq_plugin.evaluation.report.sections import (
     appendix_table,
     difference_table,
     equal_time_tables,
+    floor_lines,
     legend,
     level_table,
     no_power,
@@ -47,7 +48,12 @@ def _first_parts(content: Mapping[str, Any]) -> Iterator[str]:
     yield protocol_line(content)
     yield from (f"- broke: {name}: {why}" for name, why in content.get("failed", {}).items())
     primary = primary_tables(content)
-    yield from _section("Stored codes", primary, legend(content, primary, first=True))
+    yield from _section("Stored codes", primary, legend(content, primary))
+    floors = floor_lines(content)
+    if floors:
+        yield "## Floors"
+        yield floors[0]
+        yield "\n".join(f"- {line}" for line in floors[1:])
     seeds = seed_tables(content)
     if seeds:
         yield from _section("Seeds", seeds, [])

@@ -91,11 +91,10 @@ def appendix_table(content: Mapping[str, Any]) -> Table:
     return metric_table(content, "Further metrics, at level 3 where a metric has levels", APPENDIX)
 
 
-def legend(content: Mapping[str, Any], tables: Iterable[Table], *, first: bool = False, best: bool = True) -> list[str]:
-    """Sentences below tables of metrics: what marks, bold and ± mean, and, below the `first`, chance and floors."""
+def legend(content: Mapping[str, Any], tables: Iterable[Table], *, best: bool = True) -> list[str]:
+    """Sentences below tables of metrics: what marks, bold, ± and chance mean."""
     tables = list(tables)
-    protocol = content["protocol"]
-    reference = protocol.get("reference")
+    reference = content["protocol"].get("reference")
     sentences = []
     if few_seeds(content):
         sentences.append(f"Below {FEWEST_SEEDS} seeds nothing is marked or bold.")
@@ -104,15 +103,22 @@ def legend(content: Mapping[str, Any], tables: Iterable[Table], *, first: bool =
             sentences.append(f"▲ better or ▼ worse than {reference}, and the difference stands ({TEST}).")
         if best:
             sentences.append("Bold: the best mean, if it stands above every other method by the same test.")
-        if first:
-            sentences.append(EFFECTS)
     sentences.append(interval_note(tables))
-    names = {row.name for table in tables for row in table.rows if not row.method}
-    if first:
-        sentences += [CHANCES] if CHANCE in names else []
-        sentences += [FLOORS] if names - {CHANCE} else []
-        sentences += _about_floors(content, names)
+    if any(row.name == CHANCE for table in tables for row in table.rows):
+        sentences.append(CHANCES)
     return [sentence for sentence in sentences if sentence]
+
+
+def floor_lines(content: Mapping[str, Any]) -> list[str]:
+    """What floors are, and then what each is, as far as it is known; empty without floors."""
+    if not content["floors"]:
+        return []
+    titles = content["protocol"].get("floors") or {}
+    lines = [FLOORS]
+    for name, table in content["floors"].items():
+        about = [part for part in (titles.get(name), size_of(table)) if part]
+        lines += [f"{name}: {', '.join(about)}"] if about else []
+    return lines
 
 
 def no_power(content: Mapping[str, Any]) -> list[str]:
@@ -188,16 +194,6 @@ def _pixels_and_text(content: Mapping[str, Any], title: str, *, equal_time: bool
         )
         for part, of_text in (("pixels and codes", False), ("what they say of the text", True))
     ]
-
-
-def _about_floors(content: Mapping[str, Any], names: set[str]) -> list[str]:
-    """One sentence that says what each shown floor is, as far as it is known."""
-    titles = content["protocol"].get("floors") or {}
-    told = []
-    for name, table in content["floors"].items():
-        about = [part for part in (titles.get(name), size_of(table)) if part]
-        told += [f"{name}: {', '.join(about)}"] if name in names and about else []
-    return ["; ".join(told) + "."] if told else []
 
 
 def _difference_and_detectable(difference: Mapping[str, Any] | None, metric: str) -> Cell:
