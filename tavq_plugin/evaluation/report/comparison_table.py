@@ -56,6 +56,11 @@ class Table:
         """The rows of all groups."""
         return [row for group in self.groups for row in group.rows]
 
+    @property
+    def marked(self) -> bool:
+        """Whether any cell has a mark."""
+        return any(cell.mark for row in self.rows for cell in row.cells)
+
 
 def refuse_former_content(content: Mapping[str, Any]) -> None:
     """Raise ValueError if a comparison's content lacks what an older version did not write."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     differences = difference_table(content)
     if differences.rows:
         further += _section("Differences", [differences], [])
-    return _joined([*_first_parts(content), *further]).replace("<", r"\<")
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", _joined([*_first_parts(content), *further]))  # no HTML from data
 
 
 def terminal(content: Mapping[str, Any]) -> str:

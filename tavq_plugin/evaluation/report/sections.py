@@ -102,7 +102,7 @@ def legend(content: Mapping[str, Any], tables: Iterable[Table], *, best: bool = 
         if reference is not None:
             sentences.append(f"▲ better or ▼ worse than {reference}, and the difference stands ({TEST}).")
         if best:
-            sentences.append("Bold: the best mean, if it stands above every other method by the same test.")
+            sentences.append(f"Bold: the best mean, if it stands above every other method ({TEST}).")
     sentences.append(interval_note(tables))
     if any(row.name == CHANCE for table in tables for row in table.rows):
         sentences.append(CHANCES)
