@@ -154,7 +154,7 @@ def compare(
     """
     from tavq_plugin.evaluation.compare import compare as run
     from tavq_plugin.evaluation.plan import plan_of
-    from tavq_plugin.evaluation.report.comparison_table import markdown
+    from tavq_plugin.evaluation.report.markdown import terminal
 
     console = Console()
     with report_errors(console, f"Finished runs are in {out}"):
@@ -165,7 +165,7 @@ def compare(
         )  # fmt: skip
         with runs_progress(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)
-    console.print(markdown(content), markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal(content), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/compare.html, compare.md, compare.json, pictures, and a folder for each run")
     if content["failed"]:
         raise typer.Exit(BROKEN)

@@ -241,7 +241,9 @@ def _pair_differences(
     """Differences of metrics of two seeds: their pairs share seeds, so there is neither interval nor test."""
     unknown = dict.fromkeys(("low", "high", "p", "df", "detectable", "over", "p_holm"))
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, by_metric in pairs.items() if reference is not None and reference in pairs else ():
+    if reference is None or reference not in pairs:
+        return table
+    for name, by_metric in pairs.items():
         for metric, values in by_metric.items():
             theirs = pairs[reference].get(metric, {})
             by_pair = {pair: value - theirs[pair] for pair, value in values.items() if pair in theirs}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import average_precision_score, mutual_info_score, top_k_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
@@ -26,7 +26,7 @@ from tavq_plugin.evaluation.metrics.retrieval import (
 from tavq_plugin.evaluation.metrics.stability import code_word_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import OTHER_CODES, masked_words
-from tavq_plugin.evaluation.probes import PENALTY, fit_ridge
+from tavq_plugin.evaluation.probes import fit_ridge
 from tavq_plugin.types import Units
 
 
@@ -140,7 +140,7 @@ def test_masked_words_equal_a_plain_loop_with_scikit_learns_ridge():
     words = torch.rand(60, 6, generator=draw) < 0.35
     codes = words.float() @ random(6, 5) + 2 * random(60, 5, seed=1)
     vectors = random(6, 3, seed=2)
-    train, held_out = slice(0, 40), slice(40, 60)
+    train, held_out, penalties = slice(0, 40), slice(40, 60), (0.1, 1, 10, 100, 1000, 1e4, 1e5)
 
     def maskings(texts, rows):
         pairs = [(i, word) for i, row in enumerate(texts) for word in range(6) if row[word]]
@@ -155,7 +155,8 @@ def test_masked_words_equal_a_plain_loop_with_scikit_learns_ridge():
     def shares(fit_rows, test_rows):
         _, features, targets = maskings(words[train], fit_rows)
         scaler = StandardScaler().fit(features)
-        probe = SklearnRidge(alpha=PENALTY).fit(scaler.transform(features), targets)
+        probe = RidgeCV(penalties).fit(scaler.transform(features), targets)
+        assert penalties[0] < probe.alpha_ < penalties[-1]
         pairs, features, _ = maskings(words[held_out], test_rows)
         right = [[] for _ in range(20)]
         for (i, word), scores in zip(pairs, probe.predict(scaler.transform(features)), strict=True):
@@ -163,7 +164,9 @@ def test_masked_words_equal_a_plain_loop_with_scikit_learns_ridge():
             right[i].append(max(allowed, key=lambda w, scores=scores: scores[w]) == word)
         return np.array([np.mean(each) if each else np.nan for each in right])
 
-    guessed = masked_words(codes[train], codes[held_out], words[train], words[held_out], vectors)
+    guessed = masked_words(
+        codes[train], codes[held_out], words[train], words[held_out], vectors, penalties=penalties
+    )
     np.testing.assert_allclose(guessed.with_codes.numpy(), shares(codes[train], codes[held_out]))
     np.testing.assert_allclose(guessed.text_alone.numpy(), shares(None, None))
     orders = permuted_positions(20, permutations=OTHER_CODES)
