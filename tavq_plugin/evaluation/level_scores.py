@@ -114,12 +114,12 @@ def histogram_scores(codes: LevelCodes) -> RunResults:
     assert codes.indices is not None and codes.size is not None
     sides = [code_histograms(side, codes.size) for side in codes.indices]
     results = _retrieval_and_words(codes, "histogram", f"word_map_codes_{codes.level}", *sides, ranks=False)
+    name = f"purity_{codes.level}"
     try:
         purity = code_word_purity(sides[1], codes.targets.held_out_words)
     except ValueError as error:
-        return results | RunResults(missing={"purity": str(error)})
-    name = f"purity_{codes.level}"
-    return results | RunResults({name: purity.excess}, chance={name: (0.0, purity.excess / max(purity.z, 1e-12))})
+        return results | RunResults(missing={name: str(error)})
+    return results | RunResults({name: purity.excess}, chance={name: (0.0, purity.null_spread)})
 
 
 def grid_scores(codes: LevelCodes) -> RunResults:
