@@ -11,8 +11,8 @@ from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
 
 MARKS = ("▲", "▼")
 LEGEND = (
-    "Mean ± standard deviation over seeds. ▲ is better and ▼ worse than the reference, which is vqgan or else the first "
-    "method; the best mean is bold where it differs from every other (three seeds or more, p < .05 after Holm)"
+    "Mean ± standard deviation over seeds. ▲ is better and ▼ worse than the reference, which is vqgan or else the "
+    "first method; the best mean is bold where it differs from every other (three seeds or more, p < .05 after Holm)"
 )
 
 
