@@ -16,7 +16,6 @@ from tavq_plugin.evaluation.metrics.words import code_histograms
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 
-CEILINGS = ("mobilenet", "squeezenet")  # rows beside the floors that are no floors: frozen networks' features
 SPREADS = 2.0  # a text metric moves if a method's mean is further from chance than this many spreads of permuted texts
 PAIRS = ("stability_codes", "stability_codes_null", "stability_words")  # metrics of two seeds
 Runs = Mapping[str, Mapping[int, RunResults]]  # method → seed → results
@@ -103,14 +102,14 @@ def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> dict[str
     tables = {seed: _run_histograms(results) for seed, results in seeds.items()} if len(seeds) > 1 else {}
     for one, other in combinations(sorted(tables), 2):
         pair = f"{one}-{other}"
-        matched, dealt = code_word_stability(tables[one], tables[other], targets.held_out_words)
+        found = code_word_stability(tables[one], tables[other], targets.held_out_words)
         scores = [
             word_image_stability(seeds[one].artifacts[name], seeds[other].artifacts[name])
             for name in seeds[one].artifacts
             if name.startswith("word_scores")
         ]
-        by_metric.setdefault("stability_codes", {})[pair] = matched - dealt
-        by_metric.setdefault("stability_codes_null", {})[pair] = dealt
+        by_metric.setdefault("stability_codes", {})[pair] = found.excess
+        by_metric.setdefault("stability_codes_null", {})[pair] = found.dealt
         if scores:
             by_metric.setdefault("stability_words", {})[pair] = statistics.fmean(scores)
     return by_metric
@@ -245,7 +244,7 @@ def _pair_differences(
     """Differences of metrics of two seeds: their pairs share seeds, so there is neither interval nor test."""
     unknown = dict.fromkeys(("low", "high", "p", "df", "detectable", "over", "p_holm"))
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    if reference is None:
+    if reference is None or reference not in pairs:
         return table
     for name, by_metric in pairs.items():
         for metric, values in by_metric.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.aggregate import CEILINGS
+from tavq_plugin.evaluation.floors import CEILINGS
 from tavq_plugin.evaluation.metrics.statistics import SEEDS_TO_TEST
 
 
@@ -128,15 +128,16 @@ def _floor(content: Mapping[str, Any], method: str) -> str | None:
     values = {
         name: table[TEXT.metric]["mean"]
         for name, table in content.get("floors", {}).items()
-        if TEXT.metric in table and not any(ceiling in name.lower() for ceiling in CEILINGS)
+        if TEXT.metric in table and not name not in CEILINGS
     }
     mine = content["methods"][method].get(TEXT.metric)
     if not values or mine is None:
         return None
     best = max(values, key=values.__getitem__)
     shown, own = TEXT.number(values[best]), TEXT.number(mine["mean"])
+    title = content["protocol"].get("floors", {}).get(best, best)
     side = "as much as" if shown == own else "more than" if values[best] > mine["mean"] else "less than"
-    return f"the best floor, {best}, which nobody trained, reaches {shown} % R@10, {side} {method}"
+    return f"the best floor, {title}, which nobody trained, reaches {shown} % R@10, {side} {method}"
 
 
 def _others(rows: Mapping[str, Any], method: str | None) -> str | None:
