@@ -128,16 +128,16 @@ def _floor(content: Mapping[str, Any], method: str) -> str | None:
     values = {
         name: table[TEXT.metric]["mean"]
         for name, table in content.get("floors", {}).items()
-        if TEXT.metric in table and not name not in CEILINGS
+        if TEXT.metric in table and name not in CEILINGS
     }
     mine = content["methods"][method].get(TEXT.metric)
     if not values or mine is None:
         return None
     best = max(values, key=values.__getitem__)
     shown, own = TEXT.number(values[best]), TEXT.number(mine["mean"])
-    title = content["protocol"].get("floors", {}).get(best, best)
+    title = content.get("protocol", {}).get("floors", {}).get(best, best)
     side = "as much as" if shown == own else "more than" if values[best] > mine["mean"] else "less than"
-    return f"the best floor, {title}, which nobody trained, reaches {shown} % R@10, {side} {method}"
+    return f"the best floor, features that nobody trained ({title}), reaches {shown} % R@10, {side} {method}"
 
 
 def _others(rows: Mapping[str, Any], method: str | None) -> str | None:

@@ -223,13 +223,14 @@ def test_the_sentence_of_three_seeds():
     floors = {"mean-colour": 5.9, "thumbnail": 9.9, "mobilenet": 40.0}  # the last is a ceiling
     content = content_of(rows, floors=floors)
     content["methods"]["tavq"]["grid_r10_3"]["chance"] = 2.0
-    content["protocol"]["seeds"] = [0, 1, 2]
+    content["protocol"] |= {"seeds": [0, 1, 2], "floors": {"thumbnail": "4 × 4 thumbnail"}}
     assert headline_sentence(content) == (
         "On the 500 images of the tune split, with 3 seeds, tavq's R@10 of the stored codes is 2.1 points above "
         "vqgan's (7.1 against 5.0 %; chance: 2.0 %; 95 % interval of the difference: 1.1 to 3.1), and this stands "
         "(p = 0.010); tavq's PSNR is 0.03 dB below vqgan's (19.97 against 20.00 dB; 95 % interval of the difference: "
         "−0.08 to 0.02), which does not stand: with 3 seeds a true difference is likely to be seen from "
-        "0.06 dB on. The best floor, thumbnail, which nobody trained, reaches 9.9 % R@10, more than tavq."
+        "0.06 dB on. The best floor, features that nobody trained (4 × 4 thumbnail), reaches 9.9 % R@10, more than "
+        "tavq."
     )
 
 
@@ -264,8 +265,8 @@ def test_the_sentence_of_one_method_states_its_values():
     content = content_of({"grid_r10_3": {}, "psnr": {}}, floors={"thumbnail": 3.0})
     assert headline_sentence(content) == (
         "On the 500 images of the tune split, vqgan's R@10 of the stored codes is 5.0 %; vqgan's PSNR is 20.00 dB; no "
-        "second method was measured, so there is no difference to state. The best floor, thumbnail, which nobody "
-        "trained, reaches 3.0 % R@10, less than vqgan."
+        "second method was measured, so there is no difference to state. The best floor, features that "
+        "nobody trained (thumbnail), reaches 3.0 % R@10, less than vqgan."
     )
 
 
