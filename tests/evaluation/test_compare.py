@@ -89,14 +89,15 @@ def test_the_table_has_every_method_metric_and_seed(done):
     for table in content["methods"].values():
         assert set(HEADLINE) - set(table) >= {"rfid", "fd_mobilenet"}
         for metric, value in table.items():
-            assert set(value) == {"mean", "spread", "seeds"}
+            assert {"mean", "spread", "seeds", "low", "high", "over", "chance", "chance_spread"} == set(value)
             assert set(value["seeds"]) == ({"0-1"} if metric.startswith("stability") else {"0", "1"})
             assert content["protocol"]["cards"][metric]["what"]
     psnr = content["methods"]["tavq"]["psnr"]
     assert psnr["mean"] == pytest.approx(sum(psnr["seeds"].values()) / 2)
     assert psnr["spread"] == pytest.approx(abs(psnr["seeds"]["0"] - psnr["seeds"]["1"]) / 2**0.5)
     assert content["absent"]["vqgan"]["rfid"].endswith("give --weights FOLDER")
-    assert set(content["significance"]["psnr"]) == {"vqgan", "tavq"}
+    psnr = content["differences"]["psnr"]["tavq"]
+    assert psnr["minus"] == "vqgan" and psnr["p"] is None and not psnr["stands"] and psnr["detectable"] > 0
     assert content["protocol"]["n_train"] == 24 and content["protocol"]["recipe"]["steps"] == 2
     assert "PSNR, dB ↑" in printed and "not computed: rFID" in printed
     for name in ("compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png"):
@@ -247,16 +248,15 @@ class FakeTargets:
 
 
 def test_the_best_mean_is_bold_and_a_significant_difference_is_marked():
-    content = summarise(
-        {"vqgan": {0: fake_results(0), 1: fake_results(1)}, "tavq": {0: fake_results(0, 1.0), 1: fake_results(1, 1.0)}},
-        FakeTargets,
-    )
+    shifts = (1.0, 1.1, 0.9)
+    tavq = {seed: fake_results(seed, shift) for seed, shift in enumerate(shifts)}
+    content = summarise({"vqgan": {seed: fake_results(seed) for seed in range(3)}, "tavq": tavq}, FakeTargets)
     content |= {"failed": {}, "protocol": {"data": "x", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}}}
-    content["protocol"] |= {"n_train": 1, "n_eval": 1, "seeds": [0, 1]}
-    assert best_methods(content, "psnr") == {"tavq"} and best_methods(content, "word_map") == {"vqgan", "tavq"}
+    content["protocol"] |= {"n_train": 1, "n_eval": 1, "seeds": [0, 1, 2]}
+    assert best_methods(content, "psnr") == {"tavq"} and best_methods(content, "word_map") == set()
     (line,) = lines_of(content, ["psnr"])
-    assert [(cell.best, cell.marks) for cell in line.cells] == [(False, "▽"), (True, "▲")]
-    assert content["significance"]["psnr"]["tavq"]["vqgan"]["mean"] == pytest.approx(1.0)
+    assert [(cell.best, cell.marks) for cell in line.cells] == [(False, ""), (True, "▲")]
+    assert content["differences"]["psnr"]["tavq"]["mean"] == pytest.approx(1.0)
     text = markdown(content)
     assert "| SSIM ↑ | not computed | not computed |" in text and "not computed: SSIM: why <not>" in text
     assert f"**{content['methods']['tavq']['psnr']['mean']:.2f} ± " in text
