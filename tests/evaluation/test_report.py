@@ -15,6 +15,7 @@ from helpers.comparison_content import METHODS, REASON, comparison_content
 from PIL import Image
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.evaluation.metrics.cards import PRIMARY, card_of
 from tavq_plugin.evaluation.report import figures
 from tavq_plugin.evaluation.report.cells import mark_of, value_cell
@@ -135,6 +136,19 @@ def test_floors_and_chance_are_rows_and_a_floor_stands_at_the_stored_level(conte
         table["grid_r10_3"]["chance"] = 2.0
     assert row_of(primary_tables(content), "chance")["grid_r10_3"].text == "2.00"
     assert '<span class="chance">chance 2.00</span>' in page(content, {}, {})
+
+
+def test_floors_are_explained_and_those_left_out_are_named(content):
+    content["floors"]["thumbnail"] |= {name: content["methods"]["tavq"][name] for name in ("tokens", "bits_3")}
+    lines = [
+        "mean-colour: mean colour of the image (3 numbers)", "thumbnail: 1,344 tokens, 576 bits",
+        "not measured: mobilenet: needs weights: give --weights FOLDER",
+    ]  # fmt: skip
+    text, made = terminal(content), page(content, {}, {})
+    assert "## Floors\n\nFloors are features" in text
+    assert all(f"- {line}\n" in text and f"<li>{line}</li>" in made for line in lines)
+    content["floors"] = {}
+    assert "## Floors" not in terminal(content) and "<h3>Floors" not in page(content, {}, {})
 
 
 def test_metrics_without_power_are_in_no_table(content):
@@ -386,9 +400,29 @@ def test_the_page_in_a_browser_never_scrolls_sideways(content, tmp_path):
 # ---- pictures and files
 
 
+def test_what_aggregate_tabulates_is_rendered():
+    runs = {
+        name: {seed: tabulated_run(seed, shift) for seed in range(3)} for name, shift in (("vqgan", 0), ("tavq", 3))
+    }
+    content = summarise(runs, Targets(), floors={"mean-colour": {0: tabulated_run(5, 0)}})
+    protocol = {"data": "<b>x</b>", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}, "n_train": 1, "n_eval": 4}
+    content |= {"headline": "One sentence.", "protocol": protocol | {"seeds": [0, 1, 2], "reference": "vqgan"}}
+    cells = row_of(primary_tables(content), "tavq")
+    assert cells["psnr"].best and cells["psnr"].mark == "▲" and " ± " in cells["psnr"].text
+    assert "one of its networks is not there" in markdown(content)
+    Tags(page(content, {}, {}))
+
+
 class Targets(SimpleNamespace):
     top_words = ("a", "b", "c", "d", "e")
     held_out_words = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) > 0.5
+
+
+def tabulated_run(seed, shift):
+    draw = torch.Generator().manual_seed(seed)
+    each = {name: 20 + shift + torch.randn(40, generator=draw) for name in ("psnr", "grid_r10_3")}
+    results = RunResults({name: value.mean().item() for name, value in each.items()}, each)
+    return results | fake_run(seed) | RunResults(missing={"ssim": "one of its networks is not there"})
 
 
 def fake_run(seed):
