@@ -14,6 +14,7 @@ from einops import rearrange
 from rich.console import Console
 from torch import Tensor
 
+from tavq_plugin.cli.demo_floors import demo_floors, stored_codes
 from tavq_plugin.cli.demo_folder import (
     MAKER,
     load_metrics,
@@ -107,7 +108,7 @@ def run_demo(
     settings = EvaluationSettings(probe_rows=max(2, corpus.n_train), transport_images=0, judges=())
     targets = TextTargets(corpus, settings)
     judges = Judges(None, corpus.images[corpus.n_train :], names=settings.judges)
-    content: dict[str, Any] = {"protocol": protocol, "runs": {}}
+    content: dict[str, Any] = {"protocol": protocol, "runs": {}, "floors": {}}
     trained: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
     for name, method in RUNS.items():
         run_recipe = replace(recipe, method=method, options={} if name == "lambda-0" else options)
@@ -127,23 +128,22 @@ def run_demo(
             remove_unfinished(training)
         content["runs"][name] = {key: value for key, value in metrics.items() if key != "history"}
         save_json(out / "demo.json", content)
+    content["floors"] = demo_floors(trained["lambda-0"][0], targets, judges, seed=recipe.seed)
+    save_json(out / "demo.json", content)
     _draw(trained, corpus, out)
     return content
 
 
 def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: TrainedRun) -> dict[str, Any]:
     """The numbers of one run as `metrics.json` holds them; None where a run has no value."""
-    values, psnr = results.values, results.per_image["psnr"]
+    values = results.values
     fitted_recall = {
         level: {f"r{k}": values.get(f"image_text_r{k}_{i}") for k in (1, 10, 50)} for i, level in enumerate(LEVELS, 1)
     }
     terms = set().union(*fitted.history)
     history = [dict.fromkeys({"level", "alignment"} - terms, 0.0) | row for row in fitted.history]
     return {
-        "psnr": values["psnr"],
-        "psnr_standard_error": (psnr.std() / len(psnr) ** 0.5).item(),
-        "usage": values["usage"],
-        "perplexity": values["perplexity"],
+        **stored_codes(results, level=3),
         "dead_codes": int(values["dead_codes"]),
         "retrieval_fitted": fitted_recall,
         "word_map": {level: values.get(f"word_map_{i}") for i, level in enumerate(LEVELS, 1)},
@@ -243,9 +243,11 @@ def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: 
         "weight_end": options["weight_end"],
         "data": corpus.name,
         "n_train": corpus.n_train,
+        "split": corpus.split,
         "n_eval": len(corpus.held_out_rows),
         "alignment": _alignment(recipe.resolution),
         "encoder": encoder.fingerprint,
+        "stored": "level 3; grid_*: ridge on the code vectors of every place, averaged to at most 8 × 8 places",
         "probe": f"ridge on standardised mean-pooled quantized codes, penalty {PENALTY:g}, fitted on training rows",
         "retrieval": "image→text among the held-out pairs, percent; mean unit embedding, both sides centred",
         "word_map": "mean average precision over the 100 most frequent words of the training texts, percent",
