@@ -9,6 +9,7 @@ from tavq_plugin.evaluation.floors import floors, nearest_divisor
 from tavq_plugin.evaluation.kmeans import kmeans, nearest_centroids
 from tavq_plugin.evaluation.probes import fit_ridge
 from tavq_plugin.hosts.tokenizer import wrap
+from tavq_plugin.networks.frozen import Judge
 from tavq_plugin.pixels import to_float, to_uint8
 
 TRANSPORT = torch.tensor([0, 2])
@@ -203,6 +204,21 @@ def test_floors_are_left_out_with_the_reason(tmp_path):
     assert list(found) == ["mean-colour", "thumbnail", "patch-kmeans"]
     assert list(missing) == ["untrained", "mobilenet", "squeezenet"]
     assert "no builder" in missing["untrained"] and "mobilenet_v2_imagenet.pth" in missing["mobilenet"]
+
+
+def test_a_ceiling_gives_the_pooled_features_of_its_network():
+    body = torch.nn.Conv2d(3, 5, 3)
+    judge = Judge(body, torch.nn.Flatten(), 8, [0.5] * 3, [0.25] * 3)
+    held_out = images(4, seed=1)
+    ceilings = {"tiny": ("Tiny", lambda folder: judge)}
+    found, missing = named(images(6), held_out, ceilings=ceilings)
+    floor = found["tiny"]
+    assert floor.title == "frozen Tiny, pooled (ceiling: trained on ImageNet)" and "tiny" not in missing
+    resized = torch.nn.functional.interpolate(held_out / 255, (8, 8), mode="bilinear", antialias=True)
+    expected = body((resized - 0.5) / 0.25).mean((2, 3))
+    torch.testing.assert_close(floor.held_out.pooled[0], expected)
+    assert floor.held_out.places[0].shape == (4, 5, 1, 1) and floor.train.places[0].shape == (6, 5, 1, 1)
+    assert len(floor.held_out.reconstruction) == 0 and floor.codes is None
 
 
 def test_floors_depend_on_their_seed_alone_and_have_one_level():
