@@ -143,7 +143,7 @@ def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: 
     terms = set().union(*fitted.history)
     history = [dict.fromkeys({"level", "alignment"} - terms, 0.0) | row for row in fitted.history]
     return {
-        **stored_codes(results, level=3),
+        **stored_codes(results),
         "dead_codes": int(values["dead_codes"]),
         "retrieval_fitted": fitted_recall,
         "word_map": {level: values.get(f"word_map_{i}") for i, level in enumerate(LEVELS, 1)},

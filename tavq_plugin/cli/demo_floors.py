@@ -19,14 +19,15 @@ from tavq_plugin.pixels import to_float
 SHOWN = {"mean-colour": "mean colour", "patch-kmeans": "patch k-means"}  # floor → its column
 
 
-def stored_codes(results: RunResults, *, level: int) -> dict[str, Any]:
-    """The numbers of the stored codes, which are this level of the results; None where there is no value."""
+def stored_codes(results: RunResults) -> dict[str, Any]:
+    """The numbers of level 3, the codes that a user stores; None where there is no value."""
     values, psnr = results.values, results.per_image["psnr"]
     return {
-        "stored": {metric: values.get(f"{metric}_{level}") for metric in STORED},
-        "chance": {metric: results.chance.get(f"{metric}_{level}", [None])[0] for metric in STORED},
+        "stored": {metric: values.get(f"{metric}_3") for metric in STORED},
+        "chance": {metric: results.chance.get(f"{metric}_3", [None])[0] for metric in STORED},
         "psnr": values["psnr"],
         "psnr_standard_error": (psnr.std() / len(psnr) ** 0.5).item(),
+        "bits": values.get("bits_3"),
         "usage": values.get("usage"),
         "perplexity": values.get("perplexity"),
     }
@@ -41,9 +42,9 @@ def demo_floors(tokenizer: Tokenizer, targets: TextTargets, judges: Judges, *, s
     found = {}
     for floor in floors(
         train, held_out, codes=codebook_sizes(tokenizer, int(indices.max()))[-1], grid=indices.shape[-1], seed=seed,
-        transport_images=targets.transport_images, untrained=None, weights=None, tell=lambda name, why: None,
+        transport_images=targets.transport_images, untrained=None, weights=None, tell=lambda name, why: None, ceilings={},
     ):  # fmt: skip
         if floor.name in SHOWN:
             results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
-            found[SHOWN[floor.name]] = stored_codes(results, level=1)
+            found[SHOWN[floor.name]] = stored_codes(results)
     return found

@@ -46,6 +46,7 @@ def _stored_codes(content: dict[str, Any]) -> Table:
     for metric, label, digits in (
         ("psnr", "PSNR, dB", 2),
         ("psnr_standard_error", "  standard error", 2),
+        ("bits", "bits per image", 0),
         ("usage", "codebook usage, %", 1),
         ("perplexity", "perplexity", 0),
     ):
