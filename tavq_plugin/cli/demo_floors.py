@@ -40,9 +40,10 @@ def demo_floors(tokenizer: Tokenizer, targets: TextTargets, judges: Judges, *, s
     train, held_out = corpus.images[: len(targets.probe_rows)], corpus.images[corpus.n_train :]
     indices = tokenizer.encode(to_float(train[:1])).final.indices
     found = {}
+    size = codebook_sizes(tokenizer, int(indices.max()))[-1]
     for floor in floors(
-        train, held_out, codes=codebook_sizes(tokenizer, int(indices.max()))[-1], grid=indices.shape[-1], seed=seed,
-        transport_images=targets.transport_images, untrained=None, weights=None, tell=lambda name, why: None, ceilings={},
+        train, held_out, codes=size, grid=indices.shape[-1], seed=seed, transport_images=targets.transport_images,
+        untrained=None, weights=None, tell=lambda name, why: None, ceilings={},
     ):  # fmt: skip
         if floor.name in SHOWN:
             results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
