@@ -105,7 +105,7 @@ def run_demo(
     options = {"weight": weight, "weight_end": 0.0, **_alignment(recipe.resolution)}
     protocol = _protocol(corpus, recipe, options, encoder)
     _refuse_foreign_files(out, protocol)
-    settings = EvaluationSettings(probe_rows=max(2, corpus.n_train), transport_images=0, judges=())
+    settings = EvaluationSettings(probe_rows=max(2, corpus.n_train), transport_images=0, judges=(), min_text=0)
     targets = TextTargets(corpus, settings)
     judges = Judges(None, corpus.images[corpus.n_train :], names=settings.judges)
     content: dict[str, Any] = {"protocol": protocol, "runs": {}, "floors": {}}

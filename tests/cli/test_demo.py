@@ -101,7 +101,8 @@ def test_tables_print_each_number_in_its_column_within_80_characters():
     run = {
         "stored": stored, "chance": dict.fromkeys(STORED, 2.04), "psnr": 16.6, "psnr_standard_error": 0.12,
         "bits": 576.0, "usage": 98.4, "perplexity": 411.2, "retrieval_fitted": levels,
-        "word_map": dict.fromkeys(levels), "plan_entropy": [None] * 3, "retrieval": None, "seconds_per_step": 0.13, "plugin_share": 0.123,
+        "word_map": dict.fromkeys(levels), "plan_entropy": [None] * 3, "retrieval": None, "seconds_per_step": 0.13,
+        "plugin_share": 0.123,
     }  # fmt: skip
     floor = {**run, "stored": dict.fromkeys(STORED, 5.91), "usage": None, "perplexity": None}
     protocol = {
