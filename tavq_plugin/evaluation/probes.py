@@ -8,6 +8,7 @@ penalty favours codes of one width or codebook size over another's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -239,7 +240,7 @@ def checked_penalties(penalties: Sequence[float]) -> list[float]:
         )
     if not all(0 < penalty < float("inf") for penalty in grid):
         raise ValueError(f"penalties {tuple(grid)} must all be finite and above 0")
-    if any(low >= high for low, high in zip(grid, grid[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(grid)):
         raise ValueError(f"penalties {tuple(grid)} must be ascending, each once: give {tuple(sorted(set(grid)))}")
     return grid
 

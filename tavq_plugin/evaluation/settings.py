@@ -7,6 +7,8 @@ from typing import Any
 
 from tavq_plugin.evaluation.probes import PENALTIES, checked_penalties
 
+VERSION = 2  # of what the metrics mean; results of another version are measured anew
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -18,7 +20,7 @@ class EvaluationSettings:
     """
 
     words: int = 100  # most frequent content words of the training texts
-    probe_rows: int = 6000  # the probes are fitted on the first training images, at most this many
+    probe_rows: int = 3000  # the probes are fitted on the first training images, at most this many
     transport_images: int = 100  # retrieval by transport takes at most this many held-out images; 0: none
     judges: tuple[str, ...] = ("inception", "lpips", "mobilenet", "squeezenet")  # judging networks
     batch_size: int = 50  # images
