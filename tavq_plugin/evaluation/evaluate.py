@@ -14,6 +14,7 @@ from tavq_plugin.evaluation.level_scores import STORED, LevelCodes, level_scores
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim
 from tavq_plugin.evaluation.metrics.words import masked_words
+from tavq_plugin.evaluation.probes import PenaltyAtEdge
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
@@ -79,13 +80,14 @@ def image_scores(reconstruction: Tensor, images: Tensor) -> RunResults:
 
 
 def codebook_scores(indices: Sequence[Tensor | None], sizes: Sequence[int | None]) -> RunResults:
-    """Usage of each level's codes, their tokens and bits per image; `usage` and the like are those of the last level."""
+    """Usage, tokens and bits per image of each level; `usage`, `perplexity`, `dead_codes` are the last level's."""
     values: dict[str, float] = {}
     for level, (index, size) in enumerate(zip(indices, sizes, strict=True), STORED - len(sizes) + 1):
         if index is None or size is None:
             continue
         use, tokens = codebook_use(index, size), index[0].numel()
-        values |= {f"usage_{level}": use.usage, f"tokens_{level}": tokens, f"bits_{level}": tokens * math.log2(size)}
+        values |= {f"usage_{level}": use.usage, f"tokens_{level}": tokens}
+        values[f"bits_{level}"] = tokens * math.log2(size)
         if level == STORED:
             values |= {"usage": use.usage, "perplexity": use.perplexity, "dead_codes": float(use.dead)}
     return RunResults(values)
@@ -96,10 +98,13 @@ def masked_word_scores(train: EncodedImages, held_out: EncodedImages, targets: T
     names = ("masked_word", "masked_word_gain")
     if len(targets.top_words) < 2:
         return RunResults(missing=dict.fromkeys(names, "the training texts have fewer than two frequent words"))
-    guessed = masked_words(
-        torch.cat(train.pooled, 1), torch.cat(held_out.pooled, 1),
-        targets.train_words, targets.held_out_words, targets.word_vectors,
-    )  # fmt: skip
+    try:
+        guessed = masked_words(
+            torch.cat(train.pooled, 1), torch.cat(held_out.pooled, 1), targets.train_words, targets.held_out_words,
+            targets.word_vectors, penalties=targets.settings.penalties,
+        )  # fmt: skip
+    except PenaltyAtEdge as error:
+        return RunResults(missing=dict.fromkeys(names, str(error)))
     scores = (100 * guessed.with_codes, 100 * (guessed.with_codes - guessed.text_alone))
     results = RunResults(per_image=dict(zip(names, scores, strict=True)))
     if guessed.chance is None:
