@@ -155,6 +155,9 @@ def random_vector_scores(codes: LevelCodes) -> RunResults:
 
 def attentive_scores(codes: LevelCodes) -> RunResults:
     """A small attentive probe on the same places: towards the texts and the words together."""
+    if not codes.targets.settings.attentive:
+        names = [*metrics_of_retrieval("attentive", codes.level), f"attentive_word_map_{codes.level}"]
+        return RunResults(missing=dict.fromkeys(names, "the settings leave the attentive probe out"))
     level, places = codes.level, [side.places[codes.position] for side in (codes.train, codes.held_out)]
     probe = fit_attentive(places[0][codes.rows], codes.train_text, codes.train_words)
     predicted = probe.predict(places[1])
