@@ -213,11 +213,11 @@ def test_an_unfinished_run_is_kept_for_the_same_settings_and_emptied_for_others(
 
 
 def test_the_demo_reads_a_folder_of_images(tmp_path):
-    write_scenes(tmp_path / "pack", 30, resolution=32)
+    write_scenes(tmp_path / "pack", 80, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]
-    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (22, 4)
+    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (32, 12)
 
 
 def test_bad_input_is_refused_with_the_fix(tmp_path):
