@@ -26,7 +26,7 @@ from tavq_plugin.evaluation.text_scores import (
     word_map,
 )
 from tavq_plugin.evaluation.text_targets import TextTargets
-from tavq_plugin.evaluation.word_in_box import word_in_box
+from tavq_plugin.evaluation.word_in_box import boxed_words, word_in_box
 
 STORED = 3  # the level that the decoder reads and a user stores
 BATCH = 500  # images whose random vectors are in memory at once
@@ -177,11 +177,12 @@ def box_scores(codes: LevelCodes) -> RunResults:
     places = [side.places[codes.position] for side in (codes.train, codes.held_out)]
     try:
         found = word_in_box(
-            places[0], targets.train_boxes, places[1], targets.held_out_boxes, penalties=targets.settings.penalties
-        )
+            places[0], targets.train_boxes, places[1], targets.held_out_boxes, boxed_words(targets.train_boxes),
+            penalties=targets.settings.penalties, permutations=codes.permutations,
+        )  # fmt: skip
     except ValueError as error:
         return RunResults(missing={name: str(error)})
-    return RunResults({name: found.map}, chance={name: found.chance})
+    return RunResults(per_image={name: found.per_image}, chance={name: found.chance})
 
 
 def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,16 +37,16 @@ def word_in_box(
 ) -> WordsInBoxes:
     """Fit a ridge from codes to words, the same at every place, and rank held-out places by it; n c h w, m c h w.
 
-    A place has a word if its centre lies in a box of that phrase. Images without boxes are left out. A word's average
-    precision is over all places of all held-out images, with ties shared as in scikit-learn; words in no held-out box
-    are left out of the mean. For chance, images swap boxes at random and the scores stay.
+    A place has a word if its centre lies in a box whose phrase has the word. Images without boxes are left out. A
+    word's average precision is over all places of all held-out images, with ties shared as in scikit-learn; words in no
+    held-out box are left out of the mean. For chance, images swap boxes at random and the scores stay.
 
     Args:
         train_places: Codes of the training images, n c h w.
         train_boxes: Boxes of each training image.
         held_out_places: Codes of the held-out images, m c h w.
         held_out_boxes: Boxes of each held-out image.
-        words: The phrases that are predicted, such as `boxed_phrases(train_boxes)`.
+        words: The words that are predicted, such as `boxed_words(train_boxes)`.
         penalties: Ridge penalties to choose from. Default: `PENALTIES`.
         permutations: Times that boxes are dealt, at least 2. Default: 20.
         seed: Of the dealing. Default: 0.
@@ -56,7 +57,7 @@ def word_in_box(
         PenaltyAtEdge: The codes do not predict the words at any penalty.
     """
     if not words:
-        raise ValueError("no phrase is in enough training boxes: give words, or images with more boxes")
+        raise ValueError("no word is in enough training boxes: give words, or images with more boxes")
     (train, train_present), (held_out, held_out_present) = (
         _boxed(places, boxes, words, side)
         for places, boxes, side in (
@@ -80,16 +81,14 @@ def word_in_box(
     return WordsInBoxes(parts.sum().item(), (chance.mean().item(), chance.std().item()), per_image)
 
 
-def boxed_phrases(boxes: Sequence[Boxes], *, at_least: int = 5, most: int = 100) -> list[str]:
-    """Phrases that are in boxes of at least so many images, most frequent first, at most `most`.
+def boxed_words(boxes: Sequence[Boxes], *, at_least: int = 5, most: int = 100) -> list[str]:
+    """Words that are in the phrases of boxes of at least so many images, most frequent first, at most `most`.
 
-    >>> boxed_phrases([[{"phrase": "Dog"}, {"phrase": "dog"}], [{"phrase": "dog "}, {"phrase": "cat"}]], at_least=2)
+    >>> boxed_words([[{"phrase": "Brown dog"}, {"phrase": "dog"}], [{"phrase": "dog"}, {"phrase": "cat"}]], at_least=2)
     ['dog']
     """
-    count = Counter(phrase for own in boxes for phrase in {_phrase(box) for box in own})
-    frequent = sorted(
-        (phrase for phrase, n in count.items() if n >= at_least), key=lambda phrase: (-count[phrase], phrase)
-    )
+    count = Counter(word for own in boxes for word in set().union(*map(_words, own)))
+    frequent = sorted((word for word, n in count.items() if n >= at_least), key=lambda word: (-count[word], word))
     return frequent[:most]
 
 
@@ -106,10 +105,9 @@ def words_at_places(boxes: Boxes, words: Sequence[str], h: int, w: int) -> Tenso
     ys, xs = ((torch.arange(size, dtype=torch.float64) + 0.5) / size for size in (h, w))
     for box in boxes:
         x0, y0, x1, y1 = _corners(box)
-        word = number.get(_phrase(box))
-        if word is not None:
-            inside = ((ys >= y0) & (ys <= y1))[:, None] & (xs >= x0) & (xs <= x1)
-            present[..., word] |= inside
+        inside = ((ys >= y0) & (ys <= y1))[:, None] & (xs >= x0) & (xs <= x1)
+        for word in _words(box) & number.keys():
+            present[..., number[word]] |= inside
     return rearrange(present, "h w k -> (h w) k")
 
 
@@ -147,8 +145,9 @@ def _boxed(places: Tensor, boxes: Sequence[Boxes], words: Sequence[str], side: s
     return torch.tensor(images), torch.stack(present)
 
 
-def _phrase(box: Mapping[str, Any]) -> str:
-    return str(box["phrase"]).strip().lower()
+def _words(box: Mapping[str, Any]) -> set[str]:
+    """The distinct words of a box's phrase, in lower case."""
+    return set(re.findall(r"\w+", str(box["phrase"]).lower()))
 
 
 def _corners(box: Mapping[str, Any]) -> tuple[float, float, float, float]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tavq_plugin.evaluation.probes import choose_ridges
-from tavq_plugin.evaluation.word_in_box import boxed_phrases, word_in_box, words_at_places
+from tavq_plugin.evaluation.word_in_box import boxed_words, word_in_box, words_at_places
 
 WORDS = ["dog", "cat", "bird"]
 
@@ -27,7 +27,7 @@ def boxed_images(n, *, side=4, codes=12, seed=0, noise=0.8):
 
 
 def test_places_whose_centre_is_in_a_box_have_its_word():
-    boxes = [{"phrase": "cat", "box": [0.1, 0.3, 0.62, 0.95]}, {"phrase": " Cat", "box": [0.8, 0.0, 1.0, 0.2]}]
+    boxes = [{"phrase": "cat", "box": [0.1, 0.3, 0.62, 0.95]}, {"phrase": "a grey Cat", "box": [0.8, 0.0, 1.0, 0.2]}]
     boxes += [{"phrase": "cow", "box": [0.0, 0.0, 1.0, 1.0]}]
     found = words_at_places(boxes, WORDS, 5, 4)
     for place in range(20):
@@ -76,10 +76,10 @@ def test_a_word_of_no_held_out_box_is_left_out_of_the_mean():
     assert with_more.map == pytest.approx(ours.map, rel=1e-3) and math.isfinite(with_more.chance[0])
 
 
-def test_phrases_are_chosen_by_the_images_whose_boxes_have_them():
+def test_words_are_chosen_by_the_images_whose_boxes_have_them():
     boxes = [[{"phrase": "dog"}] * 9, [{"phrase": "cat"}, {"phrase": "ant"}], [{"phrase": "Cat"}, {"phrase": "ant"}]]
-    assert boxed_phrases(boxes, at_least=2) == ["ant", "cat"]
-    assert boxed_phrases(boxes, at_least=1, most=1) == ["ant"]
+    assert boxed_words(boxes, at_least=2) == ["ant", "cat"]
+    assert boxed_words(boxes, at_least=1, most=1) == ["ant"]
 
 
 def test_bad_boxes_are_refused():
@@ -89,7 +89,7 @@ def test_bad_boxes_are_refused():
         (few, train_boxes, WORDS, "1 of 20 training images have boxes: at least 2"),
         (train_boxes, few, WORDS, "1 of 20 held-out images have boxes"),
         (train_boxes[1:], train_boxes, WORDS, "for 19 lists of boxes"),
-        (train_boxes, train_boxes, [], "no phrase is in enough training boxes"),
+        (train_boxes, train_boxes, [], "no word is in enough training boxes"),
         (train_boxes, [[{"phrase": "cow", "box": [0, 0, 1, 1]}]] * 20, WORDS, "in a box of one of the 3 words"),
         (
             train_boxes,
