@@ -104,14 +104,14 @@ class DecomposedFeatures:
         ]
         self.scale = _scale(self.mean, torch.cat(spreads))
         side = min(n, c)
-        gram: Tensor = torch.zeros(side, side, dtype=torch.float64)
+        gram = torch.zeros(side, side, dtype=torch.float64)
         for part in self._parts():
-            block = self._standardised(part)
-            gram += block @ block.T if self.dual else block.T @ block
+            x = self._standardised(part)
+            gram += x @ x.T if self.dual else x.T @ x
         if self.dual:
             # The rows are centred, so XXᵀ has eigenvalue 0 for the constant vector, which the offset fits exactly.
             # Made the greatest eigenvalue, it comes last and is dropped.
-            gram = gram + (2 * gram.trace() + 1) / n
+            gram += (2 * gram.trace() + 1) / n
         values, vectors = torch.linalg.eigh(gram)
         values, vectors = (values[:-1], vectors[:, :-1]) if self.dual else (values, vectors)
         self.values, self.vectors = values.clamp(min=0), vectors
