@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,13 @@ class AttentiveProbe(nn.Module):
     the untrained queries give them. The untrained probe is the constant prediction: the mean text, and each word's
     share of texts.
     """
+
+    mean: Tensor
+    scale: Tensor
+    text_mean: Tensor
+    text_scale: Tensor
+    reading_mean: Tensor
+    reading_scale: Tensor
 
     def __init__(self, places: Tensor, texts: Tensor, words: Tensor, *, draw: torch.Generator) -> None:
         super().__init__()
@@ -118,8 +125,8 @@ def _trained(
     draw: torch.Generator,
 ) -> AttentiveProbe:
     """The averaged weights of least error on the rows `stop`; texts are standardised."""
-    outputs = {"params": [probe.out, probe.offset], "lr": OUTPUT_RATE}
-    optimizer = torch.optim.Adam([{"params": [probe.queries, probe.positions]}, outputs], lr=READING_RATE)
+    groups: list[dict[str, Any]] = [{"params": [probe.queries, probe.positions], "lr": READING_RATE}]
+    optimizer = torch.optim.Adam([*groups, {"params": [probe.out, probe.offset], "lr": OUTPUT_RATE}])
     averaged = AveragedModel(probe, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
 
     def errors(model: nn.Module, rows: Tensor) -> Tensor:
@@ -162,7 +169,7 @@ def _slow_waves(h: int, w: int) -> Tensor:
     return torch.stack(waves, -1).flatten(0, 1)
 
 
-def _state(probe: AttentiveProbe) -> dict[str, Tensor]:
+def _state(probe: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in probe.state_dict().items()}
 
 
