@@ -238,7 +238,6 @@ NAMES: dict[str, str] = {
     "runs:save_run": "cli.demo_folder:save_run",
     "runs:writable": "io.atomic:writable",
     "settings:TransportSettings": "ot.solve:TransportSettings",
-    "summary:best": "evaluation.aggregate:best_methods",
     "summary:told_by_codes": "evaluation.aggregate:most_informative_codes",
     "tap:Seen": "hosts.hooks:Capture",
     "tap:find": "hosts.hooks:find_module",

@@ -105,7 +105,7 @@ def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> dict[str
         found = code_word_stability(tables[one], tables[other], targets.held_out_words)
         scores = [
             word_image_stability(seeds[one].artifacts[name], seeds[other].artifacts[name])
-            for name in seeds[one].artifacts
+            for name in sorted(seeds[one].artifacts.keys() & seeds[other].artifacts.keys())
             if name.startswith("word_scores")
         ]
         by_metric.setdefault("stability_codes", {})[pair] = found.excess
@@ -174,12 +174,6 @@ def unmoved_metrics(methods: Mapping[str, Cells]) -> dict[str, str]:
                 f"{spread:.2g})"
             )
     return unmoved
-
-
-def best_methods(content: Mapping[str, Any], metric: str) -> set[str]:
-    """The method that is best beyond noise, as a set; empty if there is none."""
-    best = content["best"].get(metric)
-    return set() if best is None else {best}
 
 
 def most_informative_codes(

@@ -74,9 +74,10 @@ def level_scores(codes: LevelCodes) -> RunResults:
     """All text metrics of one level. Those without a value are named in `missing`, with the reason."""
     if codes.rows.sum() < LEAST or codes.has_text.sum() < LEAST:
         count = f"{int(codes.rows.sum())} training and {int(codes.has_text.sum())} held-out texts have units"
-        names = [
-            name for probe in ("grid", "attentive", "image_text") for name in metrics_of_retrieval(probe, codes.level)
-        ]
+        probes = ("grid", "attentive", "unseen", "random_vectors", "histogram", "image_text", "text_image")
+        names = [name for probe in probes for name in metrics_of_retrieval(probe, codes.level)]
+        maps = ("grid_word_map", "attentive_word_map", "word_map", "word_map_codes", "word_in_box_map", "purity")
+        names += [f"{name}_{codes.level}" for name in maps]
         return RunResults(missing=dict.fromkeys(names, f"only {count} at level {codes.level}"))
     results, pooled = pooled_scores(codes)
     results |= grid_scores(codes) | attentive_scores(codes) | box_scores(codes)

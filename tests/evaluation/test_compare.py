@@ -15,7 +15,7 @@ from tavq_plugin.data.synthetic_scenes import scenes, write_scenes
 from tavq_plugin.evaluation.compare import compare
 from tavq_plugin.evaluation.evaluate import evaluate_run
 from tavq_plugin.evaluation.judges import Judges
-from tavq_plugin.evaluation.metrics.cards import HEADLINE
+from tavq_plugin.evaluation.metrics.cards import PRIMARY
 from tavq_plugin.evaluation.plan import plan_of, split_overrides
 from tavq_plugin.evaluation.settings import EvaluationSettings
 from tavq_plugin.evaluation.text_targets import TextTargets
@@ -80,10 +80,11 @@ def test_the_table_has_every_method_metric_and_seed(done):
     content = json.loads((out / "compare.json").read_text())
     assert list(content["methods"]) == ["vqgan", "tavq"] and content["failed"] == {}
     for table in content["methods"].values():
-        assert set(HEADLINE) - set(table) >= {"rfid", "fd_mobilenet"}
+        assert set(PRIMARY) - set(table) >= {"rfid", "fd_mobilenet"}
         for metric, value in table.items():
             assert {"mean", "spread", "seeds", "low", "high", "over", "chance", "chance_spread"} == set(value)
-            assert set(value["seeds"]) == ({"0-1"} if metric.startswith("stability") else {"0", "1"})
+            assert set(value["seeds"]) <= ({"0-1"} if metric.startswith("stability") else {"0", "1"})
+            assert (value["chance"] is not None) == content["protocol"]["cards"][metric]["text"] or "stab" in metric
             assert content["protocol"]["cards"][metric]["what"]
     psnr = content["methods"]["tavq"]["psnr"]
     assert psnr["mean"] == pytest.approx(sum(psnr["seeds"].values()) / 2)
@@ -91,10 +92,31 @@ def test_the_table_has_every_method_metric_and_seed(done):
     assert content["absent"]["vqgan"]["rfid"].endswith("give --weights FOLDER")
     psnr = content["differences"]["psnr"]["tavq"]
     assert psnr["minus"] == "vqgan" and psnr["p"] is None and not psnr["stands"] and psnr["detectable"] > 0
+    floors = {"mean-colour", "thumbnail", "patch-kmeans", "untrained"}
+    assert set(content["floors"]) == floors and set(content["floors"]["patch-kmeans"]["psnr"]["seeds"]) == {"0", "1"}
+    assert set(content["floors"]["thumbnail"]["psnr"]["seeds"]) == {"0"}
+    assert "mobilenet" in content["protocol"]["floors_left_out"] and content["protocol"]["reference"] == "vqgan"
+    assert content["protocol"]["split"] == "tune" and content["headline"] in " ".join(printed.split())
     assert content["protocol"]["n_train"] == 24 and content["protocol"]["recipe"]["steps"] == 2
     assert "PSNR, dB ↑" in printed and "not computed: rFID" in printed
     for name in ("compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png"):
         assert (out / name).stat().st_size > 500
+
+
+def test_at_equal_time_methods_of_other_speed_train_once_more(done, tmp_path):
+    out, _, _ = done
+    content = json.loads((out / "compare.json").read_text())
+    seconds = {name: table["seconds_per_step"]["mean"] for name, table in content["methods"].items()}
+    steps = max(1, round(2 * seconds["vqgan"] / seconds["tavq"]))
+    equal = content["equal_time"]
+    assert equal["steps"] == {"vqgan": 2, "tavq": steps} and list(equal["methods"]) == ["vqgan", "tavq"]
+    assert equal["methods"]["vqgan"]["psnr"] == content["methods"]["vqgan"]["psnr"]
+    again = out / "equal-time" / "tavq" / "seed1"
+    assert again.exists() == (steps != 2)
+    if again.exists():
+        assert json.loads((again / "history.json").read_text())["history"][-1]["step"] == steps - 1
+    result = run("--out", tmp_path / "one", "--methods", "vqgan", "--seeds", "0")
+    assert result.exit_code == 0 and "one method alone" in " ".join(result.output.split()), result.output
 
 
 def test_runs_of_one_seed_see_the_same_images(done):
@@ -199,8 +221,8 @@ def test_a_corpus_without_text_has_image_metrics_and_reasons_for_missing_text_me
     tokenizer = wrap(small_vqgan(16), max_grid=16)
     results = evaluate_run(tokenizer, TextTargets(corpus, EvaluationSettings(min_text=0)), Judges(None, images[8:]))
     assert {"psnr", "usage", "ssim"} <= set(results.values) and all(map(math.isfinite, results.values.values()))
-    assert "0 held-out texts have units" in results.missing["image_text_r10"]
-    assert {"word_map_1", "masked_word", "purity"} <= set(results.missing) - set(results.values)
+    assert "0 held-out texts have units" in results.missing["image_text_r10_3"]
+    assert {"word_map_1", "grid_r10_3", "masked_word", "purity_2"} <= set(results.missing) - set(results.values)
 
 
 def test_settings_are_checked():

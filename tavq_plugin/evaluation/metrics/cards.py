@@ -217,8 +217,6 @@ APPENDIX = (
 )  # fmt: skip
 """The metrics of the appendix, most of them at the stored level."""
 
-HEADLINE = PRIMARY
-
 
 def card_of(metric: str) -> Card:
     """The card of a metric, or of one level of it (`name_2`). Raises KeyError for a metric without a card.
