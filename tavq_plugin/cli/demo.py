@@ -26,10 +26,8 @@ from tavq_plugin.cli.demo_folder import (
     unfinished_before_markers,
 )
 from tavq_plugin.cli.demo_table import LEVELS
-from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.data.corpus import Corpus, read_splits
 from tavq_plugin.data.folders import ImageTextFolder
-from tavq_plugin.data.images import load_images
-from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.evaluation.evaluate import evaluate_run
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.own_heads import OwnHeadResults, own_head_retrieval
@@ -187,19 +185,13 @@ def _refuse_foreign_files(out: Path, protocol: dict[str, Any]) -> None:
 def _corpus(
     data: Path | None, resolution: int, encoder: TextEncoder, *, n_train: int, n_eval: int, console: Console
 ) -> Corpus:
-    """Drawn scenes if `data` is None, else the folder's images and texts."""
-    if data is None:
-        name = "scenes"
-        images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
-    else:
-        train, held_out = ImageTextFolder.read(data).split(n_train=n_train, n_eval=n_eval)
-        records, name, n_train = [*train, *held_out], str(data), len(train)
-        images = load_images([record.image for record in records], resolution)  # type: ignore[misc]  # a folder's images are files
-        texts = [record.text for record in records]
-        if empty := sum(not text.strip() for text in texts):
-            console.print(f"{empty} of {len(texts)} images have no text: they train without alignment")
+    """Drawn scenes if `data` is None, else the folder's images and texts: those to train and to tune on."""
+    source = None if data is None else ImageTextFolder.read(data)
+    read = read_splits(source, resolution, n_train=n_train, n_eval=n_eval, tell=console.print)
+    n_train, n = read.sizes["train"], read.sizes["train"] + read.sizes["tune"]
+    texts, boxes = read.texts[:n], read.boxes[:n]
     store = TextStore.build(texts, encoder, centre_on=range(n_train))
-    return Corpus(name, images, texts, store, n_train)
+    return Corpus("scenes" if data is None else str(data), read.images[:n], texts, store, n_train, boxes=boxes)
 
 
 def _alignment(resolution: int) -> dict[str, Any]:

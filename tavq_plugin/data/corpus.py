@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
-from tavq_plugin.data.leakage import Leakage, find_leakage
+from tavq_plugin.data.leakage import burst_members, find_leakage
+from tavq_plugin.data.records import Record
+from tavq_plugin.data.splits import Split
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import claim, refuse_taken
@@ -25,18 +28,22 @@ __getattr__ = old_names(__name__)  # names that were renamed
 
 MIN_IMAGES = 2  # per split
 MAKER = "the corpus of a run"
-FILES = ("corpus.json", "images.safetensors", "store.safetensors")
+FILES = ("corpus.json", "images.safetensors", "test.safetensors", "store.safetensors")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images and texts of a run: rows 0..n_train-1 train, the others are held out."""
+    """Images and texts of a run: rows 0..n_train-1 train, the others are held out; they are of one split."""
 
     name: str
     images: Tensor  # n 3 r r uint8
     texts: Sequence[str]  # n
     store: TextStore  # n rows, centred on the training rows
     n_train: int
+    split: Split = "tune"  # of the held-out rows
+    boxes: Sequence[
+        Sequence[Mapping[str, Any]]
+    ] = ()  # n: {"phrase", "box"} of each image's objects; () if none has any
 
     @property
     def train_rows(self) -> range:
@@ -49,19 +56,30 @@ class Corpus:
         return range(self.n_train, len(self.images))
 
 
+class ReadSplits(NamedTuple):
+    """Images and texts of all splits, in the order train, tune, test."""
+
+    images: Tensor  # n 3 r r uint8
+    texts: list[str]
+    boxes: list[list[dict[str, Any]]]
+    sizes: dict[str, int]  # split → number of images
+    left_out: dict[str, int]  # reason → number of images
+
+
 def load_or_build_corpus(
     folder: Path, data: Path | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
 ) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus in a folder, built if the folder has none, and its description for a protocol.
+    """The corpus in a folder, with its tune split held out, and its description; built if the folder has none.
 
-    Held-out images that are also in the training split are left out and counted.
+    The folder holds the test split too, which only `load_corpus(folder, split="test")` reads. Held-out images that are
+    also in the training split are left out and counted; so are training images of the same burst as a held-out image.
 
     Args:
         folder: Where the corpus is kept.
         data: A folder of images with text. None: synthetic scenes.
         resolution: Side of the images.
         n_train: Training images, at most.
-        n_eval: Held-out images, at most.
+        n_eval: Images to tune on, at most. The test split is always whole.
         tell: Called with each message to the user.
 
     Raises:
@@ -89,14 +107,86 @@ def load_or_build_corpus(
     return load_corpus(folder), about["protocol"]
 
 
-def load_corpus(folder: Path) -> Corpus:
-    """The corpus that `load_or_build_corpus` wrote to a folder."""
+def load_corpus(folder: Path, *, split: Split = "tune") -> Corpus:
+    """The corpus that `load_or_build_corpus` wrote to a folder, with the tune or the test split held out.
+
+    Raises FileNotFoundError if there is none, and ValueError if it was made before there were test splits.
+    """
     about = read_json(folder / "corpus.json", strict=False)
     if about is None:
         raise FileNotFoundError(f"no corpus.json in {folder}: run tavq compare, which writes it")
+    protocol = about["protocol"]
+    train, tune, test = protocol["n_train"], protocol["n_eval"], protocol.get("n_test", 0)
     images = load_file(folder / "images.safetensors")["images"]
-    store = TextStore.load(folder / "store.safetensors")
-    return Corpus(about["asked"]["data"], images, about["texts"], store, about["protocol"]["n_train"])
+    rows = [*range(train + tune)]
+    if split == "test":
+        if not test:
+            raise ValueError(
+                f"{folder} has no test split, because it was made by an earlier release or from too few images: build "
+                "a new corpus in another folder"
+            )
+        rows = [*range(train), *range(train + tune, train + tune + test)]
+        images = torch.cat([images[:train], load_file(folder / "test.safetensors")["images"]])
+    store = TextStore.load(folder / "store.safetensors").subset(rows)
+    texts, boxes = ([side[row] for row in rows] if side else [] for side in (about["texts"], about.get("boxes")))
+    return Corpus(about["asked"]["data"], images, texts, store, train, split, boxes)
+
+
+def read_splits(
+    source: ImageTextFolder | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
+) -> ReadSplits:
+    """Images and texts of a folder, or of drawn scenes if `source` is None, split so that no picture is on two sides.
+
+    What is left out is counted and told. Raises ValueError if fewer than two images remain to train or to tune on.
+    """
+    if source is None:
+        images, texts, drawn = scenes(n_train + 2 * n_eval, seed=0, resolution=resolution)
+        sizes = {"train": n_train, "tune": n_eval, "test": n_eval}
+        return ReadSplits(images, texts, [list(scene.boxes) for scene in drawn], sizes, {})
+    splits = source.split(n_train=n_train, n_eval=n_eval)
+    records = [record for split in splits for record in split]
+    images = load_images([cast(Path, record.image) for record in records], resolution)  # all are files in a folder
+    names = [name for name, split in zip(splits._fields, splits, strict=True) for _ in split]
+    left_out = _left_out(images, records, names)
+    reasons = dict(Counter(left_out.values()))
+    kept = [i for i in range(len(records)) if i not in left_out]
+    sizes = {name: sum(names[i] == name for i in kept) for name in splits._fields}
+    for reason, count in reasons.items():
+        tell(f"left out {count}: {reason}")
+    if min(sizes["train"], sizes["tune"]) < MIN_IMAGES:
+        why = f", after {len(left_out)} images were left out" if left_out else ""
+        raise ValueError(
+            f"{source.folder} gives {sizes['train']} images to train and {sizes['tune']} to tune on{why}: at least "
+            f"{MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
+        )
+    texts = [records[i].text for i in kept]
+    if without := sum(not text.strip() for text in texts):
+        tell(f"{without} of {len(texts)} images have no text: they are kept, but left out of retrieval")
+    return ReadSplits(images[torch.tensor(kept)], texts, [list(records[i].boxes) for i in kept], sizes, reasons)
+
+
+SAME_FILE = "held-out images whose file is also in the training split"
+SAME_PICTURE = "held-out images that look like one of the training split"
+BURST = "images to train or tune on that show the same event as an image held out from them"
+
+
+def _left_out(images: Tensor, records: Sequence[Record], names: Sequence[str]) -> dict[int, str]:
+    """The rows that are left out, with the reason."""
+    places = {split: [i for i, name in enumerate(names) if name == split] for split in ("train", "tune", "test")}
+    files = [cast(Path, record.image) for record in records]
+    left_out: dict[int, str] = {}
+    held_out = [*places["tune"], *places["test"]]
+    leakage = find_leakage(
+        images[places["train"]], images[held_out], [files[i] for i in places["train"]], [files[i] for i in held_out]
+    )
+    for reason, positions in ((SAME_FILE, leakage.same_file), (SAME_PICTURE, leakage.same_hash)):
+        left_out |= {held_out[i]: reason for i in positions}
+    for one, others in (("train", ("tune", "test")), ("tune", ("test",))):
+        here = [i for i in places[one] if i not in left_out]
+        there = [i for other in others for i in places[other] if i not in left_out]
+        texts = [[records[i].text for i in side] for side in (here, there)]
+        left_out |= {here[i]: BURST for i in burst_members(images[here], texts[0], images[there], texts[1])}
+    return left_out
 
 
 def _build(
@@ -106,52 +196,30 @@ def _build(
     from tavq_plugin.text.encoder import offline_encoder
 
     encoder = offline_encoder()
-    resolution, n_train, n_eval = asked["resolution"], asked["n_train_at_most"], asked["n_eval_at_most"]
-    files: list[Path] = []
-    if source is None:
-        images, texts, _ = scenes(n_train + n_eval, seed=0, resolution=resolution)
-        train = n_train
-    else:
-        training, held_out = source.split(n_train=n_train, n_eval=n_eval)
-        records, train = [*training, *held_out], len(training)
-        files = [cast(Path, record.image) for record in records]  # in a folder, every image is a file
-        images, texts = load_images(files, resolution), [record.text for record in records]
-    leakage = find_leakage(images[:train], images[train:], files[:train], files[train:]) if files else Leakage((), ())
-    kept = [i for i in range(len(images)) if i - train not in leakage.all]
-    _refuse_few(asked["data"], train, len(kept) - train, leakage)
-    if leakage.all:
-        tell(f"{len(leakage.all)} held-out images are also in the training split ({leakage.counts()}): left out")
-    texts = [texts[i] for i in kept]
-    if without := sum(not text.strip() for text in texts):
-        tell(f"{without} of {len(texts)} images have no text: they are kept, but left out of retrieval")
-    store = TextStore.build(texts, encoder, centre_on=range(train))
+    read = read_splits(
+        source, asked["resolution"], n_train=asked["n_train_at_most"], n_eval=asked["n_eval_at_most"], tell=tell
+    )
+    train, tune, test = (read.sizes[name] for name in ("train", "tune", "test"))
+    store = TextStore.build(read.texts, encoder, centre_on=range(train))
     about = {
         "asked": asked,
-        "texts": texts,
+        "texts": read.texts,
+        "boxes": read.boxes if any(read.boxes) else [],
         "protocol": {
             "n_train": train,
-            "n_eval": len(kept) - train,
-            "without_text": without,
-            "leaks_left_out": leakage.counts() if files else "scenes are drawn one by one: none looked for",
+            "n_eval": tune,
+            "n_test": test,
+            "without_text": sum(not text.strip() for text in read.texts),
+            "left_out": read.left_out if source else "scenes are drawn one by one: none looked for",
             "encoder": store.fingerprint,
         },
     }
     (folder / "corpus.json").unlink(missing_ok=True)
-    save_tensors({"images": images[torch.tensor(kept)]}, folder / "images.safetensors")
+    save_tensors({"images": read.images[: train + tune]}, folder / "images.safetensors")
+    save_tensors({"images": read.images[train + tune :]}, folder / "test.safetensors")
     store.save(folder / "store.safetensors")
     save_json(folder / "corpus.json", about)  # last: if this file exists, the others are complete
     return about
-
-
-def _refuse_few(name: str, train: int, held_out: int, leakage: Leakage) -> None:
-    """Raise ValueError if a split has fewer than `MIN_IMAGES` images."""
-    if train >= MIN_IMAGES and held_out >= MIN_IMAGES:
-        return
-    why = f", after {len(leakage.all)} that are also in the training split were left out" if leakage.all else ""
-    raise ValueError(
-        f"{name} gives {train} images to train and {held_out} to test{why}: at least {MIN_IMAGES} of each are "
-        "needed; give a folder with more images, or larger --train and --eval"
-    )
 
 
 def _digest(source: ImageTextFolder) -> str:

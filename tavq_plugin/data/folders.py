@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,10 +18,8 @@ from tavq_plugin.data.records import (
     raise_rejection,
     read_lines,
 )
+from tavq_plugin.data.splits import Splits, split_records
 from tavq_plugin.data.tables import from_table
-
-HELD_OUT = ("val", "valid", "validation", "test")
-SHARE_HELD_OUT = 0.15
 
 
 @dataclass(frozen=True)
@@ -53,39 +50,14 @@ class ImageTextFolder:
         """How many records have no text; they are kept, but align with nothing."""
         return sum(not record.text for record in self.records)
 
-    def split(
-        self, *, n_train: int | None = None, n_eval: int | None = None, seed: int = 0
-    ) -> tuple[list[Record], list[Record]]:
-        """Training and held-out records; the draw depends on `seed` alone.
-
-        If the records name their splits (train, and val or test), these are used; training then takes only records
-        from the sources of the held-out records, if it has such. Otherwise 15 % of the records are drawn as held out.
-
-        Args:
-            n_train: Training records, at most. Default: all.
-            n_eval: Held-out records, at most. Default: all.
-            seed: Seed of the draw.
-        """
-        draw = random.Random(seed)
-        held_out = [record for record in self.records if record.split in HELD_OUT]
-        train = [record for record in self.records if record.split not in HELD_OUT]
-        if held_out and train:
-            sources = {record.source for record in held_out}
-            train = [record for record in train if record.source in sources] or train
-        else:
-            mixed = list(self.records)
-            draw.shuffle(mixed)
-            count = max(1, round(SHARE_HELD_OUT * len(mixed)))
-            held_out, train = mixed[:count], mixed[count:]
-        if not train:
+    def split(self, *, n_train: int | None = None, n_eval: int | None = None, seed: int = 0) -> Splits:
+        """Train, tune and test records, as `split_records` says; raises ValueError if too few are there."""
+        splits = split_records(self.records, n_train=n_train, n_eval=n_eval, seed=seed)
+        if not splits.train or not splits.tune:
             raise ValueError(
-                f"{self.folder} has {len(self.records)} images: give at least 2, one to train and one to test"
+                f"{self.folder} has {len(self.records)} images: give at least 2, one to train and one to tune on"
             )
-        if n_train is not None and n_train < len(train):
-            train = draw.sample(train, n_train)
-        if n_eval is not None and n_eval < len(held_out):
-            held_out = draw.sample(held_out, n_eval)
-        return train, held_out
+        return splits
 
 
 def _refuse_repeated_images(records: tuple[Record, ...], table: Path) -> None:

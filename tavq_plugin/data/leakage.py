@@ -1,16 +1,26 @@
-"""Find held-out images that are also in the training split, by file or by perceptual hash."""
+"""Find held-out images that are also in the training split, and training images of the same burst as a held-out one."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.io.file_hash import sha256_of
+
+THUMBNAIL = 8  # cells per side
+ALIKE_PICTURES, ALIKE_TEXTS = 0.93, 0.5  # of a burst: thumbnails correlate, or texts share words, at least so much
+ALIKE_BOTH = (0.75, 0.25)  # of a burst too: both at least so much
+MIN_WORDS = 8  # shorter texts, such as names of classes, say nothing about bursts
+COMMON = 0.3  # words in a larger share of all texts are not compared
 
 
 @dataclass(frozen=True)
@@ -54,3 +64,53 @@ def dhash(images: Tensor) -> Tensor:
     cells = F.interpolate(grey, (8, 9), mode="area")[:, 0]
     bits = (cells[..., 1:] > cells[..., :-1] + 1e-3).flatten(1).long()
     return (bits << torch.arange(64)).sum(1)
+
+
+def burst_members(images: Tensor, texts: Sequence[str], others: Tensor, other_texts: Sequence[str]) -> set[int]:
+    """Positions of the images that belong to a burst of one of the others; n 3 h w uint8, n, m 3 h w uint8, m.
+
+    A burst is several pictures of one event. Two images are counted as such if the colours of their 8 × 8 thumbnails
+    correlate at .93, or the words of their texts overlap by half (Jaccard), or both are alike to a lesser degree (.75
+    and a quarter). Blank pictures and texts of fewer than 8 words are like no other.
+    """
+    if not len(images) or not len(others):
+        return set()
+    pictures, other_pictures = _thumbnails(images), _thumbnails(others)
+    words, other_words = _word_rows(texts, other_texts)
+    sizes, other_sizes = (torch.from_numpy(side.sum(1)).flatten() for side in (words, other_words))
+    found: set[int] = set()
+    for start in range(0, len(images), 500):
+        rows = slice(start, start + 500)
+        picture = pictures[rows] @ other_pictures.T
+        shared = torch.from_numpy((words[rows] @ other_words.T).toarray())
+        text = shared / (sizes[rows, None] + other_sizes - shared).clamp(min=1)
+        alike = (picture >= ALIKE_PICTURES) | (text >= ALIKE_TEXTS)
+        alike |= (picture >= ALIKE_BOTH[0]) & (text >= ALIKE_BOTH[1])
+        found |= {start + i for i in alike.any(1).nonzero().flatten().tolist()}
+    return found
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """Centred colours of 8 × 8 cells, length 1, or 0 for a picture without contrast; n 3 h w uint8 -> n 192."""
+    cells = [F.interpolate(part.float(), (THUMBNAIL, THUMBNAIL), mode="area").flatten(1) for part in images.split(500)]
+    centred = torch.cat(cells)
+    centred = centred - centred.mean(1, keepdim=True)
+    return torch.where(centred.std(1, keepdim=True) > 1, F.normalize(centred, dim=1), 0.0)
+
+
+def _word_rows(*sides: Sequence[str]) -> list[Any]:
+    """Which words each text has, as sparse 0/1 rows: without common words, and empty for a short text."""
+    from scipy.sparse import csr_array
+
+    distinct = [[set(re.findall(r"\w+", text.casefold())) for text in texts] for texts in sides]
+    frequency = Counter(word for side in distinct for words in side for word in words)
+    limit = max(1, COMMON * sum(map(len, sides)))
+    column = {word: i for i, word in enumerate(word for word, count in frequency.items() if count <= limit)}
+    rows = []
+    for side in distinct:
+        ids = [[column[word] for word in words if word in column] for words in side]
+        ids = [row if len(row) >= MIN_WORDS else [] for row in ids]
+        starts = [0, *accumulate(map(len, ids))]
+        flat = [i for row in ids for i in row]
+        rows.append(csr_array(([1.0] * len(flat), flat, starts), shape=(len(side), max(1, len(column)))))
+    return rows
