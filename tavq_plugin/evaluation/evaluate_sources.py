@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
 from tavq_plugin.data.corpus import Corpus, load_corpus, load_or_build_corpus
+from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.evaluation.evaluate import RECALL_AT, evaluate_run
 from tavq_plugin.evaluation.judges import Judges
@@ -36,12 +37,13 @@ from tavq_plugin.types import GRANULARITIES
 
 MAKER = "tavq evaluate"
 FILES = ("evaluate.json", "evaluate.md", "evaluate.html", "usage.png", "reconstructions.png", "curves.png")
-SPLITS = ("tune", "test")
+SPLITS = get_args(Split)
+CORPUS = ("corpus.json", "images.safetensors", "test.safetensors")
 TRAIN, EVAL, RESOLUTION = 3000, 500, 64  # training images, held-out images and pixels where nothing else says
 FEWEST = 10  # held-out images, and held-out images with text
 SAMPLED = 4  # training images whose codes identify a user's tokenizer
 UNTRAINED = (
-    "levels 1 and 2 were added by tavq.wrap for this evaluation, and nobody trained them; level 3 is the tokenizer's own"
+    "tavq.wrap added levels 1 and 2 for this evaluation, and nobody trained them; level 3 is the tokenizer's own"
 )
 FLATTERED = (
     "image→text retrieval through the heads that were trained with the tokenizer; it flatters its own method, so it "
@@ -110,15 +112,13 @@ def evaluate_sources(
     _refuse_unfit(sources, side, _text_width(folder))
     claim(out, FILES, MAKER)
     if folder == out / "data":
-        load_or_build_corpus(
-            folder, data, side, n_train=n_train or TRAIN, n_eval=n_eval or EVAL, tell=tell
-        )
-    corpus = load_corpus(folder, split=split)
-    _refuse_unseen(sources, corpus, folder, split=split, any_data=any_data, tell=tell)
+        load_or_build_corpus(folder, data, side, n_train=n_train or TRAIN, n_eval=n_eval or EVAL, tell=tell)
+    _refuse_unseen(sources, folder, split=split, any_data=any_data, tell=tell)
+    corpus = load_corpus(folder, split=cast(Split, split))
     targets = TextTargets(corpus, evaluation)
     _refuse_small(targets, split)
     depends_on = {
-        "corpus": {name: sha256_of(folder / name) for name in ("corpus.json", "images.safetensors")},
+        "corpus": {name: sha256_of(folder / name) for name in CORPUS if (folder / name).exists()},
         "split": split,
         "evaluation": asdict(evaluation) | {"judges": list(evaluation.judges)},
         "weights": files_of(weights),
@@ -202,13 +202,14 @@ def without_added_levels(results: RunResults) -> RunResults:
 def _refuse_out(out: Path, sources: Sequence[Source]) -> None:
     """Raise ValueError if the evaluation would be written into the folder of a run or of its comparison."""
     for source in sources:
-        if isinstance(source, FinishedRun) and out.resolve() in (source.folder.resolve(), *source.folder.resolve().parents[:2]):
+        if isinstance(source, FinishedRun) and out.resolve() in (
+            source.folder.resolve(),
+            *source.folder.resolve().parents[:2],
+        ):
             raise ValueError(f"--out {out} holds {source.origin}, which is evaluated: give another folder")
 
 
-def _corpus_folder(
-    sources: Sequence[Source], out: Path, data: Path | None, **asked: int | None
-) -> Path:
+def _corpus_folder(sources: Sequence[Source], out: Path, data: Path | None, **asked: int | None) -> Path:
     """The folder of the corpus: that of the runs given, unless `data` is given or they have none; else in `out`."""
     folders = {source.corpus_folder: source for source in sources if isinstance(source, FinishedRun)}
     folders.pop(None, None)  # type: ignore[call-overload]
@@ -222,7 +223,11 @@ def _corpus_folder(
     folder = next(iter(folders))
     assert folder is not None
     about = read_json(folder / "corpus.json")["asked"]
-    settled = {"resolution": about["resolution"], "n_train": about["n_train_at_most"], "n_eval": about["n_eval_at_most"]}
+    settled = {
+        "resolution": about["resolution"],
+        "n_train": about["n_train_at_most"],
+        "n_eval": about["n_eval_at_most"],
+    }
     for name, value in asked.items():
         if value is not None and value != settled[name]:
             option = {"n_train": "--train", "n_eval": "--eval"}.get(name, f"--{name}")
@@ -251,8 +256,8 @@ def _refuse_unfit(sources: Sequence[Source], resolution: int, text_width: int) -
             refuse_images(source, resolution)
         elif source.recipe.resolution != resolution:
             raise ValueError(
-                f"{source.origin} was trained at {source.recipe.resolution} px, and this evaluation is at {resolution}: "
-                f"give --resolution {source.recipe.resolution}"
+                f"{source.origin} was trained at {source.recipe.resolution} px, and this evaluation is at "
+                f"{resolution}: give --resolution {source.recipe.resolution}"
             )
 
 
@@ -265,18 +270,17 @@ def _text_width(corpus: Path) -> int:
     return offline_encoder().dim
 
 
-def _refuse_unseen(
-    sources: Sequence[Source], corpus: Corpus, folder: Path, *, split: str, any_data: bool, tell: Tell
-) -> None:
+def _refuse_unseen(sources: Sequence[Source], folder: Path, *, split: str, any_data: bool, tell: Tell) -> None:
     """Raise ValueError for a run on the test split whose training data are not known to be these."""
+    corpus = load_corpus(folder)  # as a run's settings name it: with the tune split held out
     for source in sources:
         if not isinstance(source, FinishedRun) or trained_on_this(source, corpus):
             continue
         what = "names no data" if source.trained_on is None else "was trained on other data, or on another part of it"
         if split == "test" and not any_data:
             raise ValueError(
-                f"{source.origin} {what}, so it may have seen the test images of {folder}: evaluate it with the --data, "
-                "--train and --eval that it was trained with, or give --any-data if you know that it has not"
+                f"{source.origin} {what}, so it may have seen the test images of {folder}: evaluate it with the "
+                "--data, --train and --eval that it was trained with, or give --any-data if you know that it has not"
             )
         tell(f"{source.origin} {what}: it may have seen the held-out images")
 
@@ -302,8 +306,8 @@ def _refuse_small(targets: TextTargets, split: str) -> None:
     with_text = int(torch.stack(targets.held_out_has_text).any(0).sum())
     if with_text < FEWEST:
         raise ValueError(
-            f"{with_text} of the {n} images of the {split} split have text: at least {FEWEST} are needed; give a folder "
-            "with more texts, or a larger --eval"
+            f"{with_text} of the {n} images of the {split} split have text: at least {FEWEST} are needed; give a "
+            "folder with more texts, or a larger --eval"
         )
 
 
@@ -321,7 +325,9 @@ def _content(
     content = {"protocol": protocol, **summarise(runs, targets), "failed": dict(failed)}
     measured_on = {name: protocol[name] for name in ("data", "split", "n_eval", "seeds")}
     protocol["cards"] = {
-        metric: {**card_of(metric).to_dict(), **measured_on} for table in content["methods"].values() for metric in table
+        metric: {**card_of(metric).to_dict(), **measured_on}
+        for table in content["methods"].values()
+        for metric in table
     }
     content["own_heads"] = {
         name: {str(seed): results.artifacts["own_heads"].tolist() for seed, results in seeds.items()}
@@ -362,7 +368,11 @@ def _protocol(
         "methods": list(dict.fromkeys(source.name for source in sources)),
         "seeds": sorted({source.seed for source in sources}),
         "sources": {f"{source.name}, seed {source.seed}": source.origin for source in sources},
-        "recipe": {"resolution": corpus.images.shape[-1], "steps": "its own number of", "batch_size": "its own number of"},
+        "recipe": {
+            "resolution": corpus.images.shape[-1],
+            "steps": "its own number of",
+            "batch_size": "its own number of",
+        },
         "weights": files_of(weights),
         "chance": {f"r{k}": min(100.0, 100 * k / n) for k in RECALL_AT},
     }

@@ -314,9 +314,7 @@ def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedR
     raise ValueError(f"{folder}/settings.json is of no command of tavq: give the folder of a run")
 
 
-def _trained_run(
-    folder: Path, name: str | None, settings: Mapping[str, Any], allow: tuple[str, ...]
-) -> FinishedRun:
+def _trained_run(folder: Path, name: str | None, settings: Mapping[str, Any], allow: tuple[str, ...]) -> FinishedRun:
     try:
         recipe = recipe_of({key: value for key, value in settings.items() if key != "corpus"})
         refuse_targets(recipe, allow=allow)
