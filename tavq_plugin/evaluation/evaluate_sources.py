@@ -99,18 +99,19 @@ def evaluate_sources(
         raise ValueError(f"--split {split}: give one of {', '.join(SPLITS)}")
     if weights is not None and not Path(weights).is_dir():
         raise FileNotFoundError(f"no folder {weights}: --weights takes a folder of weights files")
-    writable(out)
     refuse_taken(out, FILES, MAKER)
     require_known_hashes(weights)
     sources = read_sources(given, allow=allow)
     _refuse_out(out, sources)
+    for source in sources:
+        refuse_foreign_results(_results_folder(out, source))
     for place in filter(Path.is_dir, map(Path, given)):
         for run in unfinished_runs(place):
             tell(f"{run} is not finished: left out")
     folder = _corpus_folder(sources, out, data, resolution=resolution, n_train=n_train, n_eval=n_eval)
     side = resolution or _resolution_of(sources, folder)
     _refuse_unfit(sources, side, _text_width(folder))
-    claim(out, FILES, MAKER)
+    claim(writable(out), FILES, MAKER)
     if folder == out / "data":
         load_or_build_corpus(folder, data, side, n_train=n_train or TRAIN, n_eval=n_eval or EVAL, tell=tell)
     _refuse_unseen(sources, folder, split=split, any_data=any_data, tell=tell)
@@ -145,10 +146,9 @@ def _run_results(
     runs: dict[str, dict[int, RunResults]] = {}
     failed: dict[str, str] = {}
     for source in sources:
-        label, folder = f"{source.name}, seed {source.seed}", out / "runs" / source.name / f"seed{source.seed}"
+        label, folder = f"{source.name}, seed {source.seed}", _results_folder(out, source)
         settings = {"source": source.settings(targets.corpus.images[:SAMPLED]), **depends_on}
         started(label, len(sources))
-        refuse_foreign_results(folder)
         results = load_results(folder, settings)
         if results is None:
             try:
@@ -163,6 +163,11 @@ def _run_results(
     if not runs:
         raise FloatingPointError("; ".join(f"{name}: {why}" for name, why in failed.items()))
     return runs, failed
+
+
+def _results_folder(out: Path, source: Source) -> Path:
+    """Where the results of a source are kept."""
+    return out / "runs" / source.name / f"seed{source.seed}"
 
 
 def evaluate_source(source: Source, targets: TextTargets, judges: Judges) -> RunResults:

@@ -30,6 +30,7 @@ from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
 from tavq_plugin.training.run_folder import finished_summary, load_weights
 
+SPEED: tuple[str, ...] = ("seconds_per_step", "plugin_share")
 NAME = r"\w[\w.+-]*"  # names become folders
 COMPARISON = ("compare.json", "shared.json")  # a folder with one of these is a comparison's
 DEMO = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run of `tavq demo` → its method
@@ -321,7 +322,7 @@ def _trained_run(folder: Path, name: str | None, settings: Mapping[str, Any], al
     except ValueError as error:
         raise ValueError(f"{folder}/settings.json: {error}") from error
     summary = finished_summary(folder) or {}
-    speed = {key: summary[key] for key in ("seconds_per_step", "plugin_share") if key in summary}
+    speed = {key: float(summary[key]) for key in SPEED if key in summary}
     corpora = [place / "data" for place in (folder, folder.parent.parent) if (place / "data" / "corpus.json").exists()]
     corpus = corpora[0] if corpora else None
     return FinishedRun(name or recipe.method, recipe.seed, folder, recipe, settings["corpus"], corpus, speed, allow)
@@ -333,5 +334,5 @@ def _demo_run(folder: Path, name: str | None, settings: Mapping[str, Any]) -> Fi
     changed = [f"resolution={resolution}", f"seed={seed}", f"method={DEMO[settings['run']]}"]
     changed += ["host.wrap.detach_added_levels=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
     metrics = read_json(folder / "metrics.json")
-    speed = {key: metrics[key] for key in ("seconds_per_step", "plugin_share")}
+    speed = {key: float(metrics[key]) for key in SPEED}
     return FinishedRun(name or settings["run"], seed, folder, read_recipe("small", changed), None, None, speed)
