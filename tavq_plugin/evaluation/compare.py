@@ -234,8 +234,8 @@ def _protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: 
             "word_map": 100 * targets.held_out_words.float().mean(0).mean().item(),
         },
         "spread": "standard deviation over seeds; none for one seed",
-        "significance": "paired bootstrap over images and, with several seeds, seeds: 2000 draws, two-sided p; "
-        "p_images over images alone; for mAP, each image's part is resampled and ranks are fixed",
+        "significance": "two-sided 5 %, from three seeds on: random effects of seeds and images where a metric has one "
+        "value per image, else the paired t test over seeds; Holm over the methods",
         "images": "runs of one seed see the same training images in the same order; all runs share the held-out images",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": 1 if workers > 1 else torch.get_num_threads(),

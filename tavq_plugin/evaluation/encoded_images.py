@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
@@ -16,7 +17,8 @@ class EncodedImages(NamedTuple):
     """Codes and reconstructions of n images, on the CPU. Lists have one entry per level, fine → coarse."""
 
     pooled: list[Tensor]  # n c: quantized codes, averaged over the grid
-    indices: list[Tensor]  # n h w
+    places: list[Tensor]  # n c h w: quantized codes, averaged to at most 8 × 8 places
+    indices: list[Tensor | None]  # n h w; None for continuous features, which have no codes
     quantized: list[Tensor]  # s c h w, of the s images in `keep`
     reconstruction: Tensor  # n 3 h w uint8; no rows unless `decode`
 
@@ -36,11 +38,12 @@ def encode_images(
     Raises:
         FloatingPointError: The codes hold NaN or infinity.
     """
-    pooled, indices, quantized, decoded = [], [], [], []
+    pooled, places, indices, quantized, decoded = [], [], [], [], []
     kept, device = set() if keep is None else set(keep.tolist()), next(tokenizer.parameters()).device
     for start in range(0, len(images), batch_size):
         codes = tokenizer.encode(to_float(images[start : start + batch_size].to(device)))
         pooled.append([reduce(level.quantized, "b c h w -> b c", "mean").cpu() for level in codes.levels])
+        places.append([_places_of(level.quantized).cpu() for level in codes.levels])
         indices.append([level.indices.cpu() for level in codes.levels])
         here = [i for i in range(len(codes.final.indices)) if start + i in kept]
         quantized.append([level.quantized[here].cpu() for level in codes.levels])
@@ -49,7 +52,7 @@ def encode_images(
     if not all(part.isfinite().all() for parts in pooled for part in parts):
         raise FloatingPointError("the codes hold NaN or infinity: the run is broken and cannot be evaluated")
     reconstruction = torch.cat(decoded) if decode else images[:0]
-    return EncodedImages(_join(pooled), _join(indices), _join(quantized), reconstruction)
+    return EncodedImages(_join(pooled), _join(places), [*_join(indices)], _join(quantized), reconstruction)
 
 
 def codebook_sizes(tokenizer: Tokenizer, greatest_index: int) -> list[int]:
@@ -62,3 +65,8 @@ def codebook_sizes(tokenizer: Tokenizer, greatest_index: int) -> list[int]:
 
 def _join(batches: list[list[Tensor]]) -> list[Tensor]:
     return [torch.cat(level) for level in zip(*batches, strict=True)]
+
+
+def _places_of(quantized: Tensor, most: int = 8) -> Tensor:
+    """Code vectors averaged to at most most × most places; b c h w."""
+    return F.adaptive_avg_pool2d(quantized, (min(quantized.shape[2], most), min(quantized.shape[3], most)))

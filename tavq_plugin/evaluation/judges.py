@@ -18,10 +18,10 @@ from tavq_plugin.pixels import to_float
 
 NETWORKS: dict[str, Any] = {"inception": Inception, "lpips": Lpips, "mobilenet": mobilenet, "squeezenet": squeezenet}
 METRICS_BY_JUDGE = {
-    "inception": ("rfid", "kid"),
+    "inception": ("rfid", "kid", "kid_spread"),
     "lpips": ("lpips",),
-    "mobilenet": ("fd_mobilenet", "kd_mobilenet", "agreement_mobilenet"),
-    "squeezenet": ("fd_squeezenet", "kd_squeezenet", "agreement_squeezenet"),
+    "mobilenet": ("fd_mobilenet", "kd_mobilenet", "kd_mobilenet_spread", "agreement_mobilenet"),
+    "squeezenet": ("fd_squeezenet", "kd_squeezenet", "kd_squeezenet_spread", "agreement_squeezenet"),
 }
 """Which metrics need which network."""
 
@@ -55,6 +55,7 @@ class Judges:
         """Compare the held-out images with their reconstructions, as sets and one by one; n 3 h w uint8."""
         values: dict[str, float] = {}
         per_image: dict[str, Tensor] = {}
+        missing = dict(self.missing)
         for name, net in self._nets.items():
             if name == "lpips":
                 batches = zip(reconstruction.split(25), self.images.split(25), strict=True)
@@ -63,13 +64,15 @@ class Judges:
                     per_image["lpips"] = torch.cat([net(*pair).cpu() for pair in pairs])
                 continue
             seen, real = self._features(net, reconstruction), self._reference[name]
-            distance, kernel, *agreement = METRICS_BY_JUDGE[name]
+            distance, kernel, spread, *agreement = METRICS_BY_JUDGE[name]
             values[distance] = frechet_distance(real["features"], seen["features"])
-            if len(real["features"]) >= 4:
-                values[kernel] = kernel_distance(real["features"], seen["features"])
+            try:
+                values[kernel], values[spread] = kernel_distance(real["features"], seen["features"])
+            except ValueError as error:  # fewer than four images
+                missing |= dict.fromkeys((kernel, spread), str(error))
             for metric in agreement:
                 per_image[metric] = 100 * (real["classes"] == seen["classes"]).float()
-        return RunResults(values, per_image, dict(self.missing))
+        return RunResults(values, per_image, missing)
 
     @torch.no_grad()
     def _features(self, net: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:

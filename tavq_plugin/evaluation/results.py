@@ -33,6 +33,7 @@ class RunResults:
     per_image: dict[str, Tensor] = field(default_factory=dict)  # n held-out images, NaN where an image has no value
     missing: dict[str, str] = field(default_factory=dict)  # why a metric has no value
     artifacts: dict[str, Tensor] = field(default_factory=dict)  # indices, word scores, reconstructions of this run
+    chance: dict[str, tuple[float, float]] = field(default_factory=dict)  # mean and spread of metrics on permuted texts
 
     def __or__(self, other: RunResults) -> RunResults:
         return RunResults(
@@ -40,6 +41,7 @@ class RunResults:
             self.per_image | other.per_image,
             self.missing | other.missing,
             self.artifacts | other.artifacts,
+            self.chance | other.chance,
         )
 
 
@@ -51,6 +53,7 @@ def save_results(folder: Path, results: RunResults, settings: dict[str, Any]) ->
     tensors = {f"{part}/{name}": value for part, table in parts.items() for name, value in table.items()}
     save_tensors(tensors, folder / "measured.safetensors")
     content = {"settings": settings, "values": results.values, "absent": results.missing}
+    content["chance"] = results.chance
     save_json(folder / "measured.json", content)
 
 
@@ -64,7 +67,8 @@ def load_results(folder: Path, settings: dict[str, Any]) -> RunResults | None:
         {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
         for part in ("each/", "kept/")
     )
-    return RunResults(content["values"], per_image, content["absent"], artifacts)
+    chance = {name: (mean, spread) for name, (mean, spread) in content.get("chance", {}).items()}
+    return RunResults(content["values"], per_image, content["absent"], artifacts, chance)
 
 
 def refuse_foreign_results(folder: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_demo_reads_a_folder_of_images(tmp_path):
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]
-    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (26, 4)
+    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (22, 4)
 
 
 def test_bad_input_is_refused_with_the_fix(tmp_path):

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.data.corpus import Corpus, load_or_build_corpus
-from tavq_plugin.data.leakage import dhash, find_leakage
 from tavq_plugin.data.synthetic_scenes import scenes, write_scenes
 from tavq_plugin.evaluation.aggregate import best_methods, summarise
 from tavq_plugin.evaluation.compare import compare
@@ -277,29 +276,6 @@ def test_every_metric_of_the_headline_has_a_card():
     assert all(card_of(metric).better in ("higher", "lower") for metric in HEADLINE)
     with pytest.raises(KeyError, match="no protocol card"):
         card_of("unheard_of")
-
-
-def test_leaks_are_found_by_file_and_by_perceptual_hash(tmp_path):
-    images = scenes(6, resolution=32).images
-    files = [tmp_path / f"{i}" for i in range(4)]
-    for i, path in enumerate(files):
-        path.write_bytes(b"same" if i in (1, 2) else bytes([i]))
-    again = torch.cat([images[4:5], images[0:1] // 2 + 60, images[5:6]])  # the second is a paler copy
-    leaks = find_leakage(images[:4], again, files[:2], [files[2], files[3], tmp_path / "0"])
-    assert leaks.same_file == (0, 2) and leaks.same_hash == (1,)
-    assert len(set(dhash(images).tolist())) == 6
-
-
-def test_held_out_copies_are_left_out_and_counted(tmp_path):
-    write_scenes(tmp_path / "pack", 20, resolution=32)
-    names = sorted((tmp_path / "pack" / "images").iterdir())
-    shutil.copy(names[0], names[-1])  # a held-out image becomes a training one
-    said = []
-    corpus, about = load_or_build_corpus(
-        tmp_path / "data", tmp_path / "pack", 16, n_train=50, n_eval=50, tell=said.append
-    )
-    assert about["n_train"] == 17 and about["n_eval"] == 2 == len(corpus.held_out_rows)
-    assert about["leaks_left_out"] == {"same_file": 1, "same_perceptual_hash": 0} and "left out" in said[0]
 
 
 def test_too_few_images_are_refused_with_the_fix(tmp_path):

@@ -1,4 +1,4 @@
-"""Image metrics, code counts and the bootstrap: closed forms, refusals, and a network against a plain loop."""
+"""Image metrics and code counts: closed forms, refusals, and a network against a plain loop."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tavq_plugin.evaluation.metrics.bootstrap import paired_bootstrap
 from tavq_plugin.evaluation.metrics.codebook import code_counts, codebook_use_from_counts, sum_over_processes
 from tavq_plugin.evaluation.metrics.frechet import Inception, frechet_distance, kernel_distance
 from tavq_plugin.evaluation.metrics.image import ssim
@@ -40,8 +39,9 @@ def test_frechet_distance_of_a_shift_is_its_square():
 
 def test_kernel_distance_is_near_0_for_one_distribution_and_grows_with_a_shift():
     features = random(200, 8)
-    assert abs(kernel_distance(features[:100], features[100:])) < 0.2
-    assert kernel_distance(features[:100], features[100:] + 2) > 2
+    near = kernel_distance(features[:100], features[100:])
+    assert abs(near.mean) < 0.2 and 0 < near.spread < 0.5
+    assert kernel_distance(features[:100], features[100:] + 2).mean > 2
     before = torch.random.get_rng_state()
     assert kernel_distance(features[:100], features[100:]) == kernel_distance(features[:100], features[100:])
     assert torch.equal(before, torch.random.get_rng_state())
@@ -120,37 +120,6 @@ def test_mobilenet_equals_a_plain_loop_over_its_folded_convolutions():
     torch.testing.assert_close(seen.features, x.mean((2, 3)), rtol=1e-3, atol=1e-4)
     scores = x.mean((2, 3)) @ state["convs.52.weight"].flatten(1).T + state["convs.52.bias"]
     assert torch.equal(seen.classes, scores.argmax(1))
-
-
-def test_a_constant_difference_is_significant_and_no_difference_is_not():
-    base = random(3, 200).double()
-    constant = paired_bootstrap(base + 0.5, base)
-    assert constant.mean == pytest.approx(0.5) and constant.p < 0.002 and constant.low == pytest.approx(0.5)
-    none = paired_bootstrap(base, base)
-    assert none.mean == 0 and none.p == 1
-
-
-def test_the_interval_is_the_confidence_interval_of_the_mean():
-    values = random(1, 400).double()
-    shown = paired_bootstrap(values, torch.zeros(1, 400))
-    error = values.std().item() / 20
-    assert shown.high - shown.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert shown.low < values.mean().item() < shown.high
-
-
-def test_a_difference_on_which_seeds_disagree_is_not_significant():
-    differences = torch.tensor([1.0, 1.0, -0.5])[:, None] + 0.01 * random(3, 300)
-    assert paired_bootstrap(differences, torch.zeros(3, 300), over_seeds=False).p < 0.01
-    assert paired_bootstrap(differences, torch.zeros(3, 300)).p > 0.05
-
-
-def test_images_without_a_value_are_left_out_for_both_methods():
-    first = torch.tensor([[1.0, math.nan, 3.0]])
-    assert paired_bootstrap(first, torch.tensor([[0.0, 5.0, 0.0]])).mean == 2
-    with pytest.raises(ValueError, match="no image"):
-        paired_bootstrap(first * math.nan, first)
-    with pytest.raises(ValueError, match="seeds × images"):
-        paired_bootstrap(first, first[:, :2])
 
 
 def test_counts_of_one_process_do_not_change():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 from tavq_plugin.networks.weights import INCEPTION
 
 SUBSETS = 20  # of the kernel distance
+
+
+class KernelDistance(NamedTuple):
+    """A kernel distance over random subsets of the images."""
+
+    mean: float
+    spread: float  # standard deviation over the subsets, which overlap: not the error of the mean
 
 
 class _Identity(nn.Module):
@@ -38,7 +46,7 @@ def frechet_distance(real: Tensor, ours: Tensor) -> float:
     return metric.compute().item()
 
 
-def kernel_distance(real: Tensor, ours: Tensor) -> float:
+def kernel_distance(real: Tensor, ours: Tensor) -> KernelDistance:
     """Kernel distance (cubic polynomial, unbiased) over 20 random subsets of half the images, at most 1000; n c, m c.
 
     The caller's random state does not change. Raises ValueError for fewer than four images.
@@ -56,7 +64,7 @@ def kernel_distance(real: Tensor, ours: Tensor) -> float:
         metric = KernelInceptionDistance(_Identity(real.shape[1]), subsets=SUBSETS, subset_size=min(1000, size))
         metric.update(real.double(), real=True)
         metric.update(ours.double(), real=False)
-        return metric.compute()[0].item()
+        return KernelDistance(*(value.item() for value in metric.compute()))
 
 
 class Inception(nn.Module):

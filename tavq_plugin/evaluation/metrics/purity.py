@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tavq_plugin.evaluation.metrics.permuted_texts import chance_of
+
 PERMUTATIONS = 50
 
 
@@ -17,6 +19,7 @@ class Purity(NamedTuple):
     null: float  # mean over texts shuffled among the images
     excess: float  # information − null
     z: float  # excess over the null's standard deviation
+    null_spread: float  # standard deviation over these texts: that of the excess' chance, whose mean is 0
 
 
 def mutual_information(histograms: Tensor, words: Tensor) -> float:
@@ -49,10 +52,7 @@ def code_word_purity(histograms: Tensor, words: Tensor, *, permutations: int = P
         raise ValueError(f"{int(has_words.sum())} texts have frequent words: purity needs at least two")
     histograms, words = histograms[has_words], words[has_words]
     histograms = histograms[:, histograms.sum(0) > 0]
-    draw = torch.Generator().manual_seed(0)
     value = mutual_information(histograms, words)
-    null = torch.tensor(
-        [mutual_information(histograms, words[torch.randperm(len(words), generator=draw)]) for _ in range(permutations)]
-    )
-    excess = value - null.mean().item()
-    return Purity(1000 * value, 1000 * null.mean().item(), 1000 * excess, excess / max(null.std().item(), 1e-12))
+    null = chance_of(lambda order: mutual_information(histograms, words[order]), len(words), permutations=permutations)
+    excess = value - null.mean
+    return Purity(1000 * value, 1000 * null.mean, 1000 * excess, excess / max(null.spread, 1e-12), 1000 * null.spread)

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.evaluation.probes import PENALTY, fit_ridge
+from tavq_plugin.evaluation.metrics.permuted_texts import Chance, chance_from, permuted_positions
+from tavq_plugin.evaluation.probes import PENALTY, Ridge, fit_ridge
 from tavq_plugin.text.store import TextStore
 
 PAIRS = 20_000  # the masked-word probe is fitted on at most this many (image, masked word) pairs
+OTHER_CODES = 5  # permutations of the images whose codes stand in for an image's own
 
 
 def frequent_words(store: TextStore, rows: Sequence[int], count: int) -> list[str]:
@@ -49,6 +51,8 @@ class MaskedWords(NamedTuple):
 
     with_codes: Tensor  # from the codes and the text's other words
     text_alone: Tensor  # from the text's other words
+    with_other_codes: Tensor  # from a random image's codes and the text's other words, mean over permutations
+    chance: Chance | None  # of the mean of with_codes: that mean with other codes; None if no image has a value
 
 
 class _Maskings(NamedTuple):
@@ -65,29 +69,40 @@ def masked_words(
     """Mask each word of a text in turn and guess it among all w words; n c, m c, n w bool, m w bool, w d -> m, m.
 
     A ridge regression onto one-hot words reads the codes and the mean vector of the text's other words. Its guess is
-    the word of greatest output that is not in the rest of the text. The same regression without codes is the control:
-    the difference is what the codes add.
+    the word of greatest output that is not in the rest of the text. There are two controls. The same regression without
+    codes: the difference is what codes add. And the same fitted probe that is given the codes of a random held-out
+    image: if it does as well, the difference does not come from what the image's own codes say. Raises ValueError
+    for fewer than two held-out images.
     """
     fit, test = _maskings(train_words, vectors), _maskings(held_out_words, vectors)
     if not len(fit.text) or not len(test.text):
         no_values = torch.full((len(held_out),), torch.nan, dtype=torch.float64)
-        return MaskedWords(no_values, no_values)
+        return MaskedWords(no_values, no_values, no_values, None)
     if len(fit.text) > PAIRS:
         chosen = torch.randperm(len(fit.text), generator=torch.Generator().manual_seed(0))[:PAIRS]
         fit = _Maskings(*(part[chosen] for part in fit))
     target = F.one_hot(fit.word, train_words.shape[1])
+    with_codes = fit_ridge(torch.cat([train[fit.text], fit.context], 1), target, penalty=PENALTY)
+    text_alone = fit_ridge(fit.context, target, penalty=PENALTY)
     other_words = held_out_words[test.text].clone()
     other_words[torch.arange(len(test.text)), test.word] = False
 
-    def share_right(fit_features: Tensor, test_features: Tensor) -> Tensor:
-        scores = fit_ridge(fit_features, target, penalty=PENALTY).predict(test_features)
+    def share_right(probe: Ridge, features: Tensor) -> Tensor:
+        scores = probe.predict(features)
         right = (scores.masked_fill(other_words, -torch.inf).argmax(1) == test.word).double()
         hits = torch.zeros(len(held_out), dtype=torch.float64).index_add(0, test.text, right)
         return hits / torch.bincount(test.text, minlength=len(held_out))
 
+    def share_right_with(codes: Tensor) -> Tensor:
+        return share_right(with_codes, torch.cat([codes[test.text], test.context], 1))
+
+    orders = permuted_positions(len(held_out), permutations=OTHER_CODES)
+    others = torch.stack([share_right_with(held_out[order]) for order in orders])
     return MaskedWords(
-        share_right(torch.cat([train[fit.text], fit.context], 1), torch.cat([held_out[test.text], test.context], 1)),
-        share_right(fit.context, test.context),
+        share_right_with(held_out),
+        share_right(text_alone, test.context),
+        others.mean(0),
+        chance_from(others.nanmean(1).tolist()),
     )
 
 

@@ -9,11 +9,10 @@ from typing import Any
 from tavq_plugin.evaluation.aggregate import best_methods
 from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
 
-MARKED_BELOW = 0.05  # a difference with a smaller p is marked
-MARKS = {"vqgan": ("▲", "▼"), "tavq": ("△", "▽")}
+MARKS = ("▲", "▼")
 LEGEND = (
-    "Mean ± standard deviation over seeds; the best mean is bold. ▲ is better and ▼ worse than vqgan, △ better and ▽ "
-    "worse than tavq (paired bootstrap over images and seeds, p < .05, for metrics with one value per image)"
+    "Mean ± standard deviation over seeds. ▲ is better and ▼ worse than the reference, which is vqgan or else the first "
+    "method; the best mean is bold where it differs from every other (three seeds or more, p < .05 after Holm)"
 )
 
 
@@ -90,9 +89,9 @@ def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
         text += f" ± {value['spread']:.{digits}f}"
     lower = card_of(metric).better == "lower"
     marks = ""
-    for reference, difference in content["significance"].get(metric, {}).get(name, {}).items():
-        if difference["p"] < MARKED_BELOW and difference["mean"] != 0:
-            marks += MARKS[reference][(difference["mean"] > 0) == lower]
+    difference = content["differences"].get(metric, {}).get(name)
+    if difference is not None and difference["stands"]:
+        marks = MARKS[(difference["mean"] > 0) == lower]
     return Cell(name, text, name in best_methods(content, metric), marks)
 
 
