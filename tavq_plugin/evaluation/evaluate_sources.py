@@ -13,6 +13,7 @@ from tavq_plugin.data.corpus import Corpus, load_corpus, load_or_build_corpus
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.evaluation.evaluate import RECALL_AT, evaluate_run
+from tavq_plugin.evaluation.headline import headline_sentence
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.own_heads import own_head_retrieval
@@ -49,6 +50,7 @@ FLATTERED = (
     "image→text retrieval through the heads that were trained with the tokenizer; it flatters its own method, so it "
     "cannot be compared with the probes above"
 )
+NO_TIME = "tavq evaluate trains nothing, so it cannot give every tokenizer the same time"
 Tell = Callable[[str], None]
 
 
@@ -198,7 +200,7 @@ def without_added_levels(results: RunResults) -> RunResults:
         return {name: value for name, value in table.items() if name not in gone}
 
     missing = kept(results.missing) | dict.fromkeys(sorted(gone), UNTRAINED)
-    return RunResults(kept(results.values), kept(results.per_image), missing, results.artifacts)
+    return RunResults(kept(results.values), kept(results.per_image), missing, results.artifacts, kept(results.chance))
 
 
 # ---- refusals
@@ -327,7 +329,8 @@ def _content(
     protocol: dict[str, Any],
 ) -> dict[str, Any]:
     """Content of evaluate.json."""
-    content = {"protocol": protocol, **summarise(runs, targets), "failed": dict(failed)}
+    content = {"protocol": protocol, **summarise(runs, targets, equal_time=NO_TIME), "failed": dict(failed)}
+    content["headline"] = headline_sentence(content)
     measured_on = {name: protocol[name] for name in ("data", "split", "n_eval", "seeds")}
     protocol["cards"] = {
         metric: {**card_of(metric).to_dict(), **measured_on}

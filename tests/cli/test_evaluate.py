@@ -82,7 +82,7 @@ def done(made):
 def test_a_users_tokenizer_stands_beside_the_runs(done):
     out, _, said = done
     content = json.loads((out / "evaluate.json").read_text())
-    assert list(content["methods"]) == ["my_setup", "heads", "vqgan", "tavq"] and content["failed"] == {}
+    assert list(content["methods"]) == ["my_setup", "heads", "tavq", "vqgan"] and content["failed"] == {}
     assert content["protocol"]["split"] == "tune" and content["protocol"]["n_eval"] == 16
     for table in content["methods"].values():
         assert {"psnr", "usage", "word_map_3", "image_text_r10_3"} <= table.keys()
