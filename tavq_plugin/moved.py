@@ -202,7 +202,7 @@ NAMES: dict[str, str] = {
     "host:Embedded": "hosts.base:EmbeddingQuantizer",
     "host:Given": "hosts.base:CustomQuantizer",
     "host:Host": "hosts.base:HostAdapter",
-    "measure:AT": "evaluation.evaluate:RECALL_AT",
+    "measure:AT": "evaluation.text_scores:RECALL_AT",
     "measure:Measured": "evaluation.results:RunResults",
     "measure:Measuring": "evaluation.settings:EvaluationSettings",
     "measure:SHOWN": "evaluation.evaluate:GRID_IMAGES",

@@ -103,14 +103,14 @@ def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> dict[str
     tables = {seed: _run_histograms(results) for seed, results in seeds.items()} if len(seeds) > 1 else {}
     for one, other in combinations(sorted(tables), 2):
         pair = f"{one}-{other}"
-        matched, dealt = code_word_stability(tables[one], tables[other], targets.held_out_words)
+        found = code_word_stability(tables[one], tables[other], targets.held_out_words)
         scores = [
             word_image_stability(seeds[one].artifacts[name], seeds[other].artifacts[name])
             for name in seeds[one].artifacts
             if name.startswith("word_scores")
         ]
-        by_metric.setdefault("stability_codes", {})[pair] = matched - dealt
-        by_metric.setdefault("stability_codes_null", {})[pair] = dealt
+        by_metric.setdefault("stability_codes", {})[pair] = found.excess
+        by_metric.setdefault("stability_codes_null", {})[pair] = found.dealt
         if scores:
             by_metric.setdefault("stability_words", {})[pair] = statistics.fmean(scores)
     return by_metric

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
-import torch
-
-from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
-from tavq_plugin.evaluation.aggregate import summarise
-from tavq_plugin.evaluation.evaluate import RECALL_AT, evaluate_run
-from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.data.corpus import load_or_build_corpus
+from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summarise
+from tavq_plugin.evaluation.equal_time import equal_time_steps
+from tavq_plugin.evaluation.floor_results import FloorResults, floor_results
+from tavq_plugin.evaluation.headline import headline_sentence
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.plan import Job, Plan
-from tavq_plugin.evaluation.results import RunResults, load_results, refuse_foreign_results, save_results
-from tavq_plugin.evaluation.settings import EvaluationSettings
-from tavq_plugin.evaluation.text_targets import TextTargets
+from tavq_plugin.evaluation.protocol import comparison_protocol
+from tavq_plugin.evaluation.results import RunResults, refuse_foreign_results
+from tavq_plugin.evaluation.run_jobs import ReportProgress, load_judges, load_targets, outcomes
+from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, writable
 from tavq_plugin.io.ownership import claim, refuse_taken
-from tavq_plugin.networks.weights import files_of, require_known_hashes
-from tavq_plugin.training import fit
+from tavq_plugin.networks.weights import require_known_hashes
+from tavq_plugin.training.build import build
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.run_folder import refuse_foreign_files
 
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
 Tell = Callable[[str], None]
-ReportProgress = Callable[[str, int, int], None]  # run, optimizer steps done, steps in total
 
 
 def compare(
@@ -78,30 +72,105 @@ def compare(
         _, about = load_or_build_corpus(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
         require_known_hashes(plan.weights)
         targets = load_targets(plan.out, plan.evaluation)
-        content: dict[str, Any] = {"protocol": _protocol(plan, about, targets, workers)}
-        runs: dict[str, dict[int, RunResults]] = {name: {} for name in plan.methods}
-        failed: dict[str, str] = {}
-        for job, outcome in (_outcomes_in_parallel if workers > 1 else _outcomes_in_turn)(plan, report, workers):
-            finished(job.name)
-            if isinstance(outcome, FloatingPointError):
-                failed[job.name] = str(outcome)
-                tell(f"{job.name} broke: {outcome}")
-                continue
-            runs[job.method][job.seed] = outcome
-            content |= summarise({name: seeds for name, seeds in runs.items() if seeds}, targets)
-            save_json(plan.out / "compare.json", content | {"failed": failed})
-        if not any(runs.values()):
+        content: dict[str, Any] = {"protocol": comparison_protocol(plan, about, targets, workers)}
+        runs, failed = _run(plan.jobs, plan, workers, tell, report, finished, content)
+        if not runs:
             raise FloatingPointError("every run broke: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
-        content["failed"] = failed
-        measured_on = {"data": content["protocol"]["data"], "n_eval": about["n_eval"], "seeds": list(plan.seeds)}
-        content["protocol"]["cards"] = {
-            metric: {**card_of(metric).to_dict(), **measured_on}
-            for table in content["methods"].values()
-            for metric in table
-        }
+        found = _floors(plan, runs, report)
+        equal_time = _equal_time(plan, runs, failed, workers, tell, report, finished)
+        reference = reference_of(runs)
+        content |= summarise(runs, targets, reference=reference, floors=found.runs, equal_time=equal_time)
+        protocol = content["protocol"] | {"reference": reference, "floors": found.titles}
+        protocol |= {"floors_left_out": found.left_out, "cards": _cards(content, about)}
+        content |= {"protocol": protocol, "failed": failed}
+        content["headline"] = headline_sentence(content)
         save_json(plan.out / "compare.json", content)
-        write_report(content, {name: seeds for name, seeds in runs.items() if seeds}, targets, plan.out)
+        write_report(content, runs, targets, plan.out)
     return content
+
+
+def _run(
+    jobs: list[Job],
+    plan: Plan,
+    workers: int,
+    tell: Tell,
+    report: ReportProgress,
+    finished: Tell,
+    content: dict[str, Any] | None = None,
+) -> tuple[dict[str, dict[int, RunResults]], dict[str, str]]:
+    """The results of all jobs by method and seed, and why runs broke; with `content`, compare.json after every run."""
+    runs: dict[str, dict[int, RunResults]] = {}
+    failed: dict[str, str] = {}
+    for job, outcome in outcomes(jobs, report, workers=workers):
+        finished(job.name)
+        if isinstance(outcome, FloatingPointError):
+            failed[job.name] = str(outcome)
+            tell(f"{job.name} broke: {outcome}")
+            continue
+        runs.setdefault(job.method, {})[job.seed] = outcome
+        if content is not None:
+            unfinished = summarise(_in_order(plan, runs), load_targets(plan.out, plan.evaluation))
+            save_json(plan.out / "compare.json", content | unfinished | {"failed": failed})
+    return _in_order(plan, runs), failed
+
+
+def _in_order(plan: Plan, runs: Runs) -> dict[str, dict[int, RunResults]]:
+    """Runs in the order of the plan's methods and seeds, however they ended."""
+    return {
+        name: {seed: runs[name][seed] for seed in plan.seeds if seed in runs[name]}
+        for name in plan.methods
+        if name in runs
+    }
+
+
+def _floors(plan: Plan, runs: Runs, report: ReportProgress) -> FloorResults:
+    """The floors with the codebook and grid of the reference's level 3."""
+    first = next(iter(runs[reference_of(runs) or next(iter(runs))].values()))
+    job = plan.jobs[0]
+    return floor_results(
+        load_targets(plan.out, plan.evaluation), load_judges(plan.out, plan.evaluation, plan.weights),
+        plan.out / "floors", codes=max(2, int(first.artifacts["codes"])),
+        grid=first.artifacts["held_out_indices"].shape[-2], seeds=plan.seeds,
+        untrained=partial(_untrained, plan), weights=plan.weights,
+        settings={name: job.settings[name] for name in ("data", "evaluation", "weights")}, report=report,
+    )  # fmt: skip
+
+
+def _untrained(plan: Plan, seed: int) -> Tokenizer:
+    """The recipe's host as training finds it."""
+    recipe = replace(plan.recipe, method="vqgan", seed=seed, options={})
+    return build(recipe, load_targets(plan.out, plan.evaluation).corpus, allow=plan.allow)[0]
+
+
+def _equal_time(
+    plan: Plan,
+    runs: Runs,
+    failed: dict[str, str],
+    workers: int,
+    tell: Tell,
+    report: ReportProgress,
+    finished: Tell,
+) -> EqualTime | str:
+    """Runs in which every method trains as long as the reference; or the reason why there are none."""
+    reference = reference_of(runs)
+    if reference is None:
+        return "one method alone: there is no other whose time it could have"
+    if not plan.equal_time:
+        return "not asked for: give --equal-time, which trains the methods of other speed once more"
+    steps = equal_time_steps(runs, reference, plan.recipe.steps)
+    jobs = [replace(job, steps=steps[job.method]) for job in plan.jobs if job.seed in runs.get(job.method, {})]
+    again, broken = _run([job for job in jobs if job.steps != plan.recipe.steps], plan, workers, tell, report, finished)
+    failed |= broken
+    kept = {name: seeds for name, seeds in runs.items() if steps[name] == plan.recipe.steps}
+    return EqualTime(_in_order(plan, kept | again), steps)
+
+
+def _cards(content: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """The protocol card of every metric that has a value."""
+    measured_on = {"data": content["protocol"]["data"], "split": content["protocol"]["split"]}
+    measured_on |= {"n_eval": about["n_eval"], "seeds": content["protocol"]["seeds"]}
+    tables = (*content["methods"].values(), *content["floors"].values())
+    return {metric: {**card_of(metric).to_dict(), **measured_on} for table in tables for metric in table}
 
 
 def refuse_unlike_comparison(plan: Plan) -> None:
@@ -116,142 +185,6 @@ def former_comparison(out: Path) -> tuple[str, ...]:
     """The files of a comparison that was made before ownership markers existed; none for any other folder."""
     shared = read_json(out / "shared.json", strict=False)
     return FILES if isinstance(shared, dict) and {"host", "optimizer", "steps"} <= shared.keys() else ()
-
-
-def run_job(job: Job, report: ReportProgress) -> RunResults:
-    """Train and evaluate one run; an interrupted run resumes, and the results of a finished run are only read."""
-    saved = load_results(job.folder, job.settings)
-    if saved is not None:
-        return saved
-    steps = job.recipe.steps
-    targets = load_targets(job.plan.out, job.plan.evaluation)
-    fitted = fit(
-        job.method, job.recipe, targets.corpus, job.folder, progress=lambda done, row: report(job.name, done, steps),
-        allow=job.plan.allow,
-    )  # fmt: skip
-    judges = load_judges(job.plan.out, job.plan.evaluation, job.plan.weights)
-    speed = {"seconds_per_step": fitted.seconds_per_step, "plugin_share": fitted.plugin_share}
-    results = evaluate_run(fitted.tokenizer, targets, judges) | RunResults(speed)
-    save_results(job.folder, results, job.settings)
-    return results
-
-
-@lru_cache(maxsize=1)
-def load_targets(out: Path, settings: EvaluationSettings) -> TextTargets:
-    """The text targets of a comparison's corpus; computed once per process."""
-    return TextTargets(load_corpus(out / "data"), settings)
-
-
-@lru_cache(maxsize=1)
-def load_judges(out: Path, settings: EvaluationSettings, weights: Path | None) -> Judges:
-    """The judging networks with their features of the held-out images; computed once per process."""
-    corpus = load_targets(out, settings).corpus
-    return Judges(weights, corpus.images[corpus.n_train :], names=settings.judges)
-
-
-def _outcomes_in_turn(
-    plan: Plan, report: ReportProgress, workers: int
-) -> Iterator[tuple[Job, RunResults | FloatingPointError]]:
-    for job in plan.jobs:
-        try:
-            yield job, run_job(job, report)
-        except FloatingPointError as error:
-            yield job, error
-
-
-def _outcomes_in_parallel(
-    plan: Plan, report: ReportProgress, workers: int
-) -> Iterator[tuple[Job, RunResults | FloatingPointError]]:
-    """The outcomes of runs in parallel processes; Ctrl-C, or an error other than FloatingPointError, ends them all."""
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        progress_queue = manager.Queue()
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-        waiting = {pool.submit(_run_in_worker, job, progress_queue): job for job in plan.jobs}
-        try:
-            while waiting:
-                done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                _report_queued(progress_queue, report)
-                for future in done:
-                    job = waiting.pop(future)
-                    error = future.exception()
-                    if isinstance(error, BrokenProcessPool):
-                        raise OSError(
-                            f"a worker process died ({error}), most likely out of memory: give fewer --workers or a "
-                            "smaller batch_size, and run the same command again"
-                        ) from error
-                    if error is not None and not isinstance(error, FloatingPointError):
-                        raise error
-                    yield job, error or _saved_results(job)
-            pool.shutdown()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _start_worker() -> None:
-    """Use one thread, and leave Ctrl-C to the parent process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _run_in_worker(job: Job, progress_queue: Any) -> None:
-    run_job(job, lambda *progress: progress_queue.put(progress))
-
-
-def _saved_results(job: Job) -> RunResults:
-    results = load_results(job.folder, job.settings)
-    if results is None:
-        raise FileNotFoundError(f"{job.folder} lost its results during the comparison: run the same command again")
-    return results
-
-
-def _report_queued(progress_queue: Any, report: ReportProgress) -> None:
-    with suppress(Empty):
-        while True:
-            report(*progress_queue.get_nowait())
-
-
-def _protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: int) -> dict[str, Any]:
-    n = about["n_eval"]
-    return {
-        "data": "scenes" if plan.data is None else str(plan.data),
-        **about,
-        "methods": list(plan.methods),
-        "seeds": list(plan.seeds),
-        "recipe": plan.shared,
-        "own": {name: dict(plan.method_options.get(name, {})) for name in plan.methods},
-        "measuring": {
-            "words": len(targets.top_words),
-            "probe_rows": len(targets.probe_rows),
-            "transported": len(targets.transport_images),
-        },
-        "weights": files_of(plan.weights),
-        "chance": {
-            **{f"r{k}": min(100.0, 100 * k / n) for k in RECALL_AT},
-            "word_map": 100 * targets.held_out_words.float().mean(0).mean().item(),
-        },
-        "spread": "standard deviation over seeds; none for one seed",
-        "significance": "two-sided 5 %, from three seeds on: random effects of seeds and images where a metric has one "
-        "value per image, else the paired t test over seeds; Holm over the methods",
-        "images": "runs of one seed see the same training images in the same order; all runs share the held-out images",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": 1 if workers > 1 else torch.get_num_threads(),
-        "workers": workers,
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in ("tavq-plugin", "torch", "torchmetrics", "transformers", "accelerate"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
 
 
 @contextmanager

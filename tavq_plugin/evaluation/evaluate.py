@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
-from tavq_plugin.evaluation.judges import Judges
+from tavq_plugin.evaluation.judges import METRICS_BY_JUDGE, Judges
+from tavq_plugin.evaluation.level_scores import STORED, LevelCodes, level_scores
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim
-from tavq_plugin.evaluation.metrics.purity import code_word_purity
-from tavq_plugin.evaluation.metrics.relation import similarity_error
-from tavq_plugin.evaluation.metrics.retrieval import (
-    average_precision_per_image,
-    recall_from_scores,
-    recall_per_query,
-)
-from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
-from tavq_plugin.evaluation.metrics.words import code_histograms, masked_words
-from tavq_plugin.evaluation.probes import Ridge, fit_ridge
+from tavq_plugin.evaluation.metrics.words import masked_words
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float
-from tavq_plugin.types import Units
 
-RECALL_AT = (1, 5, 10, 50)
 GRID_IMAGES = 8  # held-out images whose reconstructions are kept for the picture
+SUMMED = ("tokens", "bits")  # over the levels; other metrics are averaged
 
 
 @torch.no_grad()
 def evaluate_run(tokenizer: Tokenizer, targets: TextTargets, judges: Judges) -> RunResults:
     """All metrics of a trained tokenizer, which is left in eval mode.
 
-    Every probe is a ridge regression from quantized codes, fitted on the training rows. A metric without a finite
-    value is named in `missing`, with the reason. Raises FloatingPointError if the codes hold NaN or infinity.
+    Every probe reads quantized codes and is fitted on the training rows. A metric without a finite value is named in
+    `missing`, with the reason. Raises FloatingPointError if the codes hold NaN or infinity.
     """
     corpus, batch_size = targets.corpus, targets.settings.batch_size
     tokenizer.eval()
     train = encode_images(tokenizer, corpus.images[: len(targets.probe_rows)], batch_size=batch_size)
     images = corpus.images[corpus.n_train :]
     held_out = encode_images(tokenizer, images, batch_size=batch_size, keep=targets.transport_images, decode=True)
-    sizes = codebook_sizes(tokenizer, max(int(train.indices[-1].max()), int(held_out.indices[-1].max())))
-    results = judges.judge(held_out.reconstruction) | image_scores(held_out.reconstruction, images)
+    greatest = max(int(index.max()) for index in (train.indices[-1], held_out.indices[-1]) if index is not None)
+    return score_codes(train, held_out, codebook_sizes(tokenizer, greatest), targets, judges)
+
+
+@torch.no_grad()
+def score_codes(
+    train: EncodedImages, held_out: EncodedImages, sizes: Sequence[int | None], targets: TextTargets, judges: Judges
+) -> RunResults:
+    """All metrics of encoded images, of a tokenizer or of a floor.
+
+    The last level is compared as level 3, whatever the number of levels. `sizes` has the number of codes of each level,
+    None for features without codes.
+    """
+    levels, images = len(held_out.pooled), targets.corpus.images[targets.corpus.n_train :]
+    if len(held_out.reconstruction):
+        results = judges.judge(held_out.reconstruction) | image_scores(held_out.reconstruction, images)
+    else:
+        names = ("psnr", "ssim", *(metric for metrics in METRICS_BY_JUDGE.values() for metric in metrics))
+        results = RunResults(missing=dict.fromkeys(names, "these features give no image"))
     results |= codebook_scores(held_out.indices, sizes)
-    levels = range(len(held_out.pooled))
-    for level in levels:
-        results |= word_scores(level, train, held_out, targets, sizes[level])
-        results |= retrieval_scores(level, train, held_out, targets)
-    results |= masked_word_scores(train, held_out, targets)
-    artifacts = {"train_indices": train.indices[-1], "held_out_indices": held_out.indices[-1]}
-    artifacts |= {"codes": torch.tensor(sizes[-1]), "shown": held_out.reconstruction[:GRID_IMAGES]}
-    return _finite(_with_level_means(results | RunResults(artifacts=artifacts), len(levels)))
+    for position in range(levels):
+        codes = LevelCodes(STORED - levels + 1 + position, position, train, held_out, sizes[position], targets)
+        results |= level_scores(codes)
+    if levels == STORED:
+        results |= masked_word_scores(train, held_out, targets)
+    artifacts = {"shown": held_out.reconstruction[:GRID_IMAGES]}
+    if train.indices[-1] is not None and held_out.indices[-1] is not None and sizes[-1] is not None:
+        artifacts |= {"train_indices": train.indices[-1], "held_out_indices": held_out.indices[-1]}
+        artifacts |= {"codes": torch.tensor(sizes[-1])}
+    return _finite(_with_all_levels(results | RunResults(artifacts=artifacts), levels))
 
 
 def image_scores(reconstruction: Tensor, images: Tensor) -> RunResults:
@@ -68,76 +78,17 @@ def image_scores(reconstruction: Tensor, images: Tensor) -> RunResults:
     return quality | RunResults(per_image={"ssim": torch.cat([ssim(*pair) for pair in pairs])})
 
 
-def codebook_scores(indices: list[Tensor], sizes: list[int]) -> RunResults:
-    """`usage`, `perplexity` and `dead_codes` of the host's own level; `usage_1` and `usage_2` of the added levels."""
-    use = codebook_use(indices[-1], sizes[-1])
-    values = {"usage": use.usage, "perplexity": use.perplexity, "dead_codes": float(use.dead)}
-    for level, (index, size) in enumerate(zip(indices[:-1], sizes[:-1], strict=True), 1):
-        values[f"usage_{level}"] = codebook_use(index, size).usage
+def codebook_scores(indices: Sequence[Tensor | None], sizes: Sequence[int | None]) -> RunResults:
+    """Usage of each level's codes, their tokens and bits per image; `usage` and the like are those of the last level."""
+    values: dict[str, float] = {}
+    for level, (index, size) in enumerate(zip(indices, sizes, strict=True), STORED - len(sizes) + 1):
+        if index is None or size is None:
+            continue
+        use, tokens = codebook_use(index, size), index[0].numel()
+        values |= {f"usage_{level}": use.usage, f"tokens_{level}": tokens, f"bits_{level}": tokens * math.log2(size)}
+        if level == STORED:
+            values |= {"usage": use.usage, "perplexity": use.perplexity, "dead_codes": float(use.dead)}
     return RunResults(values)
-
-
-def word_scores(
-    level: int, train: EncodedImages, held_out: EncodedImages, targets: TextTargets, codebook_size: int
-) -> RunResults:
-    """Word mAP of probes on a level's mean codes and on its code histograms, and its code–word purity."""
-    number = level + 1
-    histograms = [code_histograms(side.indices[level], codebook_size) for side in (train, held_out)]
-    from_means = fit_ridge(train.pooled[level], targets.train_words).predict(held_out.pooled[level])
-    from_histograms = fit_ridge(histograms[0], targets.train_words).predict(histograms[1])
-    per_image = {
-        f"word_map_{number}": average_precision_per_image(from_means, targets.held_out_words),
-        f"word_map_codes_{number}": average_precision_per_image(from_histograms, targets.held_out_words),
-    }
-    words = RunResults(per_image=per_image, artifacts={f"word_scores_{number}": from_means.float()})
-    try:
-        purity = code_word_purity(histograms[1], targets.held_out_words).excess
-    except ValueError as error:
-        return words | RunResults(missing={"purity": str(error)})
-    return words | RunResults({f"purity_{number}": purity})
-
-
-def retrieval_scores(level: int, train: EncodedImages, held_out: EncodedImages, targets: TextTargets) -> RunResults:
-    """Retrieval both ways, by a level's mean codes and by transport; at level 1 also LG-VQ's similarity."""
-    train_has, held_out_has = targets.train_has_text[level], targets.held_out_has_text[level]
-    if train_has.sum() < 2 or held_out_has.sum() < 2:
-        count = f"{int(train_has.sum())} training and {int(held_out_has.sum())} held-out texts have units"
-        names = (f"{way}_r{k}" for way in ("image_text", "text_image") for k in RECALL_AT)
-        return RunResults(missing=dict.fromkeys(names, f"only {count} at level {level + 1}"))
-    probe = fit_ridge(train.pooled[level][train_has], targets.train_means[level][train_has])
-    predicted = probe.predict(held_out.pooled[level][held_out_has])
-    text = targets.held_out_means[level][held_out_has].double()
-    images, n = held_out_has.nonzero().flatten(), len(held_out_has)
-    recalls = {
-        "image_text": recall_per_query(predicted, text, at=RECALL_AT),
-        "text_image": recall_per_query(text, predicted, at=RECALL_AT),
-    }
-    pooled = {
-        f"{way}_{k}_{level + 1}": _at_images(100 * recall, images, n)
-        for way, by_k in recalls.items()
-        for k, recall in by_k.items()
-    }
-    return RunResults(per_image=pooled | _transport_recalls(level, held_out, targets, probe))
-
-
-def _transport_recalls(level: int, held_out: EncodedImages, targets: TextTargets, probe: Ridge) -> dict[str, Tensor]:
-    """Retrieval both ways by transport and, at level 1, the code–word similarity error: {metric: n values}."""
-    images, units, n = targets.transport_images, targets.transport_units[level], len(held_out.indices[level])
-    per_image: dict[str, Tensor] = {}
-    if len(images) >= 2:
-        at = tuple(k for k in RECALL_AT if k < len(images))
-        score = transport_scores(held_out.quantized[level], held_out.indices[level][images], units, probe)
-        for way, table in (("image_text", score), ("text_image", score.T)):
-            recalls = recall_from_scores(table, at=at)
-            per_image |= {
-                f"{way}_ot_{k}_{level + 1}": _at_images(100 * recall, images, n) for k, recall in recalls.items()
-            }
-    if level == 0 and len(images):
-        points = rearrange(held_out.quantized[0], "b c h w -> b (h w) c")
-        parts = zip(points.split(8), units.embeddings.split(8), units.mask.split(8), strict=True)
-        errors = [similarity_error(codes, Units(words, mask), probe) for codes, words, mask in parts]
-        per_image["similarity_mse"] = _at_images(torch.cat(errors), images, n)
-    return per_image
 
 
 def masked_word_scores(train: EncodedImages, held_out: EncodedImages, targets: TextTargets) -> RunResults:
@@ -150,22 +101,31 @@ def masked_word_scores(train: EncodedImages, held_out: EncodedImages, targets: T
         targets.train_words, targets.held_out_words, targets.word_vectors,
     )  # fmt: skip
     scores = (100 * guessed.with_codes, 100 * (guessed.with_codes - guessed.text_alone))
-    return RunResults(per_image=dict(zip(names, scores, strict=True)))
+    results = RunResults(per_image=dict(zip(names, scores, strict=True)))
+    if guessed.chance is None:
+        return results
+    mean, spread = guessed.chance
+    alone = guessed.text_alone.nanmean().item()
+    return results | RunResults(
+        chance={"masked_word": (100 * mean, 100 * spread), "masked_word_gain": (100 * (mean - alone), 100 * spread)}
+    )
 
 
-def _with_level_means(results: RunResults, levels: int) -> RunResults:
-    """Add `name`, the mean over the levels, for each metric that every level has as `name_1`, `name_2`, …"""
+def _with_all_levels(results: RunResults, levels: int) -> RunResults:
+    """Add `name`, over all levels, for each metric that every level has as `name_1`, `name_2`, …: a mean, or a sum."""
 
-    def means(table: dict) -> dict:
+    def over_levels(table: dict) -> dict:
         names = {name[:-2] for name in table if name.endswith("_1")} - table.keys()
         parts = {name: [f"{name}_{level + 1}" for level in range(levels)] for name in sorted(names)}
         return {
-            name: sum(table[part] for part in of_levels) / levels
+            name: sum(table[part] for part in of_levels) / (1 if name in SUMMED else levels)
             for name, of_levels in parts.items()
             if table.keys() >= set(of_levels)
         }
 
-    return results | RunResults(means(results.values), means(results.per_image))
+    means, spreads = ({name: pair[i] for name, pair in results.chance.items()} for i in (0, 1))
+    chance = {name: (mean, over_levels(spreads)[name]) for name, mean in over_levels(means).items()}
+    return results | RunResults(over_levels(results.values), over_levels(results.per_image), chance=chance)
 
 
 def _finite(results: RunResults) -> RunResults:
@@ -180,9 +140,5 @@ def _finite(results: RunResults) -> RunResults:
         {name: value.float() for name, value in per_image.items() if name not in missing},
         results.missing | missing,
         results.artifacts,
+        {name: value for name, value in results.chance.items() if name in values and name not in missing},
     )
-
-
-def _at_images(values: Tensor, images: Tensor, n: int) -> Tensor:
-    """Values of some of n images, NaN for the others; s, s -> n."""
-    return torch.full((n,), torch.nan, dtype=torch.float64).index_copy(0, images, values.double())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.evaluation.settings import VERSION, EvaluationSettings
 from tavq_plugin.io.atomic import read_json, save_json
 from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.moved import current_settings
@@ -44,6 +44,7 @@ class Plan:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
     allow: tuple[str, ...] = ()  # further packages that the recipe's targets may name
+    equal_time: bool = False  # train methods of other speed once more, as long as the reference
 
     def __post_init__(self) -> None:
         for name in (*self.methods, *self.method_options):
@@ -100,29 +101,32 @@ class Job:
     plan: Plan
     method: str
     seed: int
+    steps: int | None = None  # of a run at equal time; None: the recipe's
 
     @property
     def name(self) -> str:
         """The run's name on the screen and in messages."""
-        return f"{self.method}, seed {self.seed}"
+        return f"{self.method}, seed {self.seed}" + (f", {self.steps} steps" if self.steps is not None else "")
 
     @property
     def folder(self) -> Path:
         """The run's own folder."""
-        return self.plan.out / self.method / f"seed{self.seed}"
+        place = self.plan.out if self.steps is None else self.plan.out / "equal-time"
+        return place / self.method / f"seed{self.seed}"
 
     @property
     def recipe(self) -> Recipe:
         """The shared recipe with the method's own options."""
         options = dict(self.plan.method_options.get(self.method, {}))
-        return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options)
+        steps = self.steps or self.plan.recipe.steps
+        return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options, steps=steps)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the run's results depend on; results with equal settings are kept."""
         trained = {name: value for name, value in self.recipe.to_dict().items() if name not in BOOKKEEPING}
         asked = read_json(self.plan.out / "data" / "corpus.json")["asked"]
-        evaluation = asdict(self.plan.evaluation) | {"judges": list(self.plan.evaluation.judges)}  # as JSON reads it
+        evaluation = self.plan.evaluation.to_dict() | {"version": VERSION}
         return {"recipe": trained, "data": asked, "evaluation": evaluation, "weights": files_of(self.plan.weights)}
 
 
@@ -140,6 +144,7 @@ def plan_of(
     n_eval: int | None = None,
     weights: Path | None = None,
     quick: bool = False,
+    equal_time: bool | None = None,
     allow: Sequence[str] = (),
 ) -> Plan:
     """A plan from the options of `tavq compare`.
@@ -160,6 +165,7 @@ def plan_of(
         n_eval: Held-out images at most. Default: 500, quick 300.
         weights: Folder with weights of the judging networks. Default: none.
         quick: Few steps and images.
+        equal_time: Train methods of other speed once more, as long as the reference. Default: unless quick.
         allow: Further packages that the recipe's targets may name.
 
     Raises:
@@ -191,6 +197,7 @@ def plan_of(
         weights=weights,
         evaluation=QUICK_EVALUATION if quick else EvaluationSettings(),
         method_options=method_options,
+        equal_time=not quick if equal_time is None else equal_time,
         allow=tuple(allow),
     )
 

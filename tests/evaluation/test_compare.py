@@ -219,7 +219,7 @@ def test_a_corpus_without_text_has_image_metrics_and_reasons_for_missing_text_me
     store = TextStore.build([""] * 12, offline_encoder(), centre_on=range(8))
     corpus = Corpus("mute", images, [""] * 12, store, 8)
     tokenizer = wrap(small_vqgan(16), max_grid=16)
-    results = evaluate_run(tokenizer, TextTargets(corpus, EvaluationSettings()), Judges(None, images[8:]))
+    results = evaluate_run(tokenizer, TextTargets(corpus, EvaluationSettings(min_text=0)), Judges(None, images[8:]))
     assert {"psnr", "usage", "ssim"} <= set(results.values) and all(map(math.isfinite, results.values.values()))
     assert "0 held-out texts have units" in results.missing["image_text_r10"]
     assert {"word_map_1", "masked_word", "purity"} <= set(results.missing) - set(results.values)

@@ -26,7 +26,7 @@ def test_own_head_retrieval_in_batches_equals_one_batch_and_skips_images_without
     corpus = Corpus("scenes", images, texts, TextStore.build(texts, offline_encoder(), centre_on=range(8)), 8)
     tokenizer = wrap(small_vqgan(16), max_grid=16)
     align = TextAlignment(tokenizer, store=corpus.store)
-    targets = TextTargets(corpus, EvaluationSettings(batch_size=5))
+    targets = TextTargets(corpus, EvaluationSettings(batch_size=5, min_text=8))
     results = own_head_retrieval(tokenizer, align, targets)
     with torch.no_grad():
         codes = tokenizer.encode(to_float(images[8:19]))

@@ -1,0 +1,69 @@
+"""What a comparison's numbers depend on, as its page and compare.json state it."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tavq_plugin.evaluation.plan import Plan
+from tavq_plugin.evaluation.text_targets import TextTargets
+from tavq_plugin.networks.weights import files_of
+
+
+def comparison_protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: int) -> dict[str, Any]:
+    n = about["n_eval"]
+    return {
+        "data": "scenes" if plan.data is None else str(plan.data),
+        **about,
+        "split": "tune",
+        "commit": commit(),
+        "methods": list(plan.methods),
+        "seeds": list(plan.seeds),
+        "recipe": plan.shared,
+        "own": {name: dict(plan.method_options.get(name, {})) for name in plan.methods},
+        "measuring": {
+            "words": len(targets.top_words),
+            "probe_rows": len(targets.probe_rows),
+            "transported": len(targets.transport_images),
+        },
+        "weights": files_of(plan.weights),
+        "chance": f"each text metric with the texts dealt at random among the held-out images, mean of "
+        f"{plan.evaluation.permutations} deals, stored beside each value",
+        "spread": "standard deviation over seeds; none for one seed",
+        "significance": "random effects of seeds and images (crossed), t test over seeds where there is no value per "
+        "image; two-sided, p adjusted over the methods by Holm; no test below three seeds",
+        "images": "runs of one seed see the same training images in the same order; all runs share the held-out images",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": 1 if workers > 1 else torch.get_num_threads(),
+        "workers": workers,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    versions = {}
+    for name in ("tavq-plugin", "torch", "torchmetrics", "transformers", "accelerate"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, with a + if files differ from it; None for an installed package."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
