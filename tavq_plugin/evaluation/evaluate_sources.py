@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -11,14 +11,17 @@ import torch
 
 from tavq_plugin.data.corpus import Corpus, load_corpus, load_or_build_corpus
 from tavq_plugin.data.splits import Split
-from tavq_plugin.evaluation.aggregate import summarise
-from tavq_plugin.evaluation.evaluate import RECALL_AT, evaluate_run
+from tavq_plugin.evaluation.aggregate import reference_of, summarise
+from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
+from tavq_plugin.evaluation.evaluate import evaluate_run, score_codes
+from tavq_plugin.evaluation.floor_results import FloorResults, floor_results
 from tavq_plugin.evaluation.headline import headline_sentence
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.own_heads import own_head_retrieval
+from tavq_plugin.evaluation.protocol import commit, versions
 from tavq_plugin.evaluation.results import RunResults, load_results, refuse_foreign_results, save_results
-from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.evaluation.settings import VERSION, EvaluationSettings
 from tavq_plugin.evaluation.sources import (
     FinishedRun,
     Source,
@@ -29,10 +32,12 @@ from tavq_plugin.evaluation.sources import (
     unfinished_runs,
 )
 from tavq_plugin.evaluation.text_targets import TextTargets
+from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, save_text, writable
 from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import files_of, require_known_hashes
+from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.training.trainer import fingerprint
 from tavq_plugin.types import GRANULARITIES
 
@@ -41,7 +46,6 @@ FILES = ("evaluate.json", "evaluate.md", "evaluate.html", "usage.png", "reconstr
 SPLITS = get_args(Split)
 CORPUS = ("corpus.json", "images.safetensors", "test.safetensors")
 TRAIN, EVAL, RESOLUTION = 3000, 500, 64  # training images, held-out images and pixels where nothing else says
-FEWEST = 10  # held-out images, and held-out images with text
 SAMPLED = 4  # training images whose codes identify a user's tokenizer
 UNTRAINED = (
     "tavq.wrap added levels 1 and 2 for this evaluation, and nobody trained them; level 3 is the tokenizer's own"
@@ -119,16 +123,17 @@ def evaluate_sources(
     _refuse_unseen(sources, folder, split=split, any_data=any_data, tell=tell)
     corpus = load_corpus(folder, split=cast(Split, split))
     targets = TextTargets(corpus, evaluation)
-    _refuse_small(targets, split)
     depends_on = {
         "corpus": {name: sha256_of(folder / name) for name in CORPUS if (folder / name).exists()},
         "split": split,
-        "evaluation": asdict(evaluation) | {"judges": list(evaluation.judges)},
+        "evaluation": evaluation.to_dict(),
+        "version": VERSION,
         "weights": files_of(weights),
     }
     judges = Judges(weights, corpus.images[corpus.n_train :], names=evaluation.judges)
     runs, failed = _run_results(sources, targets, judges, out, depends_on, started=started, finished=finished)
-    content = _content(sources, runs, failed, targets, _protocol(sources, corpus, folder, data, split, weights))
+    found = _floors(sources, runs, targets, judges, out, weights, depends_on, started=started)
+    content = _content(sources, runs, failed, found, targets, _protocol(sources, targets, folder, weights))
     save_json(out / "evaluate.json", content)
     _write_report(content, runs, targets, sources, out)
     return content
@@ -167,13 +172,40 @@ def _run_results(
     return runs, failed
 
 
+def _floors(
+    sources: Sequence[Source],
+    runs: Mapping[str, Mapping[int, RunResults]],
+    targets: TextTargets,
+    judges: Judges,
+    out: Path,
+    weights: Path | None,
+    depends_on: Mapping[str, Any],
+    *,
+    started: Callable[[str, int], None],
+) -> FloorResults:
+    """The floors, with as many codes and places as level 3 of the first source."""
+    first = next(iter(next(iter(runs.values())).values())).artifacts
+    trained = next((source for source in sources if isinstance(source, FinishedRun)), None)
+
+    def untrained(seed: int) -> Tokenizer:
+        assert trained is not None
+        return build_tokenizer(replace(trained.recipe, seed=seed), allow=trained.allow)
+
+    return floor_results(
+        targets, judges, out / "floors", codes=max(2, int(first["codes"])),
+        grid=max(1, round(first["held_out_indices"][0].numel() ** 0.5)), seeds=sorted({s.seed for s in sources}),
+        untrained=None if trained is None else untrained, weights=weights, settings=depends_on,
+        report=lambda name, done, number: started(name, len(sources)),
+    )  # fmt: skip
+
+
 def _results_folder(out: Path, source: Source) -> Path:
     """Where the results of a source are kept."""
     return out / "runs" / source.name / f"seed{source.seed}"
 
 
 def evaluate_source(source: Source, targets: TextTargets, judges: Judges) -> RunResults:
-    """All metrics of one source; a user's tokenizer is left as it was.
+    """All metrics of one source; a user's tokenizer is left as it was, and levels that nobody trained are left out.
 
     `own_heads` among the artifacts is the recall of its own heads, level × (1, 10, 50), where it has heads.
     """
@@ -181,26 +213,32 @@ def evaluate_source(source: Source, targets: TextTargets, judges: Judges) -> Run
         return evaluate_run(source.load().tokenizer, targets, judges) | RunResults(dict(source.speed))
     tokenizer, align, own_levels = source.load()
     with source.quiet():
+        if not own_levels:
+            return evaluate_stored_level(tokenizer, targets, judges)
         results = evaluate_run(tokenizer, targets, judges)
         if align is not None and align.levels == GRANULARITIES:
             retrieval = own_head_retrieval(tokenizer, align, targets).retrieval
             table = torch.tensor([[level[name] for name in ("r1", "r10", "r50")] for level in retrieval])
             results |= RunResults(artifacts={"own_heads": table})
-    return results if own_levels else without_added_levels(results)
+    return results
 
 
-def without_added_levels(results: RunResults) -> RunResults:
-    """The results of the tokenizer's own level alone; what rests on levels 1-2 moves to `missing`, with the reason."""
-    every = results.values.keys() | results.per_image.keys() | results.missing.keys()
-    of_all_levels = {name[:-2] for name in every if name.endswith("_1")} - {"usage", "perplexity", "dead_codes"}
-    gone = {name for name in every if name.endswith(("_1", "_2")) or name in of_all_levels}
-    gone |= every & {"similarity_mse", "masked_word", "masked_word_gain"}  # they read levels 1-2 too
+def evaluate_stored_level(tokenizer: Tokenizer, targets: TextTargets, judges: Judges) -> RunResults:
+    """The metrics of `evaluate_run` for the host's own level alone, of a tokenizer in eval mode."""
+    corpus, batch_size = targets.corpus, targets.settings.batch_size
+    train_images, images = corpus.images[: len(targets.probe_rows)], corpus.images[corpus.n_train :]
+    train = _stored(encode_images(tokenizer, train_images, batch_size=batch_size))
+    held_out = _stored(
+        encode_images(tokenizer, images, batch_size=batch_size, keep=targets.transport_images, decode=True)
+    )
+    greatest = max(int(index.max()) for side in (train, held_out) for index in side.indices if index is not None)
+    return score_codes(train, held_out, codebook_sizes(tokenizer, greatest)[-1:], targets, judges)
 
-    def kept(table: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in table.items() if name not in gone}
 
-    missing = kept(results.missing) | dict.fromkeys(sorted(gone), UNTRAINED)
-    return RunResults(kept(results.values), kept(results.per_image), missing, results.artifacts, kept(results.chance))
+def _stored(encoded: EncodedImages) -> EncodedImages:
+    """The last level alone."""
+    levels = {name: getattr(encoded, name)[-1:] for name in ("pooled", "places", "indices", "quantized")}
+    return encoded._replace(**levels)
 
 
 # ---- refusals
@@ -302,22 +340,6 @@ def trained_on_this(run: FinishedRun, corpus: Corpus) -> bool:
     }
 
 
-def _refuse_small(targets: TextTargets, split: str) -> None:
-    """Raise ValueError if too few images are held out, or too few of them have text."""
-    n = len(targets.corpus.held_out_rows)
-    if n < FEWEST:
-        raise ValueError(
-            f"the {split} split has {n} images: at least {FEWEST} are needed; give a folder with more images, or a "
-            "larger --eval"
-        )
-    with_text = int(torch.stack(targets.held_out_has_text).any(0).sum())
-    if with_text < FEWEST:
-        raise ValueError(
-            f"{with_text} of the {n} images of the {split} split have text: at least {FEWEST} are needed; give a "
-            "folder with more texts, or a larger --eval"
-        )
-
-
 # ---- what is written
 
 
@@ -325,18 +347,20 @@ def _content(
     sources: Sequence[Source],
     runs: Mapping[str, Mapping[int, RunResults]],
     failed: Mapping[str, str],
+    found: FloorResults,
     targets: TextTargets,
     protocol: dict[str, Any],
 ) -> dict[str, Any]:
-    """Content of evaluate.json."""
-    content = {"protocol": protocol, **summarise(runs, targets, equal_time=NO_TIME), "failed": dict(failed)}
-    content["headline"] = headline_sentence(content)
+    """Content of evaluate.json: that of a comparison, with `notes` on the sources and the recall of `own_heads`."""
+    reference = reference_of(runs)
+    content = summarise(runs, targets, reference=reference, floors=found.runs, equal_time=NO_TIME)
+    _explain_levels(content, sources)
+    tables = (*content["methods"].values(), *content["floors"].values())
     measured_on = {name: protocol[name] for name in ("data", "split", "n_eval", "seeds")}
-    protocol["cards"] = {
-        metric: {**card_of(metric).to_dict(), **measured_on}
-        for table in content["methods"].values()
-        for metric in table
-    }
+    cards = {metric: {**card_of(metric).to_dict(), **measured_on} for table in tables for metric in table}
+    protocol |= {"reference": reference, "floors": found.titles, "floors_left_out": found.left_out, "cards": cards}
+    content |= {"protocol": protocol, "failed": dict(failed)}
+    content["headline"] = headline_sentence(content)
     content["own_heads"] = {
         name: {str(seed): results.artifacts["own_heads"].tolist() for seed, results in seeds.items()}
         for name, seeds in runs.items()
@@ -344,6 +368,17 @@ def _content(
     }
     content["notes"] = _notes(sources, protocol["split"], content["own_heads"])
     return content
+
+
+def _explain_levels(content: Mapping[str, Any], sources: Sequence[Source]) -> None:
+    """Add to "absent" why a plain host lacks what rests on levels 1 and 2."""
+    metrics = {metric for table in content["methods"].values() for metric in table}
+    of_all = {metric.removesuffix("_1") for metric in metrics if metric.endswith("_1")} | {"masked_word"}
+    on_added = {m for m in metrics if m.endswith(("_1", "_2")) or m in of_all | {"masked_word_gain", "similarity_mse"}}
+    for source in sources:
+        table = content["methods"].get(source.name)
+        if table is not None and isinstance(source, UserTokenizer) and not source.loaded.own_levels:
+            content["absent"][source.name] |= dict.fromkeys(sorted(on_added - table.keys()), UNTRAINED)
 
 
 def _notes(sources: Sequence[Source], split: str, own_heads: Mapping[str, Any]) -> list[str]:
@@ -363,26 +398,35 @@ def _notes(sources: Sequence[Source], split: str, own_heads: Mapping[str, Any]) 
     return notes
 
 
-def _protocol(
-    sources: Sequence[Source], corpus: Corpus, folder: Path, data: Path | None, split: str, weights: Path | None
-) -> dict[str, Any]:
-    about, n = read_json(folder / "corpus.json"), len(corpus.held_out_rows)
+def _protocol(sources: Sequence[Source], targets: TextTargets, folder: Path, weights: Path | None) -> dict[str, Any]:
+    """What the numbers depend on."""
+    about, corpus = read_json(folder / "corpus.json"), targets.corpus
     return {
         "data": about["asked"]["data"],
         **about["protocol"],
-        "split": split,
+        "split": corpus.split,
         "n_train": corpus.n_train,
-        "n_eval": n,
+        "n_eval": len(corpus.held_out_rows),
+        "commit": commit(),
         "methods": list(dict.fromkeys(source.name for source in sources)),
         "seeds": sorted({source.seed for source in sources}),
         "sources": {f"{source.name}, seed {source.seed}": source.origin for source in sources},
-        "recipe": {
-            "resolution": corpus.images.shape[-1],
-            "steps": "its own number of",
-            "batch_size": "its own number of",
+        "recipe": {"resolution": corpus.images.shape[-1]},
+        "measuring": {
+            "words": len(targets.top_words),
+            "probe_rows": len(targets.probe_rows),
+            "transported": len(targets.transport_images),
         },
         "weights": files_of(weights),
-        "chance": {f"r{k}": min(100.0, 100 * k / n) for k in RECALL_AT},
+        "chance": "each text metric with the texts dealt at random among the held-out images, mean of "
+        f"{targets.settings.permutations} deals, stored beside each value",
+        "spread": "standard deviation over seeds; none for one seed",
+        "significance": "random effects of seeds and images (crossed), t test over seeds where there is no value per "
+        "image; two-sided, p adjusted over the methods by Holm; no test below three seeds",
+        "images": "all share the held-out images, and the training images of the probes",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
     }
 
 

@@ -8,8 +8,6 @@ import torch
 from helpers.toy_corpus import corpus, recipe, stopped
 
 from tavq_plugin.cli.demo_folder import save_run
-from tavq_plugin.evaluation.evaluate_sources import UNTRAINED, without_added_levels
-from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.sources import read_sources, refuse_images, refuse_text_width, unfinished_runs
 from tavq_plugin.hosts.tokenizer import wrap
 from tavq_plugin.io.atomic import save_json
@@ -236,11 +234,3 @@ def test_a_target_outside_the_allowed_packages_is_refused(runs, tmp_path):
     )
     with pytest.raises(ValueError, match=r"settings.json: host.target 'helpers.* is outside the allowed packages"):
         read_sources([str(copy)])
-
-
-def test_what_rests_on_untrained_levels_is_not_shown():
-    levels = {f"word_map{end}": 1.0 for end in ("", "_1", "_2", "_3")}
-    values = {**levels, "usage": 50.0, "usage_1": 1.0, "psnr": 20.0, "masked_word": 3.0}
-    kept = without_added_levels(RunResults(values, {"word_map_1": torch.ones(2)}, {"rfid": "no weights"}))
-    assert kept.values == {"word_map_3": 1.0, "usage": 50.0, "psnr": 20.0} and kept.per_image == {}
-    assert kept.missing["rfid"] == "no weights" and kept.missing["word_map"] == kept.missing["word_map_1"] == UNTRAINED
