@@ -52,6 +52,7 @@ class LevelCodes:
     ) -> None:
         self.level, self.position, self.size, self.targets = level, position, size, targets
         self.train, self.held_out = train, held_out
+        self.permutations = targets.settings.permutations
         self.rows = targets.train_has_text[level - 1]  # n bool: the probes are fitted on these
         self.has_text = targets.held_out_has_text[level - 1]
         self.texts = self.texts_of(targets.held_out_means[level - 1], self.has_text)
@@ -95,14 +96,16 @@ def pooled_scores(codes: LevelCodes) -> tuple[RunResults, Ridge | None]:
     with probes.named(*(f"{way}_r{k}_{level}" for way in ("image_text", "text_image") for k in RECALL_AT)):
         ridge = probes.towards(codes.train_text)
         predicted = ridge.predict(sides[1][codes.has_text])
-        found = retrieval_of_texts("image_text", level, predicted, codes.texts, ranks=False, **_deals(codes))
+        found = retrieval_of_texts(
+            "image_text", level, predicted, codes.texts, ranks=False, permutations=codes.permutations
+        )
         back = HeldOutTexts(codes.texts.images, predicted, codes.texts.n)
         results |= found | retrieval_of_texts(
-            "text_image", level, codes.texts.vectors, back, ranks=False, **_deals(codes)
+            "text_image", level, codes.texts.vectors, back, ranks=False, permutations=codes.permutations
         )
     scores = _word_scores(codes, f"word_map_{level}", probes, sides[1])
     if scores is not None:
-        results |= word_map(f"word_map_{level}", scores, codes.targets.held_out_words, **_deals(codes))
+        results |= word_map(f"word_map_{level}", scores, codes.targets.held_out_words, permutations=codes.permutations)
         results |= RunResults(artifacts={f"word_scores_{level}": scores.float()})
     return results | RunResults(missing=probes.missing), ridge
 
@@ -133,7 +136,9 @@ def grid_scores(codes: LevelCodes) -> RunResults:
     with probes.named(*names):
         ridge = probes.towards(targets.train_unseen[codes.rows])
         texts = codes.texts_of(targets.held_out_unseen, known)
-        results |= retrieval_of_texts("unseen", level, ridge.predict(sides[1][known]), texts, **_deals(codes))
+        results |= retrieval_of_texts(
+            "unseen", level, ridge.predict(sides[1][known]), texts, permutations=codes.permutations
+        )
     return results | RunResults(missing=probes.missing)
 
 
@@ -155,10 +160,10 @@ def attentive_scores(codes: LevelCodes) -> RunResults:
     probe = fit_attentive(places[0][codes.rows], codes.train_text, codes.train_words)
     predicted = probe.predict(places[1])
     text = predicted.text[codes.has_text].double()
-    results = retrieval_of_texts("attentive", level, text, codes.texts, **_deals(codes))
+    results = retrieval_of_texts("attentive", level, text, codes.texts, permutations=codes.permutations)
     if _varies(codes.train_words):
         words, name = predicted.words.double(), f"attentive_word_map_{level}"
-        results |= word_map(name, words, codes.targets.held_out_words, **_deals(codes))
+        results |= word_map(name, words, codes.targets.held_out_words, permutations=codes.permutations)
     return results
 
 
@@ -174,7 +179,7 @@ def box_scores(codes: LevelCodes) -> RunResults:
         )
     except ValueError as error:
         return RunResults(missing={name: str(error)})
-    return RunResults({name: found.map}, chance={name: tuple(found.chance)})
+    return RunResults({name: found.map}, chance={name: found.chance})
 
 
 def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:
@@ -190,7 +195,7 @@ def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:
     scores = transport_scores(quantized, codes.indices[1][images], units, probe)
     results = RunResults()
     for way, table in (("image_text_ot", scores), ("text_image_ot", scores.T)):
-        results |= retrieval_by_scores(way, level, table, texts, at=at, ranks=False, **_deals(codes))
+        results |= retrieval_by_scores(way, level, table, texts, at=at, ranks=False, permutations=codes.permutations)
     if level == 1:
         points = rearrange(quantized, "b c h w -> b (h w) c")
         try:
@@ -216,10 +221,12 @@ def _retrieval_and_words(
     probes, results = probes or _probes(codes, train), RunResults()
     with probes.named(*metrics_of_retrieval(name, codes.level, ranks=ranks)):
         predicted = probes.towards(codes.train_text).predict(held_out[codes.has_text])
-        results |= retrieval_of_texts(name, codes.level, predicted, codes.texts, ranks=ranks, **_deals(codes))
+        results |= retrieval_of_texts(
+            name, codes.level, predicted, codes.texts, ranks=ranks, permutations=codes.permutations
+        )
     scores = _word_scores(codes, words, probes, held_out)
     if scores is not None:
-        results |= word_map(words, scores, codes.targets.held_out_words, **_deals(codes))
+        results |= word_map(words, scores, codes.targets.held_out_words, permutations=codes.permutations)
     return results | RunResults(missing=probes.missing)
 
 
@@ -232,10 +239,6 @@ def _word_scores(codes: LevelCodes, name: str, probes: FittedProbes, held_out: T
 
 def _probes(codes: LevelCodes, features: Tensor) -> FittedProbes:
     return FittedProbes(features[codes.rows], codes.targets.settings.penalties)
-
-
-def _deals(codes: LevelCodes) -> dict[str, int]:
-    return {"permutations": codes.targets.settings.permutations}
 
 
 def _varies(words: Tensor) -> bool:
