@@ -129,7 +129,7 @@ def compare(
         int | None, typer.Option("--train", min=2, help="At most this many training images. Default: 3000; quick 1000.")
     ] = None,
     n_eval: Annotated[
-        int | None, typer.Option("--eval", min=2, help="At most this many held-out images. Default: 500; quick 300.")
+        int | None, typer.Option("--eval", min=2, help="At most this many images to tune on. Default: 500; quick 300.")
     ] = None,
     weights: Annotated[
         Path | None,
@@ -137,26 +137,35 @@ def compare(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at the same time; each is a process of one thread.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps and images: all methods in half an hour.")] = False,
+    equal_time: Annotated[
+        bool | None,
+        typer.Option(
+            "--equal-time/--no-equal-time",
+            help="Train methods that are slower or faster once more, as long as the reference. Default: unless --quick.",
+        ),
+    ] = None,
     allow: Allow = None,
 ) -> None:
     """Train every method on the same data by one recipe, measure all in the same way, and write a table and a page.
+
+    All is measured on the tune split, because settings are chosen here; only `tavq evaluate` reads the test split.
 
     Give the same command again to resume a stopped comparison. Exit code 1: finished, but a run's loss was not finite.
     """
     from tavq_plugin.evaluation.compare import compare as run
     from tavq_plugin.evaluation.plan import plan_of
-    from tavq_plugin.evaluation.report.comparison_table import markdown
+    from tavq_plugin.evaluation.report.markdown import terminal
 
     console = Console()
     with report_errors(console, f"Finished runs are in {out}"):
         plan = plan_of(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
             overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
-            allow=allow or (),
+            equal_time=equal_time, allow=allow or (),
         )  # fmt: skip
         with runs_progress(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)
-    console.print(markdown(content), markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal(content), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/compare.html, compare.md, compare.json, pictures, and a folder for each run")
     if content["failed"]:
         raise typer.Exit(BROKEN)

@@ -125,7 +125,9 @@ def differences(
     that is not `unmoved`.
     """
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for metric in _metrics(runs) if reference in runs else ():
+    if reference is None or reference not in runs:
+        return table
+    for metric in _metrics(runs):
         rows = {
             name: row
             for name, seeds in runs.items()
@@ -143,8 +145,7 @@ def differences(
 def best_method(runs: Runs, metric: str) -> str | None:
     """The method whose mean is best and differs from that of every other method (adjusted p below .05); else None."""
     sign = {"higher": 1, "lower": -1}.get(card_of(metric).better)
-    means = {name: _mean(metric, seeds) for name, seeds in runs.items()}
-    means = {name: mean for name, mean in means.items() if mean is not None}
+    means = {name: mean for name, seeds in runs.items() if (mean := _mean(metric, seeds)) is not None}
     if sign is None or len(means) < 2:
         return None
     best = max(means, key=lambda name: sign * means[name])
@@ -240,7 +241,9 @@ def _pair_differences(
     """Differences of metrics of two seeds: their pairs share seeds, so there is neither interval nor test."""
     unknown = dict.fromkeys(("low", "high", "p", "df", "detectable", "over", "p_holm"))
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, by_metric in pairs.items() if reference in pairs else ():
+    if reference is None or reference not in pairs:
+        return table
+    for name, by_metric in pairs.items():
         for metric, values in by_metric.items():
             theirs = pairs[reference].get(metric, {})
             by_pair = {pair: value - theirs[pair] for pair, value in values.items() if pair in theirs}

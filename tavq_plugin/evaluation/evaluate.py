@@ -14,6 +14,7 @@ from tavq_plugin.evaluation.level_scores import STORED, LevelCodes, level_scores
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim
 from tavq_plugin.evaluation.metrics.words import masked_words
+from tavq_plugin.evaluation.probes import PenaltyAtEdge
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
@@ -96,10 +97,13 @@ def masked_word_scores(train: EncodedImages, held_out: EncodedImages, targets: T
     names = ("masked_word", "masked_word_gain")
     if len(targets.top_words) < 2:
         return RunResults(missing=dict.fromkeys(names, "the training texts have fewer than two frequent words"))
-    guessed = masked_words(
-        torch.cat(train.pooled, 1), torch.cat(held_out.pooled, 1),
-        targets.train_words, targets.held_out_words, targets.word_vectors,
-    )  # fmt: skip
+    try:
+        guessed = masked_words(
+            torch.cat(train.pooled, 1), torch.cat(held_out.pooled, 1), targets.train_words, targets.held_out_words,
+            targets.word_vectors, penalties=targets.settings.penalties,
+        )  # fmt: skip
+    except PenaltyAtEdge as error:
+        return RunResults(missing=dict.fromkeys(names, str(error)))
     scores = (100 * guessed.with_codes, 100 * (guessed.with_codes - guessed.text_alone))
     results = RunResults(per_image=dict(zip(names, scores, strict=True)))
     if guessed.chance is None:

@@ -82,12 +82,12 @@ def floor_results(
 
 def _read(found: FloorResults, folder: Path, seed: int, about: Mapping[str, Any]) -> bool:
     """Add the saved floors of a seed to `found`; False, and nothing added, if one of them is not there."""
-    saved = {
-        name: load_results(folder / name / f"seed{seed}", {**about["settings"], "floor": name})
-        for name in about["titles"]
-    }
-    if any(results is None for results in saved.values()):
-        return False
+    saved: dict[str, RunResults] = {}
+    for name in about["titles"]:
+        results = load_results(folder / name / f"seed{seed}", {**about["settings"], "floor": name})
+        if results is None:
+            return False
+        saved[name] = results
     for name, results in saved.items():
         found.runs.setdefault(name, {})[seed] = results
     found.titles.update(about["titles"] | found.titles)

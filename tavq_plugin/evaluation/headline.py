@@ -59,7 +59,9 @@ def headline_sentence(content: Mapping[str, Any]) -> str:
 
 def _method_to_name(rows: Mapping[str, Any]) -> str | None:
     """tavq if it is compared with the reference, else the method whose difference is largest."""
-    compared = next((rows[quantity.metric] for quantity in (TEXT, PIXELS) if rows.get(quantity.metric)), {})
+    compared: Mapping[str, Any] = next(
+        (rows[quantity.metric] for quantity in (TEXT, PIXELS) if rows.get(quantity.metric)), {}
+    )
     if "tavq" in compared or not compared:
         return "tavq" if compared else None
     return max(compared, key=lambda name: abs(compared[name]["mean"]))

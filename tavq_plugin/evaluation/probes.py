@@ -106,8 +106,8 @@ class DecomposedFeatures:
         side = min(n, c)
         gram = torch.zeros(side, side, dtype=torch.float64)
         for part in self._parts():
-            block = self._standardised(part)
-            gram += block @ block.T if self.dual else block.T @ block
+            x = self._standardised(part)
+            gram += x @ x.T if self.dual else x.T @ x
         if self.dual:
             # The rows are centred, so XXᵀ has eigenvalue 0 for the constant vector, which the offset fits exactly.
             # Made the greatest eigenvalue, it comes last and is dropped.

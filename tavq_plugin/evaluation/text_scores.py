@@ -73,7 +73,7 @@ def retrieval_by_scores(
     return RunResults(
         values,
         {metric: texts.at_images(recall) for metric, recall in per_image.items()},
-        chance={metric: tuple(chance_from(found)) for metric, found in dealt.items()},
+        chance={metric: chance_from(found) for metric, found in dealt.items()},
     )
 
 
@@ -86,12 +86,12 @@ def word_map(metric: str, scores: Tensor, present: Tensor, *, permutations: int)
         average_precision_per_image(scores, present[order]).mean().item()
         for order in permuted_positions(len(present), permutations=permutations)
     ]
-    return RunResults(per_image={metric: parts}, chance={metric: tuple(chance_from(dealt))})
+    return RunResults(per_image={metric: parts}, chance={metric: chance_from(dealt)})
 
 
 def chance(name: str, found: Chance | None) -> RunResults:
     """A metric's chance as results; nothing if it is None."""
-    return RunResults() if found is None else RunResults(chance={name: tuple(found)})
+    return RunResults() if found is None else RunResults(chance={name: found})
 
 
 class NothingToLearnError(ValueError):

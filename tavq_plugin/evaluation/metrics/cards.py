@@ -8,7 +8,6 @@ from typing import Any
 
 from tavq_plugin.evaluation.metrics.frechet import SUBSETS
 from tavq_plugin.evaluation.metrics.purity import PERMUTATIONS
-from tavq_plugin.evaluation.probes import PENALTY
 
 STORED = 3  # the level whose codes are stored, and which the decoder reads
 
@@ -87,12 +86,12 @@ CARDS = {
         "masked word R@1", "higher", "%",
         "each frequent word of a text is masked and guessed among all frequent words, from the codes of all levels and "
         "the text's other words (LG-VQ's word prediction, in our reading); chance: codes of other images",
-        f"ridge regression, penalty {PENALTY:g} on standardised features, {_FITTED}", text=True,
+        _RIDGE, text=True,
     ),
     "masked_word_gain": Card(
         "masked word R@1, above text alone", "higher", "points",
         "the same, minus the score from the other words without codes; chance: codes of other images",
-        f"ridge regression, penalty {PENALTY:g} on standardised features, {_FITTED}", text=True,
+        _RIDGE, text=True,
     ),
     "similarity_mse": Card(
         "code–word similarity MSE", "lower", "–",

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.evaluation.metrics.permuted_texts import PERMUTATIONS, Chance, chance_from, permuted_positions
+from tavq_plugin.evaluation.metrics.permuted_texts import Chance, chance_from, permuted_positions
 from tavq_plugin.evaluation.probes import Ridge
 from tavq_plugin.types import Units
 
 IMAGES = 8  # whose codes go through the probe at a time
+DEALS = 10  # permutations of the texts: each takes as long as the error itself
 
 
 class SimilarityErrors(NamedTuple):
@@ -36,7 +37,7 @@ def similarity_error(codes: Tensor, units: Units, probe: Ridge) -> Tensor:
 
 
 def similarity_errors(
-    codes: Tensor, units: Units, probe: Ridge, *, permutations: int = PERMUTATIONS, seed: int = 0
+    codes: Tensor, units: Units, probe: Ridge, *, permutations: int = DEALS, seed: int = 0
 ) -> SimilarityErrors:
     """`similarity_error` and its control, in which each image gets the text of a random image; b n c, b m d.
 

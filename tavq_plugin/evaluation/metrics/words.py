@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.evaluation.metrics.permuted_texts import Chance, chance_from, permuted_positions
-from tavq_plugin.evaluation.probes import PENALTY, Ridge, fit_ridge
+from tavq_plugin.evaluation.probes import PENALTIES, Ridge, choose_ridges
 from tavq_plugin.text.store import TextStore
 
 PAIRS = 20_000  # the masked-word probe is fitted on at most this many (image, masked word) pairs
@@ -64,15 +64,21 @@ class _Maskings(NamedTuple):
 
 
 def masked_words(
-    train: Tensor, held_out: Tensor, train_words: Tensor, held_out_words: Tensor, vectors: Tensor
+    train: Tensor,
+    held_out: Tensor,
+    train_words: Tensor,
+    held_out_words: Tensor,
+    vectors: Tensor,
+    *,
+    penalties: Sequence[float] = PENALTIES,
 ) -> MaskedWords:
     """Mask each word of a text in turn and guess it among all w words; n c, m c, n w bool, m w bool, w d -> m, m.
 
     A ridge regression onto one-hot words reads the codes and the mean vector of the text's other words. Its guess is
     the word of greatest output that is not in the rest of the text. There are two controls. The same regression without
     codes: the difference is what codes add. And the same fitted probe that is given the codes of a random held-out
-    image: if it does as well, the difference does not come from what the image's own codes say. Raises ValueError
-    for fewer than two held-out images.
+    image: if it does as well, the difference does not come from what the image's own codes say. Each regression chooses
+    its penalty on the training texts. Raises ValueError for fewer than two held-out images, and `PenaltyAtEdge`.
     """
     fit, test = _maskings(train_words, vectors), _maskings(held_out_words, vectors)
     if not len(fit.text) or not len(test.text):
@@ -82,8 +88,8 @@ def masked_words(
         chosen = torch.randperm(len(fit.text), generator=torch.Generator().manual_seed(0))[:PAIRS]
         fit = _Maskings(*(part[chosen] for part in fit))
     target = F.one_hot(fit.word, train_words.shape[1])
-    with_codes = fit_ridge(torch.cat([train[fit.text], fit.context], 1), target, penalty=PENALTY)
-    text_alone = fit_ridge(fit.context, target, penalty=PENALTY)
+    (with_codes,) = choose_ridges(torch.cat([train[fit.text], fit.context], 1), [target], penalties=penalties)
+    (text_alone,) = choose_ridges(fit.context, [target], penalties=penalties)
     other_words = held_out_words[test.text].clone()
     other_words[torch.arange(len(test.text)), test.word] = False
 

@@ -1,100 +1,229 @@
-"""A comparison's metrics as table cells and as Markdown."""
+"""One table of a comparison: methods, floors and chance are rows, metrics are columns, and notes stand below."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tavq_plugin.evaluation.aggregate import best_methods
-from tavq_plugin.evaluation.metrics.cards import CARDS, HEADLINE, Card, card_of
-
-MARKS = ("▲", "▼")
-LEGEND = (
-    "Mean ± standard deviation over seeds. ▲ is better and ▼ worse than the reference, which is vqgan or else the first "
-    "method; the best mean is bold where it differs from every other (three seeds or more, p < .05 after Holm)"
+from tavq_plugin.evaluation.metrics.cards import STORED, card_of
+from tavq_plugin.evaluation.report.cells import (
+    EMPTY,
+    Cell,
+    Column,
+    base_of,
+    column_of,
+    mark_of,
+    shown_number,
+    value_cell,
 )
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One value as it is shown."""
-
-    method: str
-    text: str  # "not computed" if there is no value
-    best: bool = False
-    marks: str = ""
-    why: str = ""  # why there is no value
+FEWEST_SEEDS = 3  # below this nothing is marked or bold
+NEEDED = ("protocol", "headline", "methods", "floors", "absent", "differences", "best", "equal_time", "unmoved")
+SIZES = ("tokens", "bits")  # of the stored codes of one image
+CHANCE = "chance"  # name of the row of chance values
+NO_REASON = "no run has this value"
 
 
 @dataclass(frozen=True)
-class Line:
-    """One metric of all methods."""
+class Row:
+    """One method, floor or seed, with one cell per column."""
 
-    metric: str
-    card: Card
-    cells: list[Cell]
+    name: str
+    cells: tuple[Cell, ...]
+    method: bool = True  # False for floors, ceilings and chance, which are set in italics
 
 
-def lines_of(content: Mapping[str, Any], metrics: Sequence[str]) -> list[Line]:
-    """One line per metric that any method has, or lacks for a stated reason; methods in the content's order."""
-    known = _known_metrics(content)
-    return [
-        Line(metric, card_of(metric), [_cell(content, metric, name) for name in content["methods"]])
-        for metric in metrics
-        if metric in known
+@dataclass(frozen=True)
+class Group:
+    """Rows under one label; an empty label is not shown."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its notes."""
+
+    title: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all groups."""
+        return [row for group in self.groups for row in group.rows]
+
+    @property
+    def marked(self) -> bool:
+        """Whether any cell has a mark."""
+        return any(cell.mark for row in self.rows for cell in row.cells)
+
+
+def refuse_former_content(content: Mapping[str, Any]) -> None:
+    """Raise ValueError if a comparison's content lacks what an older version did not write."""
+    missing = [name for name in NEEDED if name not in content]
+    if missing:
+        raise ValueError(
+            f"this comparison has no {', '.join(map(repr, missing))}: an older version of tavq-plugin tabulated it. "
+            "Give its `tavq compare` command again; finished runs are kept"
+        )
+
+
+def few_seeds(content: Mapping[str, Any]) -> bool:
+    """Whether a comparison has too few seeds for marks and bold."""
+    return len(content["protocol"]["seeds"]) < FEWEST_SEEDS
+
+
+def metric_table(
+    content: Mapping[str, Any],
+    title: str,
+    metrics: Sequence[str],
+    *,
+    equal_time: bool = False,
+    level: bool = False,
+) -> Table:
+    """A table of those metrics that any method has; a note says why the others are left out.
+
+    Args:
+        content: The content of compare.json.
+        title: The table's caption.
+        metrics: Metrics in the order of their columns. Those without power in this comparison are left out.
+        equal_time: Show the methods at equal wall-clock, with their steps.
+        level: Name the level in each head.
+    """
+    part = content["equal_time"] if equal_time else content
+    methods, few, best = part["methods"], few_seeds(content), {} if equal_time else content["best"]
+    metrics = [name for name in metrics if name not in content["unmoved"] and base_of(name) not in content["unmoved"]]
+    shown = [name for name in metrics if any(_has(table.get(name), name) for table in methods.values())]
+    before = (Column("steps"),) if equal_time else ()
+    rows = {}
+    for name, table in methods.items():
+        cells = [
+            value_cell(
+                table.get(metric),
+                metric,
+                mark="" if few else mark_of(part["differences"].get(metric, {}).get(name), metric),
+                best=not few and best.get(metric) == name,
+                why=_reason(content, name, metric),
+            )
+            for metric in shown
+        ]
+        ahead = (Cell(shown_number(part["steps"].get(name), 0)),) if equal_time else ()
+        rows[name] = Row(name, (*ahead, *cells))
+    groups = [*_by_size(rows, {name: size_of(table) for name, table in methods.items()}, content["protocol"])]
+    if len(groups) == 1 and groups[0].title:
+        title, groups = f"{title}; {groups[0].title} an image", [replace(groups[0], title="")]
+    blank = (Cell(""),) * len(before)
+    floors = tuple(Row(name, (*blank, *cells), method=False) for name, cells in _floors(content, shown))
+    groups += [Group("floors and ceilings", floors)] if floors else []
+    chances = [_chance(methods, metric) for metric in shown]
+    if any(cell.text != EMPTY for cell in chances):
+        groups.append(Group("", (Row(CHANCE, (*blank, *chances), method=False),)))
+    columns = (*before, *(column_of(metric, level=level) for metric in shown))
+    missing = [(metric, name) for metric in metrics if metric not in shown for name in methods]
+    missing += [
+        (metric, row.name)
+        for row in (*rows.values(), *floors)
+        for metric, cell in zip(shown, row.cells[len(before) :], strict=True)
+        if cell.why
     ]
+    return Table(title, columns, tuple(groups), tuple(_reasons(content, missing)))
 
 
-def every_metric(content: Mapping[str, Any]) -> list[str]:
-    """All metrics in the order of the cards; the levels of a metric follow their mean."""
-    order = {name: i for i, name in enumerate(CARDS)}
-    return sorted(_known_metrics(content), key=lambda name: (order.get(name, order.get(name[:-2], len(order))), name))
+def interval_note(tables: Iterable[Table]) -> str:
+    """A sentence on what ± is in these tables; empty if no value has an interval."""
+    overs: dict[str, dict[str, None]] = {}
+    of_floors: dict[str, None] = {}
+    for table in tables:
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                if cell.over and row.method:
+                    overs.setdefault(cell.over, {})[card_of(column.metric).head] = None
+                elif cell.over:
+                    of_floors[cell.over] = None
+    if not overs and not of_floors:
+        return ""
+    first, *others = sorted(overs, key=lambda over: -len(overs[over])) or [""]
+    said = [_over(first)] if first else []
+    said += [f"{_over(over)} for {', '.join(overs[over])}" for over in others]
+    said += [f"{_over(over)} for floors" for over in of_floors if over != first]
+    return f"± is half of the 95 % interval, {'; '.join(said)}."
 
 
-def markdown(content: Mapping[str, Any]) -> str:
-    """The headline metrics as a Markdown table, after a sentence on the protocol."""
-    protocol = content["protocol"]
-    recipe = protocol["recipe"]
-    lines = lines_of(content, HEADLINE)
-    rows = [["", *content["methods"]], ["---", *["---:"] * len(content["methods"])]]
-    for line in lines:
-        arrow = {"higher": " ↑", "lower": " ↓"}.get(line.card.better, "")
-        unit = f", {line.card.unit}" if line.card.unit not in ("–", "codes", "0–1", "−1–1") else ""
-        rows.append([f"{line.card.title}{unit}{arrow}", *map(_plain, line.cells)])
-    absent = sorted({f"{line.card.title}: {cell.why}" for line in lines for cell in line.cells if cell.why})
-    parts = [
-        f"{protocol['data']}, {recipe['resolution']} px, {recipe['steps']} steps of {recipe['batch_size']} images; "
-        f"{protocol['n_train']} images train, {protocol['n_eval']} are held out; "
-        f"seeds {', '.join(map(str, protocol['seeds']))}. {LEGEND}.",
-        "\n".join("| " + " | ".join(row) + " |" for row in rows),
-        "\n".join(f"- not computed: {why}" for why in absent),
-        "\n".join(f"- broke: {name}: {why}" for name, why in content.get("failed", {}).items()),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def size_of(table: Mapping[str, Any]) -> str:
+    """Tokens and bits of the stored codes of an image; empty if they are not known."""
+    names = [f"{size}_{STORED}" if f"{size}_{STORED}" in table else size for size in SIZES]
+    known = [(size, name) for size, name in zip(SIZES, names, strict=True) if name in table]
+    return ", ".join(f"{value_cell(table[name], name).text} {size}" for size, name in known)
 
 
-def _known_metrics(content: Mapping[str, Any]) -> set[str]:
-    return {name for table in (*content["methods"].values(), *content["absent"].values()) for name in table}
+def _over(over: str) -> str:
+    return f"over {over}" if " and " in over else f"over {over} alone"
 
 
-def _cell(content: Mapping[str, Any], metric: str, name: str) -> Cell:
-    value = content["methods"][name].get(metric)
-    if value is None:
-        why = content["absent"].get(name, {}).get(metric, "no run of this method has it")
-        return Cell(name, "not computed", why=why)
+def _has(values: Mapping[str, Any] | None, metric: str) -> bool:
+    return value_cell(values, metric).text != EMPTY
+
+
+def _by_size(rows: Mapping[str, Row], sizes: Mapping[str, str], protocol: Mapping[str, Any]) -> Iterable[Group]:
+    """One group per number of tokens and bits, the reference's first; its label is that number."""
+    first = sizes.get(protocol.get("reference") or "")
+    distinct = sorted(dict.fromkeys(sizes.values()), key=lambda size: size != first)
+    for size in distinct:
+        chosen = tuple(row for name, row in rows.items() if sizes[name] == size)
+        yield Group(size or ("tokens and bits not known" if len(distinct) > 1 else ""), chosen)
+
+
+def _floors(content: Mapping[str, Any], shown: Sequence[str]) -> Iterable[tuple[str, list[Cell]]]:
+    """The floors that have any of the metrics. A floor of one level stands in the columns of the stored level."""
+    for name, table in content["floors"].items():
+        values = {metric: table.get(metric) for metric in shown}
+        for metric in shown:
+            if values[metric] is None and card_of(metric).level == STORED:
+                values[metric] = table.get(base_of(metric))
+        cells = [value_cell(value, metric, why=_reason(content, name, metric)) for metric, value in values.items()]
+        if any(cell.text != EMPTY for cell in cells):
+            yield name, cells
+
+
+def _chance(methods: Mapping[str, Mapping[str, Any]], metric: str) -> Cell:
+    """The chance of a metric: one number, or its range over the methods."""
     digits = card_of(metric).digits
-    text = f"{value['mean']:.{digits}f}"
-    if value["spread"] is not None:
-        text += f" ± {value['spread']:.{digits}f}"
-    lower = card_of(metric).better == "lower"
-    marks = ""
-    difference = content["differences"].get(metric, {}).get(name)
-    if difference is not None and difference["stands"]:
-        marks = MARKS[(difference["mean"] > 0) == lower]
-    return Cell(name, text, name in best_methods(content, metric), marks)
+    known = [table[metric].get("chance") for table in methods.values() if metric in table]
+    known = [value for value in known if shown_number(value, 0) != EMPTY]
+    if not known:
+        return Cell()
+    low, high = shown_number(min(known), digits), shown_number(max(known), digits)
+    return Cell(low if low == high else f"{low} to {high}")
 
 
-def _plain(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else cell.text
-    return f"{text} {cell.marks}".rstrip()
+def _reason(content: Mapping[str, Any], name: str, metric: str) -> str:
+    """Why a method or floor has no value of a metric, as far as it is stated."""
+    reasons = content["absent"].get(name, {})
+    return reasons.get(metric) or reasons.get(base_of(metric)) or NO_REASON
+
+
+def _reasons(content: Mapping[str, Any], missing: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """One sentence per reason why values are missing; names are given where it does not concern all methods.
+
+    A floor without a stated reason is left out: most metrics of codes do not apply to floors.
+    """
+    by_reason: dict[str, dict[str, dict[str, None]]] = {}
+    for metric, name in missing:
+        why = _reason(content, name, metric)
+        of_all_levels = metric not in content["absent"].get(name, {}) and why != NO_REASON
+        title = card_of(base_of(metric) if of_all_levels else metric).title
+        if why != NO_REASON or name not in content["floors"]:
+            by_reason.setdefault(why, {}).setdefault(title, {})[name] = None
+    for why, by_title in by_reason.items():
+        by_names: dict[tuple[str, ...], list[str]] = {}
+        for title, names in by_title.items():
+            by_names.setdefault(tuple(names), []).append(title)
+        parts = [
+            ", ".join(titles) + ("" if set(content["methods"]) <= set(names) else f" of {', '.join(names)}")
+            for names, titles in by_names.items()
+        ]
+        yield f"not computed: {'; '.join(parts)}: {why}"

@@ -26,7 +26,7 @@ def reconstruction_grid(rows: dict[str, Tensor], path: Path) -> None:
         for axis, image in zip(line, rearrange(to_uint8(images), "n c h w -> n h w c").numpy(), strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     save_figure(figure, path)
 
 

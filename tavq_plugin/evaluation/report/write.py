@@ -1,4 +1,4 @@
-"""The report of a comparison: pictures, a Markdown table and one self-contained HTML page."""
+"""The report of a comparison: pictures, Markdown and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,45 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from tavq_plugin.evaluation.aggregate import Runs, most_informative_codes
-from tavq_plugin.evaluation.metrics.cards import HEADLINE
+from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.metrics.codebook import code_counts
-from tavq_plugin.evaluation.report import figures
-from tavq_plugin.evaluation.report.comparison_table import LEGEND, every_metric, lines_of, markdown
+from tavq_plugin.evaluation.report import figures, sections
+from tavq_plugin.evaluation.report.cells import base_of, shown_number
+from tavq_plugin.evaluation.report.comparison_table import refuse_former_content
+from tavq_plugin.evaluation.report.markdown import markdown
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import save_text
 
 PICTURES = {
-    "reconstructions.png": "Held-out images and each method's reconstructions (first seed)",
+    "reconstructions.png": "Held-out images in the first row, and each method's reconstructions below (first seed)",
     "curves.png": "Training: mean over seeds, smoothed",
-    "usage.png": "How often each code of the decoder's level occurs in the held-out images (first seed)",
+    "usage.png": "How often each code of level 3 occurs in the held-out images, most used first (first seed)",
 }
 
 
 def write_report(content: dict[str, Any], runs: Runs, targets: TextTargets, out: Path) -> list[Path]:
-    """Write compare.md, compare.html and the pictures into `out`; returns their paths."""
+    """Write compare.md, compare.html and the pictures into `out`; returns their paths.
+
+    A picture is left out if no run has what it needs: a tokenizer that was trained elsewhere has no training curves.
+    Raises ValueError if an older version tabulated the content.
+    """
+    refuse_former_content(content)
     first = {name: seeds[min(seeds)] for name, seeds in runs.items()}
-    histories = {
-        name: [figures.history_of(out / name / f"seed{seed}") for seed in sorted(seeds)] for name, seeds in runs.items()
+    pictures = _draw_pictures(runs, targets, out)
+    codes = {
+        name: most_informative_codes(results, targets)
+        for name, results in first.items()
+        if "held_out_indices" in results.artifacts
     }
-    shown = next(iter(first.values())).artifacts["shown"]
-    corpus = targets.corpus
-    figures.reconstructions(
-        corpus.images[corpus.n_train :][: len(shown)],
-        {name: results.artifacts["shown"] for name, results in first.items()},
-        out / "reconstructions.png",
-    )
-    figures.curves(histories, out / "curves.png")
-    figures.usage(
-        {
-            name: code_counts(results.artifacts["held_out_indices"], int(results.artifacts["codes"]))
-            for name, results in first.items()
-        },
-        out / "usage.png",
-    )
-    codes = {name: most_informative_codes(results, targets) for name, results in first.items()}
     save_text(out / "compare.md", markdown(content))
-    save_text(out / "compare.html", page(content, codes, {name: (out / name).read_bytes() for name in PICTURES}))
-    return [out / name for name in ("compare.md", "compare.html", *PICTURES)]
+    save_text(out / "compare.html", page(content, codes, {name: (out / name).read_bytes() for name in pictures}))
+    return [out / name for name in ("compare.md", "compare.html", *pictures)]
 
 
 def page(content: Mapping[str, Any], codes: Mapping[str, list[dict[str, Any]]], pictures: Mapping[str, bytes]) -> str:
@@ -56,22 +50,66 @@ def page(content: Mapping[str, Any], codes: Mapping[str, list[dict[str, Any]]], 
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
-    loader = PackageLoader("tavq_plugin.evaluation", "report")
+    refuse_former_content(content)
     templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    uris = [
-        (title, "data:image/png;base64," + base64.b64encode(pictures[name]).decode())
-        for name, title in PICTURES.items()
-        if name in pictures
-    ]
+        loader=PackageLoader("tavq_plugin.evaluation", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    primary, equal_time = sections.primary_tables(content), sections.equal_time_tables(content)
+    levels, appendix = sections.level_table(content), sections.appendix_table(content)
+    legends = {
+        "primary": [sections.legend(content, [table]) for table in primary],
+        "equal_time": [sections.legend(content, [table], best=False) for table in equal_time],
+        "levels": sections.legend(content, [levels]),
+        "appendix": sections.legend(content, [appendix]),
+    }
+    metrics = sections.metrics_with_cards(content, [*primary, levels, appendix])
     return templates.get_template("compare.html.j2").render(
-        content=content,
-        protocol=content["protocol"],
-        headline=lines_of(content, HEADLINE),
-        lines=lines_of(content, every_metric(content)),
-        legend=LEGEND,
+        content={"failed": {}, **content},
+        protocol={"reference": None, **content["protocol"]},
+        protocol_line=sections.protocol_line(content),
+        primary=primary,
+        floors=sections.floor_lines(content),
+        seeds=sections.seed_tables(content),
+        unmoved=sections.no_power(content),
+        levels=levels,
+        equal_time=equal_time,
+        differences=sections.difference_table(content),
+        appendix=appendix,
+        legends=legends,
+        cards={metric: card_of(metric) for metric in metrics},
         codes=codes,
-        pictures=uris,
+        pictures=[
+            {"title": title, "uri": "data:image/png;base64," + base64.b64encode(pictures[name]).decode()}
+            for name, title in PICTURES.items()
+            if name in pictures
+        ],
+        version=content["protocol"].get("versions", {}).get("tavq-plugin", ""),
+        base_of=base_of,
+        number=shown_number,
         as_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
+
+
+def _draw_pictures(runs: Runs, targets: TextTargets, out: Path) -> list[str]:
+    """Draw what the runs have; returns the names of the pictures."""
+    first = {name: seeds[min(seeds)].artifacts for name, seeds in runs.items()}
+    shown = {name: artifacts["shown"] for name, artifacts in first.items() if "shown" in artifacts}
+    if shown:
+        rows = list(targets.corpus.held_out_rows)[: len(next(iter(shown.values())))]
+        figures.reconstructions(targets.corpus.images[rows], shown, out / "reconstructions.png")
+    histories = {
+        name: [figures.history_of(out / name / f"seed{seed}") for seed in sorted(seeds)]
+        for name, seeds in runs.items()
+        if all((out / name / f"seed{seed}" / "history.json").exists() for seed in seeds)
+    }
+    drawn = figures.curves(histories, out / "curves.png")
+    counts = {
+        name: code_counts(artifacts["held_out_indices"], int(artifacts["codes"]))
+        for name, artifacts in first.items()
+        if "held_out_indices" in artifacts
+    }
+    if counts:
+        figures.usage(counts, out / "usage.png")
+    made = {"reconstructions.png": bool(shown), "curves.png": drawn, "usage.png": bool(counts)}
+    return [name for name, is_made in made.items() if is_made]
