@@ -210,7 +210,7 @@ def evaluate(
     same command again to resume it, or to read its results. Exit code 1: finished, but a tokenizer gave no numbers.
     """
     from tavq_plugin.evaluation.evaluate_sources import evaluate_sources
-    from tavq_plugin.evaluation.report.comparison_table import markdown
+    from tavq_plugin.evaluation.report.markdown import terminal
 
     console = Console()
     with (
@@ -222,9 +222,7 @@ def evaluate(
             weights=weights, allow=allow or (), any_data=any_data, tell=console.print, started=started,
             finished=finished,
         )  # fmt: skip
-    console.print(markdown(content), markup=False, highlight=False, soft_wrap=True)
-    for note in content["notes"]:
-        console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal(content), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/evaluate.html, evaluate.md, evaluate.json and pictures")
     if content["failed"]:
         raise typer.Exit(BROKEN)

@@ -31,7 +31,7 @@ from tavq_plugin.evaluation.source_checks import (
 from tavq_plugin.evaluation.sources import Source, read_sources
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import save_json, save_text, writable
+from tavq_plugin.io.atomic import save_json, writable
 from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import files_of, require_known_hashes
@@ -39,7 +39,7 @@ from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.types import GRANULARITIES
 
 MAKER = "tavq evaluate"
-FILES = ("evaluate.json", "evaluate.md", "evaluate.html", "usage.png", "reconstructions.png", "curves.png")
+FILES = ("evaluate.json", "evaluate.md", "evaluate.html", "usage.png", "reconstructions.png")
 SPLITS = get_args(Split)
 CORPUS = ("corpus.json", "images.safetensors", "test.safetensors")
 TRAIN, EVAL = 3000, 500  # training and held-out images where nothing else says
@@ -89,6 +89,8 @@ def evaluate_sources(
         FileExistsError: This command did not make a file that would be overwritten.
         FloatingPointError: No tokenizer gives finite codes.
     """
+    from tavq_plugin.evaluation.report.write import write_report
+
     evaluation = evaluation or EvaluationSettings()
     if split not in SPLITS:
         raise ValueError(f"--split {split}: give one of {', '.join(SPLITS)}")
@@ -126,7 +128,7 @@ def evaluate_sources(
         sources, runs, failed, found, targets, evaluation_protocol(sources, targets, folder, weights)
     )
     save_json(out / "evaluate.json", content)
-    _write_report(content, runs, targets, sources, out)
+    write_report(content, runs, targets, out, name="evaluate")
     return content
 
 
@@ -230,15 +232,3 @@ def _stored(encoded: EncodedImages) -> EncodedImages:
     """The last level alone."""
     levels = {name: getattr(encoded, name)[-1:] for name in ("pooled", "places", "indices", "quantized")}
     return encoded._replace(**levels)
-
-
-def _write_report(
-    content: dict[str, Any],
-    runs: Mapping[str, Mapping[int, RunResults]],
-    targets: TextTargets,
-    sources: Sequence[Source],
-    out: Path,
-) -> None:
-    from tavq_plugin.evaluation.report.comparison_table import markdown
-
-    save_text(out / "evaluate.md", markdown(content))
