@@ -38,7 +38,8 @@ def evaluation_content(
     protocol: dict[str, Any],
 ) -> dict[str, Any]:
     """Content of evaluate.json: that of a comparison, with `notes` on the sources and the recall of `own_heads`."""
-    reference = reference_of(runs)
+    first = next((source.name for source in sources if isinstance(source, UserTokenizer) and source.name in runs), None)
+    reference = first if first and len(runs) > 1 else reference_of(runs)  # what the user asks about
     content = summarise(runs, targets, reference=reference, floors=found.runs, equal_time=NO_TIME)
     _explain_levels(content, sources)
     tables = (*content["methods"].values(), *content["floors"].values())

@@ -5,13 +5,17 @@ import shutil
 
 import pytest
 import torch
-from helpers.toy_corpus import corpus, recipe, save_as_scenes
+from helpers.toy_corpus import Letters, corpus, recipe, save_as_scenes
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.data.corpus import load_corpus
-from tavq_plugin.evaluation.evaluate_sources import evaluate_sources
+from tavq_plugin.evaluation.evaluate_sources import evaluate_source, evaluate_sources
+from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.settings import EvaluationSettings
+from tavq_plugin.evaluation.sources import read_sources
+from tavq_plugin.evaluation.text_targets import TextTargets
+from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import fit
 
 pytest.importorskip("taming")
@@ -85,9 +89,15 @@ def test_a_users_tokenizer_stands_beside_the_runs(done):
     assert list(content["methods"]) == ["my_setup", "heads", "tavq", "vqgan"] and content["failed"] == {}
     assert content["protocol"]["split"] == "tune" and content["protocol"]["n_eval"] == 16
     for table in content["methods"].values():
-        assert {"psnr", "usage", "word_map_3", "image_text_r10_3"} <= table.keys()
-    assert "word_map_1" not in content["methods"]["my_setup"] and "word_map_1" in content["methods"]["heads"]
-    assert "nobody trained them" in content["absent"]["my_setup"]["word_map_1"]
+        assert {"psnr", "usage", "bits_3", "attentive_r10_3", "attentive_word_map_3"} <= table.keys()
+        assert table["attentive_r10_3"]["chance"] is not None
+    assert {"mean-colour", "patch-kmeans", "untrained"} <= content["floors"].keys()
+    assert "my_setup" in content["headline"] or "heads" in content["headline"]
+    assert (
+        "attentive_word_map_1" not in content["methods"]["my_setup"]
+        and "attentive_word_map_1" in content["methods"]["heads"]
+    )
+    assert "nobody trained them" in content["absent"]["my_setup"]["attentive_word_map_1"]
     assert "seconds_per_step" in content["methods"]["vqgan"] and "seconds_per_step" not in content["methods"]["heads"]
     # one host, seen through `wrap` and through `attach`
     assert content["methods"]["my_setup"]["psnr"]["mean"] == content["methods"]["heads"]["psnr"]["mean"]
@@ -114,10 +124,11 @@ def test_a_changed_host_is_measured_again(done, made, tmp_path):
     shutil.copytree(out, tmp_path / "out")
     (tmp_path / "my_setup.py").write_text(SETUP.replace("manual_seed(0)", "manual_seed(1)"))
     evaluation = json.loads((out / "evaluate.json").read_text())["methods"]["my_setup"]["psnr"]["mean"]
-    code, said = run(f"{tmp_path}/my_setup.py:build", made / "comparison", "--out", tmp_path / "out")
+    vqgan = made / "comparison" / "vqgan" / "seed0"
+    code, said = run(f"{tmp_path}/my_setup.py:build", vqgan, "--out", tmp_path / "out")
     assert code == 0, said
     again = json.loads((tmp_path / "out" / "evaluate.json").read_text())["methods"]
-    assert again["my_setup"]["psnr"]["mean"] != evaluation and list(again) == ["my_setup", "tavq", "vqgan"]
+    assert again["my_setup"]["psnr"]["mean"] != evaluation and list(again) == ["my_setup", "vqgan"]
 
 
 def test_an_interrupted_evaluation_keeps_what_it_measured(made, tmp_path):
@@ -132,29 +143,28 @@ def test_an_interrupted_evaluation_keeps_what_it_measured(made, tmp_path):
     assert not (tmp_path / "evaluate.json").exists()
 
 
-def test_the_test_split_is_of_other_images_and_takes_no_run_of_other_data(made, tmp_path):
-    given = [str(made / "comparison")]
-    tune = evaluate_sources(given, out=tmp_path / "tune", evaluation=SMALL)
-    test = evaluate_sources(given, out=tmp_path / "test", evaluation=SMALL, split="test")
-    assert (test["protocol"]["split"], test["protocol"]["n_eval"]) == ("test", 16)
-    assert test["methods"]["vqgan"]["psnr"]["mean"] != tune["methods"]["vqgan"]["psnr"]["mean"]
+def test_the_test_split_is_of_other_images_and_takes_no_run_of_other_data(made, done, tmp_path):
+    tune = json.loads((done[0] / "evaluate.json").read_text())["methods"]["vqgan"]["psnr"]["mean"]
     save_as_scenes(corpus(n=80, n_train=40), tmp_path / "other" / "data", n_test=20)
     fit("vqgan", recipe(steps=1), load_corpus(tmp_path / "other" / "data"), tmp_path / "other" / "run")
-    given = [*given, f"mine={tmp_path}/other/run"]
+    given = [str(made / "comparison" / "vqgan" / "seed0"), f"mine={tmp_path}/other/run"]
     with pytest.raises(ValueError, match=r"other/run was trained on other data.* may have seen the test images"):
-        evaluate_sources(given, out=tmp_path / "both", evaluation=SMALL, split="test")
+        evaluate_sources(given, out=tmp_path / "out", evaluation=SMALL, split="test")
+    assert list((tmp_path / "out").glob("evaluate.*")) == []
     said = []
     content = evaluate_sources(
-        given, out=tmp_path / "both", evaluation=SMALL, split="test", any_data=True, tell=said.append
+        given, out=tmp_path / "out", evaluation=SMALL, split="test", any_data=True, tell=said.append
     )
-    assert list(content["methods"]) == ["tavq", "vqgan", "mine"]
+    assert (content["protocol"]["split"], content["protocol"]["n_eval"]) == ("test", 16)
+    assert content["methods"]["vqgan"]["psnr"]["mean"] != tune and list(content["methods"]) == ["vqgan", "mine"]
     assert any("it may have seen the held-out images" in line for line in said)
 
 
 def test_codes_without_numbers_are_named_and_the_others_continue(made, tmp_path):
-    code, said = run(f"nan={made}/my_setup.py:without_numbers", made / "comparison", "--out", tmp_path / "out")
+    vqgan = made / "comparison" / "vqgan" / "seed0"
+    code, said = run(f"nan={made}/my_setup.py:without_numbers", vqgan, "--out", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "evaluate.json").read_text())
-    assert code == 1 and list(content["methods"]) == ["tavq", "vqgan"], said
+    assert code == 1 and list(content["methods"]) == ["vqgan"], said
     assert "NaN or infinity" in content["failed"]["nan, seed 0"]
     code, said = run(f"nan={made}/my_setup.py:without_numbers", "--data", tmp_path / "none", "--out", tmp_path / "new")
     assert code == 2 and "no folder" in said
@@ -186,17 +196,13 @@ def test_bad_input_is_refused_before_anything_is_written(made, tmp_path, argumen
 
 def test_too_few_images_or_texts_are_refused(made, tmp_path):
     save_as_scenes(corpus(n=36, n_train=32), tmp_path / "few" / "data")
-    with pytest.raises(ValueError, match="the tune split has 4 images: at least 10 are needed"):
+    with pytest.raises(ValueError, match="32 training and 4 held-out images have text.* at least 10 of each"):
         evaluate_sources([f"{made}/my_setup.py:build"], out=tmp_path / "few", resolution=16, n_train=32, n_eval=4)
     save_as_scenes(toy(), tmp_path / "mute" / "data", n_test=16)
     file = tmp_path / "mute" / "data" / "corpus.json"
-    from helpers.toy_corpus import Letters
-
-    from tavq_plugin.text.store import TextStore
-
     texts = ["" if row > 35 else text for row, text in enumerate(json.loads(file.read_text())["texts"])]
     TextStore.build(texts, Letters(), centre_on=range(32)).save(file.with_name("store.safetensors"))
-    with pytest.raises(ValueError, match="4 of the 16 images of the tune split have text: at least 10 are needed"):
+    with pytest.raises(ValueError, match="32 training and 4 held-out images have text, of 32 and 16"):
         evaluate_sources([f"{made}/my_setup.py:build"], out=tmp_path / "mute", resolution=16, n_train=32, n_eval=16)
 
 
@@ -217,12 +223,15 @@ def test_a_folder_with_the_runs_is_no_place_for_the_evaluation(made):
     assert not (made / "comparison" / "evaluate.json").exists()
 
 
-def test_the_untrained_host_stays_untrained(made, tmp_path):
-    """The weights in the user's process are those that the function gave."""
-    from tavq_plugin.evaluation.sources import read_sources
-
-    (source,) = read_sources([f"{made}/my_setup.py:build"])
-    before = {name: value.clone() for name, value in source.load().tokenizer.host.state_dict().items()}
-    evaluate_sources([f"{made}/my_setup.py:build", str(made / "comparison")], out=tmp_path, evaluation=SMALL)
-    after = source.load().tokenizer.host.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+@pytest.mark.parametrize("function", ["build", "with_heads"])
+def test_an_evaluation_leaves_the_users_host_as_it_was(made, function):
+    (source,) = read_sources([f"{made}/my_setup.py:{function}"])
+    host = source.load().tokenizer.host.train()
+    before = {name: value.clone() for name, value in host.state_dict().items()}
+    state = torch.get_rng_state()
+    targets = TextTargets(toy(48), SMALL)
+    results = evaluate_source(source, targets, Judges(None, targets.corpus.images[32:], names=()))
+    assert "psnr" in results.values and torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in host.modules()) and host.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
+    assert source.attachment is None or source.attachment.recorder.seen == {}
