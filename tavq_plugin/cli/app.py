@@ -141,7 +141,7 @@ def compare(
         bool | None,
         typer.Option(
             "--equal-time/--no-equal-time",
-            help="Train methods that are slower or faster once more, as long as the reference. Default: unless --quick.",
+            help="Train methods of other speed once more, as long as the reference. Default: unless --quick.",
         ),
     ] = None,
     allow: Allow = None,

@@ -80,13 +80,14 @@ def image_scores(reconstruction: Tensor, images: Tensor) -> RunResults:
 
 
 def codebook_scores(indices: Sequence[Tensor | None], sizes: Sequence[int | None]) -> RunResults:
-    """Usage of each level's codes, their tokens and bits per image; `usage` and the like are those of the last level."""
+    """Usage, tokens and bits per image of each level; `usage`, `perplexity`, `dead_codes` are the last level's."""
     values: dict[str, float] = {}
     for level, (index, size) in enumerate(zip(indices, sizes, strict=True), STORED - len(sizes) + 1):
         if index is None or size is None:
             continue
         use, tokens = codebook_use(index, size), index[0].numel()
-        values |= {f"usage_{level}": use.usage, f"tokens_{level}": tokens, f"bits_{level}": tokens * math.log2(size)}
+        values |= {f"usage_{level}": use.usage, f"tokens_{level}": tokens}
+        values[f"bits_{level}"] = tokens * math.log2(size)
         if level == STORED:
             values |= {"usage": use.usage, "perplexity": use.perplexity, "dead_codes": float(use.dead)}
     return RunResults(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -231,7 +230,7 @@ def _retrieval_and_words(
 
 
 def _word_scores(codes: LevelCodes, name: str, probes: FittedProbes, held_out: Tensor) -> Tensor | None:
-    """Scores of all words for all held-out images; None, and a reason in `probes.missing`, if no probe can be fitted."""
+    """Scores of all words for all held-out images; None if no probe can be fitted: `probes.missing` says why."""
     with probes.named(name):
         return probes.towards(codes.train_words.double()).predict(held_out)
     return None

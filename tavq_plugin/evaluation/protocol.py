@@ -15,7 +15,6 @@ from tavq_plugin.networks.weights import files_of
 
 
 def comparison_protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: int) -> dict[str, Any]:
-    n = about["n_eval"]
     return {
         "data": "scenes" if plan.data is None else str(plan.data),
         **about,

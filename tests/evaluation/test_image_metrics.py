@@ -1,7 +1,5 @@
 """Image metrics and code counts: closed forms, refusals, and a network against a plain loop."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F

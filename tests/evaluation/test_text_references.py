@@ -164,9 +164,7 @@ def test_masked_words_equal_a_plain_loop_with_scikit_learns_ridge():
             right[i].append(max(allowed, key=lambda w, scores=scores: scores[w]) == word)
         return np.array([np.mean(each) if each else np.nan for each in right])
 
-    guessed = masked_words(
-        codes[train], codes[held_out], words[train], words[held_out], vectors, penalties=penalties
-    )
+    guessed = masked_words(codes[train], codes[held_out], words[train], words[held_out], vectors, penalties=penalties)
     np.testing.assert_allclose(guessed.with_codes.numpy(), shares(codes[train], codes[held_out]))
     np.testing.assert_allclose(guessed.text_alone.numpy(), shares(None, None))
     orders = permuted_positions(20, permutations=OTHER_CODES)
