@@ -55,7 +55,7 @@ def demo(
     It replaces its own runs that were made with other settings. It stops at a file that it did not make, and names it.
     """
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo
-    from tavq_plugin.cli.demo_table import table
+    from tavq_plugin.cli.demo_table import tables
     from tavq_plugin.methods.tavq import WEIGHT
 
     console = Console()
@@ -66,7 +66,7 @@ def demo(
             data=data, recipe=demo_recipe(resolution=resolution, steps=steps, seed=seed), weight=weight, out=out,
             n_train=n_train or (SCENES if data is None else 3000), n_eval=n_eval, console=console,
         )  # fmt: skip
-    console.print(table(content))
+    console.print(tables(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")
 
 

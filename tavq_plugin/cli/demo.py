@@ -14,6 +14,7 @@ from einops import rearrange
 from rich.console import Console
 from torch import Tensor
 
+from tavq_plugin.cli.demo_floors import demo_floors, stored_codes
 from tavq_plugin.cli.demo_folder import (
     MAKER,
     load_metrics,
@@ -31,7 +32,6 @@ from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.evaluation.evaluate import evaluate_run
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.own_heads import OwnHeadResults, own_head_retrieval
-from tavq_plugin.evaluation.probes import PENALTY
 from tavq_plugin.evaluation.report.pictures import reconstruction_grid, word_regions
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.settings import EvaluationSettings
@@ -53,6 +53,7 @@ from tavq_plugin.training.run_folder import load_weights
 
 SCENES_WEIGHT = 0.03  # λ on drawn scenes: in the 200 steps that use codes, a λ of .1 cost .36 dB (32 px, seed 0)
 SCENES = 2000  # training images
+PROBE_ROWS = 1000  # probes are fitted on at most this many training images: with more, they would take a minute
 RUNS = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run → its method
 FORMER_NAMES = {"lambda-0": "baseline"}  # run → its folder's name in an earlier release
 FILES = ("demo.json", "reconstructions.png", "words.png")
@@ -104,10 +105,13 @@ def run_demo(
     options = {"weight": weight, "weight_end": 0.0, **_alignment(recipe.resolution)}
     protocol = _protocol(corpus, recipe, options, encoder)
     _refuse_foreign_files(out, protocol)
-    settings = EvaluationSettings(probe_rows=max(2, corpus.n_train), transport_images=0, judges=())
+    settings = EvaluationSettings(
+        probe_rows=_probe_rows(corpus), transport_images=0, judges=(), min_text=0, attentive=False
+    )
     targets = TextTargets(corpus, settings)
     judges = Judges(None, corpus.images[corpus.n_train :], names=settings.judges)
-    content: dict[str, Any] = {"protocol": protocol, "runs": {}}
+    former = read_json(out / "demo.json", strict=False)
+    content: dict[str, Any] = {"protocol": protocol, "runs": {}, "floors": {}}
     trained: dict[str, tuple[Tokenizer, TextAlignment | None]] = {}
     for name, method in RUNS.items():
         run_recipe = replace(recipe, method=method, options={} if name == "lambda-0" else options)
@@ -127,23 +131,23 @@ def run_demo(
             remove_unfinished(training)
         content["runs"][name] = {key: value for key, value in metrics.items() if key != "history"}
         save_json(out / "demo.json", content)
+    former = former if former and former.get("protocol") == protocol else {}
+    content["floors"] = former.get("floors") or demo_floors(trained["lambda-0"][0], targets, judges, seed=recipe.seed)
+    save_json(out / "demo.json", content)
     _draw(trained, corpus, out)
     return content
 
 
 def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: TrainedRun) -> dict[str, Any]:
     """The numbers of one run as `metrics.json` holds them; None where a run has no value."""
-    values, psnr = results.values, results.per_image["psnr"]
+    values = results.values
     fitted_recall = {
         level: {f"r{k}": values.get(f"image_text_r{k}_{i}") for k in (1, 10, 50)} for i, level in enumerate(LEVELS, 1)
     }
     terms = set().union(*fitted.history)
     history = [dict.fromkeys({"level", "alignment"} - terms, 0.0) | row for row in fitted.history]
     return {
-        "psnr": values["psnr"],
-        "psnr_standard_error": (psnr.std() / len(psnr) ** 0.5).item(),
-        "usage": values["usage"],
-        "perplexity": values["perplexity"],
+        **stored_codes(results),
         "dead_codes": int(values["dead_codes"]),
         "retrieval_fitted": fitted_recall,
         "word_map": {level: values.get(f"word_map_{i}") for i, level in enumerate(LEVELS, 1)},
@@ -154,6 +158,11 @@ def demo_metrics(results: RunResults, own_heads: OwnHeadResults | None, fitted: 
         "plugin_share": fitted.plugin_share,
         "history": history,
     }
+
+
+def _probe_rows(corpus: Corpus) -> int:
+    """Number of training images that the probes are fitted on."""
+    return max(2, min(PROBE_ROWS, corpus.n_train))
 
 
 def _rename_former_runs(out: Path) -> None:
@@ -243,10 +252,13 @@ def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: 
         "weight_end": options["weight_end"],
         "data": corpus.name,
         "n_train": corpus.n_train,
+        "split": corpus.split,
         "n_eval": len(corpus.held_out_rows),
         "alignment": _alignment(recipe.resolution),
         "encoder": encoder.fingerprint,
-        "probe": f"ridge on standardised mean-pooled quantized codes, penalty {PENALTY:g}, fitted on training rows",
+        "stored": "level 3; grid_*: ridge on the code vectors of every place, averaged to at most 8 × 8 places",
+        "probe": "ridge on standardised mean-pooled quantized codes, penalty by leave-one-out error, fitted on the "
+        f"first {_probe_rows(corpus)} training rows",
         "retrieval": "image→text among the held-out pairs, percent; mean unit embedding, both sides centred",
         "word_map": "mean average precision over the 100 most frequent words of the training texts, percent",
         "psnr": "dB a held-out image, clamped and rounded to 8 bit, mean; 512-code level that the decoder reads",

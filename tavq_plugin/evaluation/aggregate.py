@@ -16,7 +16,6 @@ from tavq_plugin.evaluation.metrics.words import code_histograms
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 
-CEILINGS = ("mobilenet", "squeezenet")  # rows beside the floors that are no floors: frozen networks' features
 SPREADS = 2.0  # a text metric moves if a method's mean is further from chance than this many spreads of permuted texts
 PAIRS = ("stability_codes", "stability_codes_null", "stability_words")  # metrics of two seeds
 Runs = Mapping[str, Mapping[int, RunResults]]  # method → seed → results
@@ -148,10 +147,14 @@ def best_method(runs: Runs, metric: str) -> str | None:
     means = {name: mean for name, seeds in runs.items() if (mean := _mean(metric, seeds)) is not None}
     if sign is None or len(means) < 2:
         return None
-    best = max(means, key=lambda name: sign * means[name])
-    rows = {name: _row(metric, runs[best], runs[name]) for name in means if name != best}
-    adjusted = holm({name: row["p"] if row and sign * row["mean"] > 0 else None for name, row in rows.items()})
-    return best if all(p is not None and p < LEVEL for p in adjusted.values()) else None
+    best, *others = sorted(means, key=lambda name: sign * means[name], reverse=True)
+    p: dict[str, float | None] = {}
+    for name in others:  # the nearest first: most searches end there
+        row = _row(metric, runs[best], runs[name])
+        if row is None or row["p"] is None or row["p"] >= LEVEL or sign * row["mean"] <= 0:
+            return None
+        p[name] = row["p"]
+    return best if all(value is not None and value < LEVEL for value in holm(p).values()) else None
 
 
 def unmoved_metrics(methods: Mapping[str, Cells]) -> dict[str, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
 from tavq_plugin.evaluation.encoded_images import EncodedImages
 from tavq_plugin.evaluation.kmeans import kmeans, nearest_centroids
+from tavq_plugin.evaluation.probes import places_of
 
 FITTED_VECTORS = 50_000  # k-means is fitted on at most this many vectors
 FITTED_IMAGES = 1000  # of at most this many images
@@ -63,7 +63,7 @@ def encode_by_centroids(
         index = rearrange(nearest, "(b h w) -> b h w", h=grid.shape[2], w=grid.shape[3])
         quantized = rearrange(centroids[index], "b h w c -> b c h w")
         pooled.append(reduce(quantized, "b c h w -> b c", "mean"))
-        places.append(_places_of(quantized))
+        places.append(places_of(quantized))
         indices.append(index)
         grids.append(quantized[[i for i in range(len(index)) if start + i in kept]])
         if decode:
@@ -75,8 +75,3 @@ def encode_by_centroids(
         [torch.cat(grids)],
         torch.cat(decoded) if decode else images[:0],
     )
-
-
-def _places_of(quantized: Tensor, most: int = 8) -> Tensor:
-    """Code vectors averaged to at most most × most places; b c h w."""
-    return F.adaptive_avg_pool2d(quantized, (min(quantized.shape[2], most), min(quantized.shape[3], most)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
+from tavq_plugin.evaluation.probes import places_of
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float, to_uint8
 
@@ -43,7 +43,7 @@ def encode_images(
     for start in range(0, len(images), batch_size):
         codes = tokenizer.encode(to_float(images[start : start + batch_size].to(device)))
         pooled.append([reduce(level.quantized, "b c h w -> b c", "mean").cpu() for level in codes.levels])
-        places.append([_places_of(level.quantized).cpu() for level in codes.levels])
+        places.append([places_of(level.quantized).cpu() for level in codes.levels])
         indices.append([level.indices.cpu() for level in codes.levels])
         here = [i for i in range(len(codes.final.indices)) if start + i in kept]
         quantized.append([level.quantized[here].cpu() for level in codes.levels])
@@ -65,8 +65,3 @@ def codebook_sizes(tokenizer: Tokenizer, greatest_index: int) -> list[int]:
 
 def _join(batches: list[list[Tensor]]) -> list[Tensor]:
     return [torch.cat(level) for level in zip(*batches, strict=True)]
-
-
-def _places_of(quantized: Tensor, most: int = 8) -> Tensor:
-    """Code vectors averaged to at most most × most places; b c h w."""
-    return F.adaptive_avg_pool2d(quantized, (min(quantized.shape[2], most), min(quantized.shape[3], most)))

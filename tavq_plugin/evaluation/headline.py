@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.aggregate import CEILINGS
+from tavq_plugin.evaluation.floors import CEILINGS
 from tavq_plugin.evaluation.metrics.statistics import SEEDS_TO_TEST
 
 
@@ -72,7 +72,8 @@ def _place(content: Mapping[str, Any]) -> str:
     count = protocol.get("n_eval")
     split = f"{protocol['split']} split" if protocol.get("split") else "held-out split"
     images = f"the {count} images of the {split}" if count else f"the {split}"
-    return f"On {images}"
+    seeds = len(protocol.get("seeds", ()))
+    return f"On {images}" + (f", with {seeds} seed{'s' * (seeds > 1)}" if seeds else "")
 
 
 def _clause(content: Mapping[str, Any], quantity: _Quantity, method: str) -> str:
@@ -82,11 +83,13 @@ def _clause(content: Mapping[str, Any], quantity: _Quantity, method: str) -> str
         why = content.get("absent", {}).get(method, {}).get(quantity.metric, "no run has it")
         return f"{quantity.title} was not measured ({why})"
     row = content.get("differences", {}).get(quantity.metric, {}).get(method)
+    chance = None if cell.get("chance") is None else f"chance: {quantity.value(cell['chance'])}"
     if row is None:
-        chance = "" if cell.get("chance") is None else f" (chance: {quantity.value(cell['chance'])})"
+        chance = f" ({chance})" if chance else ""
         return f"{method}'s {quantity.title} is {quantity.value(cell['mean'])}{chance}"
     other = content["methods"][row["minus"]][quantity.metric]["mean"]
     values = f"{quantity.number(cell['mean'])} against {quantity.value(other)}"
+    values += f"; {chance}" if chance else ""
     size = quantity.number(abs(row["mean"]))
     if float(size) == 0:
         fact = f"{method}'s {quantity.title} is the same as {row['minus']}'s to the digits shown ({values}"
@@ -105,7 +108,8 @@ def _verdict(content: Mapping[str, Any], quantity: _Quantity, row: Mapping[str, 
     if quantity.metric in content.get("unmoved", {}):
         return "and no method is above chance, so this says nothing about the text"
     if row["stands"]:
-        return "and this stands"
+        p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
+        return f"and this stands ({p})"
     seeds = len(row["by_seed"])
     seen = (
         "nothing is known of the noise"
@@ -124,15 +128,16 @@ def _floor(content: Mapping[str, Any], method: str) -> str | None:
     values = {
         name: table[TEXT.metric]["mean"]
         for name, table in content.get("floors", {}).items()
-        if TEXT.metric in table and not any(ceiling in name.lower() for ceiling in CEILINGS)
+        if TEXT.metric in table and name not in CEILINGS
     }
     mine = content["methods"][method].get(TEXT.metric)
     if not values or mine is None:
         return None
     best = max(values, key=values.__getitem__)
     shown, own = TEXT.number(values[best]), TEXT.number(mine["mean"])
+    title = content.get("protocol", {}).get("floors", {}).get(best, best)
     side = "as much as" if shown == own else "more than" if values[best] > mine["mean"] else "less than"
-    return f"the best floor, {best}, which nobody trained, reaches {shown} % R@10, {side} {method}"
+    return f"the best floor, features that nobody trained ({title}), reaches {shown} % R@10, {side} {method}"
 
 
 def _others(rows: Mapping[str, Any], method: str | None) -> str | None:

@@ -26,7 +26,7 @@ from tavq_plugin.evaluation.text_scores import (
     word_map,
 )
 from tavq_plugin.evaluation.text_targets import TextTargets
-from tavq_plugin.evaluation.word_in_box import word_in_box
+from tavq_plugin.evaluation.word_in_box import boxed_words, word_in_box
 
 STORED = 3  # the level that the decoder reads and a user stores
 BATCH = 500  # images whose random vectors are in memory at once
@@ -114,12 +114,12 @@ def histogram_scores(codes: LevelCodes) -> RunResults:
     assert codes.indices is not None and codes.size is not None
     sides = [code_histograms(side, codes.size) for side in codes.indices]
     results = _retrieval_and_words(codes, "histogram", f"word_map_codes_{codes.level}", *sides, ranks=False)
+    name = f"purity_{codes.level}"
     try:
         purity = code_word_purity(sides[1], codes.targets.held_out_words)
     except ValueError as error:
-        return results | RunResults(missing={"purity": str(error)})
-    name = f"purity_{codes.level}"
-    return results | RunResults({name: purity.excess}, chance={name: (0.0, purity.excess / max(purity.z, 1e-12))})
+        return results | RunResults(missing={name: str(error)})
+    return results | RunResults({name: purity.excess}, chance={name: (0.0, purity.null_spread)})
 
 
 def grid_scores(codes: LevelCodes) -> RunResults:
@@ -155,6 +155,9 @@ def random_vector_scores(codes: LevelCodes) -> RunResults:
 
 def attentive_scores(codes: LevelCodes) -> RunResults:
     """A small attentive probe on the same places: towards the texts and the words together."""
+    if not codes.targets.settings.attentive:
+        names = [*metrics_of_retrieval("attentive", codes.level), f"attentive_word_map_{codes.level}"]
+        return RunResults(missing=dict.fromkeys(names, "the settings leave the attentive probe out"))
     level, places = codes.level, [side.places[codes.position] for side in (codes.train, codes.held_out)]
     probe = fit_attentive(places[0][codes.rows], codes.train_text, codes.train_words)
     predicted = probe.predict(places[1])
@@ -174,11 +177,12 @@ def box_scores(codes: LevelCodes) -> RunResults:
     places = [side.places[codes.position] for side in (codes.train, codes.held_out)]
     try:
         found = word_in_box(
-            places[0], targets.train_boxes, places[1], targets.held_out_boxes, penalties=targets.settings.penalties
-        )
+            places[0], targets.train_boxes, places[1], targets.held_out_boxes, boxed_words(targets.train_boxes),
+            penalties=targets.settings.penalties, permutations=codes.permutations,
+        )  # fmt: skip
     except ValueError as error:
         return RunResults(missing={name: str(error)})
-    return RunResults({name: found.map}, chance={name: found.chance})
+    return RunResults(per_image={name: found.per_image}, chance={name: found.chance})
 
 
 def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:

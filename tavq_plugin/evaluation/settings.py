@@ -25,6 +25,7 @@ class EvaluationSettings:
     judges: tuple[str, ...] = ("inception", "lpips", "mobilenet", "squeezenet")  # judging networks
     batch_size: int = 50  # images
     penalties: tuple[float, ...] = PENALTIES  # ridge penalties that each probe chooses from, ascending
+    attentive: bool = True  # whether the attentive probes are fitted, which takes seconds per level
     permutations: int = 20  # times that texts are dealt at random among the held-out images, to measure chance
     min_text: int = 10  # images with text that each split needs at least; 0: text may be missing altogether
 

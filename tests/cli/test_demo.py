@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.demo import SCENES_WEIGHT, demo_recipe, run_demo
 from tavq_plugin.cli.demo_folder import open_unfinished
+from tavq_plugin.cli.demo_table import STORED, tables
 from tavq_plugin.data.synthetic_scenes import write_scenes
 from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training import TrainedRun, fit
@@ -74,6 +75,50 @@ def test_everything_is_written(done):
     for picture in ("reconstructions.png", "words.png"):
         assert (out / picture).stat().st_size > 1000
     assert "PSNR" in printed and "lambda-0" in printed
+
+
+def test_level_3_stands_beside_floors_and_chance(done):
+    out, printed = done
+    content = json.loads((out / "demo.json").read_text())
+    assert list(content["floors"]) == ["mean colour", "patch k-means"] and content["protocol"]["split"] == "tune"
+    for side in (*content["runs"].values(), *content["floors"].values()):
+        assert side["stored"].keys() == STORED.keys() == side["chance"].keys()
+        assert None not in [*side["stored"].values(), *side["chance"].values()]
+        assert 1 <= side["stored"]["grid_median_rank"] <= 12 and 5 < side["psnr"] < 60
+        assert side["chance"]["grid_r10"] == pytest.approx(100 * 10 / 12, abs=10)
+    for run in content["runs"].values():
+        assert run["stored"]["word_map"] == run["word_map"]["level3"]
+        assert run["stored"]["image_text_r10"] == run["retrieval_fitted"]["level3"]["r10"]
+    assert content["floors"]["mean colour"]["usage"] is None and content["floors"]["patch k-means"]["usage"] > 0
+    said = " ".join(printed.split())
+    assert "One seed (0), measured on the 12 images of the tune split" in said
+    assert said.index("Level 3, the codes that are stored") < said.index("All levels") < said.index("own head")
+
+
+def test_tables_print_each_number_in_its_column_within_80_characters():
+    stored = dict(zip(STORED, (12.34, 40.5, 15.96, 5.5, 14.3), strict=True))
+    levels = {level: {"r10": 30 * i, "r50": None} for i, level in enumerate(("level1", "level2", "level3"))}
+    run = {
+        "stored": stored, "chance": dict.fromkeys(STORED, 2.04), "psnr": 16.6, "psnr_standard_error": 0.12,
+        "bits": 576.0, "usage": 98.4, "perplexity": 411.2, "retrieval_fitted": levels,
+        "word_map": dict.fromkeys(levels), "plan_entropy": [None] * 3, "retrieval": None, "seconds_per_step": 0.13,
+        "plugin_share": 0.123,
+    }  # fmt: skip
+    floor = {**run, "stored": dict.fromkeys(STORED, 5.91), "usage": None, "perplexity": None}
+    protocol = {
+        "split": "test", "n_eval": 500, "seed": 3, "data": "scenes", "resolution": 32, "steps": 250, "n_train": 2000,
+        "chance": {"r10": 2.0, "r50": 10.0},
+    }  # fmt: skip
+    runs = {"lambda-0": run, "tavq": run | {"retrieval": levels}, "shuffled": run}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables({"protocol": protocol, "runs": runs, "floors": {"mean colour": floor, "patch k-means": run}}))
+    lines = console.file.getvalue().splitlines()
+    rows = {line.split("  ")[0].strip(): line.split("  ", 1)[-1].split() for line in lines if line.strip()}
+    assert "…" not in "".join(lines[2:])
+    assert rows["R@10, %"] == ["12.3", "12.3", "12.3", "5.9", "12.3", "2.0"]
+    assert rows["codebook usage, %"] == ["98.4", "98.4", "98.4", "–", "98.4"]
+    assert rows["own head R@10, % (chance 2)"] == ["–", "0.0", "30.0", "60.0", "–"]
+    assert rows["own head R@50, % (chance 10)"] == rows["plan entropy / max"] == ["–", "–", "–"]
 
 
 def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
@@ -168,11 +213,11 @@ def test_an_unfinished_run_is_kept_for_the_same_settings_and_emptied_for_others(
 
 
 def test_the_demo_reads_a_folder_of_images(tmp_path):
-    write_scenes(tmp_path / "pack", 30, resolution=32)
+    write_scenes(tmp_path / "pack", 80, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]
-    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (22, 4)
+    assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (32, 12)
 
 
 def test_bad_input_is_refused_with_the_fix(tmp_path):

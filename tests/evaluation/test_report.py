@@ -15,9 +15,10 @@ from helpers.comparison_content import METHODS, REASON, comparison_content
 from PIL import Image
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.evaluation.aggregate import summarise
 from tavq_plugin.evaluation.metrics.cards import PRIMARY, card_of
 from tavq_plugin.evaluation.report import figures
-from tavq_plugin.evaluation.report.cells import base_of, mark_of, value_cell
+from tavq_plugin.evaluation.report.cells import mark_of, value_cell
 from tavq_plugin.evaluation.report.markdown import WIDTH, markdown, terminal
 from tavq_plugin.evaluation.report.sections import (
     difference_table,
@@ -137,8 +138,21 @@ def test_floors_and_chance_are_rows_and_a_floor_stands_at_the_stored_level(conte
     assert '<span class="chance">chance 2.00</span>' in page(content, {}, {})
 
 
+def test_floors_are_explained_and_those_left_out_are_named(content):
+    content["floors"]["thumbnail"] |= {name: content["methods"]["tavq"][name] for name in ("tokens", "bits_3")}
+    lines = [
+        "mean-colour: mean colour of the image (3 numbers)", "thumbnail: 1,344 tokens, 576 bits",
+        "not measured: mobilenet: needs weights: give --weights FOLDER",
+    ]  # fmt: skip
+    text, made = terminal(content), page(content, {}, {})
+    assert "## Floors\n\nFloors are features" in text
+    assert all(f"- {line}\n" in text and f"<li>{line}</li>" in made for line in lines)
+    content["floors"] = {}
+    assert "## Floors" not in terminal(content) and "<h3>Floors" not in page(content, {}, {})
+
+
 def test_metrics_without_power_are_in_no_table(content):
-    content["unmoved"] = {"grid_r10_3": "texts dealt at random give as much", "purity": "it does not move"}
+    content["unmoved"] = {"grid_r10_3": "texts dealt at random give as much", "purity_1": "it does not move"}
     for table in (
         *primary_tables(content),
         *equal_time_tables(content),
@@ -146,13 +160,14 @@ def test_metrics_without_power_are_in_no_table(content):
         difference_table(content),
     ):
         metrics = {column.metric for column in table.columns}
-        assert "grid_r10_3" not in metrics and "purity" not in map(base_of, metrics)
+        assert "grid_r10_3" not in metrics and "purity_1" not in metrics
     text = terminal(content)
     after = text[text.index("## No power here") :]
     assert (
-        "- grid R@10, level 3: texts dealt at random give as much" in after and "- code–word purity: it does" in after
+        "- grid R@10, level 3: texts dealt at random give as much" in after
+        and "- code–word purity, level 1: it does" in after
     )
-    assert "code–word purity: it does not move" in page(content, {}, {})
+    assert "code–word purity, level 1: it does not move" in page(content, {}, {})
 
 
 # ---- statistics
@@ -342,41 +357,72 @@ FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --d
 FLAGS += " --disable-component-update --disable-sync --allow-file-access-from-files --hide-scrollbars"
 
 
+MEASURED = """<body style="margin:0">
+<iframe style="border:0;width:375px;height:2000px" src="page.html"></iframe>
+<iframe style="border:0;width:1280px;height:2000px" src="page.html"></iframe>
+<script>
+const measured = frame => {
+  const page = frame.document, boxes = [...page.querySelectorAll(".wide")];
+  boxes.forEach(box => { box.scrollLeft = 150 });
+  const left = element => element.getBoundingClientRect().left;
+  return {
+    scrolled: page.documentElement.scrollWidth, width: page.documentElement.clientWidth,
+    hidden: Math.max(...boxes.map(box => box.scrollWidth - box.clientWidth)),
+    moved: Math.max(...boxes.map(box => Math.abs(left(box.querySelector("[scope=row]")) - left(box)))),
+    background: frame.getComputedStyle(page.body).backgroundColor,
+  };
+};
+onload = () => { document.title = JSON.stringify([frames[0], frames[1]].map(measured)) };
+</script>"""
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
-@pytest.mark.parametrize(("width", "scheme"), [(375, 1), (1280, 0)])
-def test_the_page_in_a_browser_never_scrolls_sideways(content, tmp_path, width, scheme):
+def test_the_page_in_a_browser_never_scrolls_sideways(content, tmp_path):
     figures.usage({name: torch.arange(1, 9) for name in METHODS}, tmp_path / "usage.png")
     made = page(content, CODES, {"usage.png": (tmp_path / "usage.png").read_bytes()})
     (tmp_path / "page.html").write_text(made, encoding="utf-8")
-    measure = """<body style="margin:0">
-    <iframe style="border:0;width:%dpx;height:2000px" src="page.html"></iframe><script>
-    onload = () => { const page = frames[0].document; document.title = JSON.stringify([page.documentElement.scrollWidth,
-      page.documentElement.clientWidth, frames[0].getComputedStyle(page.body).backgroundColor,
-      Math.max(...[...page.querySelectorAll(".wide")].map(box => box.scrollWidth - box.clientWidth)),
-      Math.max(...[...page.querySelectorAll(".wide")].map(box => {
-        box.scrollLeft = 150; return Math.abs(box.querySelector("tbody [scope=row]").getBoundingClientRect().left
-          - box.getBoundingClientRect().left) })) ]) }</script>"""
-    (tmp_path / "measure.html").write_text(measure % width, encoding="utf-8")
+    (tmp_path / "measured.html").write_text(MEASURED, encoding="utf-8")
     shot = tmp_path / "shot.png"
     command = [
-        BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000",
-        f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}", "--dump-dom",
-        f"file://{tmp_path / 'measure.html'}",
+        BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1700,2000",
+        "--blink-settings=preferredColorScheme=0", f"--screenshot={shot}", "--dump-dom",
+        f"file://{tmp_path / 'measured.html'}",
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    scrolled, client, background, hidden, moved = json.loads(re.search("<title>(.*)</title>", dom)[1])
-    assert scrolled <= client <= width and hidden > 100  # wide tables scroll in their own boxes
-    assert moved <= 2  # the first column stays
-    assert background == ("rgb(255, 255, 255)" if scheme else "rgb(22, 24, 27)")
+    phone, screen = json.loads(re.search("<title>(.*)</title>", dom)[1])
+    for found, width in ((phone, 375), (screen, 1280)):
+        assert found["scrolled"] <= found["width"] <= width
+        assert found["hidden"] > 100 and found["moved"] <= 2  # tables scroll in their boxes, and the first column stays
+        assert found["background"] == "rgb(22, 24, 27)"  # the dark scheme
     assert len(Image.open(shot).convert("L").getcolors()) > 20  # something is drawn
 
 
 # ---- pictures and files
 
 
+def test_what_aggregate_tabulates_is_rendered():
+    runs = {
+        name: {seed: tabulated_run(seed, shift) for seed in range(3)} for name, shift in (("vqgan", 0), ("tavq", 3))
+    }
+    content = summarise(runs, Targets(), floors={"mean-colour": {0: tabulated_run(5, 0)}})
+    protocol = {"data": "<b>x</b>", "recipe": {"resolution": 8, "steps": 1, "batch_size": 2}, "n_train": 1, "n_eval": 4}
+    content |= {"headline": "One sentence.", "protocol": protocol | {"seeds": [0, 1, 2], "reference": "vqgan"}}
+    cells = row_of(primary_tables(content), "tavq")
+    assert cells["psnr"].best and cells["psnr"].mark == "▲" and " ± " in cells["psnr"].text
+    assert "one of its networks is not there" in markdown(content)
+    Tags(page(content, {}, {}))
+
+
 class Targets(SimpleNamespace):
     top_words = ("a", "b", "c", "d", "e")
     held_out_words = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) > 0.5
+
+
+def tabulated_run(seed, shift):
+    draw = torch.Generator().manual_seed(seed)
+    each = {name: 20 + shift + torch.randn(40, generator=draw) for name in ("psnr", "grid_r10_3")}
+    results = RunResults({name: value.mean().item() for name, value in each.items()}, each)
+    return results | fake_run(seed) | RunResults(missing={"ssim": "one of its networks is not there"})
 
 
 def fake_run(seed):

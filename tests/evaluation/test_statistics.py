@@ -51,17 +51,24 @@ def test_p_and_the_interval_agree_and_many_tables_at_once_are_as_one():
         one = difference(table, torch.zeros_like(table))
         assert (one.mean, one.low, one.high) == pytest.approx((found.mean[k], found.low[k], found.high[k]))
         assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
+        of_seeds, of_images = _parts(table)
+        reached = stats.t.ppf(one.p / 2, 2) ** 2 * of_seeds + stats.t.ppf(one.p / 2, IMAGES - 1) ** 2 * of_images
+        assert reached == pytest.approx(one.mean**2, rel=1e-6)
         assert one.high - one.mean == pytest.approx(stats.t.ppf(0.975, one.df) * _standard_error(table), rel=1e-6)
 
 
 def _standard_error(table):
-    """By the sums of squares of the two-way table, in plain loops."""
+    return math.sqrt(sum(_parts(table)))
+
+
+def _parts(table):
+    """The seeds' and the images' part of the variance of the mean, by the two-way table's sums of squares."""
     s, n = table.shape
     mean = table.mean()
     of_seeds = n * sum((row.mean() - mean) ** 2 for row in table) / (s - 1)
     of_images = s * sum((column.mean() - mean) ** 2 for column in table.T) / (n - 1)
     rest = sum((table[i, j] - table[i].mean() - table[:, j].mean() + mean) ** 2 for i in range(s) for j in range(n))
-    return math.sqrt((of_seeds + max(0.0, of_images - rest / ((s - 1) * (n - 1)))) / (s * n))
+    return of_seeds.item() / (s * n), max(0.0, of_images.item() - rest.item() / ((s - 1) * (n - 1))) / (s * n)
 
 
 def test_values_per_seed_are_tested_by_the_paired_t_test():

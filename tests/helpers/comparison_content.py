@@ -47,7 +47,9 @@ def comparison_content(*, seeds: int = 3, equal_time: bool = True, methods: int 
         "protocol": {
             "data": "pack", "split": "tune", "n_train": 3000, "n_eval": 500, "reference": "vqgan", "commit": "0123abc",
             "seeds": [*numbers], "recipe": {"resolution": 64, "steps": 500, "batch_size": 16},
-            "floors": {"mean-colour": "mean colour of the image (3 numbers)"}, "versions": {"tavq-plugin": "0.0"},
+            "floors": {"mean-colour": "mean colour of the image (3 numbers)"},
+            "floors_left_out": {"mobilenet": "needs weights: give --weights FOLDER"},
+            "versions": {"tavq-plugin": "0.0"},
         },
         "headline": "tavq finds the own text more often than vqgan, by 1.9 points of R@10, and this run can tell.",
         "methods": tables,

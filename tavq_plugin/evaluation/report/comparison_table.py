@@ -96,7 +96,7 @@ def metric_table(
     """
     part = content["equal_time"] if equal_time else content
     methods, few, best = part["methods"], few_seeds(content), {} if equal_time else content["best"]
-    metrics = [name for name in metrics if name not in content["unmoved"] and base_of(name) not in content["unmoved"]]
+    metrics = [name for name in metrics if name not in content["unmoved"]]
     shown = [name for name in metrics if any(_has(table.get(name), name) for table in methods.values())]
     before = (Column("steps"),) if equal_time else ()
     rows = {}

@@ -122,7 +122,8 @@ def floor_lines(content: Mapping[str, Any]) -> list[str]:
     for name, table in content["floors"].items():
         about = [part for part in (titles.get(name), size_of(table)) if part]
         lines += [f"{name}: {', '.join(about)}"] if about else []
-    return lines
+    left_out = content["protocol"].get("floors_left_out") or {}
+    return lines + [f"not measured: {name}: {why}" for name, why in left_out.items()]
 
 
 def no_power(content: Mapping[str, Any]) -> list[str]:
