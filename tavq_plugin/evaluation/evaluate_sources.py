@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -36,6 +37,7 @@ from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import files_of, require_known_hashes
 from tavq_plugin.training.build import build_tokenizer
+from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.types import GRANULARITIES
 
 MAKER = "tavq evaluate"
@@ -179,15 +181,17 @@ def _floors(
     """The floors, with as many codes and places as level 3 of the first source."""
     first = next(iter(next(iter(runs.values())).values())).artifacts
     trained = next((source for source in sources if isinstance(source, FinishedRun)), None)
+    recipe = trained.recipe if trained else read_recipe("small", [f"resolution={targets.corpus.images.shape[-1]}"])
+    has_host = trained is not None or find_spec("taming") is not None  # the recipe's host needs that package
 
     def untrained(seed: int) -> Tokenizer:
-        assert trained is not None
-        return build_tokenizer(replace(trained.recipe, seed=seed), allow=trained.allow)
+        return build_tokenizer(replace(recipe, seed=seed), allow=trained.allow if trained else ())
 
     return floor_results(
         targets, judges, out / "floors", codes=max(2, int(first["codes"])),
         grid=max(1, round(first["held_out_indices"][0].numel() ** 0.5)), seeds=sorted({s.seed for s in sources}),
-        untrained=None if trained is None else untrained, weights=weights, settings=depends_on,
+        untrained=untrained if has_host else None, weights=weights,
+        settings={**depends_on, "untrained": recipe.to_dict()["host"] if has_host else None},
         report=lambda name, done, number: started(name, len(sources)),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from tavq_plugin.evaluation.aggregate import reference_of, summarise
 from tavq_plugin.evaluation.floor_results import FloorResults
 from tavq_plugin.evaluation.headline import headline_sentence
-from tavq_plugin.evaluation.metrics.cards import card_of
+from tavq_plugin.evaluation.metrics.cards import BY_LEVEL, card_of
 from tavq_plugin.evaluation.protocol import commit, versions
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.sources import Source, UserTokenizer
@@ -54,14 +54,18 @@ def evaluation_content(
         if all("own_heads" in results.artifacts for results in seeds.values())
     }
     content["notes"] = _notes(sources, protocol["split"], content["own_heads"])
+    if "untrained" in found.runs and all(isinstance(source, UserTokenizer) for source in sources):
+        content["notes"].append("The floor untrained is the encoder of the recipe `small`, as no run was given.")
     return content
 
 
 def _explain_levels(content: Mapping[str, Any], sources: Sequence[Source]) -> None:
     """Add to "absent" why a plain host lacks what rests on levels 1 and 2."""
     metrics = {metric for table in content["methods"].values() for metric in table}
-    of_all = {metric.removesuffix("_1") for metric in metrics if metric.endswith("_1")} | {"masked_word"}
-    on_added = {m for m in metrics if m.endswith(("_1", "_2")) or m in of_all | {"masked_word_gain", "similarity_mse"}}
+    metrics |= {f"{name}_{level}" for name in BY_LEVEL for level in (1, 2, 3)}
+    of_all = {metric.removesuffix("_1") for metric in metrics if metric.endswith("_1")}
+    of_all |= {"masked_word", "masked_word_gain", "similarity_mse"}
+    on_added = {metric for metric in metrics if metric.endswith(("_1", "_2")) or metric in of_all}
     for source in sources:
         table = content["methods"].get(source.name)
         if table is not None and isinstance(source, UserTokenizer) and not source.loaded.own_levels:
