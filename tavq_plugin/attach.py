@@ -177,3 +177,8 @@ def detach(host: nn.Module) -> None:
     align = _attached.pop(unwrap(host), None)
     if align is not None:
         align.release()
+
+
+def attachment_of(host: nn.Module) -> Attachment | None:
+    """The attachment that `attach` put on a host; None if there is none."""
+    return _attached.get(unwrap(host))

@@ -4,13 +4,17 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import tavq_plugin.adapters
+from typer.main import get_command
 
 import tavq_plugin
+from tavq_plugin.cli.app import app
+from tavq_plugin.evaluation.sources import read_sources, refuse_images
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -40,6 +44,19 @@ def test_the_first_two_shell_blocks_are_one_line_each():
     demo, tests = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[:2]
     assert demo.count("\n") == 1 and "tavq demo" in demo
     assert tests.count("\n") == 1 and "pytest" in tests
+
+
+def test_the_readmes_setup_can_be_evaluated(tmp_path):
+    pytest.importorskip("taming")
+    text = README.read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def build" in block]
+    (command,) = re.findall(r"^tavq evaluate (.*)$", text, re.MULTILINE)
+    asked = get_command(app).commands["evaluate"].make_context("evaluate", shlex.split(command)).params
+    assert (asked["split"], asked["out"]) == ("test", Path("evaluation"))
+    (tmp_path / "setup.py").write_text(block)
+    (source,) = read_sources([asked["sources"][0].replace("setup.py", str(tmp_path / "setup.py"))])
+    assert source.name == "mine"
+    refuse_images(source, 64)
 
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/migration.md", "docs/findings.md", "docs/metrics.md")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli import text
-from tavq_plugin.cli.console import report_errors, runs_progress
+from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
@@ -167,6 +167,63 @@ def compare(
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)
     console.print(terminal(content), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/compare.html, compare.md, compare.json, pictures, and a folder for each run")
+    if content["failed"]:
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
+def evaluate(
+    sources: Annotated[list[str], typer.Argument(
+        metavar="[NAME=]SOURCE...",
+        help="file.py:function or module:function that returns a host, (host, optimizer), (host, optimizer, align) or "
+             "a tokenizer; a YAML with target and params; the folder of a run; or that of a comparison, for all its "
+             "runs.")],
+    out: Annotated[Path, typer.Option(help="Folder for evaluate.json, the tables and the page.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images and texts. Default: the data of the runs given, else drawn scenes."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Held-out images: tune, to choose settings by, or test, to report once.")
+    ] = "tune",
+    resolution: Annotated[
+        int | None, typer.Option(min=16, help="Width and height in pixels. Default: that of the runs, else 64.")
+    ] = None,
+    n_train: Annotated[
+        int | None, typer.Option("--train", min=2, help="At most this many training images, for probes. Default: 3000.")
+    ] = None,
+    n_eval: Annotated[
+        int | None,
+        typer.Option("--eval", min=2, help="At most this many images of the tune split. Default: 500. Test is whole."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with the weights of the networks that judge images.")
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="One more package that a YAML or a recipe may name.")] = None,
+    any_data: Annotated[
+        bool, typer.Option("--any-data", help="On test, take runs whose training data are not known to be these.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Measure tokenizers that were trained in your own loop, beside any run; it trains nothing.
+
+    It uses the same probes, floors and chance for all. This is the only command that can read the test split. Give the
+    same command again to resume it, or to read its results. Exit code 1: finished, but a tokenizer gave no numbers.
+    """
+    from tavq_plugin.evaluation.evaluate_sources import evaluate_sources
+    from tavq_plugin.evaluation.report.markdown import terminal
+
+    console = Console()
+    with (
+        report_errors(console, f"Finished results are in {out}"),
+        evaluations_progress(console) as (started, finished),
+    ):
+        content = evaluate_sources(
+            sources, out=out, data=data, split=split, resolution=resolution, n_train=n_train, n_eval=n_eval,
+            weights=weights, allow=allow or (), any_data=any_data, tell=console.print, started=started,
+            finished=finished,
+        )  # fmt: skip
+    console.print(terminal(content), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"written: {out}/evaluate.html, evaluate.md, evaluate.json and pictures")
     if content["failed"]:
         raise typer.Exit(BROKEN)
 

@@ -49,3 +49,18 @@ def runs_progress(console: Console, number: int) -> Iterator[tuple[ReportProgres
                 progress.remove_task(bars.pop(name))
 
         yield report, finished
+
+
+@contextmanager
+def evaluations_progress(console: Console) -> Iterator[tuple[Callable[[str, int], None], Callable[[str], None]]]:
+    """Show a progress bar over what is evaluated, with the name of the run in work."""
+    with progress_bar(console) as progress:
+        task = progress.add_task("data", total=None)
+
+        def started(name: str, number: int) -> None:
+            progress.update(task, description=name, total=number)
+
+        def finished(name: str) -> None:
+            progress.advance(task)
+
+        yield started, finished

@@ -1,11 +1,12 @@
-"""Load a user's own host, named on the command line, for `tavq doctor`."""
+"""Load a user's own host, named on the command line, for `tavq doctor` and `tavq evaluate`."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, to
     YAML file has `target` and `params`, and is built by `instantiate`, which refuses what could run code.
 
     Raises:
-        ValueError: target names neither kind, or gives no torch.nn.Module; or `instantiate` refuses the YAML.
+        ValueError: target names neither kind, or gives no torch.nn.Module; the user's code raised an error; or
+            `instantiate` refuses the YAML.
         FileNotFoundError: There is no such file.
     """
     if target.endswith((".yaml", ".yml")):
@@ -32,11 +34,45 @@ def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, to
         source, colon, name = target.rpartition(":")
         if not colon:
             raise ValueError(f"{target!r}: give file.py:function, package.module:function, or a YAML file")
-        built = getattr(_import_module(source), name)()
+        built = _call(target, source, name)
     parts = (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
     if not isinstance(parts[0], nn.Module):
         raise ValueError(f"{target} returned a {type(parts[0]).__name__}: return the host, a torch.nn.Module")
     return parts
+
+
+def _call(target: str, source: str, name: str) -> Any:
+    """What the user's function returns. An error of the user's code becomes a ValueError that names the target."""
+    if source.endswith(".py") and not Path(source).is_file():
+        raise FileNotFoundError(f"no file {source}")
+    folder = Path(source).parent if source.endswith(".py") else Path()
+    try:
+        with _importable(folder.resolve()):
+            module = _import_module(source)
+            function = getattr(module, name, None)
+            if callable(function):
+                return function()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; a script may call sys.exit
+        raise ValueError(
+            f"{target} raised {type(error).__name__}: {error}. Fix: call {name}() in Python, where it must return the "
+            "host; put a script's own work below if __name__ == '__main__'"
+        ) from error
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    raise ValueError(
+        f"{source} has no function {name!r}; it has {', '.join(functions) or 'none'}: give {source}:FUNCTION, a "
+        "function that returns the host"
+    )
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules in this folder can be imported inside the block, as by a script that lies there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(folder))
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -57,8 +93,6 @@ def _import_module(source: str) -> Any:
     """A module from its dotted name, or from a .py file."""
     if not source.endswith(".py"):
         return importlib.import_module(source)
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no file {source}")
     spec = importlib.util.spec_from_file_location(Path(source).stem, source)
     assert spec is not None and spec.loader is not None  # a .py file always has them
     module = importlib.util.module_from_spec(spec)

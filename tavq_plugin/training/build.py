@@ -21,14 +21,8 @@ def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple
 
     Raises ValueError for an unknown method or option, and for a host that does not take the recipe's images.
     """
-    if recipe.method not in METHODS:
-        raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
+    tokenizer = build_tokenizer(recipe, allow=allow)
     cls = method_class(recipe.method)
-    torch.manual_seed(recipe.seed)
-    host = build_host(recipe.host, recipe.resolution, allow=allow)
-    refuse_resolution(host, recipe.resolution)
-    max_grid = max(16, min(64, recipe.resolution // 2))
-    tokenizer = wrap(host, **{"detach_added_levels": not cls.levels, "max_grid": max_grid, **recipe.host.wrap})
     try:
         inspect.signature(cls).bind(tokenizer, corpus, seed=recipe.seed, **recipe.options)
     except TypeError as error:
@@ -36,3 +30,18 @@ def build(recipe: Recipe, corpus: Corpus, *, allow: Sequence[str] = ()) -> tuple
     with isolated_random_state(torch.device("cpu")):
         method = cls(tokenizer, corpus, seed=recipe.seed, **recipe.options)
     return tokenizer, method
+
+
+def build_tokenizer(recipe: Recipe, *, allow: Sequence[str] = ()) -> Tokenizer:
+    """The wrapped host alone, as `build` makes it; it sets torch's global seed to the recipe's.
+
+    Raises ValueError for an unknown method, and for a host that does not take the recipe's images.
+    """
+    if recipe.method not in METHODS:
+        raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
+    torch.manual_seed(recipe.seed)
+    host = build_host(recipe.host, recipe.resolution, allow=allow)
+    refuse_resolution(host, recipe.resolution)
+    max_grid = max(16, min(64, recipe.resolution // 2))
+    detach = not method_class(recipe.method).levels
+    return wrap(host, **{"detach_added_levels": detach, "max_grid": max_grid, **recipe.host.wrap})

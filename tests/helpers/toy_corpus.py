@@ -105,12 +105,16 @@ def corpus(n: int = 10, n_train: int = 8, side: int = 16) -> Corpus:
     return Corpus("toy", images, texts, TextStore.build(texts, Letters(), centre_on=range(n_train)), n_train)
 
 
-def save_as_scenes(corpus: Corpus, folder: Path) -> None:
-    """Write a corpus where `load_or_build_corpus` keeps drawn scenes, so that a command encodes nothing."""
-    n_eval, side = len(corpus.held_out_rows), corpus.images.shape[-1]
+def save_as_scenes(corpus: Corpus, folder: Path, *, n_test: int = 0) -> None:
+    """Write a corpus where `load_or_build_corpus` keeps drawn scenes, so that a command encodes nothing.
+
+    Its last `n_test` rows become the test split, the other held-out rows the tune split.
+    """
+    n_eval, side = len(corpus.held_out_rows) - n_test, corpus.images.shape[-1]
     asked = {"data": "scenes", "resolution": side, "n_train_at_most": corpus.n_train, "n_eval_at_most": n_eval}
-    protocol = {"n_train": corpus.n_train, "n_eval": n_eval}
-    save_tensors({"images": corpus.images}, folder / "images.safetensors")
+    protocol = {"n_train": corpus.n_train, "n_eval": n_eval, "n_test": n_test}
+    save_tensors({"images": corpus.images[: corpus.n_train + n_eval]}, folder / "images.safetensors")
+    save_tensors({"images": corpus.images[corpus.n_train + n_eval :]}, folder / "test.safetensors")
     corpus.store.save(folder / "store.safetensors")
     save_json(folder / "corpus.json", {"asked": asked, "texts": list(corpus.texts), "protocol": protocol})
 

@@ -47,6 +47,7 @@ def _first_parts(content: Mapping[str, Any]) -> Iterator[str]:
     """Paragraphs and tables up to the appendix."""
     yield content["headline"]
     yield protocol_line(content)
+    yield "\n".join(f"- {note}" for note in content.get("notes", []))
     yield from (f"- broke: {name}: {why}" for name, why in content.get("failed", {}).items())
     primary = primary_tables(content)
     yield from _section("Stored codes", primary, legend(content, primary))

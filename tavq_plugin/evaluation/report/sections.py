@@ -50,7 +50,11 @@ def protocol_line(content: Mapping[str, Any]) -> str:
     held_out = f"{_count(protocol['n_eval'], 'image')} of the {split} split" if split else "held-out images"
     parts = [
         f"{protocol['data']}: {held_out}, {recipe['resolution']} px",
-        f"{_count(recipe['steps'], 'step')} × {_count(recipe['batch_size'], 'image')}",
+        *(
+            [f"{_count(recipe['steps'], 'step')} × {_count(recipe['batch_size'], 'image')}"]
+            if "steps" in recipe
+            else []
+        ),
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}",
         _count(protocol["n_train"], "training image"),
     ]

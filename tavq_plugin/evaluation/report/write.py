@@ -25,9 +25,12 @@ PICTURES = {
 }
 
 
-def write_report(content: dict[str, Any], runs: Runs, targets: TextTargets, out: Path) -> list[Path]:
+def write_report(
+    content: dict[str, Any], runs: Runs, targets: TextTargets, out: Path, *, name: str = "compare"
+) -> list[Path]:
     """Write compare.md, compare.html and the pictures into `out`; returns their paths.
 
+    `name` is that of the files, and of the command. Sentences in the content's "notes" stand below its headline.
     A picture is left out if no run has what it needs: a tokenizer that was trained elsewhere has no training curves.
     Raises ValueError if an older version tabulated the content.
     """
@@ -35,16 +38,23 @@ def write_report(content: dict[str, Any], runs: Runs, targets: TextTargets, out:
     first = {name: seeds[min(seeds)] for name, seeds in runs.items()}
     pictures = _draw_pictures(runs, targets, out)
     codes = {
-        name: most_informative_codes(results, targets)
-        for name, results in first.items()
+        method: most_informative_codes(results, targets)
+        for method, results in first.items()
         if "held_out_indices" in results.artifacts
     }
-    save_text(out / "compare.md", markdown(content))
-    save_text(out / "compare.html", page(content, codes, {name: (out / name).read_bytes() for name in pictures}))
-    return [out / name for name in ("compare.md", "compare.html", *pictures)]
+    drawn = {picture: (out / picture).read_bytes() for picture in pictures}
+    save_text(out / f"{name}.md", markdown(content))
+    save_text(out / f"{name}.html", page(content, codes, drawn, command=f"tavq {name}"))
+    return [out / file for file in (f"{name}.md", f"{name}.html", *pictures)]
 
 
-def page(content: Mapping[str, Any], codes: Mapping[str, list[dict[str, Any]]], pictures: Mapping[str, bytes]) -> str:
+def page(
+    content: Mapping[str, Any],
+    codes: Mapping[str, list[dict[str, Any]]],
+    pictures: Mapping[str, bytes],
+    *,
+    command: str = "tavq compare",
+) -> str:
     """The HTML page: tables, cards, pictures as data URIs. All text is escaped; no scripts, no external resources."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -65,7 +75,8 @@ def page(content: Mapping[str, Any], codes: Mapping[str, list[dict[str, Any]]], 
     }
     metrics = sections.metrics_with_cards(content, [*primary, levels, appendix])
     return templates.get_template("compare.html.j2").render(
-        content={"failed": {}, **content},
+        content={"failed": {}, "notes": [], **content},
+        command=command,
         protocol={"reference": None, **content["protocol"]},
         protocol_line=sections.protocol_line(content),
         primary=primary,
