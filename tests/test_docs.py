@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import tavq_plugin
 from tavq_plugin.cli.app import app
-from tavq_plugin.evaluation.sources import read_sources, refuse_images
+from tavq_plugin.evaluation.sources.read_sources import read_sources, refuse_images
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

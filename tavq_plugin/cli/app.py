@@ -209,8 +209,8 @@ def evaluate(
     It uses the same probes, floors and chance for all. This is the only command that can read the test split. Give the
     same command again to resume it, or to read its results. Exit code 1: finished, but a tokenizer gave no numbers.
     """
-    from tavq_plugin.evaluation.evaluate_sources import evaluate_sources
     from tavq_plugin.evaluation.report.markdown import terminal
+    from tavq_plugin.evaluation.sources.evaluate_sources import evaluate_sources
 
     console = Console()
     with (

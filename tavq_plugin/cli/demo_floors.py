@@ -9,7 +9,7 @@ import torch
 from tavq_plugin.cli.demo_table import STORED
 from tavq_plugin.evaluation.encoded_images import codebook_sizes
 from tavq_plugin.evaluation.evaluate import score_codes
-from tavq_plugin.evaluation.floors import floors
+from tavq_plugin.evaluation.floors.features import floors
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets

@@ -13,7 +13,7 @@ from typing import Any
 from tavq_plugin.data.corpus import load_or_build_corpus
 from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summarise
 from tavq_plugin.evaluation.equal_time import equal_time_steps
-from tavq_plugin.evaluation.floor_results import FloorResults, floor_results
+from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results
 from tavq_plugin.evaluation.headline import headline_sentence
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.plan import Job, Plan

@@ -8,7 +8,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from tavq_plugin.evaluation.probes import places_of
+from tavq_plugin.evaluation.probes.ridge import places_of
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float, to_uint8
 

@@ -14,7 +14,7 @@ from tavq_plugin.evaluation.level_scores import STORED, LevelCodes, level_scores
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim
 from tavq_plugin.evaluation.metrics.words import masked_words
-from tavq_plugin.evaluation.probes import PenaltyAtEdge
+from tavq_plugin.evaluation.probes.ridge import PenaltyAtEdge
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.floors import CEILINGS
+from tavq_plugin.evaluation.floors.features import CEILINGS
 from tavq_plugin.evaluation.metrics.statistics import SEEDS_TO_TEST
 
 

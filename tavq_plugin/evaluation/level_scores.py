@@ -6,13 +6,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tavq_plugin.evaluation.attentive_probe import fit_attentive
 from tavq_plugin.evaluation.encoded_images import EncodedImages
 from tavq_plugin.evaluation.metrics.purity import code_word_purity
 from tavq_plugin.evaluation.metrics.relation import similarity_errors
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import code_histograms
-from tavq_plugin.evaluation.probes import Ridge, places_of
+from tavq_plugin.evaluation.probes.attentive_probe import fit_attentive
+from tavq_plugin.evaluation.probes.ridge import Ridge, places_of
+from tavq_plugin.evaluation.probes.word_in_box import boxed_words, word_in_box
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_scores import (
     RECALL_AT,
@@ -26,7 +27,6 @@ from tavq_plugin.evaluation.text_scores import (
     word_map,
 )
 from tavq_plugin.evaluation.text_targets import TextTargets
-from tavq_plugin.evaluation.word_in_box import boxed_words, word_in_box
 
 STORED = 3  # the level that the decoder reads and a user stores
 BATCH = 500  # images whose random vectors are in memory at once

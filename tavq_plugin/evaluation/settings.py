@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tavq_plugin.evaluation.probes import PENALTIES, checked_penalties
+from tavq_plugin.evaluation.probes.ridge import PENALTIES, checked_penalties
 
 VERSION = 2  # of what the metrics mean; results of another version are measured anew
 

@@ -16,7 +16,7 @@ from tavq_plugin.evaluation.metrics.retrieval import (
     own_ranks,
     recall_from_scores,
 )
-from tavq_plugin.evaluation.probes import DecomposedFeatures, PenaltyAtEdge, Ridge
+from tavq_plugin.evaluation.probes.ridge import DecomposedFeatures, PenaltyAtEdge, Ridge
 from tavq_plugin.evaluation.results import RunResults
 
 RECALL_AT = (1, 5, 10, 50)

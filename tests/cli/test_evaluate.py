@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.data.corpus import load_corpus
-from tavq_plugin.evaluation.evaluate_sources import evaluate_source, evaluate_sources
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.settings import EvaluationSettings
-from tavq_plugin.evaluation.sources import read_sources
+from tavq_plugin.evaluation.sources.evaluate_sources import evaluate_source, evaluate_sources
+from tavq_plugin.evaluation.sources.read_sources import read_sources
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.training import fit

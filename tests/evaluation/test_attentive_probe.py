@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tavq_plugin.evaluation.attentive_probe import fit_attentive
 from tavq_plugin.evaluation.metrics.retrieval import average_precision_per_image
-from tavq_plugin.evaluation.probes import PenaltyAtEdge, choose_ridges
+from tavq_plugin.evaluation.probes.attentive_probe import fit_attentive
+from tavq_plugin.evaluation.probes.ridge import PenaltyAtEdge, choose_ridges
 
 
 def sided_codes(n, *, seed=0):

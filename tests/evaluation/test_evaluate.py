@@ -8,7 +8,7 @@ import torch
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.evaluation.evaluate import score_codes
-from tavq_plugin.evaluation.floors import floors
+from tavq_plugin.evaluation.floors.features import floors
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.settings import EvaluationSettings

@@ -5,9 +5,9 @@ import torch
 from helpers import toy_corpus
 
 from tavq_plugin.evaluation.encoded_images import encode_images
-from tavq_plugin.evaluation.floors import floors, nearest_divisor
-from tavq_plugin.evaluation.kmeans import kmeans, nearest_centroids
-from tavq_plugin.evaluation.probes import fit_ridge
+from tavq_plugin.evaluation.floors.features import floors, nearest_divisor
+from tavq_plugin.evaluation.floors.kmeans import kmeans, nearest_centroids
+from tavq_plugin.evaluation.probes.ridge import fit_ridge
 from tavq_plugin.hosts.tokenizer import wrap
 from tavq_plugin.networks.frozen import Judge
 from tavq_plugin.pixels import to_float, to_uint8

@@ -18,7 +18,7 @@ from tavq_plugin.evaluation.metrics.retrieval import (
 from tavq_plugin.evaluation.metrics.stability import code_word_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import code_histograms, masked_words
-from tavq_plugin.evaluation.probes import Ridge
+from tavq_plugin.evaluation.probes.ridge import Ridge
 from tavq_plugin.types import Units
 
 N, WORDS, WIDTH = 120, 12, 16

@@ -9,7 +9,7 @@ import torch
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import psnr
 from tavq_plugin.evaluation.metrics.retrieval import average_precision_per_image, recall
-from tavq_plugin.evaluation.probes import (
+from tavq_plugin.evaluation.probes.ridge import (
     PENALTIES,
     DecomposedFeatures,
     PenaltyAtEdge,

@@ -8,8 +8,8 @@ import torch
 from helpers.toy_corpus import corpus, recipe, stopped
 
 from tavq_plugin.cli.demo_folder import save_run
-from tavq_plugin.evaluation.finished_runs import unfinished_runs
-from tavq_plugin.evaluation.sources import read_sources, refuse_images, refuse_text_width
+from tavq_plugin.evaluation.sources.finished_runs import unfinished_runs
+from tavq_plugin.evaluation.sources.read_sources import read_sources, refuse_images, refuse_text_width
 from tavq_plugin.hosts.tokenizer import wrap
 from tavq_plugin.io.atomic import save_json
 from tavq_plugin.training import fit

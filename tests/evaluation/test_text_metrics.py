@@ -16,7 +16,7 @@ from tavq_plugin.evaluation.metrics.retrieval import (
 from tavq_plugin.evaluation.metrics.stability import code_word_stability, word_image_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import code_histograms, masked_words, word_presence
-from tavq_plugin.evaluation.probes import Ridge, fit_ridge
+from tavq_plugin.evaluation.probes.ridge import Ridge, fit_ridge
 from tavq_plugin.text.ragged import RaggedRows
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.types import Units

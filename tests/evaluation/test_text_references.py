@@ -26,7 +26,7 @@ from tavq_plugin.evaluation.metrics.retrieval import (
 from tavq_plugin.evaluation.metrics.stability import code_word_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
 from tavq_plugin.evaluation.metrics.words import OTHER_CODES, masked_words
-from tavq_plugin.evaluation.probes import fit_ridge
+from tavq_plugin.evaluation.probes.ridge import fit_ridge
 from tavq_plugin.types import Units
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tavq_plugin.evaluation.probes import choose_ridges
-from tavq_plugin.evaluation.word_in_box import boxed_words, word_in_box, words_at_places
+from tavq_plugin.evaluation.probes.ridge import choose_ridges
+from tavq_plugin.evaluation.probes.word_in_box import boxed_words, word_in_box, words_at_places
 
 WORDS = ["dog", "cat", "bird"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.evaluation.metrics.permuted_texts import Chance, chance_from, permuted_positions
-from tavq_plugin.evaluation.probes import Ridge
+from tavq_plugin.evaluation.probes.ridge import Ridge
 from tavq_plugin.types import Units
 
 IMAGES = 8  # whose codes go through the probe at a time

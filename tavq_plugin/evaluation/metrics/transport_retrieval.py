@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.evaluation.probes import Ridge
+from tavq_plugin.evaluation.probes.ridge import Ridge
 from tavq_plugin.losses.unique_codes import merge_repeated_codes
 from tavq_plugin.ot.solve import solve
 from tavq_plugin.types import Units

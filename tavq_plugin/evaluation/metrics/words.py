@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.evaluation.metrics.permuted_texts import Chance, chance_from, permuted_positions
-from tavq_plugin.evaluation.probes import PENALTIES, Ridge, choose_ridges
+from tavq_plugin.evaluation.probes.ridge import PENALTIES, Ridge, choose_ridges
 from tavq_plugin.text.store import TextStore
 
 PAIRS = 20_000  # the masked-word probe is fitted on at most this many (image, masked word) pairs

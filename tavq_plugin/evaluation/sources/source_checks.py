@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tavq_plugin.data.corpus import Corpus, load_corpus
-from tavq_plugin.evaluation.sources import FinishedRun, Source, UserTokenizer, refuse_images, refuse_text_width
+from tavq_plugin.evaluation.sources.read_sources import (
+    FinishedRun,
+    Source,
+    UserTokenizer,
+    refuse_images,
+    refuse_text_width,
+)
 from tavq_plugin.io.atomic import read_json
 from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.training.trainer import fingerprint

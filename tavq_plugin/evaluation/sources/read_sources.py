@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tavq_plugin.attach import Attachment, attachment_of
 from tavq_plugin.distributed import unwrap
-from tavq_plugin.evaluation.finished_runs import FinishedRun, Loaded, runs_in
+from tavq_plugin.evaluation.sources.finished_runs import FinishedRun, Loaded, runs_in
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.hosts.user_setup import load_setup
 from tavq_plugin.losses.text_alignment import TextAlignment

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tavq_plugin.evaluation.evaluate import score_codes
-from tavq_plugin.evaluation.floors import CEILINGS, floors
+from tavq_plugin.evaluation.floors.features import CEILINGS, floors
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.results import RunResults, load_results, save_results
 from tavq_plugin.evaluation.text_targets import TextTargets

@@ -14,14 +14,15 @@ from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
 from tavq_plugin.evaluation.evaluate import evaluate_run, score_codes
-from tavq_plugin.evaluation.evaluation_content import evaluation_content, evaluation_protocol
-from tavq_plugin.evaluation.finished_runs import FinishedRun, unfinished_runs
-from tavq_plugin.evaluation.floor_results import FloorResults, floor_results
+from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.own_heads import own_head_retrieval
 from tavq_plugin.evaluation.results import RunResults, load_results, refuse_foreign_results, save_results
 from tavq_plugin.evaluation.settings import VERSION, EvaluationSettings
-from tavq_plugin.evaluation.source_checks import (
+from tavq_plugin.evaluation.sources.evaluation_content import evaluation_content, evaluation_protocol
+from tavq_plugin.evaluation.sources.finished_runs import FinishedRun, unfinished_runs
+from tavq_plugin.evaluation.sources.read_sources import Source, read_sources
+from tavq_plugin.evaluation.sources.source_checks import (
     corpus_folder_of,
     refuse_other_training,
     refuse_out_among,
@@ -29,7 +30,6 @@ from tavq_plugin.evaluation.source_checks import (
     resolution_of,
     text_width_of,
 )
-from tavq_plugin.evaluation.sources import Source, read_sources
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import save_json, writable

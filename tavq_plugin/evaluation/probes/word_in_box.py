@@ -11,7 +11,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from tavq_plugin.evaluation.probes import PENALTIES, choose_ridges
+from tavq_plugin.evaluation.probes.ridge import PENALTIES, choose_ridges
 
 Boxes = Sequence[Mapping[str, Any]]  # of one image: {"phrase": str, "box": [x0, y0, x1, y1] from 0 to 1}
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from tavq_plugin.evaluation.aggregate import reference_of, summarise
-from tavq_plugin.evaluation.floor_results import FloorResults
+from tavq_plugin.evaluation.floors.floor_results import FloorResults
 from tavq_plugin.evaluation.headline import headline_sentence
 from tavq_plugin.evaluation.metrics.cards import BY_LEVEL, card_of
 from tavq_plugin.evaluation.protocol import commit, versions
 from tavq_plugin.evaluation.results import RunResults
-from tavq_plugin.evaluation.sources import Source, UserTokenizer
+from tavq_plugin.evaluation.sources.read_sources import Source, UserTokenizer
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import read_json
 from tavq_plugin.networks.weights import files_of

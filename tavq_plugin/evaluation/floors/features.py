@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.evaluation.clustered_images import BATCH_SIZE, Vectors, cluster_vectors, encode_by_centroids
 from tavq_plugin.evaluation.encoded_images import EncodedImages
+from tavq_plugin.evaluation.floors.clustered_images import BATCH_SIZE, Vectors, cluster_vectors, encode_by_centroids
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.networks.frozen import Judge, mobilenet, squeezenet
 from tavq_plugin.pixels import to_float, to_uint8

@@ -9,8 +9,8 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from tavq_plugin.evaluation.encoded_images import EncodedImages
-from tavq_plugin.evaluation.kmeans import kmeans, nearest_centroids
-from tavq_plugin.evaluation.probes import places_of
+from tavq_plugin.evaluation.floors.kmeans import kmeans, nearest_centroids
+from tavq_plugin.evaluation.probes.ridge import places_of
 
 FITTED_VECTORS = 50_000  # k-means is fitted on at most this many vectors
 FITTED_IMAGES = 1000  # of at most this many images

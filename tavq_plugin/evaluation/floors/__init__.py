@@ -1,0 +1,1 @@
+"""Floors: features that nobody trained, measured as codes are."""

@@ -1,0 +1,1 @@
+"""What `tavq evaluate` measures: tokenizers that were trained elsewhere, and finished runs."""
