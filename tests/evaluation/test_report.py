@@ -90,7 +90,7 @@ def test_both_begin_with_the_sentence_and_the_protocol(content):
 
 def test_the_primary_table_is_of_level_3_with_methods_as_rows(content):
     tables = primary_tables(content)
-    assert [len(table.columns) for table in tables] == [5, 9]
+    assert [len(table.columns) for table in tables] == [5, 11]
     metrics = {column.metric for table in tables for column in table.columns}
     sizes = {"tokens_3", "bits_3"}
     assert metrics == set(PRIMARY) - sizes - {"rfid"}
