@@ -20,7 +20,6 @@ from tavq_plugin.evaluation.text_scores import (
     FittedProbes,
     HeldOutTexts,
     at_images,
-    chance,
     metrics_of_retrieval,
     retrieval_by_scores,
     retrieval_of_texts,
@@ -177,13 +176,13 @@ def box_scores(codes: LevelCodes) -> RunResults:
         return RunResults(missing={name: "the data have no boxes"})
     places = [side.places[codes.position] for side in (codes.train, codes.held_out)]
     try:
-        found = word_in_box(
+        words = word_in_box(
             places[0], targets.train_boxes, places[1], targets.held_out_boxes, boxed_words(targets.train_boxes),
             penalties=targets.settings.penalties, permutations=codes.permutations,
         )  # fmt: skip
     except ValueError as error:
         return RunResults(missing={name: str(error)})
-    return RunResults(per_image={name: found.per_image}, chance={name: found.chance})
+    return RunResults(per_image={name: words.per_image}, chance={name: words.chance})
 
 
 def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:
@@ -207,7 +206,7 @@ def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:
         except ValueError as error:
             return results | RunResults(missing={"similarity_mse": str(error)})
         own = {"similarity_mse": at_images(errors.own, images, n)}
-        results |= RunResults(per_image=own) | chance("similarity_mse", errors.chance)
+        results |= RunResults(per_image=own, chance={"similarity_mse": errors.chance})
     return results
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tavq_plugin.evaluation.metrics.permuted_texts import Chance, chance_from, permuted_positions
+from tavq_plugin.evaluation.metrics.average_precision import WordRanking
+from tavq_plugin.evaluation.metrics.permuted_texts import chance_from, permuted_positions
 from tavq_plugin.evaluation.metrics.retrieval import (
-    average_precision_per_image,
     centred_cosines,
     own_ranks,
     recall_from_scores,
@@ -68,30 +68,28 @@ def retrieval_by_scores(
     dealt: dict[str, list[float]] = {metric: [] for metric in (*per_image, *values)}
     for order in permuted_positions(len(scores), permutations=permutations):
         recalls, medians = named(scores[:, order])
-        for metric, value in ({key: recall.mean().item() for key, recall in recalls.items()} | medians).items():
-            dealt[metric].append(value)
+        for metric, recall in recalls.items():
+            dealt[metric].append(recall.mean().item())
+        for metric, median in medians.items():
+            dealt[metric].append(median)
     return RunResults(
         values,
         {metric: texts.at_images(recall) for metric, recall in per_image.items()},
-        chance={metric: chance_from(found) for metric, found in dealt.items()},
+        chance={metric: chance_from(of_deals) for metric, of_deals in dealt.items()},
     )
 
 
 def word_map(metric: str, scores: Tensor, present: Tensor, *, permutations: int) -> RunResults:
     """Word mAP of a probe's word scores: each image's part, and chance; n w, n w bool."""
-    parts = average_precision_per_image(scores, present)
+    ranking = WordRanking(scores)
+    parts = ranking.average_precision(present)
     if not present.any():
         return RunResults(per_image={metric: parts})
     dealt = [
-        average_precision_per_image(scores, present[order]).mean().item()
+        ranking.average_precision(present[order]).mean().item()
         for order in permuted_positions(len(present), permutations=permutations)
     ]
     return RunResults(per_image={metric: parts}, chance={metric: chance_from(dealt)})
-
-
-def chance(name: str, found: Chance | None) -> RunResults:
-    """A metric's chance as results; nothing if it is None."""
-    return RunResults() if found is None else RunResults(chance={name: found})
 
 
 class NothingToLearnError(ValueError):
@@ -101,8 +99,8 @@ class NothingToLearnError(ValueError):
 class FittedProbes:
     """Ridge probes on one set of features, fitted when they are asked for; one eigendecomposition serves all.
 
-    A probe that finds no penalty between the edges of the grid gives no metric: `named` then records its reason under
-    each name that was promised.
+    A probe that finds no penalty between the edges of the grid gives no metric: `named` then records the reason in
+    `missing`, under each metric that it was given.
     """
 
     def __init__(self, features: Tensor, penalties: Sequence[float]) -> None:
@@ -112,12 +110,14 @@ class FittedProbes:
     def towards(self, targets: Tensor) -> Ridge:
         """The probe towards these targets; n d."""
         if not (targets != targets[:1]).any():
-            raise NothingToLearnError("the training texts are all alike in this: there is nothing for a probe to learn")
+            raise NothingToLearnError(
+                "the training texts are all alike, so a probe has nothing to learn: give texts that differ"
+            )
         return self._features.choose_ridge(targets, penalties=self.penalties)
 
     @contextmanager
     def named(self, *metrics: str) -> Iterator[None]:
-        """Within this context, a probe without a best penalty is recorded as the reason why metrics are missing."""
+        """Within this context, a probe that cannot be fitted is recorded as the reason why these metrics are missing."""
         try:
             yield
         except (PenaltyAtEdge, NothingToLearnError) as error:
@@ -125,7 +125,7 @@ class FittedProbes:
 
 
 def metrics_of_retrieval(name: str, level: int, *, ranks: bool = True) -> list[str]:
-    """The names that `retrieval_of_texts` gives."""
+    """The metrics that `retrieval_of_texts` gives."""
     return [f"{name}_r{k}_{level}" for k in RECALL_AT] + ([f"{name}_median_rank_{level}"] if ranks else [])
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tavq_plugin.evaluation.metrics.retrieval import average_precision_per_image
+from tavq_plugin.evaluation.metrics.average_precision import average_precision_per_image
 from tavq_plugin.evaluation.probes.attentive_probe import fit_attentive
 from tavq_plugin.evaluation.probes.ridge import PenaltyAtEdge, choose_ridges
 

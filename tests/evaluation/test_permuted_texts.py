@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tavq_plugin.evaluation.metrics.average_precision import average_precision_per_image
 from tavq_plugin.evaluation.metrics.permuted_texts import chance_of
 from tavq_plugin.evaluation.metrics.purity import code_word_purity, mutual_information
 from tavq_plugin.evaluation.metrics.relation import DEALS, similarity_error, similarity_errors
 from tavq_plugin.evaluation.metrics.retrieval import (
-    average_precision_per_image,
+    centred_cosines,
     own_ranks,
     recall_from_scores,
-    retrieval_of,
 )
 from tavq_plugin.evaluation.metrics.stability import code_word_stability
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
@@ -55,7 +55,7 @@ IDENTITY = Ridge(
     torch.eye(WIDTH, dtype=torch.float64), torch.zeros(WIDTH, dtype=torch.float64),
 )  # fmt: skip
 
-COSINES = retrieval_of(POINTS.mean(1), TEXTS).scores
+COSINES = centred_cosines(POINTS.mean(1), TEXTS)
 S = 30  # images of retrieval by transport
 QUANTIZED = VECTORS.repeat_interleave(2, 0)[CODES[:S]].mT.unflatten(2, (5, 6))
 TRANSPORT = transport_scores(

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
+from tavq_plugin.evaluation.metrics.average_precision import average_precision_per_image
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import psnr
-from tavq_plugin.evaluation.metrics.retrieval import average_precision_per_image, recall
+from tavq_plugin.evaluation.metrics.retrieval import recall
 from tavq_plugin.evaluation.probes.ridge import (
     PENALTIES,
     DecomposedFeatures,

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tavq_plugin.evaluation.metrics.average_precision import average_precision_per_image
 from tavq_plugin.evaluation.metrics.purity import code_word_purity, mutual_information
 from tavq_plugin.evaluation.metrics.relation import similarity_error
 from tavq_plugin.evaluation.metrics.retrieval import (
-    average_precision_per_image,
     recall_from_scores,
     recall_per_query,
 )

@@ -1,13 +1,15 @@
-"""Retrieval by cosine or by given scores: recall and ranks; and average precision of word scores."""
+"""Retrieval by cosine or by given scores: recall and ranks of the own key."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tavq_plugin.moved import old_names
+
+__getattr__ = old_names(__name__)  # names that moved
 
 TIED = 1e-12  # scores that differ by less, which is rounding, count as equal
 
@@ -49,61 +51,12 @@ def own_ranks(score: Tensor) -> Tensor:
     return better + (tied + 1) / 2
 
 
-class Retrieval(NamedTuple):
-    """How each of n images finds its own text. `recall_from_scores(scores.T)` finds images by text."""
-
-    recalls: dict[str, Tensor]  # {"r10": n}, 0 to 1: the own text is among the 10 nearest
-    ranks: Tensor  # n, 1 is best
-    scores: Tensor  # n n, cosine of image and text, both centred; images first
-
-    @property
-    def median_rank(self) -> float:
-        """Median rank over images; the mean of the two middle ranks for an even n. Chance is (n + 1) / 2."""
-        return self.ranks.quantile(0.5).item()
-
-
-def retrieval_of(predicted: Tensor, text: Tensor, *, at: Sequence[int] = (1, 5, 10, 50)) -> Retrieval:
-    """Retrieval of texts by what a probe predicts from images, by cosine; both sides are centred; n d, n d.
-
-    Raises ValueError for two shapes, and for values that are not finite.
-    """
-    scores = centred_cosines(predicted, text)
-    return Retrieval(recall_from_scores(scores, at=at), own_ranks(scores), scores)
-
-
 def centred_cosines(queries: Tensor, keys: Tensor) -> Tensor:
     """Cosine of each query and each key after each side's mean is subtracted, float64; n d, n d -> n n."""
     if queries.shape != keys.shape:
         raise ValueError(f"queries are {tuple(queries.shape)} and keys {tuple(keys.shape)}: give one key per query")
     sides = [F.normalize(side.double() - side.double().mean(0), dim=1) for side in (queries, keys)]
     return sides[0] @ sides[1].T
-
-
-def average_precision_per_image(scores: Tensor, present: Tensor) -> Tensor:
-    """Each image's part of the mean average precision of ranking images for each word; n w, n w bool -> n.
-
-    The mean over the images is exactly the mean average precision, in percent, over the words that any image has. A
-    word's average precision is the mean, over the images that have it, of the precision down to that image's score; an
-    image's part sums this over its own words. Images of one score share the precision at the end of their group, as in
-    scikit-learn's average_precision_score: constant scores give the word's base rate, whatever the order of the images.
-    If no image has a word, all are NaN. Raises ValueError for two shapes, and for scores that are not finite.
-    """
-    if scores.shape != present.shape:
-        raise ValueError(f"scores are {tuple(scores.shape)} and words {tuple(present.shape)}: give one score per word")
-    if not scores.isfinite().all():
-        raise ValueError("a word score is not finite: check the codes for NaN")
-    ranked, order = scores.double().sort(dim=0, descending=True, stable=True)
-    hits = present.gather(0, order).double()
-    n = len(ranked)
-    rounding = TIED * ranked.abs().amax(0)
-    ends = torch.ones_like(ranked, dtype=torch.bool)  # the last image of a group of one score
-    ends[:-1] = ranked[:-1] - ranked[1:] > rounding
-    position = torch.arange(n)[:, None].expand_as(ranked)
-    end = position.where(ends, torch.tensor(n)).flip(0).cummin(0).values.flip(0)
-    precision = hits.cumsum(0).gather(0, end) / (end + 1)
-    own = torch.zeros_like(precision).scatter(0, order, precision * hits)
-    count = present.sum(0)
-    return 100 * n * (own[:, count > 0] / count[count > 0]).sum(1) / (count > 0).sum()
 
 
 def _better_and_tied(score: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A word in its box: a linear probe reads each place's code, and is scored by where boxes say the words are."""
+"""A word in its box: a linear probe predicts words from each place's code, and boxes say where the words are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
+from tavq_plugin.evaluation.metrics.average_precision import WordRanking
+from tavq_plugin.evaluation.metrics.permuted_texts import PERMUTATIONS, Chance, chance_of
 from tavq_plugin.evaluation.probes.ridge import PENALTIES, choose_ridges
 
 Boxes = Sequence[Mapping[str, Any]]  # of one image: {"phrase": str, "box": [x0, y0, x1, y1] from 0 to 1}
@@ -20,7 +22,7 @@ class WordsInBoxes(NamedTuple):
     """Mean average precision of words over the places of held-out images, in percent."""
 
     map: float
-    chance: tuple[float, float]  # mean and standard deviation where boxes are dealt at random among the images
+    chance: Chance  # where boxes are dealt at random among the images
     per_image: Tensor  # n; their mean is `map`; NaN for an image without boxes
 
 
@@ -32,7 +34,7 @@ def word_in_box(
     words: Sequence[str],
     *,
     penalties: Sequence[float] = PENALTIES,
-    permutations: int = 20,
+    permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> WordsInBoxes:
     """Fit a ridge from codes to words, the same at every place, and rank held-out places by it; n c h w, m c h w.
@@ -48,12 +50,12 @@ def word_in_box(
         held_out_boxes: Boxes of each held-out image.
         words: The words that are predicted, such as `boxed_words(train_boxes)`.
         penalties: Ridge penalties to choose from. Default: `PENALTIES`.
-        permutations: Times that boxes are dealt, at least 2. Default: 20.
+        permutations: Times that boxes are dealt, at least 2. Default: `PERMUTATIONS`.
         seed: Of the dealing. Default: 0.
 
     Raises:
-        ValueError: Fewer than two images of a side have boxes, no word is in a held-out box, a box is no box, or the
-            numbers of images and lists of boxes differ.
+        ValueError: Fewer than two images of a split have boxes, no word is in a held-out box, a box is not four
+            numbers, or the numbers of images and of lists of boxes differ.
         PenaltyAtEdge: The codes do not predict the words at any penalty.
     """
     if not words:
@@ -69,16 +71,17 @@ def word_in_box(
         raise ValueError(f"no place of a held-out image is in a box of one of the {len(words)} words: give more images")
     points = rearrange(train_places[train], "n c h w -> (n h w) c")
     (ridge,) = choose_ridges(points, [rearrange(train_present, "n p w -> (n p) w")], penalties=penalties)
-    ranking = _RankedPlaces(ridge.predict(rearrange(held_out_places[held_out], "n c h w -> (n h w) c")))
-    parts = ranking.average_precision(rearrange(held_out_present, "n p w -> (n p) w"))
-    of_images = rearrange(parts, "(n p) -> n p", n=len(held_out)).sum(1) * len(held_out)
+    ranking = WordRanking(ridge.predict(rearrange(held_out_places[held_out], "n c h w -> (n h w) c")))
+
+    def parts(present: Tensor) -> Tensor:
+        return ranking.average_precision(rearrange(present, "n p w -> (n p) w"))
+
+    of_images = rearrange(parts(held_out_present), "(n p) -> n p", n=len(held_out)).mean(1)
     per_image = torch.full((len(held_out_boxes),), torch.nan, dtype=torch.float64).index_copy(0, held_out, of_images)
-    draw, dealt = torch.Generator().manual_seed(seed), []
-    for _ in range(permutations):
-        order = torch.randperm(len(held_out), generator=draw)
-        dealt.append(ranking.average_precision(rearrange(held_out_present[order], "n p w -> (n p) w")).sum())
-    chance = torch.stack(dealt)
-    return WordsInBoxes(parts.sum().item(), (chance.mean().item(), chance.std().item()), per_image)
+    chance = chance_of(
+        lambda order: parts(held_out_present[order]).mean().item(), len(held_out), permutations=permutations, seed=seed
+    )
+    return WordsInBoxes(of_images.mean().item(), chance, per_image)
 
 
 def boxed_words(boxes: Sequence[Boxes], *, at_least: int = 5, most: int = 100) -> list[str]:
@@ -109,27 +112,6 @@ def words_at_places(boxes: Boxes, words: Sequence[str], h: int, w: int) -> Tenso
         for word in _words(box) & number.keys():
             present[..., number[word]] |= inside
     return rearrange(present, "h w k -> (h w) k")
-
-
-class _RankedPlaces:
-    """Places ranked by their scores for each word, once for many assignments of words to places."""
-
-    def __init__(self, scores: Tensor) -> None:
-        """Scores r w."""
-        values, self.order = scores.T.contiguous().sort(dim=1, descending=True)  # w r
-        ends = torch.ones_like(values, dtype=torch.bool)  # the last place of each tied group
-        ends[:, :-1] = values[:, :-1] != values[:, 1:]
-        ranks = repeat(torch.arange(values.shape[1]), "r -> w r", w=len(values))
-        last = values.shape[1] - 1
-        self.end = ranks.where(ends, last).flip(1).cummin(1).values.flip(1)  # rank where a place's tied group ends
-
-    def average_precision(self, present: Tensor) -> Tensor:
-        """Each place's part of the mean average precision, in percent; their sum is the mean; r w bool -> r."""
-        hit = present.T.gather(1, self.order).double()
-        precision = hit.cumsum(1).gather(1, self.end) / (self.end + 1)
-        count = hit.sum(1, keepdim=True)
-        share = 100 * hit * precision / (count.clamp(min=1) * (count > 0).sum())
-        return torch.zeros_like(share).scatter(1, self.order, share).sum(0)
 
 
 def _boxed(places: Tensor, boxes: Sequence[Boxes], words: Sequence[str], side: str) -> tuple[Tensor, Tensor]:
