@@ -42,7 +42,7 @@ def demo(
     n_train: Annotated[
         int | None, typer.Option(min=2, help="At most this many training images. Default: 3000, or 2000 drawn scenes.")
     ] = None,
-    n_eval: Annotated[int, typer.Option(min=2, help="At most this many held-out images.")] = 500,
+    n_eval: Annotated[int, typer.Option(min=2, help="At most this many images of the tune split.")] = 500,
     weight: Annotated[
         float | None,
         typer.Option(
@@ -86,7 +86,7 @@ def train(
         int | None,
         typer.Option("--train", min=2, help="At most this many training images. Default: all, or 2000 drawn scenes."),
     ] = None,
-    n_eval: Annotated[int, typer.Option("--eval", min=2, help="At most this many held-out images.")] = 500,
+    n_eval: Annotated[int, typer.Option("--eval", min=2, help="At most this many images of the tune split.")] = 500,
     allow: Allow = None,
 ) -> None:
     """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
@@ -129,7 +129,8 @@ def compare(
         int | None, typer.Option("--train", min=2, help="At most this many training images. Default: 3000; quick 1000.")
     ] = None,
     n_eval: Annotated[
-        int | None, typer.Option("--eval", min=2, help="At most this many images to tune on. Default: 500; quick 300.")
+        int | None,
+        typer.Option("--eval", min=2, help="At most this many tune images. Default: 500; quick 300."),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -141,14 +142,15 @@ def compare(
         bool | None,
         typer.Option(
             "--equal-time/--no-equal-time",
-            help="Train methods of other speed once more, as long as the reference. Default: unless --quick.",
+            help="Train methods of another speed once more, for the same time as the reference. Default: on, but not "
+            "with --quick.",
         ),
     ] = None,
     allow: Allow = None,
 ) -> None:
     """Train every method on the same data by one recipe, measure all in the same way, and write a table and a page.
 
-    All is measured on the tune split, because settings are chosen here; only `tavq evaluate` reads the test split.
+    It measures the tune split, because settings are chosen by a comparison; only `tavq evaluate` reads the test split.
 
     Give the same command again to resume a stopped comparison. Exit code 1: finished, but a run's loss was not finite.
     """
@@ -174,10 +176,10 @@ def compare(
 @app.command()
 def evaluate(
     sources: Annotated[list[str], typer.Argument(
-        metavar="[NAME=]SOURCE...",
+        metavar="[NAME=]SOURCE",
         help="file.py:function or module:function that returns a host, (host, optimizer), (host, optimizer, align) or "
-             "a tokenizer; a YAML with target and params; the folder of a run; or that of a comparison, for all its "
-             "runs.")],
+             "a tokenizer; a YAML file with target and params; the folder of a run; or the folder of a comparison or a "
+             "demo, for all its runs.")],
     out: Annotated[Path, typer.Option(help="Folder for evaluate.json, the tables and the page.")],
     data: Annotated[
         Path | None,
@@ -194,20 +196,21 @@ def evaluate(
     ] = None,
     n_eval: Annotated[
         int | None,
-        typer.Option("--eval", min=2, help="At most this many images of the tune split. Default: 500. Test is whole."),
+        typer.Option("--eval", min=2, help="At most this many tune images. Default: 500. The test split is whole."),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder with the weights of the networks that judge images.")
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="One more package that a YAML or a recipe may name.")] = None,
     any_data: Annotated[
-        bool, typer.Option("--any-data", help="On test, take runs whose training data are not known to be these.")
+        bool, typer.Option("--any-data", help="With --split test: also take runs that may have trained on other data.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Measure tokenizers that were trained in your own loop, beside any run; it trains nothing.
+    """Measure tokenizers of your own training loop beside finished runs, without training anything.
 
-    It uses the same probes, floors and chance for all. This is the only command that can read the test split. Give the
-    same command again to resume it, or to read its results. Exit code 1: finished, but a tokenizer gave no numbers.
+    All get the same probes, floors and chance. This is the only command that can read the test split.
+
+    Give the same command again to resume it, or to see its results. Exit code 1: finished, but a tokenizer failed.
     """
     from tavq_plugin.evaluation.report.markdown import terminal
     from tavq_plugin.evaluation.sources.evaluate_sources import evaluate_sources

@@ -90,7 +90,7 @@ def run_demo(
         weight: λ of the alignment at the start.
         out: Folder of the demo.
         n_train: Training images at most.
-        n_eval: Held-out images at most.
+        n_eval: Images of the tune split at most.
         console: Where progress is shown.
         train: Trains one run, called as `training.fit` is. Default: `fit`.
 
@@ -196,11 +196,11 @@ def _corpus(
 ) -> Corpus:
     """Drawn scenes if `data` is None, else the folder's images and texts: those to train and to tune on."""
     source = None if data is None else ImageTextFolder.read(data)
-    read = read_splits(source, resolution, n_train=n_train, n_eval=n_eval, tell=console.print)
-    n_train, n = read.sizes["train"], read.sizes["train"] + read.sizes["tune"]
-    texts, boxes = read.texts[:n], read.boxes[:n]
+    splits = read_splits(source, resolution, n_train=n_train, n_eval=n_eval, tell=console.print)
+    n_train, n = splits.sizes["train"], splits.sizes["train"] + splits.sizes["tune"]
+    texts, boxes = splits.texts[:n], splits.boxes[:n]
     store = TextStore.build(texts, encoder, centre_on=range(n_train))
-    return Corpus("scenes" if data is None else str(data), read.images[:n], texts, store, n_train, boxes=boxes)
+    return Corpus("scenes" if data is None else str(data), splits.images[:n], texts, store, n_train, boxes=boxes)
 
 
 def _alignment(resolution: int) -> dict[str, Any]:
@@ -261,8 +261,8 @@ def _protocol(corpus: Corpus, recipe: Recipe, options: dict[str, Any], encoder: 
         f"first {_probe_rows(corpus)} training rows",
         "retrieval": "image→text among the held-out pairs, percent; mean unit embedding, both sides centred",
         "word_map": "mean average precision over the 100 most frequent words of the training texts, percent",
-        "psnr": "dB a held-out image, clamped and rounded to 8 bit, mean; 512-code level that the decoder reads",
-        "spread": "one seed a call: run --seed 0, 1, 2 for a spread over seeds; psnr_standard_error is over images",
+        "psnr": "dB, mean over the held-out images, clamped and rounded to 8 bit; of the level that the decoder reads",
+        "spread": "one seed per call: give --seed 0, 1, 2 for a spread over seeds; psnr_standard_error is over images",
         "chance": {f"r{k}": min(100.0, 100 * k / len(corpus.held_out_rows)) for k in (1, 10, 50)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tavq_plugin.cli.demo_table import STORED
+from tavq_plugin.cli.demo_table import STORED_METRICS
 from tavq_plugin.evaluation.encoded_images import codebook_sizes
 from tavq_plugin.evaluation.evaluate import score_codes
 from tavq_plugin.evaluation.floors.features import floors
@@ -23,8 +23,8 @@ def stored_codes(results: RunResults) -> dict[str, Any]:
     """The numbers of level 3, the codes that a user stores; None where there is no value."""
     values, psnr = results.values, results.per_image["psnr"]
     return {
-        "stored": {metric: values.get(f"{metric}_3") for metric in STORED},
-        "chance": {metric: results.chance.get(f"{metric}_3", [None])[0] for metric in STORED},
+        "stored": {metric: values.get(f"{metric}_3") for metric in STORED_METRICS},
+        "chance": {metric: results.chance.get(f"{metric}_3", [None])[0] for metric in STORED_METRICS},
         "psnr": values["psnr"],
         "psnr_standard_error": (psnr.std() / len(psnr) ** 0.5).item(),
         "bits": values.get("bits_3"),

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 LEVELS = ("level1", "level2", "level3")
-STORED = {  # metric, without its level → its label
+STORED_METRICS = {  # metric, without its level → its label
     "grid_r10": "R@10, %",
     "grid_median_rank": "median rank",
     "grid_word_map": "word mAP, %",
@@ -25,8 +25,8 @@ def tables(content: dict[str, Any]) -> Group:
     protocol = content["protocol"]
     split = protocol["split"]
     sentence = (
-        f"One seed ({protocol['seed']}), measured on the {protocol['n_eval']} images of the {split} split: one seed "
-        "cannot tell small differences, so give --seed 1, 2, … and compare the runs of several."
+        f"One seed ({protocol['seed']}), measured on the {protocol['n_eval']} images of the {split} split. One "
+        "seed cannot show small differences: run the demo again with --seed 1, 2, … and compare."
     )
     return Group(sentence, "", _stored_codes(content), "", _all_levels(content))
 
@@ -39,7 +39,7 @@ def _stored_codes(content: dict[str, Any]) -> Table:
         f"{protocol['resolution']} px, {protocol['steps']} steps, {protocol['n_train']} training images",
         [*runs, *(name.replace(" ", "\n", 1) for name in floors), "chance"],
     )
-    for metric, label in STORED.items():
+    for metric, label in STORED_METRICS.items():
         values = [side["stored"].get(metric) for side in (*runs.values(), *floors.values())]
         chances = [run["chance"].get(metric) for run in runs.values()]
         shown.add_row(label, *(_number(value, 1) for value in values), _number(_mean(chances), 1))
@@ -53,10 +53,10 @@ def _stored_codes(content: dict[str, Any]) -> Table:
         values = [side[metric] for side in (*runs.values(), *floors.values())]
         shown.add_row(label, *(_number(value, digits) for value in values), "")
     shown.caption = (
-        "R@10, median rank (lower is better) and word mAP are of a probe that reads the code at every place; pooled "
-        "codes are their mean. The columns 'mean colour' and 'patch k-means' are floors, features that nobody trained: "
-        "the image's mean colour, and k-means of pixel patches with as many codes and places as level 3. Chance: the "
-        "texts are dealt at random."
+        "R@10, median rank (lower is better) and word mAP come from a probe that reads the code at every place, and "
+        "those of pooled codes from a probe that reads their mean. The columns 'mean colour' and 'patch k-means' are "
+        "floors, features that nobody trained: the mean colour, and k-means of pixel patches with as many codes "
+        "and places as level 3. Chance: the texts are dealt at random."
     )
     return shown
 
@@ -82,7 +82,7 @@ def _all_levels(content: dict[str, Any]) -> Table:
         shown.add_row(f"own head R@{k[1:]}, % (chance {protocol['chance'][k]:.0f})", *cells)
     shown.caption = (
         "The decoder reads level 3 alone. Own heads were trained with the loss, so they flatter their own run: they "
-        "show that the loss was learned, and compare nothing."
+        "show that the loss was learned, but do not compare runs."
     )
     return shown
 

@@ -29,11 +29,15 @@ __getattr__ = old_names(__name__)  # names that were renamed
 MIN_IMAGES = 2  # per split
 MAKER = "the corpus of a run"
 FILES = ("corpus.json", "images.safetensors", "test.safetensors", "store.safetensors")
+SAME_FILE = "held-out images whose file is also in the training split"
+SAME_PICTURE = "held-out images that look like one of the training split"
+BURST = "training or tune images that show the same event as an image of another split"
+ObjectBoxes = Sequence[Mapping[str, Any]]  # of one image: {"phrase", "box"} of each object
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images and texts of a run: rows 0..n_train-1 train, the others are held out; they are of one split."""
+    """Images and texts of a run: rows 0..n_train-1 train, the others are held out, and all from one split."""
 
     name: str
     images: Tensor  # n 3 r r uint8
@@ -41,9 +45,7 @@ class Corpus:
     store: TextStore  # n rows, centred on the training rows
     n_train: int
     split: Split = "tune"  # of the held-out rows
-    boxes: Sequence[
-        Sequence[Mapping[str, Any]]
-    ] = ()  # n: {"phrase", "box"} of each image's objects; () if none has any
+    boxes: Sequence[ObjectBoxes] = ()  # n; () if no image has any
 
     @property
     def train_rows(self) -> range:
@@ -135,7 +137,7 @@ def load_corpus(folder: Path, *, split: Split = "tune") -> Corpus:
 def read_splits(
     source: ImageTextFolder | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
 ) -> ReadSplits:
-    """Images and texts of a folder, or of drawn scenes if `source` is None, split so that no picture is on two sides.
+    """Images and texts of a folder, or of drawn scenes if `source` is None; no picture is in two splits.
 
     What is left out is counted and told. Raises ValueError if fewer than two images remain to train or to tune on.
     """
@@ -152,7 +154,7 @@ def read_splits(
     kept = [i for i in range(len(records)) if i not in left_out]
     sizes = {name: sum(names[i] == name for i in kept) for name in splits._fields}
     for reason, count in reasons.items():
-        tell(f"left out {count}: {reason}")
+        tell(f"left out {count} {reason}")
     if min(sizes["train"], sizes["tune"]) < MIN_IMAGES:
         why = f", after {len(left_out)} images were left out" if left_out else ""
         raise ValueError(
@@ -163,11 +165,6 @@ def read_splits(
     if without := sum(not text.strip() for text in texts):
         tell(f"{without} of {len(texts)} images have no text: they are kept, but left out of retrieval")
     return ReadSplits(images[torch.tensor(kept)], texts, [list(records[i].boxes) for i in kept], sizes, reasons)
-
-
-SAME_FILE = "held-out images whose file is also in the training split"
-SAME_PICTURE = "held-out images that look like one of the training split"
-BURST = "images to train or tune on that show the same event as an image held out from them"
 
 
 def _left_out(images: Tensor, records: Sequence[Record], names: Sequence[str]) -> dict[int, str]:
@@ -196,27 +193,27 @@ def _build(
     from tavq_plugin.text.encoder import offline_encoder
 
     encoder = offline_encoder()
-    read = read_splits(
+    splits = read_splits(
         source, asked["resolution"], n_train=asked["n_train_at_most"], n_eval=asked["n_eval_at_most"], tell=tell
     )
-    train, tune, test = (read.sizes[name] for name in ("train", "tune", "test"))
-    store = TextStore.build(read.texts, encoder, centre_on=range(train))
+    train, tune, test = (splits.sizes[name] for name in ("train", "tune", "test"))
+    store = TextStore.build(splits.texts, encoder, centre_on=range(train))
     about = {
         "asked": asked,
-        "texts": read.texts,
-        "boxes": read.boxes if any(read.boxes) else [],
+        "texts": splits.texts,
+        "boxes": splits.boxes if any(splits.boxes) else [],
         "protocol": {
             "n_train": train,
             "n_eval": tune,
             "n_test": test,
-            "without_text": sum(not text.strip() for text in read.texts),
-            "left_out": read.left_out if source else "scenes are drawn one by one: none looked for",
+            "without_text": sum(not text.strip() for text in splits.texts),
+            "left_out": splits.left_out if source else "scenes are drawn one by one: none looked for",
             "encoder": store.fingerprint,
         },
     }
     (folder / "corpus.json").unlink(missing_ok=True)
-    save_tensors({"images": read.images[: train + tune]}, folder / "images.safetensors")
-    save_tensors({"images": read.images[train + tune :]}, folder / "test.safetensors")
+    save_tensors({"images": splits.images[: train + tune]}, folder / "images.safetensors")
+    save_tensors({"images": splits.images[train + tune :]}, folder / "test.safetensors")
     store.save(folder / "store.safetensors")
     save_json(folder / "corpus.json", about)  # last: if this file exists, the others are complete
     return about

@@ -17,8 +17,8 @@ from torch import Tensor
 from tavq_plugin.io.file_hash import sha256_of
 
 THUMBNAIL = 8  # cells per side
-ALIKE_PICTURES, ALIKE_TEXTS = 0.93, 0.5  # of a burst: thumbnails correlate, or texts share words, at least so much
-ALIKE_BOTH = (0.75, 0.25)  # of a burst too: both at least so much
+ALIKE_PICTURES, ALIKE_TEXTS = 0.93, 0.5  # one burst: thumbnails correlate, or texts share words, by at least this
+ALIKE_BOTH = (0.75, 0.25)  # one burst too: both by at least this
 MIN_WORDS = 8  # shorter texts, such as names of classes, say nothing about bursts
 COMMON = 0.3  # words in a larger share of all texts are not compared
 

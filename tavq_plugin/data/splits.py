@@ -1,4 +1,4 @@
-"""Divide records into three splits: train, tune (settings are chosen on it) and test (read once, at the end)."""
+"""Divide records into three splits: train, tune (settings are chosen on it) and test (measured once, at the end)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tavq_plugin.data.records import Record
 
 Split = Literal["tune", "test"]
 HELD_OUT: tuple[Split, ...] = ("tune", "test")
-NAMES: dict[str, Split] = {
+SPLIT_BY_NAME: dict[str, Split] = {
     "val": "tune", "valid": "tune", "validation": "tune", "dev": "tune", "tune": "tune", "test": "test",
 }  # fmt: skip
 SHARE = {"tune": 0.15, "test": 1 / 6}  # of the records that are drawn for a split
-MOST = {"tune": 500, "test": 1000}  # at most so many are drawn
+MOST = {"tune": 500, "test": 1000}  # records that are drawn for a split, at most
 
 
 class Splits(NamedTuple):
@@ -41,8 +41,10 @@ def split_records(
         seed: Seed of the draw.
     """
     draw = random.Random(seed)
-    named = {split: [record for record in records if NAMES.get(record.split or "") == split] for split in HELD_OUT}
-    others = [record for record in records if (record.split or "") not in NAMES]
+    named = {
+        split: [record for record in records if SPLIT_BY_NAME.get(record.split or "") == split] for split in HELD_OUT
+    }
+    others = [record for record in records if (record.split or "") not in SPLIT_BY_NAME]
     if not others:  # all records name a held-out split
         named, others = {split: [] for split in HELD_OUT}, list(records)
     held_out = [*named["tune"], *named["test"]]

@@ -11,12 +11,12 @@ import torch
 
 from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.metrics.stability import code_word_stability, word_image_stability, word_table
-from tavq_plugin.evaluation.metrics.statistics import LEVEL, difference, holm, mean_interval
+from tavq_plugin.evaluation.metrics.statistics import SIGNIFICANCE, difference, holm, mean_interval
 from tavq_plugin.evaluation.metrics.words import code_histograms
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 
-SPREADS = 2.0  # a text metric moves if a method's mean is further from chance than this many spreads of permuted texts
+SPREADS = 2.0  # a text metric moves if a method's mean is further than this many spreads from its chance
 PAIRS = ("stability_codes", "stability_codes_null", "stability_words")  # metrics of two seeds
 Runs = Mapping[str, Mapping[int, RunResults]]  # method → seed → results
 Cells = dict[str, dict[str, Any]]  # metric → cell
@@ -66,7 +66,7 @@ def summarise(
         ValueError: `reference` is not among the methods.
     """
     if reference is not None and reference not in runs:
-        raise ValueError(f"the reference {reference!r} has no runs: name one of {', '.join(runs)}")
+        raise ValueError(f"the reference {reference!r} has no runs: give one of {', '.join(runs)}")
     reference = reference or reference_of(runs)
     floors = floors or {}
     pairs = {name: stability(seeds, targets) for name, seeds in runs.items()}
@@ -134,7 +134,7 @@ def differences(
         }
         adjusted = holm({name: row["p"] for name, row in rows.items()})
         for name, p in adjusted.items():
-            stands = p is not None and p < LEVEL and metric not in unmoved
+            stands = p is not None and p < SIGNIFICANCE and metric not in unmoved
             rows[name] = {"minus": reference, **rows[name], "p_holm": p, "stands": stands}
         if rows:
             table[metric] = rows
@@ -151,14 +151,14 @@ def best_method(runs: Runs, metric: str) -> str | None:
     p: dict[str, float | None] = {}
     for name in others:  # the nearest first: most searches end there
         row = _row(metric, runs[best], runs[name])
-        if row is None or row["p"] is None or row["p"] >= LEVEL or sign * row["mean"] <= 0:
+        if row is None or row["p"] is None or row["p"] >= SIGNIFICANCE or sign * row["mean"] <= 0:
             return None
         p[name] = row["p"]
-    return best if all(value is not None and value < LEVEL for value in holm(p).values()) else None
+    return best if all(value is not None and value < SIGNIFICANCE for value in holm(p).values()) else None
 
 
 def unmoved_metrics(methods: Mapping[str, Cells]) -> dict[str, str]:
-    """The text metrics in which no method's mean over seeds is further from chance than two spreads, and why.
+    """The text metrics in which every method's mean over seeds is within two spreads of chance, each with this reason.
 
     The spread is that of one value over permuted texts. It is not divided by the root of the number of seeds: all seeds
     see the one true order of the texts, so they miss chance together.
@@ -170,8 +170,8 @@ def unmoved_metrics(methods: Mapping[str, Cells]) -> dict[str, str]:
         if known and all(abs(cell["mean"] - cell["chance"]) <= SPREADS * cell["chance_spread"] for cell in known):
             chance, spread = (statistics.fmean(cell[key] for cell in known) for key in ("chance", "chance_spread"))
             unmoved[metric] = (
-                f"no method is further than {SPREADS:g} spreads from what permuted texts give ({chance:.4g} ± "
-                f"{spread:.2g})"
+                f"every method is within {SPREADS:g} standard deviations of chance ({chance:.4g} ± {spread:.2g}, from "
+                "texts dealt at random)"
             )
     return unmoved
 

@@ -15,16 +15,15 @@ from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summ
 from tavq_plugin.evaluation.equal_time import equal_time_steps
 from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results
 from tavq_plugin.evaluation.headline import headline_sentence
-from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.plan import Job, Plan
-from tavq_plugin.evaluation.protocol import comparison_protocol
+from tavq_plugin.evaluation.protocol import comparison_protocol, measured_cards
 from tavq_plugin.evaluation.results import RunResults, refuse_foreign_results
 from tavq_plugin.evaluation.run_jobs import ReportProgress, load_judges, load_targets, outcomes
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, writable
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import require_known_hashes
-from tavq_plugin.training.build import build
+from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.run_folder import refuse_foreign_files
 
@@ -75,14 +74,17 @@ def compare(
         content: dict[str, Any] = {"protocol": comparison_protocol(plan, about, targets, workers)}
         runs, failed = _run(plan.jobs, plan, workers, tell, report, finished, content)
         if not runs:
-            raise FloatingPointError("every run broke: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
-        found = _floors(plan, runs, report)
-        equal_time = _equal_time(plan, runs, failed, workers, tell, report, finished)
+            raise FloatingPointError(
+                "every run broke, so nothing can be compared: "
+                + "; ".join(f"{name}: {why}" for name, why in failed.items())
+            )
+        floors = _floors(plan, runs, report)
+        equal_time, failed_again = _equal_time(plan, runs, workers, tell, report, finished)
         reference = reference_of(runs)
-        content |= summarise(runs, targets, reference=reference, floors=found.runs, equal_time=equal_time)
-        protocol = content["protocol"] | {"reference": reference, "floors": found.titles}
-        protocol |= {"floors_left_out": found.left_out, "cards": _cards(content, about)}
-        content |= {"protocol": protocol, "failed": failed}
+        content |= summarise(runs, targets, reference=reference, floors=floors.runs, equal_time=equal_time)
+        protocol = content["protocol"] | {"reference": reference, "floors": floors.titles}
+        protocol |= {"floors_left_out": floors.left_out, "cards": measured_cards(content, protocol)}
+        content |= {"protocol": protocol, "failed": failed | failed_again}
         content["headline"] = headline_sentence(content)
         save_json(plan.out / "compare.json", content)
         write_report(content, runs, targets, plan.out)
@@ -137,40 +139,30 @@ def _floors(plan: Plan, runs: Runs, report: ReportProgress) -> FloorResults:
 
 
 def _untrained(plan: Plan, seed: int) -> Tokenizer:
-    """The recipe's host as training finds it."""
+    """The recipe's host before any training."""
     recipe = replace(plan.recipe, method="vqgan", seed=seed, options={})
-    return build(recipe, load_targets(plan.out, plan.evaluation).corpus, allow=plan.allow)[0]
+    return build_tokenizer(recipe, allow=plan.allow)
 
 
 def _equal_time(
     plan: Plan,
     runs: Runs,
-    failed: dict[str, str],
     workers: int,
     tell: Tell,
     report: ReportProgress,
     finished: Tell,
-) -> EqualTime | str:
-    """Runs in which every method trains as long as the reference; or the reason why there are none."""
+) -> tuple[EqualTime | str, dict[str, str]]:
+    """Runs in which every method trains as long as the reference, or why there are none; and why runs broke."""
     reference = reference_of(runs)
     if reference is None:
-        return "one method alone: there is no other whose time it could have"
+        return "there is one method alone, so there is no other whose time it could be given", {}
     if not plan.equal_time:
-        return "not asked for: give --equal-time, which trains the methods of other speed once more"
+        return "not asked for: give --equal-time, which trains methods of another speed once more", {}
     steps = equal_time_steps(runs, reference, plan.recipe.steps)
     jobs = [replace(job, steps=steps[job.method]) for job in plan.jobs if job.seed in runs.get(job.method, {})]
     again, broken = _run([job for job in jobs if job.steps != plan.recipe.steps], plan, workers, tell, report, finished)
-    failed |= broken
     kept = {name: seeds for name, seeds in runs.items() if steps[name] == plan.recipe.steps}
-    return EqualTime(_in_order(plan, kept | again), steps)
-
-
-def _cards(content: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """The protocol card of every metric that has a value."""
-    measured_on = {"data": content["protocol"]["data"], "split": content["protocol"]["split"]}
-    measured_on |= {"n_eval": about["n_eval"], "seeds": content["protocol"]["seeds"]}
-    tables = (*content["methods"].values(), *content["floors"].values())
-    return {metric: {**card_of(metric).to_dict(), **measured_on} for table in tables for metric in table}
+    return EqualTime(_in_order(plan, kept | again), steps), broken
 
 
 def refuse_unlike_comparison(plan: Plan) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
 from tavq_plugin.evaluation.judges import METRICS_BY_JUDGE, Judges
-from tavq_plugin.evaluation.level_scores import STORED, LevelCodes, level_scores
+from tavq_plugin.evaluation.level_scores import LevelCodes, level_scores
+from tavq_plugin.evaluation.metrics.cards import STORED
 from tavq_plugin.evaluation.metrics.codebook import codebook_use
 from tavq_plugin.evaluation.metrics.image import WINDOW, psnr, ssim
 from tavq_plugin.evaluation.metrics.words import masked_words

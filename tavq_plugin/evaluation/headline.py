@@ -21,9 +21,11 @@ class _Quantity:
     digits: int
 
     def value(self, value: float) -> str:
+        """A value with its unit."""
         return f"{value:.{self.digits}f} {self.unit}"
 
     def number(self, value: float) -> str:
+        """A value without its unit, with a true minus."""
         text = f"{value:.{self.digits}f}"
         return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
@@ -35,8 +37,8 @@ PIXELS = _Quantity("psnr", "PSNR", "dB", "dB", 2)
 def headline_sentence(content: Mapping[str, Any]) -> str:
     """At most two sentences on the content of compare.json: what differs, by how much, and whether this run can tell.
 
-    They tell of the primary text metric and of PSNR. Of several methods they tell of tavq, or else of the one that
-    differs most from the reference; how many others differ is counted.
+    They state the primary text metric and PSNR of one method: tavq, or else the one that differs most from the
+    reference. They count the other methods whose differences stand.
 
     >>> headline_sentence({"methods": {}, "failed": {"vqgan, seed 0": "the loss is nan"}})
     'Every run failed, so there is nothing to compare: vqgan, seed 0: the loss is nan.'
@@ -80,7 +82,7 @@ def _clause(content: Mapping[str, Any], quantity: _Quantity, method: str) -> str
     """What is known of one metric: a difference with its verdict, else the method's value, else why there is none."""
     cell = content["methods"][method].get(quantity.metric)
     if cell is None:
-        why = content.get("absent", {}).get(method, {}).get(quantity.metric, "no run has it")
+        why = content.get("absent", {}).get(method, {}).get(quantity.metric, "no run has a value")
         return f"{quantity.title} was not measured ({why})"
     row = content.get("differences", {}).get(quantity.metric, {}).get(method)
     chance = None if cell.get("chance") is None else f"chance: {quantity.value(cell['chance'])}"
@@ -112,19 +114,19 @@ def _verdict(content: Mapping[str, Any], quantity: _Quantity, row: Mapping[str, 
         return f"and this stands ({p})"
     seeds = len(row["by_seed"])
     seen = (
-        "nothing is known of the noise"
+        "how large the noise is cannot be known"
         if row["detectable"] is None
-        else f"a true difference is likely to be seen from {quantity.number(row['detectable'])} {quantity.step} on"
+        else f"only true differences of {quantity.number(row['detectable'])} {quantity.step} or more are likely to show"
     )
     if seeds >= SEEDS_TO_TEST:
         return f"which does not stand: with {seeds} seeds {seen}"
     if seeds == 1:
-        return f"and one seed cannot show whether this holds with others: on other images, with this seed, {seen}"
-    return f"and {seeds} seeds are too few to test it: {seen}"
+        return f"and one seed cannot show whether this holds with other seeds: on other images with this seed, {seen}"
+    return f"and {seeds} seeds are too few to test this: {seen}"
 
 
 def _floor(content: Mapping[str, Any], method: str) -> str | None:
-    """The best of the floors in the text metric; a frozen network is a ceiling, not a floor."""
+    """What the best floor reaches in the text metric; a frozen network is a ceiling, not a floor."""
     values = {
         name: table[TEXT.metric]["mean"]
         for name, table in content.get("floors", {}).items()
@@ -149,7 +151,7 @@ def _others(rows: Mapping[str, Any], method: str | None) -> str | None:
     standing, what = sum(row["stands"] for row in others), f"in {metric.title}"
     if len(others) == 1:
         return f"the difference of the other method {what} {'stands' if standing else 'does not stand'}"
-    return f"of the {len(others)} other methods' differences {what}, {standing or 'none'} stand{'s' * (standing < 2)}"
+    return f"{standing or 'none'} of the {len(others)} other methods' differences {what} stand{'s' * (standing < 2)}"
 
 
 def _failures(failed: Mapping[str, str]) -> str | None:

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tavq_plugin.evaluation.encoded_images import EncodedImages
+from tavq_plugin.evaluation.metrics.cards import STORED
 from tavq_plugin.evaluation.metrics.purity import code_word_purity
 from tavq_plugin.evaluation.metrics.relation import similarity_errors
 from tavq_plugin.evaluation.metrics.transport_retrieval import transport_scores
@@ -27,9 +28,8 @@ from tavq_plugin.evaluation.text_scores import (
 )
 from tavq_plugin.evaluation.text_targets import TextTargets
 
-STORED = 3  # the level that the decoder reads and a user stores
 BATCH = 500  # images whose random vectors are in memory at once
-LEAST = 3  # texts of each side that a probe needs
+MIN_TEXTS = 3  # training and held-out texts that a probe needs
 
 
 class LevelCodes:
@@ -71,13 +71,13 @@ class LevelCodes:
 
 def level_scores(codes: LevelCodes) -> RunResults:
     """All text metrics of one level. Those without a value are named in `missing`, with the reason."""
-    if codes.rows.sum() < LEAST or codes.has_text.sum() < LEAST:
+    if min(codes.rows.sum(), codes.has_text.sum()) < MIN_TEXTS:
         count = f"{int(codes.rows.sum())} training and {int(codes.has_text.sum())} held-out texts have units"
-        probes = ("grid", "attentive", "unseen", "random_vectors", "histogram", "image_text", "text_image")
-        names = [name for probe in probes for name in metrics_of_retrieval(probe, codes.level)]
+        names = _retrieval_metrics(codes.level)
         maps = ("grid_word_map", "attentive_word_map", "word_map", "word_map_codes", "word_in_box_map", "purity")
         names += [f"{name}_{codes.level}" for name in maps]
-        return RunResults(missing=dict.fromkeys(names, f"only {count} at level {codes.level}"))
+        why = f"only {count} at level {codes.level}, and a probe needs {MIN_TEXTS} of each"
+        return RunResults(missing=dict.fromkeys(names, why))
     results, pooled = pooled_scores(codes)
     results |= grid_scores(codes) | attentive_scores(codes) | box_scores(codes)
     if codes.indices is not None:
@@ -110,7 +110,7 @@ def pooled_scores(codes: LevelCodes) -> tuple[RunResults, Ridge | None]:
 
 
 def histogram_scores(codes: LevelCodes) -> RunResults:
-    """The same by how often each code occurs in an image; and code–word purity."""
+    """Retrieval and word mAP of ridges on how often each code occurs in an image; and code–word purity."""
     assert codes.indices is not None and codes.size is not None
     sides = [code_histograms(side, codes.size) for side in codes.indices]
     results = _retrieval_and_words(codes, "histogram", f"word_map_codes_{codes.level}", *sides, ranks=False)
@@ -123,14 +123,14 @@ def histogram_scores(codes: LevelCodes) -> RunResults:
 
 
 def grid_scores(codes: LevelCodes) -> RunResults:
-    """Ridges on the code vectors of every place: towards the texts, the words, and an encoder nobody trained with."""
+    """Retrieval and word mAP of ridges on the code vectors of every place; and retrieval of the unseen text vectors."""
     level, targets = codes.level, codes.targets
     sides = [side.places[codes.position].flatten(1) for side in (codes.train, codes.held_out)]
     probes = _probes(codes, sides[0])
     results = _retrieval_and_words(codes, "grid", f"grid_word_map_{level}", *sides, probes=probes)
     known = targets.held_out_unseen_has_text & codes.has_text
     names = metrics_of_retrieval("unseen", level)
-    if targets.train_unseen.shape[1] == 0 or known.sum() < LEAST:
+    if targets.train_unseen.shape[1] == 0 or known.sum() < MIN_TEXTS:
         return results | RunResults(missing=dict.fromkeys(names, "too few words occur in several training texts"))
     with probes.named(*names):
         ridge = probes.towards(targets.train_unseen[codes.rows])
@@ -154,7 +154,7 @@ def random_vector_scores(codes: LevelCodes) -> RunResults:
 
 
 def attentive_scores(codes: LevelCodes) -> RunResults:
-    """A small attentive probe on the same places: towards the texts and the words together."""
+    """Retrieval and word mAP of one small attentive probe on the code vectors of every place."""
     if not codes.targets.settings.attentive:
         names = [*metrics_of_retrieval("attentive", codes.level), f"attentive_word_map_{codes.level}"]
         return RunResults(missing=dict.fromkeys(names, "the settings leave the attentive probe out"))
@@ -163,10 +163,11 @@ def attentive_scores(codes: LevelCodes) -> RunResults:
     predicted = probe.predict(places[1])
     text = predicted.text[codes.has_text].double()
     results = retrieval_of_texts("attentive", level, text, codes.texts, permutations=codes.permutations)
-    if _varies(codes.train_words):
-        words, name = predicted.words.double(), f"attentive_word_map_{level}"
-        results |= word_map(name, words, codes.targets.held_out_words, permutations=codes.permutations)
-    return results
+    name = f"attentive_word_map_{level}"
+    if not _varies(codes.train_words):
+        return results | RunResults(missing={name: "every training text has the same frequent words"})
+    words = predicted.words.double()
+    return results | word_map(name, words, codes.targets.held_out_words, permutations=codes.permutations)
 
 
 def box_scores(codes: LevelCodes) -> RunResults:
@@ -191,7 +192,12 @@ def transport_recalls(codes: LevelCodes, probe: Ridge | None) -> RunResults:
     level, targets = codes.level, codes.targets
     images, n = targets.transport_images, len(codes.has_text)
     if probe is None or len(images) < 2:
-        return RunResults()
+        names = [f"{way}_ot_r{k}_{level}" for way in ("image_text", "text_image") for k in RECALL_AT]
+        names += ["similarity_mse"] if level == 1 else []
+        few = f"{len(images)} images take part in retrieval by transport, which needs two"
+        return RunResults(
+            missing=dict.fromkeys(names, "the pooled probe could not be fitted" if len(images) > 1 else few)
+        )
     units, quantized = targets.transport_units[level - 1], codes.held_out.quantized[codes.position]
     texts = HeldOutTexts(images, images, n)
     at = tuple(k for k in RECALL_AT if k < len(images))
@@ -238,6 +244,13 @@ def _word_scores(codes: LevelCodes, name: str, probes: FittedProbes, held_out: T
     with probes.named(name):
         return probes.towards(codes.train_words.double()).predict(held_out)
     return None
+
+
+def _retrieval_metrics(level: int) -> list[str]:
+    """The retrieval metrics of all probes at one level."""
+    ranked, others = ("grid", "attentive", "unseen", "random_vectors"), ("histogram", "image_text", "text_image")
+    names = [name for probe in ranked for name in metrics_of_retrieval(probe, level)]
+    return names + [name for probe in others for name in metrics_of_retrieval(probe, level, ranks=False)]
 
 
 def _probes(codes: LevelCodes, features: Tensor) -> FittedProbes:

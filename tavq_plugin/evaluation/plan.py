@@ -21,7 +21,7 @@ QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "advers
 """What --quick changes in the recipe: few steps, dead codes that are restarted often enough for so few steps, and a
 discriminator in the last third of them."""
 DECIDED = {"seed": "--seeds", "method": "--methods"}  # setting of a run → the option of the command that sets it
-QUICK_TRAIN, QUICK_EVAL = 1000, 300  # most training and held-out images
+QUICK_TRAIN, QUICK_EVAL = 1000, 300  # training images and images of the tune split, at most
 QUICK_EVALUATION = EvaluationSettings(transport_images=60, judges=("inception", "lpips", "mobilenet"))
 
 
@@ -39,12 +39,12 @@ class Plan:
     out: Path
     data: Path | None = None  # None: drawn scenes
     n_train: int = 3000  # images at most
-    n_eval: int = 500
+    n_eval: int = 500  # images of the tune split, at most
     weights: Path | None = None  # folder with weights of the judging networks
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
     allow: tuple[str, ...] = ()  # further packages that the recipe's targets may name
-    equal_time: bool = False  # train methods of other speed once more, as long as the reference
+    equal_time: bool = False  # train methods of another speed once more, for the same time as the reference
 
     def __post_init__(self) -> None:
         for name in (*self.methods, *self.method_options):
@@ -162,10 +162,10 @@ def plan_of(
         overrides: NAME=VALUE of the recipe, or METHOD.options.NAME=VALUE. There is no tracker unless the recipe or an
             override names one. Each run has at least five checkpoints unless an override sets checkpoint_every.
         n_train: Training images at most. Default: 3000, quick 1000.
-        n_eval: Held-out images at most. Default: 500, quick 300.
+        n_eval: Images of the tune split at most. Default: 500, quick 300.
         weights: Folder with weights of the judging networks. Default: none.
         quick: Few steps and images.
-        equal_time: Train methods of other speed once more, as long as the reference. Default: unless quick.
+        equal_time: Train methods of another speed once more, for the same time as the reference. Default: unless quick.
         allow: Further packages that the recipe's targets may name.
 
     Raises:

@@ -1,49 +1,67 @@
-"""What a comparison's numbers depend on, as its page and compare.json state it."""
+"""What the numbers of `compare` and `evaluate` depend on, as their pages and JSON files state it."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tavq_plugin.evaluation.metrics.cards import card_of
 from tavq_plugin.evaluation.plan import Plan
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.networks.weights import files_of
 
 
 def comparison_protocol(plan: Plan, about: dict[str, Any], targets: TextTargets, workers: int) -> dict[str, Any]:
+    """What the numbers of a comparison depend on; `about` is the description of its corpus."""
     return {
         "data": "scenes" if plan.data is None else str(plan.data),
         **about,
         "split": "tune",
-        "commit": commit(),
         "methods": list(plan.methods),
         "seeds": list(plan.seeds),
         "recipe": plan.shared,
         "own": {name: dict(plan.method_options.get(name, {})) for name in plan.methods},
+        **measurement_protocol(targets, plan.weights),
+        "images": "runs of one seed see the same training images in the same order; all runs share the held-out images",
+        "threads": 1 if workers > 1 else torch.get_num_threads(),
+        "workers": workers,
+    }
+
+
+def measurement_protocol(targets: TextTargets, weights: Path | None) -> dict[str, Any]:
+    """How the numbers are measured and tested: the part of the protocol that `compare` and `evaluate` share."""
+    return {
+        "commit": commit(),
         "measuring": {
             "words": len(targets.top_words),
             "probe_rows": len(targets.probe_rows),
             "transported": len(targets.transport_images),
         },
-        "weights": files_of(plan.weights),
-        "chance": f"each text metric with the texts dealt at random among the held-out images, mean of "
-        f"{plan.evaluation.permutations} deals, stored beside each value",
+        "weights": files_of(weights),
+        "chance": "each text metric with the texts dealt at random among the held-out images, mean of "
+        f"{targets.settings.permutations} deals, stored beside each value",
         "spread": "standard deviation over seeds; none for one seed",
-        "significance": "random effects of seeds and images (crossed), t test over seeds where there is no value per "
+        "differences": "random effects of seeds and images (crossed), t test over seeds where there is no value per "
         "image; two-sided, p adjusted over the methods by Holm; no test below three seeds",
-        "images": "runs of one seed see the same training images in the same order; all runs share the held-out images",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": 1 if workers > 1 else torch.get_num_threads(),
-        "workers": workers,
         "versions": versions(),
     }
 
 
+def measured_cards(content: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The protocol card of every metric that a method or a floor has, with the data, split and seeds."""
+    measured_on = {name: protocol[name] for name in ("data", "split", "n_eval", "seeds")}
+    tables = (*content["methods"].values(), *content["floors"].values())
+    return {metric: {**card_of(metric).to_dict(), **measured_on} for table in tables for metric in table}
+
+
 def versions() -> dict[str, str]:
+    """The versions of the packages that numbers depend on."""
     versions = {}
     for name in ("tavq-plugin", "torch", "torchmetrics", "transformers", "accelerate"):
         try:

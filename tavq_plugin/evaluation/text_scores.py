@@ -117,7 +117,7 @@ class FittedProbes:
 
     @contextmanager
     def named(self, *metrics: str) -> Iterator[None]:
-        """Within this context, a probe that cannot be fitted is recorded as the reason why these metrics are missing."""
+        """Within this context, a probe that cannot be fitted is recorded as why these metrics are missing."""
         try:
             yield
         except (PenaltyAtEdge, NothingToLearnError) as error:

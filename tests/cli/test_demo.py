@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.demo import SCENES_WEIGHT, demo_recipe, run_demo
 from tavq_plugin.cli.demo_folder import open_unfinished
-from tavq_plugin.cli.demo_table import STORED, tables
+from tavq_plugin.cli.demo_table import STORED_METRICS, tables
 from tavq_plugin.data.synthetic_scenes import write_scenes
 from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training import TrainedRun, fit
@@ -82,7 +82,7 @@ def test_level_3_stands_beside_floors_and_chance(done):
     content = json.loads((out / "demo.json").read_text())
     assert list(content["floors"]) == ["mean colour", "patch k-means"] and content["protocol"]["split"] == "tune"
     for side in (*content["runs"].values(), *content["floors"].values()):
-        assert side["stored"].keys() == STORED.keys() == side["chance"].keys()
+        assert side["stored"].keys() == STORED_METRICS.keys() == side["chance"].keys()
         assert None not in [*side["stored"].values(), *side["chance"].values()]
         assert 1 <= side["stored"]["grid_median_rank"] <= 12 and 5 < side["psnr"] < 60
         assert side["chance"]["grid_r10"] == pytest.approx(100 * 10 / 12, abs=10)
@@ -96,15 +96,15 @@ def test_level_3_stands_beside_floors_and_chance(done):
 
 
 def test_tables_print_each_number_in_its_column_within_80_characters():
-    stored = dict(zip(STORED, (12.34, 40.5, 15.96, 5.5, 14.3), strict=True))
+    stored = dict(zip(STORED_METRICS, (12.34, 40.5, 15.96, 5.5, 14.3), strict=True))
     levels = {level: {"r10": 30 * i, "r50": None} for i, level in enumerate(("level1", "level2", "level3"))}
     run = {
-        "stored": stored, "chance": dict.fromkeys(STORED, 2.04), "psnr": 16.6, "psnr_standard_error": 0.12,
+        "stored": stored, "chance": dict.fromkeys(STORED_METRICS, 2.04), "psnr": 16.6, "psnr_standard_error": 0.12,
         "bits": 576.0, "usage": 98.4, "perplexity": 411.2, "retrieval_fitted": levels,
         "word_map": dict.fromkeys(levels), "plan_entropy": [None] * 3, "retrieval": None, "seconds_per_step": 0.13,
         "plugin_share": 0.123,
     }  # fmt: skip
-    floor = {**run, "stored": dict.fromkeys(STORED, 5.91), "usage": None, "perplexity": None}
+    floor = {**run, "stored": dict.fromkeys(STORED_METRICS, 5.91), "usage": None, "perplexity": None}
     protocol = {
         "split": "test", "n_eval": 500, "seed": 3, "data": "scenes", "resolution": 32, "steps": 250, "n_train": 2000,
         "chance": {"r10": 2.0, "r50": 10.0},

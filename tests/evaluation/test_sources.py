@@ -189,7 +189,7 @@ def test_a_comparison_stands_for_its_finished_runs(runs):
     found = read_sources([str(runs)])
     assert [(run.name, run.seed) for run in found] == [("vqgan", 0), ("tavq", 1)]  # as in the comparison's table
     assert unfinished_runs(runs) == [runs / "vqgan" / "seed1"]
-    with pytest.raises(ValueError, match=r"mine=.*its runs have names of their own"):
+    with pytest.raises(ValueError, match=r"mine=.*which have their own names"):
         read_sources([f"mine={runs}"])
 
 
@@ -210,7 +210,7 @@ def test_folders_that_hold_no_finished_run_are_refused(runs, tmp_path):
         read_sources([str(runs / "vqgan" / "seed1")])
     with pytest.raises(ValueError, match=r"is no run: it has neither settings.json"):
         read_sources([str(tmp_path)])
-    with pytest.raises(FileNotFoundError, match=r"no folder nowhere, and it is no file.py:function"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is neither a folder nor file.py:function"):
         read_sources(["nowhere"])
     with pytest.raises(ValueError, match="nothing to evaluate"):
         read_sources([])

@@ -21,8 +21,8 @@ Vectors = Callable[[Tensor], Tensor]  # images to grids of vectors; b 3 h w uint
 def cluster_vectors(vectors: Vectors, images: Tensor, count: int, *, seed: int) -> Tensor:
     """At most `count` centroids of the images' vectors; n 3 h w uint8 -> k c.
 
-    They are fitted on vectors drawn at random from images drawn at random, by a generator with this seed. Raises as
-    `kmeans` does.
+    They are fitted on a random part of the vectors of a random part of the images, drawn by a generator with this seed.
+    Raises as `kmeans` does.
     """
     draw = torch.Generator().manual_seed(seed)
     batches = images[torch.randperm(len(images), generator=draw)[:FITTED_IMAGES]].split(BATCH_SIZE)
@@ -51,7 +51,8 @@ def encode_by_centroids(
         keep: Positions of the images whose code grids are returned as `quantized`. Default: none.
         decode: Gives images of a grid of codes, b c h w -> b 3 h w uint8. Default: there is no reconstruction.
 
-    Raises FloatingPointError if a vector holds NaN or infinity.
+    Raises:
+        FloatingPointError: A vector holds NaN or infinity.
     """
     kept = set() if keep is None else set(keep.tolist())
     pooled, places, indices, grids, decoded = [], [], [], [], []
@@ -59,7 +60,7 @@ def encode_by_centroids(
         grid = vectors(images[start : start + BATCH_SIZE])
         nearest, distance = nearest_centroids(rearrange(grid, "b c h w -> (b h w) c"), centroids)
         if not distance.isfinite().all():
-            raise FloatingPointError("a vector holds NaN or infinity: it has no nearest centroid")
+            raise FloatingPointError("a vector holds NaN or infinity: it has no nearest centroid; check the encoder")
         index = rearrange(nearest, "(b h w) -> b h w", h=grid.shape[2], w=grid.shape[3])
         quantized = rearrange(centroids[index], "b h w c -> b c h w")
         pooled.append(reduce(quantized, "b c h w -> b c", "mean"))

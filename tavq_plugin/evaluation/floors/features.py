@@ -95,7 +95,7 @@ def floors(
     if not len(train_images) or not len(held_out_images):
         raise ValueError(f"{len(train_images)} training and {len(held_out_images)} held-out images: give some of both")
     if codes < 2 or grid < 1:
-        raise ValueError(f"codes={codes}, grid={grid}: floors need at least two codes and one place")
+        raise ValueError(f"codes={codes}, grid={grid}: give at least two codes and one place")
     split = _Split(train_images, held_out_images, transport_images)
     return _each_floor(
         split, codes=codes, grid=grid, seed=seed, untrained=untrained, weights=weights, tell=tell, ceilings=ceilings

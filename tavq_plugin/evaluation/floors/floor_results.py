@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ CEILING = "mobilenet"
 
 
 class FloorResults(NamedTuple):
-    """What was measured of the floors, by name."""
+    """What was measured of the floors and ceilings, by name."""
 
     runs: dict[str, dict[int, RunResults]]
     titles: dict[str, str]
@@ -42,54 +43,60 @@ def floor_results(
     """Measure every floor on the same images, texts and probes as the runs; measured ones are only read.
 
     Args:
-        targets: Texts and images.
+        targets: The texts and images of the comparison.
         judges: The networks that judge reconstructions.
         folder: Where results are kept, one folder per floor and seed.
         codes: Number of codes of the clustered floors.
         grid: Places per side of patch k-means.
-        seeds: Of the clustered floors; the other floors take the first.
+        seeds: Seeds of the clustered floors; the other floors take the first.
         untrained: Builds an untrained tokenizer from a seed. None: that floor is left out.
         weights: Folder with weights of the ceiling's network.
-        settings: What results depend on, beside codes and grid; results of other settings are measured anew.
+        settings: What results depend on besides codes and grid; floors of other settings are measured again.
         report: Called with "floors", the number of seeds done and their total.
     """
     settings = {**settings, "floors": {"codes": codes, "grid": grid, "weights": weights is not None}}
-    corpus, found = targets.corpus, FloorResults({}, {}, {})
+    measured = FloorResults({}, {}, {})
     for number, seed in enumerate(seeds):
         report("floors", number, len(seeds))
-        about = read_json(folder / f"seed{seed}.json", strict=False)
-        if isinstance(about, dict) and about.get("settings") == settings and _read(found, folder, seed, about):
-            continue
-        left_out: dict[str, str] = {}
-        titles: dict[str, str] = {}
-        build = None if untrained is None else lambda seed=seed: untrained(seed)
-        for floor in floors(
-            corpus.images[: len(targets.probe_rows)], corpus.images[corpus.n_train :], codes=codes, grid=grid,
-            seed=seed, transport_images=targets.transport_images, untrained=build, weights=weights,
-            tell=left_out.__setitem__, ceilings={CEILING: CEILINGS[CEILING]} if seed == seeds[0] else {},
-        ):  # fmt: skip
-            if seed != seeds[0] and floor.name not in DRAWN:
-                continue
-            results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
-            save_results(folder / floor.name / f"seed{seed}", results, {**settings, "floor": floor.name})
-            titles[floor.name] = floor.title
-        about = {"settings": settings, "titles": titles, "left_out": left_out}
-        save_json(folder / f"seed{seed}.json", about)
-        _read(found, folder, seed, about)
+        of_seed = _saved_floors(folder, seed, settings)
+        if of_seed is None:
+            ceilings = {CEILING: CEILINGS[CEILING]} if seed == seeds[0] else {}
+            titles: dict[str, str] = {}
+            left_out: dict[str, str] = {}
+            for floor in floors(
+                targets.corpus.images[: len(targets.probe_rows)], targets.corpus.images[targets.corpus.n_train :],
+                codes=codes, grid=grid, seed=seed, transport_images=targets.transport_images,
+                untrained=None if untrained is None else partial(untrained, seed), weights=weights,
+                tell=left_out.__setitem__, ceilings=ceilings,
+            ):  # fmt: skip
+                if seed != seeds[0] and floor.name not in DRAWN:
+                    continue
+                results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
+                save_results(folder / floor.name / f"seed{seed}", results, {**settings, "floor": floor.name})
+                titles[floor.name] = floor.title
+            save_json(folder / f"seed{seed}.json", {"settings": settings, "titles": titles, "left_out": left_out})
+            of_seed = _saved_floors(folder, seed, settings)
+            assert of_seed is not None  # they were saved just now
+        measured = _joined(measured, of_seed)
     report("floors", len(seeds), len(seeds))
-    return found
+    return measured
 
 
-def _read(found: FloorResults, folder: Path, seed: int, about: Mapping[str, Any]) -> bool:
-    """Add the saved floors of a seed to `found`; False, and nothing added, if one of them is not there."""
-    saved: dict[str, RunResults] = {}
+def _saved_floors(folder: Path, seed: int, settings: Mapping[str, Any]) -> FloorResults | None:
+    """The floors of a seed that were measured with the same settings; None if one of them is not there."""
+    about = read_json(folder / f"seed{seed}.json", strict=False)
+    if not isinstance(about, dict) or about.get("settings") != settings:
+        return None
+    runs: dict[str, dict[int, RunResults]] = {}
     for name in about["titles"]:
-        results = load_results(folder / name / f"seed{seed}", {**about["settings"], "floor": name})
+        results = load_results(folder / name / f"seed{seed}", {**settings, "floor": name})
         if results is None:
-            return False
-        saved[name] = results
-    for name, results in saved.items():
-        found.runs.setdefault(name, {})[seed] = results
-    found.titles.update(about["titles"] | found.titles)
-    found.left_out.update(about["left_out"])
-    return True
+            return None
+        runs[name] = {seed: results}
+    return FloorResults(runs, about["titles"], about["left_out"])
+
+
+def _joined(first: FloorResults, second: FloorResults) -> FloorResults:
+    """The floors of both; a floor of both keeps its first title."""
+    runs = {name: first.runs.get(name, {}) | second.runs.get(name, {}) for name in (*first.runs, *second.runs)}
+    return FloorResults(runs, second.titles | first.titles, first.left_out | second.left_out)

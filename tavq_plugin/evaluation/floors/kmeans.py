@@ -21,7 +21,7 @@ def kmeans(points: Tensor, count: int, *, seed: int, iterations: int = ITERATION
     if not len(points) or count < 1:
         raise ValueError(f"k-means got {len(points)} points and {count} centroids: give at least one of both")
     if not points.isfinite().all():
-        raise FloatingPointError("k-means got a point with NaN or infinity: clusters of it mean nothing")
+        raise FloatingPointError("k-means got a point with NaN or infinity: leave it out, or check what gave it")
     points, draw = points.float(), torch.Generator().manual_seed(seed)
     if (points == points[0]).all():
         return points[:1].clone()

@@ -1,4 +1,4 @@
-"""The protocol card of every metric: what it is, its direction and unit, and the images and probe that it uses."""
+"""The protocol card of every metric: what it is, its direction, unit and probe, and the images it is measured on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Card:
     probe: str = "none"
     on: str = "held-out images"
     digits: int = 2
-    text: bool = False  # it depends on the held-out texts, so that it has a chance value
+    text: bool = False  # whether it depends on the held-out texts, so that dealing them at random gives a chance
     level: int | None = None  # None: the whole run, or all levels together
     together: str = ""  # what the name without a level means, for a metric that every level has
 
@@ -66,7 +66,7 @@ CARDS = {
     "rfid": Card(
         "rFID", "lower", "–", f"Inception of 2015, TF1 resizing, held-out images against their reconstructions; {_FEW}"
     ),
-    "kid": Card("KID", "lower", "–", f"the same features, cubic kernel, mean over {_SUBSETS}", digits=4),
+    "kid": Card("KID", "lower", "–", f"kernel distance of rFID's features, cubic, mean over {_SUBSETS}", digits=4),
     "kid_spread": Card("KID spread", "–", "–", f"standard deviation of KID over {_SUBSETS}", digits=4),
     "usage": Card("usage", "higher", "%", "share of the codes that occur in any image", together=_AT_DECODER),
     "perplexity": Card(
@@ -90,7 +90,7 @@ CARDS = {
     ),
     "masked_word_gain": Card(
         "masked word R@1, above text alone", "higher", "points",
-        "the same, minus the score from the other words without codes; chance: codes of other images",
+        "masked word R@1 minus the score from the text's other words without codes; chance: codes of other images",
         _RIDGE, text=True,
     ),
     "similarity_mse": Card(
@@ -112,8 +112,8 @@ CARDS = {
     ),
     "stability_codes_null": Card(
         "code→word stability, dealt texts", "–", "−1–1",
-        "the same correlation where the held-out texts are dealt at random: what codes that occur in the same images "
-        "give with any texts; it is subtracted from code→word stability", digits=3,
+        "the correlation of code→word stability where the held-out texts are dealt at random: what codes that occur in "
+        "the same images give with any texts; it is subtracted there", digits=3,
     ),
     "stability_words": Card(
         "word→image stability", "higher", "−1–1",
@@ -153,8 +153,9 @@ for _name, _title, _of, _probe in (
 ):
     for _k in (1, 5, 10, 50):
         CARDS[f"{_name}_r{_k}"] = _recall_card(_title, _k, _of, _probe)
-    CARDS[f"{_name}_median_rank"] = _median_rank_card(_title, _of, _probe)
-    if _name != "histogram" and _name != "unseen":
+    if _name != "histogram":
+        CARDS[f"{_name}_median_rank"] = _median_rank_card(_title, _of, _probe)
+    if _name not in ("histogram", "unseen"):
         CARDS[f"{_name}_word_map"] = _word_map_card(f"{_title} word mAP", _probe)
 CARDS["word_map"] = _word_map_card("pooled word mAP", _POOLED)
 CARDS["word_map_codes"] = _word_map_card("histogram word mAP", _HISTOGRAM)

@@ -20,12 +20,14 @@ class Chance(NamedTuple):
 
 
 def permuted_positions(n: int, *, permutations: int = PERMUTATIONS, seed: int = 0) -> Iterator[Tensor]:
-    """Random orders of n positions, the same for the same seed; n int64 each. The caller's random state stays.
+    """Random orders of n positions, the same for the same seed; n int64 each. The caller's random state is kept.
 
     Raises ValueError for fewer than two texts or permutations.
     """
     if n < 2:
-        raise ValueError(f"{n} texts cannot be dealt among images: chance needs at least two texts")
+        raise ValueError(
+            f"{n} texts cannot be dealt among images: chance needs at least two texts; give more images with text"
+        )
     if permutations < 2:
         raise ValueError(f"permutations is {permutations}: the spread of chance needs at least 2")
     draw = torch.Generator().manual_seed(seed)

@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 from scipy.special import nctdtrinc, stdtr, stdtridf, stdtrit
 from torch import Tensor
 
-LEVEL = 0.05  # two-sided: intervals cover 95 %
+SIGNIFICANCE = 0.05  # two-sided: intervals cover 95 %
 POWER = 0.8
 SEEDS_TO_TEST = 3  # with fewer seeds there is no p
 SMALLEST_P = 1e-200
@@ -34,7 +34,7 @@ class Interval(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    over: str | None  # "seeds and images", "seeds" or "images": what the interval speaks for
+    over: str | None  # "seeds and images", "seeds" or "images": what varies between samples
 
 
 class Difference(NamedTuple):
@@ -97,8 +97,8 @@ def difference(first: Tensor, second: Tensor) -> Difference:
         p = 1.0 if same else 0.0 if noise.over == "seeds and images" else None
         p = p if len(values) >= SEEDS_TO_TEST else None
         return Difference(mean, mean, mean, p, float(noise.df.min()), 0.0, noise.over)
-    half = float(_half_width(noise, LEVEL))
-    df = float(np.clip(stdtridf(1 - LEVEL / 2, half / error), noise.df.min(), noise.df.max()))
+    half = float(_half_width(noise, SIGNIFICANCE))
+    df = float(np.clip(stdtridf(1 - SIGNIFICANCE / 2, half / error), noise.df.min(), noise.df.max()))
     detectable = float(nctdtrinc(df, 1 - POWER, half / error)) * error
     p = _p_of(mean, noise) if len(values) >= SEEDS_TO_TEST else None
     return Difference(mean, mean - half, mean + half, p, df, detectable, noise.over)
@@ -117,19 +117,19 @@ def mean_interval(values: Tensor) -> Interval:
     noise, mean = _noise_of(table), float(table.mean())
     if noise.over is None:
         return Interval(mean, None, None, None)
-    half = float(_half_width(noise, LEVEL))
+    half = float(_half_width(noise, SIGNIFICANCE))
     return Interval(mean, mean - half, mean + half, noise.over)
 
 
 def intervals(values: Tensor) -> Intervals:
     """The means of many complete tables and their 95 % intervals; k s n with more than one seed or image."""
     tables = values.double().numpy()
-    mean, half = tables.mean((-2, -1)), _half_width(_noise_of(tables), LEVEL)
+    mean, half = tables.mean((-2, -1)), _half_width(_noise_of(tables), SIGNIFICANCE)
     return Intervals(mean, mean - half, mean + half)
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Holm's adjusted p-values, which keep the chance of any false positive at the level; None stays None.
+    """Holm's adjusted p-values, which keep the probability of any false positive below .05; None stays None.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": None})
     {'a': 0.03, 'b': 0.06, 'c': 0.06, 'd': None}
@@ -176,19 +176,19 @@ def _noise_of(values: np.ndarray) -> _Noise:
     return _Noise(np.stack([seed_part, image_part.clip(0)]), df, "seeds and images")
 
 
-def _half_width(noise: _Noise, level: float) -> np.ndarray:
-    """Half the width of the interval that excludes the mean in at most `level` of all cases."""
-    t = stdtrit(noise.df, level / 2)
+def _half_width(noise: _Noise, significance: float) -> np.ndarray:
+    """Half the width of the interval that excludes the true mean in at most this share of all cases."""
+    t = stdtrit(noise.df, significance / 2)
     return np.sqrt((t**2 * noise.variances.T).sum(-1)).T
 
 
 def _p_of(mean: float, noise: _Noise) -> float:
-    """The level at which the interval just reaches 0; it lies between the p-values of the parts' degrees of freedom."""
+    """The significance at which the interval just reaches 0; it is between the p-values of the parts' own df."""
     ratio = -abs(mean) / float(noise.variances.sum()) ** 0.5
     low, high = (max(2 * float(stdtr(df, ratio)), SMALLEST_P) for df in (noise.df.max(), noise.df.min()))
 
-    def excess(log_level: float) -> float:
-        t = stdtrit(noise.df, math.exp(log_level) / 2)
+    def excess(log_p: float) -> float:
+        t = stdtrit(noise.df, math.exp(log_p) / 2)
         return float(t**2 @ noise.variances) - mean**2
 
     start, end = math.log(low) - 1e-6, min(math.log(high) + 1e-6, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 QUERIES = 8
-EPOCHS, PATIENCE = 60, 4  # at most so many, and so many without a smaller error before the fit stops
+EPOCHS, PATIENCE = 60, 4  # epochs at most, and epochs without a smaller error after which the fit stops
 BATCH, READING_RATE, OUTPUT_RATE = 128, 3e-3, 1e-3
 SHRINK = 3.0  # penalty on the squared output weights, beside errors that are 1 for the constant prediction
 AVERAGE = 0.98  # share of the averaged weights that stays from step to step
@@ -78,7 +78,9 @@ class AttentiveProbe(nn.Module):
         Raises ValueError for a grid of another shape than the training images', or codes that are not finite.
         """
         if tuple(places.shape[1:]) != self.grid:
-            raise ValueError(f"places are {tuple(places.shape[1:])} and the probe was fitted on {self.grid}")
+            raise ValueError(
+                f"places are {tuple(places.shape[1:])} and the probe was fitted on {self.grid}: give that shape"
+            )
         _refuse_not_finite(places, "places")
         parts = [self(part.float()) for part in places.split(500)] or [self(places.float())]
         text, words = torch.cat(parts).tensor_split([len(self.text_mean)], 1)
@@ -102,7 +104,7 @@ def fit_attentive(places: Tensor, texts: Tensor, words: Tensor, *, seed: int = 0
             f"n c h w, n d and n w, at least {STOP_ON} rows of each"
         )
     if not texts.shape[1] + words.shape[1]:
-        raise ValueError("there is neither a column of texts nor a word: the probe has nothing to learn")
+        raise ValueError("texts and words have no column: give at least one, else the probe has nothing to learn")
     _refuse_not_finite(places, "places")
     _refuse_not_finite(texts, "texts")
     draw = torch.Generator().manual_seed(seed)
@@ -158,7 +160,7 @@ def _trained(
 
 
 def _slow_waves(h: int, w: int) -> Tensor:
-    """Cosines over a grid, the slower the greater, so that untrained queries attend to regions; (h w) waves."""
+    """Cosines over a grid; slower waves are greater, so that untrained queries attend to regions; (h w) waves."""
     waves = [
         ((i * (y + 0.5) / h * torch.pi).cos()[:, None] * (j * (x + 0.5) / w * torch.pi).cos()) * 2 / (i * i + j * j)
         for y, x in [(torch.arange(h), torch.arange(w))]

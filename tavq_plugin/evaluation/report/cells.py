@@ -92,7 +92,7 @@ def value_cell(
 ) -> Cell:
     """A cell of compare.json as it is shown: the mean, and half of its 95 % interval if it has one."""
     if values is None or shown_number(values["mean"], 0) == EMPTY:
-        return Cell(why=why or "no run has this value")
+        return Cell(why=why or "no run has a value")
     digits = card_of(metric).digits
     text, over = shown_number(values["mean"], digits), ""
     low, high = values.get("low"), values.get("high")

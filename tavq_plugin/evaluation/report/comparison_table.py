@@ -1,4 +1,4 @@
-"""One table of a comparison: methods, floors and chance are rows, metrics are columns, and notes stand below."""
+"""One table of a comparison: methods, floors and chance are rows, metrics are columns, and notes are below."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tavq_plugin.evaluation.metrics.cards import STORED, card_of
+from tavq_plugin.evaluation.metrics.statistics import SEEDS_TO_TEST
 from tavq_plugin.evaluation.report.cells import (
     EMPTY,
     Cell,
@@ -18,11 +19,10 @@ from tavq_plugin.evaluation.report.cells import (
     value_cell,
 )
 
-FEWEST_SEEDS = 3  # below this nothing is marked or bold
 NEEDED = ("protocol", "headline", "methods", "floors", "absent", "differences", "best", "equal_time", "unmoved")
 SIZES = ("tokens", "bits")  # of the stored codes of one image
 CHANCE = "chance"  # name of the row of chance values
-NO_REASON = "no run has this value"
+NO_REASON = "no run has a value"
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def refuse_former_content(content: Mapping[str, Any]) -> None:
 
 
 def few_seeds(content: Mapping[str, Any]) -> bool:
-    """Whether a comparison has too few seeds for marks and bold."""
-    return len(content["protocol"]["seeds"]) < FEWEST_SEEDS
+    """Whether a comparison has too few seeds for a test, so that nothing is marked or bold."""
+    return len(content["protocol"]["seeds"]) < SEEDS_TO_TEST
 
 
 def metric_table(
@@ -90,7 +90,7 @@ def metric_table(
     Args:
         content: The content of compare.json.
         title: The table's caption.
-        metrics: Metrics in the order of their columns. Those without power in this comparison are left out.
+        metrics: Metrics in the order of their columns. Those that stay at chance are left out.
         equal_time: Show the methods at equal wall-clock, with their steps.
         level: Name the level in each head.
     """
@@ -155,9 +155,8 @@ def interval_note(tables: Iterable[Table]) -> str:
 
 def size_of(table: Mapping[str, Any]) -> str:
     """Tokens and bits of the stored codes of an image; empty if they are not known."""
-    names = [f"{size}_{STORED}" if f"{size}_{STORED}" in table else size for size in SIZES]
-    known = [(size, name) for size, name in zip(SIZES, names, strict=True) if name in table]
-    return ", ".join(f"{value_cell(table[name], name).text} {size}" for size, name in known)
+    known = [(size, f"{size}_{STORED}") for size in SIZES if f"{size}_{STORED}" in table]
+    return ", ".join(f"{value_cell(table[metric], metric).text} {size}" for size, metric in known)
 
 
 def _over(over: str) -> str:
@@ -178,13 +177,9 @@ def _by_size(rows: Mapping[str, Row], sizes: Mapping[str, str], protocol: Mappin
 
 
 def _floors(content: Mapping[str, Any], shown: Sequence[str]) -> Iterable[tuple[str, list[Cell]]]:
-    """The floors that have any of the metrics. A floor of one level stands in the columns of the stored level."""
+    """The floors that have any of the metrics, each with its cells."""
     for name, table in content["floors"].items():
-        values = {metric: table.get(metric) for metric in shown}
-        for metric in shown:
-            if values[metric] is None and card_of(metric).level == STORED:
-                values[metric] = table.get(base_of(metric))
-        cells = [value_cell(value, metric, why=_reason(content, name, metric)) for metric, value in values.items()]
+        cells = [value_cell(table.get(metric), metric, why=_reason(content, name, metric)) for metric in shown]
         if any(cell.text != EMPTY for cell in cells):
             yield name, cells
 

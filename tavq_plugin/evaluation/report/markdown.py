@@ -17,7 +17,7 @@ from tavq_plugin.evaluation.report.sections import (
     floor_lines,
     legend,
     level_table,
-    no_power,
+    lines_at_chance,
     primary_tables,
     protocol_line,
     seed_tables,
@@ -67,10 +67,11 @@ def _first_parts(content: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "## Equal wall-clock"
         yield f"not computed: {content['equal_time']['missing']}"
-    unmoved = no_power(content)
-    if unmoved:
-        yield "## No power here"
-        yield "\n".join(f"- {line}" for line in unmoved)
+    at_chance = lines_at_chance(content)
+    if at_chance:
+        yield "## Metrics at chance"
+        yield at_chance[0]
+        yield "\n".join(f"- {line}" for line in at_chance[1:])
 
 
 def _section(title: str, tables: Iterable[Table], sentences: Iterable[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tavq_plugin.evaluation.metrics.cards import APPENDIX, BY_LEVEL, PRIMARY, card_of
+from tavq_plugin.evaluation.metrics.statistics import SEEDS_TO_TEST
 from tavq_plugin.evaluation.report.cells import (
     EMPTY,
     Cell,
@@ -18,7 +19,6 @@ from tavq_plugin.evaluation.report.cells import (
 )
 from tavq_plugin.evaluation.report.comparison_table import (
     CHANCE,
-    FEWEST_SEEDS,
     SIZES,
     Group,
     Row,
@@ -39,7 +39,8 @@ FLOORS = (
     "Floors are features that nobody trained, measured by the same probes; codes that score no higher than a floor say "
     "no more about the text than it does. A ceiling is a network trained on labelled photographs."
 )
-DETECTABLE = "the least true difference that this many seeds and images find four times in five (two-sided, p < .05)"
+AT_CHANCE = "These metrics say nothing about the text in this comparison, so they are in no table."
+DETECTABLE = "the least true difference that so many seeds and images show in four of five cases (two-sided, p < .05)"
 
 
 def protocol_line(content: Mapping[str, Any]) -> str:
@@ -91,7 +92,7 @@ def level_table(content: Mapping[str, Any]) -> Table:
 
 
 def appendix_table(content: Mapping[str, Any]) -> Table:
-    """The metrics that carry no headline."""
+    """The metrics that are neither in the primary table nor in that of all levels."""
     return metric_table(content, "Further metrics, at level 3 where a metric has levels", APPENDIX)
 
 
@@ -101,7 +102,7 @@ def legend(content: Mapping[str, Any], tables: Iterable[Table], *, best: bool = 
     reference = content["protocol"].get("reference")
     sentences = []
     if few_seeds(content):
-        sentences.append(f"Below {FEWEST_SEEDS} seeds nothing is marked or bold.")
+        sentences.append(f"With fewer than {SEEDS_TO_TEST} seeds nothing is tested, marked or bold.")
     else:
         if reference is not None:
             sentences.append(f"▲ better or ▼ worse than {reference}, and the difference stands ({TEST}).")
@@ -126,12 +127,14 @@ def floor_lines(content: Mapping[str, Any]) -> list[str]:
     return lines + [f"not measured: {name}: {why}" for name, why in left_out.items()]
 
 
-def no_power(content: Mapping[str, Any]) -> list[str]:
-    """The metrics that do not move under permuted texts, each with the reason; one line per reason."""
+def lines_at_chance(content: Mapping[str, Any]) -> list[str]:
+    """What metrics at chance are, and then which they are, one line per reason; empty without such metrics."""
+    if not content["unmoved"]:
+        return []
     by_reason: dict[str, list[str]] = {}
     for metric, why in content["unmoved"].items():
         by_reason.setdefault(why, []).append(card_of(metric).title)
-    return [f"{', '.join(titles)}: {why}" for why, titles in by_reason.items()]
+    return [AT_CHANCE, *(f"{', '.join(titles)}: {why}" for why, titles in by_reason.items())]
 
 
 def seed_tables(content: Mapping[str, Any]) -> list[Table]:
@@ -163,7 +166,7 @@ def seed_tables(content: Mapping[str, Any]) -> list[Table]:
         if any(name in found for found in by_metric.values())
     ]
     if rows:
-        title = f"Difference to {reference}, mean over seeds; in brackets what this run can detect"
+        title = f"Difference from {reference}, mean over seeds; in brackets what this run can detect"
         tables.append(Table(title, columns, (Group("", tuple(rows)),), (f"In brackets: {DETECTABLE}.",)))
     return tables
 
@@ -177,13 +180,13 @@ def difference_table(content: Mapping[str, Any]) -> Table:
         rows = [Row(name, _difference_cells(found[name], metric)) for name in content["methods"] if name in found]
         if rows:
             groups.append(Group(column_of(metric).text, tuple(rows)))
-    note = f"Stands: {TEST}, from {FEWEST_SEEDS} seeds on. {EFFECTS} Detectable: {DETECTABLE}."
+    note = f"Stands: {TEST}, from {SEEDS_TO_TEST} seeds on. {EFFECTS} Detectable: {DETECTABLE}."
     title = f"Level 3, each method minus {content['protocol'].get('reference')}"
     return Table(title, tuple(map(Column, heads)), tuple(groups), (note,))
 
 
 def metrics_with_cards(content: Mapping[str, Any], tables: Iterable[Table]) -> list[str]:
-    """The metrics whose protocol cards the page shows: those of the tables, without levels, and those without power."""
+    """The metrics whose protocol cards the page shows: those of the tables, without levels, and those at chance."""
     metrics = [column.metric for table in tables for column in table.columns if column.metric]
     return [*dict.fromkeys(base_of(metric) for metric in (*SIZES, *metrics, *content["unmoved"]))]
 

@@ -82,7 +82,7 @@ def page(
         primary=primary,
         floors=sections.floor_lines(content),
         seeds=sections.seed_tables(content),
-        unmoved=sections.no_power(content),
+        at_chance=sections.lines_at_chance(content),
         levels=levels,
         equal_time=equal_time,
         differences=sections.difference_table(content),

@@ -44,8 +44,8 @@ MAKER = "tavq evaluate"
 FILES = ("evaluate.json", "evaluate.md", "evaluate.html", "usage.png", "reconstructions.png")
 SPLITS = get_args(Split)
 CORPUS = ("corpus.json", "images.safetensors", "test.safetensors")
-TRAIN, EVAL = 3000, 500  # training and held-out images where nothing else says
-SAMPLED = 4  # training images whose codes identify a user's tokenizer
+N_TRAIN, N_TUNE = 3000, 500  # training images and images of the tune split, at most, unless others are asked for
+SAMPLED = 4  # training images whose codes and reconstructions identify a user's tokenizer
 Tell = Callable[[str], None]
 
 
@@ -77,7 +77,7 @@ def evaluate_sources(
         split: Which held-out images: "tune" or "test".
         resolution: Pixels per side. Default: that of the runs, else 64.
         n_train: Training images for the probes, at most. Default: 3000.
-        n_eval: Held-out images, at most. Default: 500.
+        n_eval: Images of the tune split, at most. Default: 500. The test split is always whole.
         weights: Folder with weights of the judging networks. Default: none.
         allow: Further packages that YAML files and recipes may name.
         any_data: If true, runs that were trained on other data may be evaluated on the test split.
@@ -112,7 +112,7 @@ def evaluate_sources(
     refuse_unfit(sources, side, text_width_of(folder))
     claim(writable(out), FILES, MAKER)
     if folder == out / "data":
-        load_or_build_corpus(folder, data, side, n_train=n_train or TRAIN, n_eval=n_eval or EVAL, tell=tell)
+        load_or_build_corpus(folder, data, side, n_train=n_train or N_TRAIN, n_eval=n_eval or N_TUNE, tell=tell)
     refuse_other_training(sources, folder, split=split, any_data=any_data, tell=tell)
     corpus = load_corpus(folder, split=cast(Split, split))
     targets = TextTargets(corpus, evaluation)
@@ -125,9 +125,9 @@ def evaluate_sources(
     }
     judges = Judges(weights, corpus.images[corpus.n_train :], names=evaluation.judges)
     runs, failed = _run_results(sources, targets, judges, out, depends_on, started=started, finished=finished)
-    found = _floors(sources, runs, targets, judges, out, weights, depends_on, started=started)
+    floors = _floors(sources, runs, targets, judges, out, weights, depends_on, started=started)
     content = evaluation_content(
-        sources, runs, failed, found, targets, evaluation_protocol(sources, targets, folder, weights)
+        sources, runs, failed, floors, targets, evaluation_protocol(sources, targets, folder, weights)
     )
     save_json(out / "evaluate.json", content)
     write_report(content, runs, targets, out, name="evaluate")
@@ -163,7 +163,8 @@ def _run_results(
         runs.setdefault(source.name, {})[source.seed] = results
         finished(label)
     if not runs:
-        raise FloatingPointError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+        whys = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise FloatingPointError(f"no tokenizer could be evaluated: {whys}")
     return runs, failed
 
 

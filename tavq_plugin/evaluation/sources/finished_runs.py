@@ -88,13 +88,16 @@ def runs_in(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> list[F
     else:
         raise ValueError(
             f"{folder} is no run: it has neither settings.json (tavq train) nor {' or '.join(COMPARISON)} (tavq "
-            "compare) nor demo.json (tavq demo); give the folder that was --out"
+            "compare) nor demo.json (tavq demo): give the folder that --out named"
         )
     if name is not None:
-        raise ValueError(f"{name}={folder}: its runs have names of their own; leave {name}= out, or name one run")
+        raise ValueError(
+            f"{name}={folder}: this folder holds several runs, which have their own names; leave {name}= out, or give "
+            "the folder of one run"
+        )
     finished = [child.parent for child in children if _is_finished(child.parent)]
     if not finished:
-        raise ValueError(f"{folder} has no finished run: give the command that made it again, and it resumes")
+        raise ValueError(f"{folder} has no finished run: give the command that made it again, and it resumes them")
     return [_run(run, None, allow=allow) for run in finished]
 
 
@@ -111,7 +114,7 @@ def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedR
     """A finished run of one folder; ValueError if it is none."""
     settings = current_settings(read_json(folder / "settings.json"))
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{folder}/settings.json holds no settings: give the folder of a run")
+        raise ValueError(f"{folder}/settings.json holds no settings: the file was changed or damaged; train it again")
     if not _is_finished(folder):
         raise ValueError(f"{folder} is not finished: give the command that made it again, and it resumes")
     absent = [file for file in ("host.safetensors", "tavq.safetensors") if not (folder / file).is_file()]
@@ -121,7 +124,7 @@ def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedR
         return _trained_run(folder, name, settings, allow)
     if settings.keys() >= {"run", "seed", "steps", "resolution"} and settings["run"] in DEMO:
         return _demo_run(folder, name, settings)
-    raise ValueError(f"{folder}/settings.json is of no command of tavq: give the folder of a run")
+    raise ValueError(f"{folder}/settings.json was not written by tavq train, compare or demo: give the folder of a run")
 
 
 def _trained_run(folder: Path, name: str | None, settings: Mapping[str, Any], allow: tuple[str, ...]) -> FinishedRun:

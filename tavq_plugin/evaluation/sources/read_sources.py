@@ -128,7 +128,7 @@ def _user_tokenizer(target: str, name: str | None, *, allow: Sequence[str]) -> U
     """What a target gives, wrapped if it is a plain host."""
     if ":" not in target and not target.endswith((".yaml", ".yml")):
         raise FileNotFoundError(
-            f"no folder {target}, and it is no file.py:function, package.module:function or YAML file: correct it"
+            f"{target} is neither a folder nor file.py:function, package.module:function or a YAML file: check it"
         )
     host, _, align = load_setup(target, allow=allow)
     stem = Path(target if target.endswith((".yaml", ".yml")) else target.rpartition(":")[0]).stem
