@@ -217,7 +217,7 @@ def test_below_three_seeds_nothing_is_marked_and_each_seed_is_shown():
             difference["stands"] = True
     text = terminal(content)
     assert "**" not in text and "▲" not in text and "▼" not in text
-    assert "Below 3 seeds nothing is marked or bold." in text
+    assert "With fewer than 3 seeds nothing is tested, marked or bold." in text
     made = page(content, {}, {})
     assert 'class="best"' not in made and "▲" not in made
     seeds, differences = seed_tables(content)

@@ -61,22 +61,21 @@ def floor_results(
         of_seed = _saved_floors(folder, seed, settings)
         if of_seed is None:
             ceilings = {CEILING: CEILINGS[CEILING]} if seed == seeds[0] else {}
-            titles: dict[str, str] = {}
-            left_out: dict[str, str] = {}
+            of_seed = FloorResults({}, {}, {})
             for floor in floors(
                 targets.corpus.images[: len(targets.probe_rows)], targets.corpus.images[targets.corpus.n_train :],
                 codes=codes, grid=grid, seed=seed, transport_images=targets.transport_images,
                 untrained=None if untrained is None else partial(untrained, seed), weights=weights,
-                tell=left_out.__setitem__, ceilings=ceilings,
+                tell=of_seed.left_out.__setitem__, ceilings=ceilings,
             ):  # fmt: skip
                 if seed != seeds[0] and floor.name not in DRAWN:
                     continue
                 results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
                 save_results(folder / floor.name / f"seed{seed}", results, {**settings, "floor": floor.name})
-                titles[floor.name] = floor.title
-            save_json(folder / f"seed{seed}.json", {"settings": settings, "titles": titles, "left_out": left_out})
-            of_seed = _saved_floors(folder, seed, settings)
-            assert of_seed is not None  # they were saved just now
+                of_seed.titles[floor.name] = floor.title
+                of_seed.runs[floor.name] = {seed: results}
+            about = {"settings": settings, "titles": of_seed.titles, "left_out": of_seed.left_out}
+            save_json(folder / f"seed{seed}.json", about)
         measured = _joined(measured, of_seed)
     report("floors", len(seeds), len(seeds))
     return measured

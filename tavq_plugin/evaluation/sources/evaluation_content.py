@@ -42,8 +42,8 @@ def evaluation_content(
     content = summarise(runs, targets, reference=reference, floors=floors.runs, equal_time=NO_TIME)
     for name, reasons in _reasons_for_levels(content["methods"], sources).items():
         content["absent"][name] |= reasons
-    about = {"reference": reference, "floors": floors.titles, "floors_left_out": floors.left_out}
-    about["cards"] = measured_cards(content, protocol)
+    about: dict[str, Any] = {"reference": reference, "floors": floors.titles, "floors_left_out": floors.left_out}
+    about |= {"cards": measured_cards(content, protocol)}
     content |= {"protocol": {**protocol, **about}, "failed": dict(failed)}
     content["headline"] = headline_sentence(content)
     content["own_heads"] = {
