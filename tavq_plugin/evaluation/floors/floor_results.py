@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 from tavq_plugin.evaluation.evaluate import score_codes
 from tavq_plugin.evaluation.floors.features import CEILINGS, floors
 from tavq_plugin.evaluation.judges import Judges
-from tavq_plugin.evaluation.results import RunResults, load_results, save_results
+from tavq_plugin.evaluation.results import (
+    MAKER,
+    RunResults,
+    load_results,
+    refuse_foreign_results,
+    save_results,
+)
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json
+from tavq_plugin.io.ownership import claim, refuse_taken
 
 DRAWN = ("patch-kmeans", "untrained")  # floors that depend on a seed; the others are measured once
 CEILING = "mobilenet"
@@ -57,39 +64,66 @@ def floor_results(
     corpus, found = targets.corpus, FloorResults({}, {}, {})
     for number, seed in enumerate(seeds):
         report("floors", number, len(seeds))
-        about = read_json(folder / f"seed{seed}.json", strict=False)
-        if isinstance(about, dict) and about.get("settings") == settings and _read(found, folder, seed, about):
+        name, is_first = f"seed{seed}.json", seed == seeds[0]
+        about = read_json(folder / name, strict=False)
+        if _is_ours(about) and about["settings"] == settings and _read(found, folder, seed, about, whole=is_first):
             continue
+        claim(folder, [name], MAKER, former=_former(folder, name))
         left_out: dict[str, str] = {}
         titles: dict[str, str] = {}
         build = None if untrained is None else lambda seed=seed: untrained(seed)
         for floor in floors(
             corpus.images[: len(targets.probe_rows)], corpus.images[corpus.n_train :], codes=codes, grid=grid,
             seed=seed, transport_images=targets.transport_images, untrained=build, weights=weights,
-            tell=left_out.__setitem__, ceilings={CEILING: CEILINGS[CEILING]} if seed == seeds[0] else {},
+            tell=left_out.__setitem__, ceilings={CEILING: CEILINGS[CEILING]} if is_first else {},
         ):  # fmt: skip
-            if seed != seeds[0] and floor.name not in DRAWN:
+            if not is_first and floor.name not in DRAWN:
                 continue
             results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
             save_results(folder / floor.name / f"seed{seed}", results, {**settings, "floor": floor.name})
             titles[floor.name] = floor.title
         about = {"settings": settings, "titles": titles, "left_out": left_out}
-        save_json(folder / f"seed{seed}.json", about)
-        _read(found, folder, seed, about)
+        save_json(folder / name, about)
+        _read(found, folder, seed, about, whole=is_first)
     report("floors", len(seeds), len(seeds))
     return found
 
 
-def _read(found: FloorResults, folder: Path, seed: int, about: Mapping[str, Any]) -> bool:
-    """Add the saved floors of a seed to `found`; False, and nothing added, if one of them is not there."""
+def refuse_foreign_floors(folder: Path, seeds: Sequence[int]) -> None:
+    """Raise FileExistsError if a folder of floors holds a file that would be overwritten and is not ours."""
+    for seed in seeds:
+        name = f"seed{seed}.json"
+        refuse_taken(folder, [name], MAKER, former=_former(folder, name))
+        for place in sorted(folder.glob(f"*/seed{seed}")):
+            refuse_foreign_results(place)
+
+
+def _former(folder: Path, name: str) -> tuple[str, ...]:
+    """The file, if its content shows that we wrote it before it was claimed."""
+    return (name,) if _is_ours(read_json(folder / name, strict=False)) else ()
+
+
+def _is_ours(about: Any) -> bool:
+    return isinstance(about, dict) and {"settings", "titles", "left_out"} <= about.keys()
+
+
+def _read(found: FloorResults, folder: Path, seed: int, about: Mapping[str, Any], *, whole: bool) -> bool:
+    """Add the saved floors of a seed to `found`; False, and nothing added, if one of them is not there.
+
+    whole: whether the floors that do not depend on a seed are of this one. It is the first seed asked for now, which
+    may have been another when the floors were measured.
+    """
+    names = [name for name in about["titles"] if whole or name in DRAWN]
+    if whole and not about["titles"].keys() - set(DRAWN):
+        return False
     saved: dict[str, RunResults] = {}
-    for name in about["titles"]:
+    for name in names:
         results = load_results(folder / name / f"seed{seed}", {**about["settings"], "floor": name})
         if results is None:
             return False
         saved[name] = results
     for name, results in saved.items():
         found.runs.setdefault(name, {})[seed] = results
-    found.titles.update(about["titles"] | found.titles)
+    found.titles.update({name: about["titles"][name] for name in names} | found.titles)
     found.left_out.update(about["left_out"])
     return True
