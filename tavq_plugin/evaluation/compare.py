@@ -13,9 +13,9 @@ from typing import Any
 from tavq_plugin.data.corpus import load_or_build_corpus
 from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summarise
 from tavq_plugin.evaluation.equal_time import equal_time_steps
-from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results
+from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results, refuse_foreign_floors
 from tavq_plugin.evaluation.headline import headline_sentence
-from tavq_plugin.evaluation.plan import Job, Plan
+from tavq_plugin.evaluation.plan import EQUAL_TIME, Job, Plan
 from tavq_plugin.evaluation.protocol import comparison_protocol, measured_cards
 from tavq_plugin.evaluation.results import RunResults, refuse_foreign_results
 from tavq_plugin.evaluation.run_jobs import ReportProgress, load_judges, load_targets, outcomes
@@ -29,6 +29,7 @@ from tavq_plugin.training.run_folder import refuse_foreign_files
 
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
+FLOORS = "floors"  # folder of the floors' results
 Tell = Callable[[str], None]
 
 
@@ -126,13 +127,13 @@ def _in_order(plan: Plan, runs: Runs) -> dict[str, dict[int, RunResults]]:
 
 
 def _floors(plan: Plan, runs: Runs, report: ReportProgress) -> FloorResults:
-    """The floors with the codebook and grid of the reference's level 3."""
+    """The floors with as many codes and places as the reference's level 3; places on a square, whatever its grid."""
     first = next(iter(runs[reference_of(runs) or next(iter(runs))].values()))
     job = plan.jobs[0]
     return floor_results(
         load_targets(plan.out, plan.evaluation), load_judges(plan.out, plan.evaluation, plan.weights),
-        plan.out / "floors", codes=max(2, int(first.artifacts["codes"])),
-        grid=first.artifacts["held_out_indices"].shape[-2], seeds=plan.seeds,
+        plan.out / FLOORS, codes=max(2, int(first.artifacts["codes"])),
+        grid=max(1, round(first.artifacts["held_out_indices"][0].numel() ** 0.5)), seeds=plan.seeds,
         untrained=partial(_untrained, plan), weights=plan.weights,
         settings={name: job.settings[name] for name in ("data", "evaluation", "weights")}, report=report,
     )  # fmt: skip
@@ -158,7 +159,10 @@ def _equal_time(
         return "there is one method alone, so there is no other whose time it could be given", {}
     if not plan.equal_time:
         return "not asked for: give --equal-time, which trains methods of another speed once more", {}
-    steps = equal_time_steps(runs, reference, plan.recipe.steps)
+    try:
+        steps = equal_time_steps(runs, reference, plan.recipe.steps, former=_former_steps(plan))
+    except ValueError as error:
+        return str(error), {}
     jobs = [replace(job, steps=steps[job.method]) for job in plan.jobs if job.seed in runs.get(job.method, {})]
     again, broken = _run([job for job in jobs if job.steps != plan.recipe.steps], plan, workers, tell, report, finished)
     kept = {name: seeds for name, seeds in runs.items() if steps[name] == plan.recipe.steps}
@@ -168,9 +172,22 @@ def _equal_time(
 def refuse_unlike_comparison(plan: Plan) -> None:
     """Raise FileExistsError if a file that would be overwritten was not made by tavq-plugin."""
     refuse_taken(plan.out, FILES, MAKER, former=former_comparison(plan.out))
-    for job in plan.jobs:
+    refuse_foreign_floors(plan.out / FLOORS, plan.seeds)
+    former = _former_steps(plan)
+    again = [replace(job, steps=steps) for job in plan.jobs for steps in former.get(job.method, ())]
+    for job in (*plan.jobs, *again):
         refuse_foreign_files(job.folder, job.recipe)
         refuse_foreign_results(job.folder)
+
+
+def _former_steps(plan: Plan) -> dict[str, list[int]]:
+    """The steps of each method's runs at equal time that the folder holds."""
+    found: dict[str, list[int]] = {}
+    for place in sorted((plan.out / EQUAL_TIME).glob("*-steps/*/")):
+        steps = place.parent.name.removesuffix("-steps")
+        if steps.isascii() and steps.isdecimal() and int(steps):
+            found.setdefault(place.name, []).append(int(steps))
+    return found
 
 
 def former_comparison(out: Path) -> tuple[str, ...]:

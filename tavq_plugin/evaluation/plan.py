@@ -21,6 +21,7 @@ QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "advers
 """What --quick changes in the recipe: few steps, dead codes that are restarted often enough for so few steps, and a
 discriminator in the last third of them."""
 DECIDED = {"seed": "--seeds", "method": "--methods"}  # setting of a run → the option of the command that sets it
+EQUAL_TIME = "equal-time"  # folder of the runs at equal time; below it, runs of other steps have folders of their own
 QUICK_TRAIN, QUICK_EVAL = 1000, 300  # training images and images of the tune split, at most
 QUICK_EVALUATION = EvaluationSettings(transport_images=60, judges=("inception", "lpips", "mobilenet"))
 
@@ -111,7 +112,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run's own folder."""
-        place = self.plan.out if self.steps is None else self.plan.out / "equal-time"
+        place = self.plan.out if self.steps is None else self.plan.out / EQUAL_TIME / f"{self.steps}-steps"
         return place / self.method / f"seed{self.seed}"
 
     @property

@@ -205,7 +205,9 @@ def test_too_few_images_or_texts_are_refused(made, tmp_path):
         evaluate_sources([f"{made}/my_setup.py:build"], out=tmp_path / "mute", resolution=16, n_train=32, n_eval=16)
 
 
-@pytest.mark.parametrize("name", ["evaluate.json", "evaluate.html", "usage.png", "runs/tavq/seed0/measured.json"])
+@pytest.mark.parametrize(
+    "name", ["evaluate.json", "evaluate.html", "usage.png", "runs/tavq/seed0/measured.json", "floors/seed0.json"]
+)
 def test_a_foreign_file_is_refused_by_name(made, tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)

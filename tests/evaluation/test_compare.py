@@ -111,7 +111,7 @@ def test_at_equal_time_methods_of_other_speed_train_once_more(done, tmp_path):
     equal = content["equal_time"]
     assert equal["steps"] == {"vqgan": 2, "tavq": steps} and list(equal["methods"]) == ["vqgan", "tavq"]
     assert equal["methods"]["vqgan"]["psnr"] == content["methods"]["vqgan"]["psnr"]
-    again = out / "equal-time" / "tavq" / "seed1"
+    again = out / "equal-time" / f"{steps}-steps" / "tavq" / "seed1"
     assert again.exists() == (steps != 2)
     if again.exists():
         assert json.loads((again / "history.json").read_text())["history"][-1]["step"] == steps - 1
@@ -165,7 +165,8 @@ def test_a_custom_host_is_compared_only_if_its_package_is_allowed(tmp_path):
 
 @pytest.mark.parametrize(
     "name", ["compare.json", "compare.html", "usage.png", "shared.json", "data/images.safetensors", "data/corpus.json",
-             "tavq/seed1/recipe.yaml", "tavq/seed0/measured.json", "vqgan/seed0/checkpoints/thesis.txt"],
+             "tavq/seed1/recipe.yaml", "tavq/seed0/measured.json", "vqgan/seed0/checkpoints/thesis.txt",
+             "floors/seed1.json", "equal-time/3-steps/tavq/seed1/measured.json"],
 )  # fmt: skip
 def test_a_foreign_file_is_refused_by_name_before_training(tmp_path, name):
     path = tmp_path / name

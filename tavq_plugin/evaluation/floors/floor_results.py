@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 from tavq_plugin.evaluation.evaluate import score_codes
 from tavq_plugin.evaluation.floors.features import CEILINGS, floors
 from tavq_plugin.evaluation.judges import Judges
-from tavq_plugin.evaluation.results import RunResults, load_results, save_results
+from tavq_plugin.evaluation.results import (
+    MAKER,
+    RunResults,
+    load_results,
+    refuse_foreign_results,
+    save_results,
+)
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json
+from tavq_plugin.io.ownership import claim, refuse_taken
 
 DRAWN = ("patch-kmeans", "untrained")  # floors that depend on a seed; the others are measured once
 CEILING = "mobilenet"
@@ -58,17 +65,18 @@ def floor_results(
     measured = FloorResults({}, {}, {})
     for number, seed in enumerate(seeds):
         report("floors", number, len(seeds))
-        of_seed = _saved_floors(folder, seed, settings)
+        is_first = seed == seeds[0]
+        of_seed = _saved_floors(folder, seed, settings, whole=is_first)
         if of_seed is None:
-            ceilings = {CEILING: CEILINGS[CEILING]} if seed == seeds[0] else {}
+            claim(folder, [f"seed{seed}.json"], MAKER, former=_former(folder, f"seed{seed}.json"))
             of_seed = FloorResults({}, {}, {})
             for floor in floors(
                 targets.corpus.images[: len(targets.probe_rows)], targets.corpus.images[targets.corpus.n_train :],
                 codes=codes, grid=grid, seed=seed, transport_images=targets.transport_images,
                 untrained=None if untrained is None else partial(untrained, seed), weights=weights,
-                tell=of_seed.left_out.__setitem__, ceilings=ceilings,
+                tell=of_seed.left_out.__setitem__, ceilings={CEILING: CEILINGS[CEILING]} if is_first else {},
             ):  # fmt: skip
-                if seed != seeds[0] and floor.name not in DRAWN:
+                if not is_first and floor.name not in DRAWN:
                     continue
                 results = score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
                 save_results(folder / floor.name / f"seed{seed}", results, {**settings, "floor": floor.name})
@@ -81,21 +89,46 @@ def floor_results(
     return measured
 
 
-def _saved_floors(folder: Path, seed: int, settings: Mapping[str, Any]) -> FloorResults | None:
-    """The floors of a seed that were measured with the same settings; None if one of them is not there."""
+def _saved_floors(folder: Path, seed: int, settings: Mapping[str, Any], *, whole: bool) -> FloorResults | None:
+    """The floors of a seed that were measured with the same settings; None if one of them is not there.
+
+    whole: whether the floors that do not depend on a seed are of this one. It is the first seed asked for now, which
+    may have been another when the floors were measured.
+    """
     about = read_json(folder / f"seed{seed}.json", strict=False)
-    if not isinstance(about, dict) or about.get("settings") != settings:
+    if not _is_ours(about) or about["settings"] != settings:
+        return None
+    names = [name for name in about["titles"] if whole or name in DRAWN]
+    if whole and set(names) <= set(DRAWN):
         return None
     runs: dict[str, dict[int, RunResults]] = {}
-    for name in about["titles"]:
+    for name in names:
         results = load_results(folder / name / f"seed{seed}", {**settings, "floor": name})
         if results is None:
             return None
         runs[name] = {seed: results}
-    return FloorResults(runs, about["titles"], about["left_out"])
+    return FloorResults(runs, {name: about["titles"][name] for name in names}, about["left_out"])
 
 
 def _joined(first: FloorResults, second: FloorResults) -> FloorResults:
     """The floors of both; a floor of both keeps its first title."""
     runs = {name: first.runs.get(name, {}) | second.runs.get(name, {}) for name in (*first.runs, *second.runs)}
     return FloorResults(runs, second.titles | first.titles, first.left_out | second.left_out)
+
+
+def refuse_foreign_floors(folder: Path, seeds: Sequence[int]) -> None:
+    """Raise FileExistsError if a folder of floors holds a file that would be overwritten and is not ours."""
+    for seed in seeds:
+        name = f"seed{seed}.json"
+        refuse_taken(folder, [name], MAKER, former=_former(folder, name))
+        for place in sorted(folder.glob(f"*/seed{seed}")):
+            refuse_foreign_results(place)
+
+
+def _former(folder: Path, name: str) -> tuple[str, ...]:
+    """The file, if its content shows that we wrote it before it was claimed."""
+    return (name,) if _is_ours(read_json(folder / name, strict=False)) else ()
+
+
+def _is_ours(about: Any) -> bool:
+    return isinstance(about, dict) and {"settings", "titles", "left_out"} <= about.keys()

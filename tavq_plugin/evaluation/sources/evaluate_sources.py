@@ -14,7 +14,7 @@ from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
 from tavq_plugin.evaluation.evaluate import evaluate_run, score_codes
-from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results
+from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results, refuse_foreign_floors
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.own_heads import own_head_retrieval
 from tavq_plugin.evaluation.results import RunResults, load_results, refuse_foreign_results, save_results
@@ -104,6 +104,7 @@ def evaluate_sources(
     refuse_out_among(out, sources)
     for source in sources:
         refuse_foreign_results(_results_folder(out, source))
+    refuse_foreign_floors(out / "floors", sorted({source.seed for source in sources}))
     for place in filter(Path.is_dir, map(Path, given)):
         for run in unfinished_runs(place):
             tell(f"{run} is not finished: left out")
