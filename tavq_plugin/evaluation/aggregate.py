@@ -22,6 +22,13 @@ Runs = Mapping[str, Mapping[int, RunResults]]  # method → seed → results
 Cells = dict[str, dict[str, Any]]  # metric → cell
 
 
+class PairValues(NamedTuple):
+    """What is measured between every two seeds of a method."""
+
+    values: dict[str, dict[str, float]]  # metric → pair of seeds → value
+    spreads: dict[str, float]  # pair → standard deviation of the excess of `stability_codes` over dealt texts
+
+
 class EqualTime(NamedTuple):
     """The runs in which every method trained for the same time."""
 
@@ -96,23 +103,24 @@ def cells(seeds: Mapping[int, RunResults]) -> Cells:
     return {metric: _cell(metric, seeds) for metric in _metrics({"": seeds})}
 
 
-def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> dict[str, dict[str, float]]:
+def stability(seeds: Mapping[int, RunResults], targets: TextTargets) -> PairValues:
     """Agreement of every two seeds of a method, by metric and pair of seeds."""
-    by_metric: dict[str, dict[str, float]] = {}
+    found = PairValues({}, {})
     tables = {seed: _run_histograms(results) for seed, results in seeds.items()} if len(seeds) > 1 else {}
     for one, other in combinations(sorted(tables), 2):
         pair = f"{one}-{other}"
-        found = code_word_stability(tables[one], tables[other], targets.held_out_words)
+        codes = code_word_stability(tables[one], tables[other], targets.held_out_words)
         scores = [
             word_image_stability(seeds[one].artifacts[name], seeds[other].artifacts[name])
             for name in sorted(seeds[one].artifacts.keys() & seeds[other].artifacts.keys())
             if name.startswith("word_scores")
         ]
-        by_metric.setdefault("stability_codes", {})[pair] = found.excess
-        by_metric.setdefault("stability_codes_null", {})[pair] = found.dealt
+        found.values.setdefault("stability_codes", {})[pair] = codes.excess
+        found.values.setdefault("stability_codes_null", {})[pair] = codes.dealt
+        found.spreads[pair] = codes.dealt_spread
         if scores:
-            by_metric.setdefault("stability_words", {})[pair] = statistics.fmean(scores)
-    return by_metric
+            found.values.setdefault("stability_words", {})[pair] = statistics.fmean(scores)
+    return found
 
 
 def differences(
@@ -211,9 +219,13 @@ def _cell(metric: str, seeds: Mapping[int, RunResults]) -> dict[str, Any]:
     return {**_mean_and_spread(values), **around, "chance": mean, "chance_spread": spread}
 
 
-def _pair_cells(pairs: Mapping[str, dict[str, float]]) -> Cells:
+def _pair_cells(pairs: PairValues) -> Cells:
+    """Cells of metrics of two seeds; the chance of `stability_codes`, which is an excess over dealt texts, is 0."""
     unknown = dict.fromkeys(("low", "high", "over", "chance", "chance_spread"))
-    return {metric: {**_mean_and_spread(values), **unknown} for metric, values in pairs.items()}
+    table = {metric: {**_mean_and_spread(values), **unknown} for metric, values in pairs.values.items()}
+    if pairs.spreads:
+        table["stability_codes"] |= {"chance": 0.0, "chance_spread": statistics.fmean(pairs.spreads.values())}
+    return table
 
 
 def _row(metric: str, seeds: Mapping[int, RunResults], others: Mapping[int, RunResults]) -> dict[str, Any] | None:
@@ -232,17 +244,15 @@ def _row(metric: str, seeds: Mapping[int, RunResults], others: Mapping[int, RunR
     return {**difference(first, second)._asdict(), "by_seed": by_seed}
 
 
-def _pair_differences(
-    pairs: Mapping[str, Mapping[str, dict[str, float]]], reference: str | None
-) -> dict[str, dict[str, dict[str, Any]]]:
+def _pair_differences(pairs: Mapping[str, PairValues], reference: str | None) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences of metrics of two seeds: their pairs share seeds, so there is neither interval nor test."""
     unknown = dict.fromkeys(("low", "high", "p", "df", "detectable", "over", "p_holm"))
     table: dict[str, dict[str, dict[str, Any]]] = {}
     if reference is None or reference not in pairs:
         return table
-    for name, by_metric in pairs.items():
-        for metric, values in by_metric.items():
-            theirs = pairs[reference].get(metric, {})
+    for name, of_method in pairs.items():
+        for metric, values in of_method.values.items():
+            theirs = pairs[reference].values.get(metric, {})
             by_pair = {pair: value - theirs[pair] for pair, value in values.items() if pair in theirs}
             if name != reference and by_pair:
                 mean = statistics.fmean(by_pair.values())

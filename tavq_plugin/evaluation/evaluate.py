@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
+from tavq_plugin.evaluation.encoded_images import (
+    EncodedImages,
+    codebook_sizes,
+    encode_images,
+    share_beyond_indices,
+)
 from tavq_plugin.evaluation.judges import METRICS_BY_JUDGE, Judges
 from tavq_plugin.evaluation.level_scores import LevelCodes, level_scores
 from tavq_plugin.evaluation.metrics.cards import STORED
@@ -22,6 +28,7 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float
 
 GRID_IMAGES = 8  # held-out images whose reconstructions are kept for the picture
+LEFT_OPEN = 0.01  # share of the vectors' variance that the indices of a single code book leave open at most: rounding
 SUMMED = ("tokens", "bits")  # over the levels; other metrics are averaged
 
 
@@ -37,8 +44,43 @@ def evaluate_run(tokenizer: Tokenizer, targets: TextTargets, judges: Judges) -> 
     train = encode_images(tokenizer, corpus.images[: len(targets.probe_rows)], batch_size=batch_size)
     images = corpus.images[corpus.n_train :]
     held_out = encode_images(tokenizer, images, batch_size=batch_size, keep=targets.transport_images, decode=True)
+    return score_tokenizer(tokenizer, train, held_out, targets, judges)
+
+
+@torch.no_grad()
+def score_tokenizer(
+    tokenizer: Tokenizer, train: EncodedImages, held_out: EncodedImages, targets: TextTargets, judges: Judges
+) -> RunResults:
+    """All metrics of a tokenizer's last levels; what rests on a number of codes that is not known is `missing`."""
     greatest = max(int(index.max()) for index in (train.indices[-1], held_out.indices[-1]) if index is not None)
-    return score_codes(train, held_out, codebook_sizes(tokenizer, greatest), targets, judges)
+    sizes = codebook_sizes(tokenizer, greatest)[-len(held_out.pooled) :]
+    results, unknown = score_codes(train, held_out, sizes, targets, judges), unknown_sizes(tokenizer, held_out, targets)
+    values = {name: value for name, value in results.values.items() if name not in unknown}
+    return replace(results, values=values, missing=results.missing | unknown)
+
+
+def unknown_sizes(tokenizer: Tokenizer, held_out: EncodedImages, targets: TextTargets) -> dict[str, str]:
+    """Why tokens, bits or usage of the stored level are not known, by metric; empty where they are.
+
+    They are not if the host shows no codebook, or if an index does not stand for one vector, as with several code
+    books: adapters give the indices of one.
+    """
+    unknown: dict[str, str] = {}
+    if tokenizer.adapter.codebook() is None:
+        why = "the host shows no codebook, so the number of its codes is not known"
+        unknown |= dict.fromkeys((f"usage_{STORED}", "usage", "dead_codes", f"bits_{STORED}", "bits"), why)
+    indices = held_out.indices[-1]
+    if (
+        indices is not None
+        and share_beyond_indices(held_out.quantized[-1], indices[targets.transport_images]) > LEFT_OPEN
+    ):
+        why = (
+            "an image's indices do not give the vectors that the decoder reads, so further code books have tokens that "
+            "are not counted; usage, histograms and random vectors are those of the first code book"
+        )
+        names = (f"tokens_{STORED}", "tokens", f"bits_{STORED}", "bits")
+        unknown |= dict.fromkeys(names, why)
+    return unknown
 
 
 @torch.no_grad()
@@ -62,7 +104,7 @@ def score_codes(
         results |= level_scores(codes)
     if levels == STORED:
         results |= masked_word_scores(train, held_out, targets)
-    artifacts = {"shown": held_out.reconstruction[:GRID_IMAGES]}
+    artifacts = {"shown": held_out.reconstruction[:GRID_IMAGES]} if len(held_out.reconstruction) else {}
     if train.indices[-1] is not None and held_out.indices[-1] is not None and sizes[-1] is not None:
         artifacts |= {"train_indices": train.indices[-1], "held_out_indices": held_out.indices[-1]}
         artifacts |= {"codes": torch.tensor(sizes[-1])}

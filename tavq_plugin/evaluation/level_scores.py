@@ -28,8 +28,8 @@ from tavq_plugin.evaluation.text_scores import (
 )
 from tavq_plugin.evaluation.text_targets import TextTargets
 
-BATCH = 500  # images whose random vectors are in memory at once
-MIN_TEXTS = 3  # training and held-out texts that a probe needs
+BATCH = 50  # images whose random vectors are in memory at once
+MIN_TEXTS = 5  # training and held-out texts that a probe needs
 
 
 class LevelCodes:
@@ -176,6 +176,9 @@ def box_scores(codes: LevelCodes) -> RunResults:
     if not targets.train_boxes:
         return RunResults(missing={name: "the data have no boxes"})
     places = [side.places[codes.position] for side in (codes.train, codes.held_out)]
+    if min(places[0].shape[2:]) == 1 < max(places[0].shape[2:]):
+        why = "the codes of this level are a sequence, so they have no place in the image"
+        return RunResults(missing={name: why})
     try:
         words = word_in_box(
             places[0], targets.train_boxes, places[1], targets.held_out_boxes, boxed_words(targets.train_boxes),

@@ -141,11 +141,12 @@ def test_a_text_metric_at_chance_is_unmoved_and_nothing_in_it_stands():
     for seed, results in runs["tavq"].items():
         results.values["image_text_r10"] += 0.01 * seed  # so that the difference varies
     content = summarise(runs, Targets)
-    assert list(content["unmoved"]) == ["image_text_r10"] and "2.1 ± 0.5" in content["unmoved"]["image_text_r10"]
+    assert content["unmoved"].keys() - {"stability_codes"} == {"image_text_r10"}
+    assert "2.1 ± 0.5" in content["unmoved"]["image_text_r10"]
     row = content["differences"]["image_text_r10"]["tavq"]
     assert row["p_holm"] < 0.05 and row["stands"] is False and content["best"]["image_text_r10"] is None
     moved = summarise({**runs, "other": method(0, 0, 0, recall=3.2)}, Targets)
-    assert moved["unmoved"] == {} and moved["differences"]["image_text_r10"]["tavq"]["stands"] is True
+    assert "image_text_r10" not in moved["unmoved"] and moved["differences"]["image_text_r10"]["tavq"]["stands"] is True
 
 
 def test_floors_have_cells_and_reasons():
@@ -170,6 +171,10 @@ def test_stability_is_the_excess_over_dealt_texts_for_each_pair_of_seeds():
     content = summarise({"vqgan": method(0, 0, 0), "tavq": method(0, 0, 0)}, Targets)
     cell = content["methods"]["vqgan"]["stability_codes"]
     assert set(cell["seeds"]) == {"0-1", "0-2", "1-2"} and cell["low"] is None
+    assert cell["chance"] == 0 and cell["chance_spread"] > 0  # it is an excess over dealt texts
+    assert content["methods"]["vqgan"]["stability_codes_null"]["chance"] is None
+    is_at_chance = abs(cell["mean"]) <= 2 * cell["chance_spread"]  # both methods have the same codes
+    assert ("stability_codes" in content["unmoved"]) == is_at_chance
     row = content["differences"]["stability_codes"]["tavq"]
     assert row["mean"] == 0 and row["p"] is None and set(row["by_seed"]) == {"0-1", "0-2", "1-2"}
     same = {0: run(0), 1: run(0)}  # both seeds have the same codes: their tables agree fully

@@ -248,12 +248,15 @@ def checked_penalties(penalties: Sequence[float]) -> list[float]:
 def places_of(quantized: Tensor, *, most: int = 8) -> Tensor:
     """Codes of a grid, averaged to at most most × most places; b c h w -> b c min(h, most) min(w, most).
 
-    >>> places_of(torch.rand(2, 3, 16, 4)).shape
-    torch.Size([2, 3, 8, 4])
+    Codes in a sequence (h or w is 1) are averaged to at most most² places, so that they keep as many as a grid does.
+
+    >>> places_of(torch.rand(2, 3, 16, 4)).shape, places_of(torch.rand(2, 3, 1, 32)).shape
+    (torch.Size([2, 3, 8, 4]), torch.Size([2, 3, 1, 32]))
     """
     if quantized.ndim != 4 or most < 1:
         raise ValueError(f"codes are {tuple(quantized.shape)} and most is {most}: give b c h w, and at least 1")
     h, w = quantized.shape[2:]
+    most = most if min(h, w) > 1 else most**2
     return F.adaptive_avg_pool2d(quantized, (min(h, most), min(w, most)))
 
 

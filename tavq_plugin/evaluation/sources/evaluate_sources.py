@@ -12,8 +12,8 @@ import torch
 
 from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
 from tavq_plugin.data.splits import Split
-from tavq_plugin.evaluation.encoded_images import EncodedImages, codebook_sizes, encode_images
-from tavq_plugin.evaluation.evaluate import evaluate_run, score_codes
+from tavq_plugin.evaluation.encoded_images import EncodedImages, encode_images
+from tavq_plugin.evaluation.evaluate import evaluate_run, score_tokenizer
 from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results, refuse_foreign_floors
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.own_heads import own_head_retrieval
@@ -230,8 +230,7 @@ def evaluate_stored_level(tokenizer: Tokenizer, targets: TextTargets, judges: Ju
     held_out = _stored(
         encode_images(tokenizer, images, batch_size=batch_size, keep=targets.transport_images, decode=True)
     )
-    greatest = max(int(index.max()) for side in (train, held_out) for index in side.indices if index is not None)
-    return score_codes(train, held_out, codebook_sizes(tokenizer, greatest)[-1:], targets, judges)
+    return score_tokenizer(tokenizer, train, held_out, targets, judges)
 
 
 def _stored(encoded: EncodedImages) -> EncodedImages:
