@@ -64,7 +64,7 @@ def test_every_shared_metric_is_compared_with_the_reference():
     assert usage["p"] == pytest.approx(by_hand.pvalue) and usage["over"] == "seeds"
     reverse = summarise(runs, Targets, reference="tavq")["differences"]["psnr"]["vqgan"]
     assert reverse["mean"] == pytest.approx(-row["mean"]) and reverse["minus"] == "tavq"
-    with pytest.raises(ValueError, match="reference 'lgvq' has no runs: name one of tavq, vqgan"):
+    with pytest.raises(ValueError, match="reference 'lgvq' has no runs: give one of tavq, vqgan"):
         summarise(runs, Targets, reference="lgvq")
 
 
@@ -263,7 +263,7 @@ def test_the_sentence_of_several_methods_names_tavq_or_the_largest_difference():
     assert said.endswith("The difference of the other method in R@10 of the stored codes does not stand.")
     three = rows | {"c": row(1.0), "b": row(-4.0)}
     assert headline_sentence(content_of({"grid_r10_3": three})).endswith(
-        "None of the 3 other methods' differences in R@10 of the stored codes stand."
+        "None of the 3 other methods' differences in R@10 of the stored codes stands."
     )
 
 

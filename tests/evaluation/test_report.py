@@ -138,9 +138,9 @@ def test_floors_and_chance_are_rows_and_a_floor_stands_at_the_stored_level(conte
 
 
 def test_floors_are_explained_and_those_left_out_are_named(content):
-    content["floors"]["thumbnail"] |= {name: content["methods"]["tavq"][name] for name in ("tokens", "bits_3")}
+    content["floors"]["thumbnail"] |= {name: content["methods"]["tavq"][name] for name in ("tokens_3", "bits_3")}
     lines = [
-        "mean-colour: mean colour of the image (3 numbers)", "thumbnail: 1,344 tokens, 576 bits",
+        "mean-colour: mean colour of the image (3 numbers)", "thumbnail: 64 tokens, 576 bits",
         "not measured: mobilenet: needs weights: give --weights FOLDER",
     ]  # fmt: skip
     text, made = terminal(content), page(content, {}, {})
