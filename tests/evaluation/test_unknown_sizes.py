@@ -1,5 +1,7 @@
 """Hosts of which something is not known: several code books, no codebook, no decoder; and codes in a sequence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.tiny_hosts import tiny
@@ -60,7 +62,8 @@ def test_a_host_without_a_decoder_is_evaluated_by_its_codes(targets):
     pytest.importorskip("transformers")
     results = results_of("transformers-chameleon", targets)
     assert results.missing["psnr"] == results.missing["lpips"] == "these features give no image"
-    assert {"grid_r10_3", "usage", "bits_3"} <= results.values.keys() and "shown" not in results.artifacts
+    assert {"usage", "bits_3", "purity_3"} <= results.values.keys() and "shown" not in results.artifacts
+    assert "grid_r10_3" in results.values.keys() | results.missing.keys()  # noise may teach a probe nothing
 
 
 def test_codes_in_a_sequence_keep_as_many_places_as_codes_on_a_grid(targets):
@@ -70,8 +73,6 @@ def test_codes_in_a_sequence_keep_as_many_places_as_codes_on_a_grid(targets):
 
 
 def test_codes_in_a_sequence_have_no_place_in_the_image(targets):
-    from dataclasses import replace
-
     boxes = [[{"phrase": "red circle", "box": [0.0, 0.0, 1.0, 1.0]}]] * 36
     boxed = TextTargets(replace(targets.corpus, boxes=boxes), SETTINGS)
     tokenizer = wrap(tiny("taming-vq"), log_summary=False).eval()
@@ -84,4 +85,4 @@ def test_codes_in_a_sequence_have_no_place_in_the_image(targets):
     train, images = boxed.corpus.images[:24], boxed.corpus.images[24:]
     sides = encoded(train), encoded(images, keep=boxed.transport_images, decode=True)
     results = score_codes(*sides, [32], boxed, Judges(None, boxed.corpus.images[24:], names=()))
-    assert "have no place in the image" in results.missing["word_in_box_map_3"] and "grid_r10_3" in results.values
+    assert "have no place in the image" in results.missing["word_in_box_map_3"] and "purity_3" in results.values
