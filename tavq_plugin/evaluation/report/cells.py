@@ -93,10 +93,11 @@ def value_cell(
     """A cell of compare.json as it is shown: the mean, and half of its 95 % interval if it has one."""
     if values is None or shown_number(values["mean"], 0) == EMPTY:
         return Cell(why=why or "no run has a value")
-    digits = card_of(metric).digits
+    digits, unit = card_of(metric).digits, card_of(metric).unit
     text, over = shown_number(values["mean"], digits), ""
     low, high = values.get("low"), values.get("high")
-    if low is not None and high is not None and math.isfinite(high - low):
+    constant = unit in ("tokens", "bits") and low == high  # every seed stores as many
+    if low is not None and high is not None and math.isfinite(high - low) and not constant:
         text += f" ± {shown_number((high - low) / 2, digits)}"
         over = values.get("over") or ""
     chance = shown_number(values.get("chance"), digits)
