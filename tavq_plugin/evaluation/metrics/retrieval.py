@@ -19,7 +19,8 @@ def recall(queries: Tensor, keys: Tensor, *, at: Sequence[int] = (1, 10, 50)) ->
 
     Both sides are centred first. Tied keys count as if in random order, so constant queries score as chance.
 
-    >>> recall(torch.eye(4), torch.eye(4), at=(1, 2))
+    >>> from torch import eye
+    >>> recall(eye(4), eye(4), at=(1, 2))
     {'r1': 100.0, 'r2': 100.0}
     """
     return {name: 100 * share.mean().item() for name, share in recall_per_query(queries, keys, at=at).items()}
@@ -44,7 +45,8 @@ def own_ranks(score: Tensor) -> Tensor:
 
     Tied keys share their mean rank, which is what a random order gives on average.
 
-    >>> own_ranks(torch.tensor([[3.0, 1.0, 2.0], [9.0, 4.0, 5.0], [1.0, 1.0, 1.0]])).tolist()
+    >>> from torch import tensor
+    >>> own_ranks(tensor([[3.0, 1.0, 2.0], [9.0, 4.0, 5.0], [1.0, 1.0, 1.0]])).tolist()
     [1.0, 3.0, 2.0]
     """
     better, tied = _better_and_tied(score)
