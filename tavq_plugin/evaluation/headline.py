@@ -73,7 +73,7 @@ def _place(content: Mapping[str, Any]) -> str:
     protocol = content.get("protocol", {})
     count = protocol.get("n_eval")
     split = f"{protocol['split']} split" if protocol.get("split") else "held-out split"
-    images = f"the {count} images of the {split}" if count else f"the {split}"
+    images = f"the {count:,} images of the {split}" if count else f"the {split}"
     seeds = len(protocol.get("seeds", ()))
     return f"On {images}" + (f", with {seeds} seed{'s' * (seeds > 1)}" if seeds else "")
 
