@@ -155,11 +155,14 @@ def random_vector_scores(codes: LevelCodes) -> RunResults:
 
 def attentive_scores(codes: LevelCodes) -> RunResults:
     """Retrieval and word mAP of one small attentive probe on the code vectors of every place."""
+    names = [*metrics_of_retrieval("attentive", codes.level), f"attentive_word_map_{codes.level}"]
     if not codes.targets.settings.attentive:
-        names = [*metrics_of_retrieval("attentive", codes.level), f"attentive_word_map_{codes.level}"]
         return RunResults(missing=dict.fromkeys(names, "the settings leave the attentive probe out"))
     level, places = codes.level, [side.places[codes.position] for side in (codes.train, codes.held_out)]
     probe = fit_attentive(places[0][codes.rows], codes.train_text, codes.train_words)
+    if probe.is_constant:
+        why = "no step of the attentive probe's fit did better than a constant, on the training rows that stop it"
+        return RunResults(missing=dict.fromkeys(names, why))
     predicted = probe.predict(places[1])
     text = predicted.text[codes.has_text].double()
     results = retrieval_of_texts("attentive", level, text, codes.texts, permutations=codes.permutations)

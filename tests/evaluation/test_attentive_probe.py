@@ -55,9 +55,20 @@ def test_it_is_the_same_for_a_seed_and_leaves_the_random_state_alone():
     assert not torch.equal(first.words, other.words)
 
 
+def test_few_rows_are_given_enough_steps_to_learn_from():
+    draw = torch.Generator().manual_seed(0)
+    places = torch.randn(300, 32, 4, 4, generator=draw)
+    said = places.mean((2, 3)) * 4
+    texts = said @ torch.randn(32, 60, generator=draw) + 6 * torch.randn(300, 60, generator=draw)
+    words = said[:, :20] + 2 * torch.randn(300, 20, generator=draw) > 1
+    assert not fit_attentive(places, texts, words).is_constant
+
+
 def test_codes_that_never_vary_give_the_constant_prediction():
     _, texts, words = sided_codes(50)
-    read = fit_attentive(torch.ones(50, 4, 2, 2), texts, words).predict(torch.ones(3, 4, 2, 2))
+    probe = fit_attentive(torch.ones(50, 4, 2, 2), texts, words)
+    read = probe.predict(torch.ones(3, 4, 2, 2))
+    assert probe.is_constant
     assert (read.words == read.words[0]).all() and read.words.isfinite().all()
     torch.testing.assert_close(read.text[0], texts.mean(0), atol=0.2, rtol=0)
 

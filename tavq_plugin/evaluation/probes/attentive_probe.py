@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 QUERIES = 8
 EPOCHS, PATIENCE = 60, 4  # epochs at most, and epochs without a smaller error after which the fit stops
+STEPS, PATIENT_STEPS = 1140, 76  # few rows take more epochs, until they have had so many steps: the first overshoot
 BATCH, READING_RATE, OUTPUT_RATE = 128, 3e-3, 1e-3
 SHRINK = 3.0  # penalty on the squared output weights, beside errors that are 1 for the constant prediction
 AVERAGE = 0.98  # share of the averaged weights that stays from step to step
@@ -71,6 +73,11 @@ class AttentiveProbe(nn.Module):
         attention = (codes @ self.queries + self.positions).softmax(1)
         return rearrange(attention.transpose(1, 2) @ codes, "n q c -> n (q c)")
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the probe learned nothing: no step of its fit did better than a constant prediction."""
+        return not self.out.any()
+
     @torch.no_grad()
     def predict(self, places: Tensor) -> AttentivePrediction:
         """Text in the units of the training texts, and logits of words; n c h w -> n d, n w.
@@ -92,9 +99,9 @@ def fit_attentive(places: Tensor, texts: Tensor, words: Tensor, *, seed: int = 0
     """Fit an attentive probe of texts and words; n c h w, n d, n w bool.
 
     Adam in float32 on four fifths of the rows, with averaged weights. The fit stops when the error on the other fifth
-    has not fallen for `PATIENCE` epochs, and the state of least error is kept. The error is the text's squared error
-    plus the words' cross-entropy, each as a share of the constant prediction's. The same input and seed give the same
-    probe; the caller's random state is neither read nor changed.
+    has not fallen for `PATIENCE` epochs and `PATIENT_STEPS` steps, and the state of least error is kept. The error is
+    the text's squared error plus the words' cross-entropy, each as a share of the constant prediction's. The same input
+    and seed give the same probe; the caller's random state is neither read nor changed.
 
     Raises ValueError if the numbers of rows differ, for fewer than five rows, or for a value that is not finite.
     """
@@ -140,7 +147,9 @@ def _trained(
     with torch.no_grad():
         constant = errors(probe, stop).clamp(min=1e-12)
     least, best, since = float(len(constant)), _state(probe), 0
-    for _ in range(EPOCHS):
+    per_epoch = math.ceil(len(fit) / BATCH)
+    patience = max(PATIENCE, math.ceil(PATIENT_STEPS / per_epoch))
+    for _ in range(max(EPOCHS, math.ceil(STEPS / per_epoch))):
         for rows in fit[torch.randperm(len(fit), generator=draw)].split(BATCH):
             optimizer.zero_grad()
             loss = (errors(probe, rows) / constant).sum()
@@ -153,7 +162,7 @@ def _trained(
             least, best, since = error, _state(averaged.module), 0
         else:
             since += 1
-        if since == PATIENCE:
+        if since == patience:
             break
     probe.load_state_dict(best)
     return probe.requires_grad_(False)
