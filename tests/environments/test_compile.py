@@ -60,6 +60,24 @@ def test_attaching_after_the_first_call_works_or_raises():
     assert_close(ours, gradients_without_compile())
 
 
+def test_a_balance_is_refused_if_the_host_is_compiled_as_a_whole():
+    host = Plain()
+    compiled = torch.compile(host, backend=BACKEND)
+    _, align = attached(compiled, balance=0.7)
+    with pytest.raises(RuntimeError, match="torch.compile hides this gradient.*balance=None"):
+        one_step(host, align, compiled)
+    tavq.detach(host)
+
+
+def test_a_balance_with_compiled_parts_gives_the_same_gradients():
+    expected, found = Plain(), Plain()
+    _, align = attached(expected, balance=0.7)
+    for part in ("fine", "mid"):
+        setattr(found, part, torch.compile(found.get_submodule(part), backend=BACKEND))
+    _, again = attached(found, balance=0.7)
+    assert_close(one_step(found, again), one_step(expected, align))
+
+
 @pytest.mark.parametrize("tap", ["mid", "mid.0"])
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
 def test_a_compiled_part_keeps_its_paths(tap, called):
