@@ -61,7 +61,7 @@ def test_switched_off_it_equals_the_sum(name):
     found, _ = host_gradients(case, added)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6 * max(1.0, value.abs().max().item()))
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5 * max(1.0, value.abs().max().item()))
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -72,9 +72,8 @@ def test_every_host_can_be_balanced(name):
     assert found.keys() == expected.keys()
     assert all(gradient.isfinite().all() for gradient in found.values())
     assert figures.values("cosine").isfinite().all() and figures.values("skipped").sum() == 0
-    assert any("codebook" in key or "embed" in key for key in figures.names) == (
-        "codebook" in case.modes and name != "lucidrains-fsq"
-    )
+    parameters = dict(case.model.named_parameters())  # those of the codebook, if it has any
+    assert any(key in parameters for key in figures.names) == ("codebook" in case.modes)
 
 
 def test_codes_without_copies_are_refused():
