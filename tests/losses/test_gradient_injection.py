@@ -26,7 +26,7 @@ HOSTS = (
 
 def added(alignment, gradient, images):
     """The plain sum of both gradients."""
-    return Balanced(gradient + alignment, *torch.ones(3))
+    return Balanced(gradient + alignment, torch.tensor(True), *torch.ones(2))
 
 
 def halved(alignment, gradient, images):
