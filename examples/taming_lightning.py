@@ -56,7 +56,7 @@ def main(steps: int = 20) -> Model:
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(model, data())
-    print({name: [round(value, 4) for value in values.tolist()] for name, values in model.align.last.items()})
+    print({name: [round(value, 4) for value in values.flatten().tolist()] for name, values in model.align.last.items()})
     return model
 
 

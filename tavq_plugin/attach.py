@@ -10,10 +10,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import require_synchronized, unwrap
+from tavq_plugin.distributed import is_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
 from tavq_plugin.hosts.summary import Summary, logger, summarize
 from tavq_plugin.hosts.tokenizer import Tokenizer, codes_from, tapped_paths, wrap
+from tavq_plugin.losses.alignment_settings import AlignmentSettings
+from tavq_plugin.losses.alignment_term import alignment_term
+from tavq_plugin.losses.gradient_injection import GradientFigures
+from tavq_plugin.losses.run_progress import RunProgress
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.side_effects import isolated_random_state
@@ -21,10 +25,11 @@ from tavq_plugin.types import Codes, TextBatch
 
 
 class Attachment(nn.Module):
-    """Hooks on a host that other code runs, and the weighted loss of its latest forward pass; texts -> scalar.
+    """Hooks on a host that other code runs, and the loss of its latest forward pass; texts -> scalar.
 
-    Its state dict holds the plug-in's own parameters and nothing of the host. `codes` holds the levels of the latest
-    call, `last` its diagnostics. `weight` may be changed between steps; at 0 nothing is recorded or computed.
+    Its state dict holds the plug-in's own parameters, the count of steps if the run's length is known, and nothing of
+    the host. `codes` holds the levels of the latest call, `last` its diagnostics. `weight` may be changed between
+    steps; at 0 nothing is recorded or computed.
     `print(align)` shows one line about what was added, `align.summary()` a table.
     """
 
@@ -33,53 +38,73 @@ class Attachment(nn.Module):
         tokenizer: Tokenizer,
         alignment: TextAlignment,
         *,
-        weight: float,
+        settings: AlignmentSettings,
         codebook_loss_weight: float,
+        total_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.hierarchy, self.alignment = tokenizer.hierarchy, alignment
         self.adapter, self.sizes = tokenizer.adapter, tokenizer.sizes  # not the tokenizer, which holds the host
         self.recorder = Recorder(tapped_paths(self.adapter))
-        self.weight, self.codebook_loss_weight = weight, codebook_loss_weight
+        self.settings, self.codebook_loss_weight = settings, codebook_loss_weight
+        self.recorder.live = settings.balance is not None or settings.weight > 0
+        self.progress = None if total_steps is None else RunProgress(total_steps)
+        self.figures = GradientFigures()
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._handles = install_hooks(self.adapter.model, self.recorder)
 
     @property
     def last(self) -> Mapping[str, Tensor]:
-        """Diagnostics of the latest call, one value per level, each computed when it is read."""
+        """Diagnostics of the latest call, each computed when it is read; see `Diagnostics` for their names.
+
+        "alignment" and "codebook_loss" are the two parts of the returned scalar.
+        """
         return self.alignment.last
 
     @property
     def weight(self) -> float:
-        """λ: the weight of the alignment in the returned scalar."""
-        return self._weight
+        """λ at the start: what multiplies the alignment's gradient that reaches the host. No effect with a balance."""
+        return self.settings.weight
 
     @weight.setter
     def weight(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"weight must be 0 or more, got {value}")
-        self._weight = value
+        if self.settings.balance is not None:
+            raise ValueError(f"weight has no effect with balance={self.settings.balance:g}: attach with balance=None")
+        self.settings = replace(self.settings, weight=value)
         self.recorder.live = value > 0
 
     def forward(self, texts: TextBatch | Sequence[str] | Sequence[int]) -> Tensor:
-        """weight · alignment + codebook_loss_weight · (added levels' loss), of the host's latest forward pass.
+        """alignment + codebook_loss_weight · (added levels' loss), of the host's latest forward pass.
 
+        The heads learn from it in full; the host as `weight` or `balance` says. With a balance, call backward once, on
+        the sum of this and the host's own loss; a factor on this scalar then reaches the plug-in's parameters alone.
         Each forward pass is used once. Raises RuntimeError if there was none since the last call, or if it ran
         without gradient.
         """
         require_synchronized(self, "align")
-        if self.weight == 0:
+        if not self.recorder.live:
             return torch.zeros((), device=next(self.parameters()).device)
         seen = self.recorder.take()
         require_gradient(seen)
-        self.codes = codes_from(self.adapter, self.hierarchy, seen)
-        if not self.codes.final.latent.requires_grad:
+        codes = codes_from(self.adapter, self.hierarchy, seen, on_copies=self.settings.balance is not None)
+        if not codes.final.latent.requires_grad:
             raise RuntimeError(
                 "the captured latent carries no gradient: the encoder is frozen or uses reentrant checkpointing; "
                 "unfreeze it, or call torch.utils.checkpoint with use_reentrant=False"
             )
-        return self.weight * self.alignment(self.codes, texts) + self.codebook_loss_weight * self.codes.loss
+        value = alignment_term(
+            self.alignment,
+            codes,
+            texts,
+            settings=self.settings,
+            progress=0.0 if self.progress is None else self.progress.share,
+            parameters=[p for p in self.parameters() if p.requires_grad],
+            figures=self.figures,
+        )
+        self.alignment.last.add("codebook_loss", codes.loss)
+        self.codes = replace(codes, copies=())  # they hold the host's tensors
+        return value + self.codebook_loss_weight * codes.loss
 
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; `tavq.detach` calls it."""
@@ -97,7 +122,7 @@ class Attachment(nn.Module):
             self._optimizer = None
 
     def summary(self) -> str:
-        """A table of the levels, the heads, the codebook, the gradient and the parameters added."""
+        """A table of the levels, the heads, the settings, the codebook, the gradient and the parameters added."""
         return self._summary().table()
 
     def __str__(self) -> str:
@@ -107,10 +132,12 @@ class Attachment(nn.Module):
         found = summarize(self.adapter, self.hierarchy, self.sizes)
         texts = self.alignment.levels
         widths = [m.in_features for m in self.alignment.project[0].modules() if isinstance(m, nn.Linear)]
+        run = "constant" if self.progress is None else f"falls to 0 over {self.progress.total_steps:,} steps"
         return replace(
             found,
             levels=tuple(level._replace(text=text) for level, text in zip(found.levels, texts, strict=False)),
             heads=f"{len(texts)} × ({' → '.join(map(str, [*widths, self.alignment.text_dim]))})",
+            alignment=f"{self.settings}; {run}; codebook loss {self.codebook_loss_weight:g}",
             parameters=sum(parameter.numel() for parameter in self.parameters()),
         )
 
@@ -123,7 +150,9 @@ def attach(
     host: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    weight: float = 0.3,
+    weight: float | None = None,
+    balance: float | None = None,
+    total_steps: int | None = None,
     codebook_loss_weight: float = 1.0,
     text_dim: int | None = None,
     encoder: Any = None,
@@ -140,17 +169,23 @@ def attach(
     Args:
         host: The model in training; it may be inside DistributedDataParallel or torch.compile.
         optimizer: The generator's. It receives the new parameters as a group with the first group's learning rate.
-        weight: λ, the weight of the alignment; 0 returns an exact 0 and computes nothing.
+        weight: λ, what multiplies the alignment's gradient that reaches the host; the heads learn in full. 0 returns an
+            exact 0 and computes nothing. Default: that of `AlignmentSettings`.
+        balance: ρ: the alignment's gradient at each tap, the latent and the codebook is ρ times as large as the host's
+            own there, and the part that opposes it is removed. It does not depend on the scale of the host's loss. The
+            added levels' own loss then trains their projections only. Default: none, a weighted sum by `weight`.
+        total_steps: Optimizer steps of the run; λ or ρ falls to 0 over them along half a cosine. Default: constant.
         codebook_loss_weight: Weight of the added levels' codebook and commitment loss.
         text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
         encoder: Embeds strings. Default: the offline MiniLM, unless `text_dim` or `store` is given.
         store: Holds the text units of ids.
-        alignment: Further settings of `TextAlignment`.
+        alignment: Further settings, the fields of `AlignmentSettings` by name.
         log_summary: If true, log one line about what was added (logger "tavq_plugin", level INFO).
         **wrapping: Settings of `wrap`.
 
     Raises:
-        ValueError: A weight is negative, the host has an attachment already, or `wrap` or `TextAlignment` raises it.
+        ValueError: A weight or the balance is out of its range, both are given, the host has an attachment already, its
+            codebook is sharded and `balance` must reach it, or `wrap` or `TextAlignment` raises it.
     """
     host = unwrap(host)
     if host in _attached:
@@ -159,17 +194,38 @@ def attach(
         from tavq_plugin.text.encoder import offline_encoder
 
         encoder = offline_encoder()
+    settings = _settings(weight, balance, **(alignment or {}))
     tokenizer = wrap(host, log_summary=False, **wrapping)
+    if balance is not None and is_sharded(host) and tokenizer.hierarchy.grad_to != "encoder":
+        raise ValueError(
+            "balance needs the host's own gradient at the codebook, which FSDP2 shards and averages first: give "
+            'grad_to="encoder", or balance=None'
+        )
     device = next(host.parameters()).device
     with isolated_random_state(device):
-        heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **(alignment or {})).to(device)
-    align = Attachment(tokenizer, heads, weight=weight, codebook_loss_weight=codebook_loss_weight)
+        heads = TextAlignment(tokenizer, text_dim, encoder=encoder, store=store, **settings.head_settings()).to(device)
+    align = Attachment(
+        tokenizer, heads, settings=settings, codebook_loss_weight=codebook_loss_weight, total_steps=total_steps
+    )
+    if align.progress is not None:
+        align._handles.append(optimizer.register_step_post_hook(align.progress.count))
     optimizer.add_param_group({"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]})
     align._optimizer = optimizer
     _attached[host] = align
     if log_summary:
         logger.info("attached: %s", align)
     return align
+
+
+@renamed_arguments(level_weight="level_weights")
+def _settings(weight: float | None, balance: float | None, **further: Any) -> AlignmentSettings:
+    default = AlignmentSettings().weight
+    if balance is not None and weight not in (None, default):
+        raise ValueError(
+            f"got weight={weight} and balance={balance}: give weight= for a weighted sum, or balance= for gradients in "
+            "a fixed ratio"
+        )
+    return AlignmentSettings(weight=default if weight is None else weight, balance=balance, **further)
 
 
 def detach(host: nn.Module) -> None:

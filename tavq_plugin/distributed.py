@@ -36,6 +36,11 @@ def is_sharded(host: nn.Module) -> bool:
     return dist.is_available() and isinstance(host, FSDPModule)
 
 
+def is_sharded_tensor(tensor: Tensor) -> bool:
+    """Whether a tensor is sharded over processes, as FSDP2's parameters are."""
+    return dist.is_available() and isinstance(tensor, DTensor)
+
+
 @overload
 def gather_sharded(tensor: Tensor) -> Tensor: ...
 @overload

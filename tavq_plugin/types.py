@@ -37,12 +37,25 @@ class Level:
     loss: Tensor  # scalar: this level's commitment + codebook loss; 0 for the host's own level
 
 
+class DetachedCopy(NamedTuple):
+    """A tensor of the host, and the leaf that stands for it where codes are computed apart from the host's graph."""
+
+    name: str  # path of the module or parameter
+    original: Tensor  # in the host's graph
+    copy: Tensor  # detached, with the same values; a parameter stands for itself
+    images: int | None  # axis of the images; None: a parameter, or no axis is known
+
+
 @dataclass(frozen=True)
 class Codes:
-    """The levels of a batch, fine → coarse; the last is the host's own."""
+    """The levels of a batch, fine → coarse; the last is the host's own.
+
+    With `copies`, the levels were computed on them, and a loss on the levels sends the host no gradient by itself.
+    """
 
     levels: tuple[Level, ...]
     quantizer_loss: Tensor | None = None  # scalar, the host quantizer's own; the host's output holds it too
+    copies: tuple[DetachedCopy, ...] = ()  # fine → coarse, then the host's parameters that codes may depend on
 
     @property
     def final(self) -> Level:

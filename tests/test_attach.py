@@ -109,13 +109,14 @@ def test_the_shared_codebook_is_read_only_where_the_gradient_goes_to_the_encoder
     assert host.vq.embedding.weight.grad is None and host.a.weight.grad.norm() > 0
 
 
-def test_attach_returns_one_weighted_scalar(host):
+def test_attach_returns_one_scalar_and_names_its_parts(host):
     _, align = attached(host, weight=0.5, codebook_loss_weight=2.0)
     host(IMAGES)
     batch = texts()
     total = align(batch)
-    expected = 0.5 * align.alignment(align.codes, batch) + 2.0 * align.codes.loss
-    torch.testing.assert_close(total, expected)
+    assert total == align.last["alignment"] + 2.0 * align.last["codebook_loss"]
+    assert align.last["codebook_loss"] == align.codes.loss
+    torch.testing.assert_close(align.alignment(align.codes, batch), total - 2.0 * align.codes.loss)
     tavq.detach(host)
 
 

@@ -40,9 +40,9 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, writable
 from tavq_plugin.io.ownership import claim, strangers
 from tavq_plugin.io.progress import progress_bar
+from tavq_plugin.losses.alignment_settings import AlignmentSettings
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.base import Method
-from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHTS
 from tavq_plugin.pixels import to_float
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.store import TextStore
@@ -206,7 +206,8 @@ def _corpus(
 def _alignment(resolution: int) -> dict[str, Any]:
     """The alignment's settings. Below 64 px the host is small, so heads are small and only every third step aligns."""
     light = {"hidden": 128, "every": 3} if resolution < 64 else {"hidden": None, "every": 1}
-    return {"level_weights": list(LEVEL_WEIGHTS), "contrast": CONTRAST, **light}
+    defaults = AlignmentSettings()
+    return {"level_weights": list(defaults.level_weights), "contrast": defaults.contrast, **light}
 
 
 def _load_trained(folder: Path, recipe: Recipe, corpus: Corpus) -> tuple[Tokenizer, TextAlignment | None]:

@@ -80,8 +80,19 @@ class Hierarchy(nn.Module):
             )
         self._grad_to: GradTo = grad_to
 
-    def forward(self, features: Sequence[Tensor], z_in: Tensor, final: Quantized, codebook: Tensor | None) -> Codes:
-        """Codes of every level, from the tapped features and the host's quantizer call; L-1 × b c h w -> Codes."""
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        z_in: Tensor,
+        final: Quantized,
+        codebook: Tensor | None,
+        *,
+        loss_moves_host: bool = True,
+    ) -> Codes:
+        """Codes of every level, from the tapped features and the host's quantizer call; L-1 × b c h w -> Codes.
+
+        If `loss_moves_host` is false, the added levels' own loss does not move the host's codebook.
+        """
         if codebook is None and (self.codebook == "shared" or self.grad_to != "encoder"):
             raise ValueError(
                 'this host has no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
@@ -89,7 +100,10 @@ class Hierarchy(nn.Module):
             )
         if self.detach_added_levels:
             features = [feature.detach() for feature in features]
-        added = [self._added_level(index, feature, codebook) for index, feature in enumerate(features)]
+        added = [
+            self._added_level(index, feature, codebook, loss_moves_host=loss_moves_host)
+            for index, feature in enumerate(features)
+        ]
         host_level = self._host_level(z_in if final.latent is None else final.latent, final, codebook)
         return Codes((*added, host_level), final.loss)
 
@@ -101,7 +115,7 @@ class Hierarchy(nn.Module):
         assert codebook is not None  # `forward` refuses it
         return codebook.detach() if self.detach_added_levels else codebook
 
-    def _added_level(self, index: int, feature: Tensor, codebook: Tensor | None) -> Level:
+    def _added_level(self, index: int, feature: Tensor, codebook: Tensor | None, *, loss_moves_host: bool) -> Level:
         with torch.autocast(feature.device.type, enabled=False):
             project: Any = self.project[index]
             feature = feature.to(project.weight.dtype)
@@ -113,7 +127,8 @@ class Hierarchy(nn.Module):
             indices = nearest(latent, table)
             vectors = _look_up(indices, table.to(latent.dtype))
             if self.codebook == "own" or self.grad_to != "encoder":
-                loss = QuantizationLoss.apply(latent, vectors, self.beta)
+                moved = self.codebook == "own" or loss_moves_host
+                loss = QuantizationLoss.apply(latent, vectors if moved else vectors.detach(), self.beta)
             else:
                 loss = self.beta * F.mse_loss(latent, vectors.detach())
             return Level(latent, with_gradient(latent, vectors, self.grad_to), indices, loss)

@@ -46,6 +46,7 @@ class Summary:
     gradient: str
     parameters: int  # how many were added
     heads: str = ""  # widths of the text alignment's heads; empty without an alignment
+    alignment: str = ""  # its settings
 
     def __str__(self) -> str:
         taps = ", ".join(f"{level.tap} {_size_text(level.grid)}" for level in self.levels)
@@ -67,6 +68,7 @@ class Summary:
             "adapter": f"{self.adapter} on {self.host}",
             "grids": f"for images of {_size_text(self.image)} pixels",
             "heads": self.heads,
+            "alignment": self.alignment,
             "codebook": self.codebook,
             "gradient": self.gradient,
             "parameters": f"{self.parameters:,} added",

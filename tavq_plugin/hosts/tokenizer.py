@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tavq_plugin.distributed import gather_sharded, is_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.base import HostAdapter
+from tavq_plugin.hosts.detached_copies import detached_copies
 from tavq_plugin.hosts.hierarchy import Hierarchy
 from tavq_plugin.hosts.hooks import Capture, Recorder, require_gradient, tapped
 from tavq_plugin.hosts.protocols import Adapter
@@ -24,6 +26,7 @@ class Tokenizer(nn.Module):
     """A host and the levels the plug-in adds; images -> (host output, Codes).
 
     Hooks are on the host only while a call runs. `host` is the user's own object; `hierarchy` holds the new parameters.
+    If `on_copies` is true, a forward with gradient computes the codes on detached copies (`Codes.copies`).
     `print(tokenizer)` shows one line, `tokenizer.summary()` a table.
     """
 
@@ -31,6 +34,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.host, self.hierarchy = adapter.model, hierarchy
         self.adapter, self.code_width, self.sizes = adapter, code_width, sizes
+        self.on_copies = False
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own output, and the codes of every level."""
@@ -40,7 +44,8 @@ class Tokenizer(nn.Module):
         seen = recorder.take()
         if torch.is_grad_enabled():
             require_gradient(seen)
-        return output, codes_from(self.adapter, self.hierarchy, seen)
+        on_copies = self.on_copies and torch.is_grad_enabled()
+        return output, codes_from(self.adapter, self.hierarchy, seen, on_copies=on_copies)
 
     def encode(self, images: Tensor) -> Codes:
         """Images to codes, without the decoder if the host's adapter can leave it out."""
@@ -174,9 +179,17 @@ def tapped_paths(adapter: Adapter) -> tuple[str, ...]:
     return (*adapter.taps, adapter.quantizer)
 
 
-def codes_from(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Capture]) -> Codes:
-    """Codes of every level, from the recorded calls of one forward pass of the host."""
-    return hierarchy(*_hierarchy_inputs(adapter, seen), gather_sharded(adapter.codebook()))
+def codes_from(adapter: Adapter, hierarchy: Hierarchy, seen: dict[str, Capture], *, on_copies: bool = False) -> Codes:
+    """Codes of every level, from the recorded calls of one forward pass of the host.
+
+    On copies, nothing that is computed from the levels reaches the host's graph; the host's own quantizer loss does.
+    """
+    inputs, table = _hierarchy_inputs(adapter, seen), gather_sharded(adapter.codebook())
+    if not on_copies:
+        return hierarchy(*inputs, table)
+    apart, copies = detached_copies(adapter, seen)
+    codes = hierarchy(*_hierarchy_inputs(adapter, apart), table, loss_moves_host=False)
+    return replace(codes, quantizer_loss=inputs[2].loss, copies=copies)
 
 
 def _hierarchy_inputs(adapter: Adapter, seen: dict[str, Capture]) -> tuple[list[Tensor], Tensor, Quantized]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,11 @@ class Diagnostics(Mapping[str, Tensor]):
     units and images_without_text are counts. contrast is the contrastive loss, if there is one. The others are means,
     over the images with text, of the attributes of `Transport` with the same names.
 
+    `attach` and the trainer's method add alignment, the value of the whole loss, and `attach` codebook_loss, the added
+    levels' own, both scalars. With balanced gradients they add, one value per tap, latent and codebook, and known after
+    the backward: gradient_cosine and gradient_ratio (alignment's over host's, before scaling), and gradient_skipped,
+    the number of backward passes in which the host's gradient was 0, absent or not finite, so that nothing was added.
+
     Args:
         masses: Masses of each level's units, l b m. Default: none, before the first forward.
     """
@@ -26,6 +31,7 @@ class Diagnostics(Mapping[str, Tensor]):
     def __init__(self, masses: Tensor | None = None) -> None:
         self._masses = masses
         self._values: dict[str, Tensor] = {}
+        self._later: dict[str, Callable[[], Tensor]] = {}
         self._result: Transport | None = None
         self._scale: float = 1.0
         self._shift: Tensor | float = 0.0
@@ -39,7 +45,13 @@ class Diagnostics(Mapping[str, Tensor]):
         """Add a figure that is already computed, l."""
         self._values[name] = value.detach()
 
+    def add_later(self, name: str, value: Callable[[], Tensor]) -> None:
+        """Add a figure that changes, and is computed each time it is read."""
+        self._later[name] = value
+
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._later:
+            return self._later[name]()
         if name not in self._values:
             if name not in self._names():
                 raise KeyError(f"no {name!r}: give one of {', '.join(self) or 'none, as there was no forward yet'}")
@@ -56,7 +68,7 @@ class Diagnostics(Mapping[str, Tensor]):
     def _names(self) -> list[str]:
         counts = ("units", "images_without_text") if self._masses is not None else ()
         transport = TRANSPORT_FIGURES if self._result is not None else ()
-        return list(dict.fromkeys((*counts, *transport, *self._values)))
+        return list(dict.fromkeys((*counts, *transport, *self._values, *self._later)))
 
     def _figure(self, name: str) -> Tensor:
         if self._masses is None:

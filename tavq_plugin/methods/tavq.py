@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.losses.gradient_scale import half_cosine, scale_gradient
+from tavq_plugin.losses.alignment_settings import AlignmentSettings
+from tavq_plugin.losses.alignment_term import alignment_term
+from tavq_plugin.losses.gradient_injection import GradientFigures
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.methods.base import Method, Step, drawn_from
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import TransportSettings
-from tavq_plugin.types import GRANULARITIES, GradTo, TextBatch
+from tavq_plugin.types import GradTo, TextBatch
 
-WEIGHT = 0.2  # λ at the start; 0.3 costs half again as much PSNR, for half a point of word mAP (docs/findings.md)
-LEVEL_WEIGHTS = (2.5, 2.5, 0.35)  # words, phrases, sentences; levels 1-2 cost less, as the decoder reads only level 3
-CONTRAST = 0.1  # tells images apart and costs less PSNR than more transport would
+DEFAULTS = AlignmentSettings()
 
 
 class TAVQ(Method):
@@ -28,10 +28,13 @@ class TAVQ(Method):
     the text and the codes, which are modelled as a density (Theorem 1). The paper's code is not public, so the rest is
     our reading. The host learns through the added levels. The gradient that reaches the tokenizer is multiplied by λ,
     which falls along half a cosine from `weight` to `weight_end`; the alignment's heads always learn with weight 1.
+    With `balance`, it is instead `balance` times as large as the host's own at each tap, the latent and the codebook,
+    without the part that opposes it, and the added levels' own loss trains their projections only.
 
     Args:
-        weight: λ at the start; 0 sends no gradient to the tokenizer.
+        weight: λ at the start; 0 sends no gradient to the tokenizer. With `balance` it has no effect.
         weight_end: λ at the end, at most `weight`.
+        balance: ρ at the start; it falls to 0. None: a weighted sum, by λ.
         every: Steps from one alignment to the next; the gradient is then multiplied by `every` (lazy regularisation,
             Karras et al. 2020, appendix B).
         level_weights: One weight per level, fine → coarse.
@@ -63,50 +66,74 @@ class TAVQ(Method):
         corpus: Corpus,
         *,
         seed: int = 0,
-        weight: float = WEIGHT,
-        weight_end: float = 0.0,
+        weight: float = DEFAULTS.weight,
+        weight_end: float = DEFAULTS.weight_end,
+        balance: float | None = DEFAULTS.balance,
         every: int = 1,
-        level_weights: Sequence[float] = LEVEL_WEIGHTS,
-        granularities: Sequence[str] = GRANULARITIES,
+        level_weights: Sequence[float] = DEFAULTS.level_weights,
+        granularities: Sequence[str] = DEFAULTS.levels,
         grad_to: GradTo | None = None,
-        distribution: str = "all",
-        samples: int = 128,
-        solver: str = "newton",
-        epsilon: float = 0.02,
-        projection: str = "mlp",
-        hidden: int | None = None,
-        contrast: float = CONTRAST,
-        contrast_on: str = "pooled",
-        temperature: float = 0.1,
+        distribution: str = DEFAULTS.distribution,
+        samples: int = DEFAULTS.samples,
+        solver: str = DEFAULTS.transport.solver,
+        epsilon: float = DEFAULTS.transport.epsilon,
+        projection: str = DEFAULTS.projection,
+        hidden: int | None = DEFAULTS.hidden,
+        contrast: float = DEFAULTS.contrast,
+        contrast_on: str = DEFAULTS.contrast_on,
+        temperature: float = DEFAULTS.temperature,
     ) -> None:
         super().__init__(tokenizer, corpus, seed=seed)
-        for name, value in (("weight", weight), ("weight_end", weight_end)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        self.weight, self.weight_end, self.every = weight, weight_end, every
+        self.every = every
+        self.settings = AlignmentSettings(
+            weight=weight,
+            weight_end=weight_end,
+            balance=balance,
+            levels=granularities,
+            level_weights=level_weights,
+            projection=projection,
+            hidden=hidden,
+            distribution=distribution,
+            samples=samples,
+            transport=TransportSettings(solver=solver, epsilon=epsilon),
+            contrast=contrast,
+            contrast_on=contrast_on,
+            temperature=temperature,
+        )
         if grad_to is not None:
             tokenizer.send_gradient(grad_to)
-        settings: dict[str, Any] = dict(levels=granularities, level_weights=level_weights, projection=projection)
-        settings |= dict(distribution=distribution, samples=samples, hidden=hidden)
-        settings |= dict(contrast=contrast, contrast_on=contrast_on, temperature=temperature)
-        settings |= dict(transport=TransportSettings(solver=solver, epsilon=epsilon))
+        tokenizer.on_copies = balance is not None
+        self.figures = GradientFigures()
+        self._hierarchy = (tokenizer.hierarchy,)  # in a tuple, so that it is not a submodule
         with drawn_from(seed):
-            self.align = self.alignment(tokenizer, corpus.store.dim, **settings)
+            self.align = self.alignment(tokenizer, corpus.store.dim, **self.settings.head_settings())
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The alignment loss of all levels, a scalar; empty in the steps between alignments."""
         if (step.number - step.first) % self.every != self.every - 1:
             return {}
-        codes = scale_gradient(step.codes, self.every * self.weight_at(step))
-        return {"alignment": self.align(codes, self.texts(step))}
+        value = alignment_term(
+            self.align,
+            step.codes,
+            self.texts(step),
+            settings=self.settings,
+            progress=self.progress(step),
+            parameters=[*self.align.parameters(), *self._hierarchy[0].parameters()],
+            figures=self.figures,
+            every=self.every,
+        )
+        return {"alignment": value}
 
     def weight_at(self, step: Step) -> float:
         """λ at a step: half a cosine over the steps with codes; always 0 if `weight` is 0."""
-        end = min(self.weight, self.weight_end)
-        done = (step.number - step.first) / max(1, step.steps - step.first)
-        return end + (self.weight - end) * half_cosine(done)
+        return self.settings.weight_at(self.progress(step))
+
+    @staticmethod
+    def progress(step: Step) -> float:
+        """Share of the steps with codes that is done."""
+        return (step.number - step.first) / max(1, step.steps - step.first)
 
     def texts(self, step: Step) -> TextBatch:
         """The units that the codes are aligned with; a control may return others."""

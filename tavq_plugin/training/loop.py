@@ -65,6 +65,11 @@ class TrainingLoop:
         self.average = WeightAverage(self.module.parameters(), recipe.ema) if recipe.ema else None
         self.codebook = HostCodebookRestarts.from_recipe(recipe, self.tokenizer, accelerator)
         compiled = recipe.compile != "no"
+        if compiled and self.tokenizer.on_copies:
+            raise ValueError(
+                f"compile={recipe.compile!r} hides the gradient at the taps, which the option balance needs: give "
+                'compile: "no", or leave balance out'
+            )
         self.timer = self.module.timer = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:
             self.tokenizer.compile(backend=recipe.compile)
@@ -116,7 +121,7 @@ class TrainingLoop:
                 self.average.update()
         self.number += 1
         row = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return {"step": number, **row, **self._usage(used), **self._times()}
+        return {"step": number, **row, **self._usage(used), **self._skipped(), **self._times()}
 
     def _pass(self, part: Tensor, settling: bool, adversary: Adversary | None) -> dict[str, float]:
         """Forward and backward of one pass, generator first, then discriminator; returns the terms as numbers."""
@@ -167,6 +172,13 @@ class TrainingLoop:
             return {}
         shares = [(self.accelerator.reduce(part) > 0).float().mean() for part in used]
         return {f"usage{i}": 100 * value for i, value in enumerate(torch.stack(shares).tolist(), 1)}
+
+    def _skipped(self) -> dict[str, float]:
+        """How often so far a balanced gradient was left out, as the host's own was 0 or not finite."""
+        figures = getattr(self.method, "figures", None)
+        if figures is None or not figures.names:
+            return {}
+        return {"skipped_gradients": figures.values("skipped").sum().item()}
 
     def _times(self) -> dict[str, float]:
         seconds, plugin = self.timer.steps.pop(), self.timer.plugin.pop()

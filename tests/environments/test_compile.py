@@ -60,6 +60,28 @@ def test_attaching_after_the_first_call_works_or_raises():
     assert_close(ours, gradients_without_compile())
 
 
+def test_a_balance_on_a_host_compiled_as_a_whole_gives_the_same_gradients_or_raises():
+    expected, host = Plain(), Plain()
+    _, align = attached(expected, balance=0.7)
+    compiled = torch.compile(host, backend=BACKEND)
+    _, again = attached(compiled, balance=0.7)
+    try:
+        ours = one_step(host, again, compiled)
+    except RuntimeError as error:
+        assert "torch.compile hides this gradient" in str(error) and "balance=None" in str(error)
+    else:
+        assert_close(ours, one_step(expected, align))
+
+
+def test_a_balance_with_compiled_parts_gives_the_same_gradients():
+    expected, found = Plain(), Plain()
+    _, align = attached(expected, balance=0.7)
+    for part in ("fine", "mid"):
+        setattr(found, part, torch.compile(found.get_submodule(part), backend=BACKEND))
+    _, again = attached(found, balance=0.7)
+    assert_close(one_step(found, again), one_step(expected, align))
+
+
 @pytest.mark.parametrize("tap", ["mid", "mid.0"])
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
 def test_a_compiled_part_keeps_its_paths(tap, called):

@@ -36,9 +36,18 @@ def test_heads_and_codebooks_agree_under_ddp(ranks, find, batches):
     assert_equal(one, in_one_process(**batches), **CLOSE)
 
 
+@pytest.mark.parametrize("batches", [{}, {"without_text": True}, {"uneven": True}], ids=lambda b: next(iter(b), "even"))
+def test_balanced_gradients_agree_under_ddp(ranks, batches):
+    """The hooks act before the reduction, so that both ranks take the mean of what each one balanced."""
+    balanced = {"balance": 0.7}
+    one, other = ranks.both(cases.attached_under_ddp, False, batches, balanced)
+    assert_equal(one, other, **EXACT)
+    assert_equal(one, in_one_process(settings=balanced, **batches), **CLOSE)
+
+
 @pytest.mark.parametrize("find", [False, True])
 def test_weight_zero_waits_for_no_gradient(ranks, find):
-    assert_equal(*ranks.both(cases.attached_under_ddp, find, {}, 0.0), **EXACT)
+    assert_equal(*ranks.both(cases.attached_under_ddp, find, {}, {"weight": 0.0}), **EXACT)
 
 
 @pytest.mark.parametrize("find", [False, True])
@@ -64,6 +73,14 @@ def test_a_sharded_host_trains_like_an_unsharded_one(ranks, parts):
     one, other = ranks.both(cases.attached_under_fsdp, parts)
     assert_equal(one, other, **EXACT)
     assert_equal(one, in_one_process(), **CLOSE)
+
+
+def test_balanced_gradients_of_a_sharded_host(ranks):
+    settings = {"balance": 0.7, "grad_to": "encoder"}
+    one, other = ranks.both(cases.attached_under_fsdp, ["fine", "mid"], settings)
+    assert_equal(one, other, **EXACT)
+    assert_equal(one, in_one_process(settings=settings), **CLOSE)
+    assert all('grad_to="encoder", or balance=None' in said for said in ranks.both(cases.refused_under_fsdp))
 
 
 @pytest.mark.parametrize("levels", [1, 3])

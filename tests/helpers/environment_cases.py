@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 import tavq_plugin as tavq
 
 
-def attached_under_ddp(find: bool, batches: dict[str, bool], weight: float = 0.3) -> dict[str, Tensor]:
+def attached_under_ddp(
+    find: bool, batches: dict[str, bool], settings: dict[str, Any] | None = None
+) -> dict[str, Tensor]:
     """Five steps of a host and an attachment, each in DDP; each rank draws its heads from another seed."""
     host = Plain()
     model = DistributedDataParallel(host, find_unused_parameters=find)
-    optimizer, align = attached(model, seed=dist.get_rank(), weight=weight)
+    optimizer, align = attached(model, seed=dist.get_rank(), **settings or {})
     call = DistributedDataParallel(align, find_unused_parameters=find)
     images, batch = rank_batch(dist.get_rank(), **batches)
     for _ in range(5):
@@ -83,7 +86,7 @@ def accumulated_under_ddp() -> tuple[list[Tensor], list[Tensor]]:
     return gradients(False), gradients(True)
 
 
-def attached_under_fsdp(parts: list[str]) -> dict[str, Tensor]:
+def attached_under_fsdp(parts: list[str], settings: dict[str, Any] | None = None) -> dict[str, Tensor]:
     """Five steps of a host sharded by FSDP2, the given parts separately; the heads are in DDP."""
     from torch.distributed.fsdp import fully_shard
 
@@ -92,7 +95,7 @@ def attached_under_fsdp(parts: list[str]) -> dict[str, Tensor]:
         fully_shard(host.get_submodule(part))
     fully_shard(host)
     sharded = [type(p).__name__ for p in host.parameters()]
-    optimizer, align = attached(host)
+    optimizer, align = attached(host, **settings or {})
     assert [type(p).__name__ for p in host.parameters()] == sharded == ["DTensor"] * len(sharded)
     call = DistributedDataParallel(align)
     images, batch = rank_batch(dist.get_rank())
@@ -101,6 +104,19 @@ def attached_under_fsdp(parts: list[str]) -> dict[str, Tensor]:
         (own_loss(host(images), images) + call(batch)).backward()
         optimizer.step()
     return state(host, align)
+
+
+def refused_under_fsdp() -> str:
+    """The error of a balance at a codebook that is sharded."""
+    from torch.distributed.fsdp import fully_shard
+
+    host = Plain()
+    fully_shard(host)
+    try:
+        attached(host, balance=0.7)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def prepared() -> dict[str, Tensor]:

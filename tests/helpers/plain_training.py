@@ -58,10 +58,12 @@ DESCRIPTION: dict[str, Any] = dict(taps=["fine", "mid"], quantizer="vq", parse=p
 
 
 def attached(host: nn.Module, seed: int = 0, **settings: Any) -> tuple[torch.optim.Optimizer, tavq.Attachment]:
-    """Adam and an attachment on a plain host, its heads drawn from a seed."""
+    """Adam and an attachment on a plain host, its heads drawn from a seed; no contrast, which joins the ranks."""
     optimizer = torch.optim.Adam(host.parameters(), lr=1e-2)
     torch.manual_seed(seed)
-    return optimizer, tavq.attach(host, optimizer, text_dim=6, **DESCRIPTION, **settings)
+    return optimizer, tavq.attach(
+        host, optimizer, text_dim=6, **DESCRIPTION, **{"alignment": {"contrast": 0.0}} | settings
+    )
 
 
 def own_loss(output: tuple[Tensor, Tensor], images: Tensor = IMAGES) -> Tensor:
@@ -93,10 +95,10 @@ def rank_batch(rank: int, *, uneven: bool = False, without_text: bool = False) -
     return images, batch
 
 
-def in_one_process(steps: int = 5, **batches: bool) -> dict[str, Tensor]:
+def in_one_process(steps: int = 5, settings: dict[str, Any] | None = None, **batches: bool) -> dict[str, Tensor]:
     """The parameters that two ranks should end with; each step takes the mean of their losses."""
     host = Plain()
-    optimizer, align = attached(host)
+    optimizer, align = attached(host, **settings or {})
     for _ in range(steps):
         optimizer.zero_grad()
         for rank in range(2):

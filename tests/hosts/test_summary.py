@@ -69,7 +69,9 @@ def test_the_table_has_a_row_per_level():
         ["2", "mid", "8", "16×16", "5", "phrase"],
         ["3", "vq", "4", "8×8", "16", "sentence"],
     ]
-    assert {row[0] for row in rows[4:]} == {"adapter", "grids", "heads", "codebook", "gradient", "parameters"}
+    assert {row[0] for row in rows[4:]} == {
+        "adapter", "grids", "heads", "alignment", "codebook", "gradient", "parameters",
+    }  # fmt: skip
     assert "codebook    own 5×4 per added level, the host's 16×4" in align.summary()
     assert f"parameters  {parameters(align)} added" in align.summary()
     tavq.detach(host)

@@ -4,13 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.small_methods import corpus, made, step_of
+from helpers.tiny_hosts import tiny
 
+from tavq_plugin.attach import attach
 from tavq_plugin.losses import TextAlignment
+from tavq_plugin.losses.alignment_settings import AlignmentSettings
 from tavq_plugin.losses.contrastive import batch_contrast
-from tavq_plugin.methods.tavq import CONTRAST, LEVEL_WEIGHTS
 from tavq_plugin.methods.tavq_uniform_plan import independent_cost
 from tavq_plugin.types import GRANULARITIES
 
+LEVEL_WEIGHTS, CONTRAST = AlignmentSettings().level_weights, AlignmentSettings().contrast
 FAMILY = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
 
 
@@ -152,3 +155,30 @@ def test_alignment_every_second_step_has_twice_the_gradient():
     assert sometimes(step_of(tokenizer, number=4)) == {}
     with pytest.raises(ValueError, match="every"):
         made("tavq", every=0)
+
+
+@pytest.mark.parametrize("number", [0, 4])
+@pytest.mark.parametrize("settings", [{"weight": 0.3}, {"balance": 1.0}], ids=lambda s: next(iter(s)))
+def test_attach_gives_the_methods_loss_and_gradients_to_the_bit(settings, number):
+    """As examples/plain_loop.py attaches, and as the trainer sums its terms; 10 steps are what `step_of` says."""
+    tokenizer, one = made("tavq", **settings)
+    step = step_of(tokenizer, number=number)
+    theirs = step.codes.loss + one(step)["alignment"]
+    torch.manual_seed(1)
+    host = tiny("taming-vq")
+    optimizer = torch.optim.Adam(host.parameters())
+    align = attach(host, optimizer, store=corpus().store, total_steps=10, **settings)
+    align.hierarchy.load_state_dict(tokenizer.hierarchy.state_dict())
+    align.alignment.load_state_dict(one.align.state_dict())
+    for _ in range(number):
+        optimizer.step()
+    reconstruction, quantizer_loss = host(step.images)
+    ours = align(step.rows.tolist())
+    assert torch.equal(ours, theirs)
+    (step.reconstruction.square().mean() + step.codes.quantizer_loss + theirs).backward()
+    (reconstruction.square().mean() + quantizer_loss + ours).backward()
+    pairs = [(tokenizer.host, host), (tokenizer.hierarchy, align.hierarchy), (one.align, align.alignment)]
+    for a, b in [pair for one_pair in pairs for pair in zip(*(m.named_parameters() for m in one_pair), strict=True)]:
+        assert (a[1].grad is None) == (b[1].grad is None), a[0]
+        assert a[1].grad is None or torch.equal(a[1].grad, b[1].grad), a[0]
+    assert host.encoder.conv_in.weight.grad.norm() > 0

@@ -1,0 +1,301 @@
+"""attach(balance=...): what reaches the host at each tap, the latent and the codebook, and what does not."""
+
+import copy
+import gc
+import math
+
+import pytest
+import torch
+from helpers.conformance import texts
+from helpers.plain_training import IMAGES, Plain, attached, gradients, one_step, own_loss
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+import tavq_plugin as tavq
+
+RATIO = 0.7
+
+
+@pytest.fixture
+def host():
+    return Plain()
+
+
+def watched_step(host, align, *, of_host=1.0, of_align=1.0, dtype=None):
+    """The gradients that arrive at each tap, the latent and the codebook, before the alignment's and with it."""
+    before, after, tensors = {}, {}, {"codebook": host.vq.embedding.weight}
+
+    def keep(kept, name):
+        return tensors[name].register_hook(lambda grad: kept.__setitem__(name, grad.clone()))
+
+    def watch(name, value):
+        tensors[name] = value
+        keep(before, name)
+
+    handles = [
+        host.fine.register_forward_hook(lambda module, args, output: watch("fine", output)),
+        host.mid.register_forward_hook(lambda module, args, output: watch("mid", output)),
+        host.vq.register_forward_pre_hook(lambda module, args: watch("latent", args[0])),
+    ]
+    if tensors["codebook"].requires_grad:
+        handles.append(keep(before, "codebook"))
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        output, quantizer_loss = host(IMAGES)
+        added = align(texts())
+    for name in before.keys() | tensors.keys():
+        if tensors[name].requires_grad:
+            handles.append(keep(after, name))
+    (of_host * own_loss((output.float(), quantizer_loss)) + of_align * added).backward()
+    for handle in handles:
+        handle.remove()
+    return before, after
+
+
+def assert_close(ours, expected, **tolerance):
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_ratio_holds_everywhere_and_no_image_is_opposed(host, dtype):
+    _, align = attached(host, balance=RATIO)
+    before, after = watched_step(host, align, dtype=dtype)
+    assert set(before) == set(after) == {"fine", "mid", "latent", "codebook"}
+    rounding = 1e-4 if dtype is None else 3e-2
+    for name, own in before.items():
+        added = after[name].double() - own.double()
+        torch.testing.assert_close(
+            added.norm() / own.double().norm(), torch.tensor(RATIO).double(), rtol=rounding, atol=0
+        )
+        along = (added * own).flatten(0 if name == "codebook" else 1).sum(-1)
+        assert (along >= -rounding * added.norm() * own.double().norm()).all(), name
+
+
+def test_the_scale_of_the_hosts_loss_changes_nothing_else():
+    found = []
+    for scale in (1.0, 1000.0):
+        host = Plain()
+        _, align = attached(host, balance=RATIO)
+        watched_step(host, align, of_host=scale)
+        found.append((gradients(host), gradients(align)))
+    assert_close([grad / 1000 for grad in found[1][0]], found[0][0], rtol=1e-4, atol=1e-7)
+    assert_close(found[1][1], found[0][1], rtol=0, atol=0)
+
+
+def test_a_factor_on_the_scalar_reaches_the_plug_in_alone():
+    found = []
+    for factor in (1.0, 4.0):
+        host = Plain()
+        _, align = attached(host, balance=RATIO)
+        watched_step(host, align, of_align=factor)
+        found.append((gradients(host), gradients(align)))
+    assert_close(found[1][0], found[0][0], rtol=0, atol=0)
+    assert_close([grad / 4 for grad in found[1][1]], found[0][1], rtol=0, atol=0)
+
+
+def test_a_loss_scaler_changes_nothing():
+    found = []
+    for scale in (None, 2.0**12):
+        host = Plain()
+        optimizer, align = attached(host, balance=RATIO)
+        scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
+        scaler.scale(own_loss(host(IMAGES)) + align(texts())).backward()
+        scaler.unscale_(optimizer)
+        found.append(gradients(host, align))
+    assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)
+
+
+def test_the_heads_learn_as_in_the_weighted_sum_and_the_levels_loss_stays_with_them():
+    found = []
+    for settings in ({"balance": RATIO}, {"weight": 0.3}):
+        host = Plain()
+        _, align = attached(host, **settings)
+        one_step(host, align)
+        found.append((align.last["alignment"], align.last["codebook_loss"], gradients(align)))
+    assert found[0][:2] == found[1][:2]
+    heads = len(list(align.alignment.parameters()))
+    assert_close(found[0][2][-heads:], found[1][2][-heads:], rtol=1e-5, atol=1e-8)
+
+
+def alone():
+    host = Plain()
+    own_loss(host(IMAGES)).backward()
+    return gradients(host)
+
+
+def test_balance_zero_sends_the_host_nothing(host):
+    _, align = attached(host, balance=0.0)
+    one_step(host, align)
+    assert_close(gradients(host), alone(), rtol=0, atol=0)
+    assert any(grad.norm() > 0 for grad in gradients(align))
+
+
+def test_a_second_backward_adds_nothing(host):
+    _, align = attached(host, balance=RATIO)
+    loss = own_loss(host(IMAGES)) + align(texts())
+    loss.backward(retain_graph=True)
+    host.zero_grad()
+    loss.backward()
+    assert_close(gradients(host), alone(), rtol=0, atol=0)
+
+
+def test_another_backward_gets_nothing_of_it(host):
+    """A pass of a discriminator, or a step that leaves the alignment out."""
+    _, align = attached(host, balance=RATIO)
+    added = align_of(host, align, 1 - IMAGES)
+    own_loss(host(IMAGES)).backward()
+    assert_close(gradients(host), alone(), rtol=0, atol=0)
+    assert added.requires_grad and len(host.vq.embedding.weight._backward_hooks) == 1
+    del added
+    gc.collect()
+    assert not host.vq.embedding.weight._backward_hooks
+
+
+def align_of(host, align, images):
+    host(images)
+    return align(texts())
+
+
+def test_accumulated_gradients_are_the_sum_of_both(host):
+    _, align = attached(host, balance=RATIO)
+    parts, expected = [IMAGES, 1 - IMAGES], None
+    for part in parts:
+        host.zero_grad(), align.zero_grad()
+        (own_loss(host(part), part) + align(texts())).backward()
+        found = gradients(host, align)
+        expected = found if expected is None else [a + b for a, b in zip(expected, found, strict=True)]
+    host.zero_grad(), align.zero_grad()
+    for part in parts:
+        (own_loss(host(part), part) + align(texts())).backward()
+    assert_close(gradients(host, align), expected)
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_non_reentrant_checkpointing_gives_the_same_gradients(host, early_stop):
+    _, align = attached(host, balance=RATIO)
+    expected = one_step(host, align)
+    checkpointed = Plain(checkpointed=False)
+    _, again = attached(checkpointed, balance=RATIO)
+    with set_checkpoint_early_stop(early_stop):
+        assert_close(one_step(checkpointed, again), expected)
+
+
+def test_a_frozen_codebook_has_no_part(host):
+    host.vq.embedding.requires_grad_(False)
+    _, align = attached(host, balance=RATIO)
+    before, after = watched_step(host, align)
+    assert set(before) == set(after) == {"fine", "mid", "latent"}
+    assert align.last["gradient_cosine"].shape == (3,) and host.vq.embedding.weight.grad is None
+
+
+def test_images_without_text_add_nothing(host):
+    _, align = attached(host, balance=RATIO)
+    none = {name: tavq.Units(units.embeddings, torch.zeros_like(units.mask)) for name, units in texts().items()}
+    (own_loss(host(IMAGES)) + align(none)).backward()
+    assert_close(gradients(host), alone(), rtol=0, atol=0)
+    assert align.last["gradient_skipped"].sum() == 0
+
+
+def test_a_host_gradient_of_zero_is_counted(host):
+    _, align = attached(host, balance=RATIO)
+    (0 * own_loss(host(IMAGES)) + align(texts())).backward()
+    assert all((grad == 0).all() for grad in gradients(host))
+    assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+    one_step(host, align)
+    assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+
+
+def test_the_figures_are_known_after_the_backward(host):
+    _, align = attached(host, balance=RATIO)
+    host(IMAGES)
+    loss = align(texts())
+    assert align.last["gradient_cosine"].isnan().all()
+    assert loss == align.last["alignment"] + align.last["codebook_loss"]
+    one_step(host, align)
+    assert align.last["gradient_cosine"].abs().max() <= 1 and (align.last["gradient_ratio"] > 0).all()
+
+
+def test_a_backward_without_the_hosts_loss_is_refused(host):
+    _, align = attached(host, balance=RATIO)
+    host(IMAGES)
+    with pytest.raises(RuntimeError, match=r"never came by at fine, mid, vq \(input\).*balance=None"):
+        align(texts()).backward()
+    one_step(host, align)
+
+
+def test_the_ratio_falls_over_the_run_and_the_count_is_saved(host):
+    optimizer, align = attached(host, balance=RATIO, total_steps=4)
+    ratios = []
+    for _ in range(5):
+        before, after = watched_step(host, align)
+        ratios.append(((after["latent"] - before["latent"]).norm() / before["latent"].norm()).item() if after else 0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = [RATIO * 0.5 * (1 + math.cos(math.pi * min(1, step / 4))) for step in range(5)]
+    assert ratios == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    state = align.state_dict()
+    tavq.detach(host)
+    assert not optimizer._optimizer_step_post_hooks
+    _, again = attached(host, balance=RATIO, total_steps=10)
+    again.load_state_dict(state, strict=True)
+    assert again.progress.share == 0.5
+
+
+def test_copies_are_inert_and_detach_leaves_no_trace(host):
+    _, align = attached(host, balance=RATIO)
+    host(IMAGES)
+    pending = align(texts())
+    twin = copy.deepcopy(host)
+    own_loss(twin(IMAGES)).backward()
+    assert_close(gradients(twin), alone(), rtol=0, atol=0)
+    del pending
+    gc.collect()
+    one_step(host, align)
+    tavq.detach(host)
+    assert not any(p._backward_hooks for p in host.parameters())
+    assert not any(module._forward_hooks for module in host.modules())
+    host.zero_grad()
+    own_loss(host(IMAGES)).backward()
+    assert_close(gradients(host), alone(), rtol=0, atol=0)
+
+
+def test_training_lowers_the_alignment(host):
+    optimizer, align = attached(host, balance=RATIO)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        one_step(host, align)
+        optimizer.step()
+        values.append(align.last["alignment"].item())
+    assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"balance": -1.0}, "balance must be a number, 0 or more"),
+        ({"balance": math.nan}, "balance must be a number, 0 or more"),
+        ({"balance": math.inf}, "balance must be a number, 0 or more"),
+        ({"balance": 1.0, "weight": 0.3}, "got weight=0.3 and balance=1.0"),
+        ({"balance": 1.0, "total_steps": 0}, "total_steps must be at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(host, settings, said):
+    with pytest.raises(ValueError, match=said):
+        attached(host, **settings)
+    assert not any(module._forward_hooks for module in host.modules())
+
+
+def test_a_frozen_encoder_is_refused(host):
+    host.stem.requires_grad_(False), host.fine.requires_grad_(False)
+    _, align = attached(host, balance=RATIO)
+    host(IMAGES)
+    with pytest.raises(RuntimeError, match=r"tap 'fine' carries no gradient.*balance=None"):
+        align(texts())
+
+
+def test_the_summary_shows_the_settings(host):
+    _, align = attached(host, balance=RATIO, total_steps=50)
+    assert "balance 0.7; level weights 2.5, 2.5, 0.35; no contrast" in align.summary()
+    assert "falls to 0 over 50 steps" in align.summary()
+    with pytest.raises(ValueError, match="weight has no effect with balance=0.7"):
+        align.weight = 0.5
