@@ -11,6 +11,7 @@ from helpers.plain_training import IMAGES, Plain, attached, gradients, one_step,
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import tavq_plugin as tavq
+from tavq_plugin.losses.alignment_settings import BALANCE
 
 RATIO = 0.7
 
@@ -68,6 +69,15 @@ def test_the_ratio_holds_everywhere_and_no_image_is_opposed(host, dtype):
         )
         along = (added * own).flatten(0 if name == "codebook" else 1).sum(-1)
         assert (along >= -rounding * added.norm() * own.double().norm()).all(), name
+
+
+def test_each_level_may_have_its_own_ratio(host):
+    ratios = {"fine": 0.25, "mid": 0.0, "latent": 1.5, "codebook": 1.5}
+    _, align = attached(host, balance=[0.25, 0.0, 1.5])
+    before, after = watched_step(host, align)
+    for name, ratio in ratios.items():
+        assert ((after[name] - before[name]).norm() / before[name].norm()).item() == pytest.approx(ratio, rel=1e-4)
+    assert "balance 0.25, 0, 1.5; level weights" in align.summary()
 
 
 def test_the_scale_of_the_hosts_loss_changes_nothing_else():
@@ -275,7 +285,14 @@ def test_training_lowers_the_alignment(host):
         ({"balance": -1.0}, "balance must be a number, 0 or more"),
         ({"balance": math.nan}, "balance must be a number, 0 or more"),
         ({"balance": math.inf}, "balance must be a number, 0 or more"),
-        ({"balance": 1.0, "weight": 0.3}, "got weight=0.3 and balance=1.0"),
+        ({"balance": "much"}, "balance must be a number, 0 or more"),
+        ({"balance": (1.0, math.nan, 1.0)}, "balance must be a number, 0 or more"),
+        ({"balance": (1.0, -1.0, 1.0)}, "balance must be a number, 0 or more"),
+        ({"balance": (1.0, 1.0)}, "balance has 2 entries for 3 levels"),
+        ({"balance": 1.0, "weight": 0.3}, "got weight=0.3 and balance=1.0: give balance=None .*, or leave weight out"),
+        ({"alignment": {"weight_end": 0.1}}, f"got weight_end=0.1 and balance={BALANCE}: give balance=None"),
+        ({"weight": math.inf}, "weight must be 0 or more and finite"),
+        ({"alignment": {"heads_rate": 0.0}}, "heads_rate must be above 0"),
         ({"balance": 1.0, "total_steps": 0}, "total_steps must be at least 1"),
     ],
 )
@@ -296,6 +313,11 @@ def test_a_frozen_encoder_is_refused(host):
 def test_the_summary_shows_the_settings(host):
     _, align = attached(host, balance=RATIO, total_steps=50)
     assert "balance 0.7; level weights 2.5, 2.5, 0.35; no contrast" in align.summary()
-    assert "falls to 0 over 50 steps" in align.summary()
-    with pytest.raises(ValueError, match="weight has no effect with balance=0.7"):
+    assert "schedule    balance falls to 0 over 50 steps" in align.summary()
+    assert "rates       heads 2 × that of the optimizer's first group" in align.summary()
+    assert str(align).endswith("gradient to the encoder and the codebook, balance 0.7")
+    with pytest.raises(ValueError, match="weight has no effect with balance 0.7: attach with balance=None"):
         align.weight = 0.5
+    tavq.detach(host)
+    _, align = attached(host, weight=0.3)
+    assert "weight 0.3; level weights" in align.summary() and "weight constant" in align.summary()

@@ -22,15 +22,15 @@ def detached_copies(adapter: Adapter, seen: dict[str, Capture]) -> tuple[dict[st
     copies: list[DetachedCopy] = []
     images = _count_images(adapter, seen)
 
-    def copied(name: str, value: Any, axis: int | None = None) -> Any:
+    def copied(name: str, value: Any, axis: int | None = None, level: int = -1) -> Any:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
         copy = value.detach().requires_grad_()
-        copies.append(DetachedCopy(name, value, copy, _axis_of(value, images, axis)))
+        copies.append(DetachedCopy(name, value, copy, _axis_of(value, images, axis), level))
         return copy
 
     apart = {}
-    for path in adapter.taps:
+    for level, path in enumerate(adapter.taps):
         output = seen[path].output
         if not (isinstance(output, Tensor) and output.requires_grad):
             raise RuntimeError(
@@ -38,7 +38,8 @@ def detached_copies(adapter: Adapter, seen: dict[str, Capture]) -> tuple[dict[st
                 "the encoder frozen? Unfreeze it, name another module in taps=, or give balance=None"
             )
         axes = getattr(adapter, "layout", "b").split()
-        apart[path] = seen[path]._replace(output=copied(path, output, axes.index("b") if "b" in axes else None))
+        axis = axes.index("b") if "b" in axes else None
+        apart[path] = seen[path]._replace(output=copied(path, output, axis, level))
     call = seen[adapter.quantizer]
     z_in = copied(f"{adapter.quantizer} (input)", call.z_in)
     output = tree_map(lambda value: copied(f"{adapter.quantizer} (output)", value), call.output)

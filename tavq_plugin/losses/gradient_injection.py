@@ -16,7 +16,8 @@ from tavq_plugin.distributed import is_sharded_tensor
 from tavq_plugin.losses.gradient_balance import Balanced
 from tavq_plugin.types import Codes, DetachedCopy
 
-Rule = Callable[[Tensor, Tensor, int | None], Balanced]  # the alignment's gradient, the host's, the axis of the images
+# the alignment's gradient, the host's, the axis of the images, the level
+Rule = Callable[[Tensor, Tensor, int | None, int], Balanced]
 
 
 class GradientFigures:
@@ -70,7 +71,7 @@ class GradientInjection:
     ) -> None:
         self.handles: list[RemovableHandle] = []
         self.names = [copy.name for copy, _ in reached]
-        self.axes = [copy.images for copy, _ in reached]
+        self.places = [(copy.images, copy.level) for copy, _ in reached]
         self.is_parameter = [copy.original is copy.copy for copy, _ in reached]
         self.gradients: list[Tensor | None] = [gradient for _, gradient in reached]
         self.rule, self.figures, self.active = rule, figures, False
@@ -91,7 +92,7 @@ class GradientInjection:
         if not self.active or alignment is None or self.rule is None:
             return None
         self.gradients[index] = None
-        found = self.rule(alignment, host, self.axes[index])
+        found = self.rule(alignment, host, *self.places[index])
         self.figures.add(self.names[index], found)
         return found.gradient
 
@@ -189,7 +190,7 @@ def align_on_copies(
     if sharded := [copy.name for copy, _ in reached if is_sharded_tensor(copy.original)]:
         raise RuntimeError(
             f"FSDP2 shards {', '.join(sharded)}, so the host's gradient there is not known before it is averaged: give "
-            'grad_to="encoder", or balance=None'
+            'grad_to="encoder", or balance=None (options.balance=null in a recipe)'
         )
     if copies and not reached:
         raise RuntimeError(

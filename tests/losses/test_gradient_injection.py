@@ -24,12 +24,12 @@ HOSTS = (
 )
 
 
-def added(alignment, gradient, images):
+def added(alignment, gradient, images, level):
     """The plain sum of both gradients."""
     return Balanced(gradient + alignment, torch.tensor(True), *torch.ones(2))
 
 
-def halved(alignment, gradient, images):
+def halved(alignment, gradient, images, level):
     return balance_gradient(alignment, gradient, 0.5, images=images)
 
 
