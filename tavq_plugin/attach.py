@@ -23,6 +23,8 @@ from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.types import Codes, TextBatch
 
+CHECKED_EVERY = 100  # calls; often enough to be told early, and seldom enough not to hold up a GPU
+
 
 class Attachment(nn.Module):
     """Hooks on a host that other code runs, and the loss of its latest forward pass; texts -> scalar.
@@ -49,7 +51,7 @@ class Attachment(nn.Module):
         self.settings, self.codebook_loss_weight = settings, codebook_loss_weight
         self.recorder.live = settings.is_balanced or settings.weight_at(0.0) > 0
         self.progress = None if total_steps is None else RunProgress(total_steps)
-        self.figures = GradientFigures()
+        self.figures, self.calls = GradientFigures(), 0
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._handles = install_hooks(self.adapter.model, self.recorder)
@@ -79,12 +81,17 @@ class Attachment(nn.Module):
 
         The heads learn from it in full; the host as `weight` or `balance` says. With a balance, call backward once, on
         the sum of this and the host's own loss; a factor on this scalar then reaches the plug-in's parameters alone.
+        Where the host's gradient is 0, absent or not finite, nothing is added: `last["gradient_skipped"]` counts it, and
+        one warning says so when this is read, or else within `CHECKED_EVERY` calls, or by `tavq.detach`.
         Each forward pass is used once. Raises RuntimeError if there was none since the last call, or if it ran
         without gradient.
         """
         require_synchronized(self, "align")
         if not self.recorder.live:
             return torch.zeros((), device=next(self.parameters()).device)
+        self.calls += 1
+        if self.calls % CHECKED_EVERY == 0 and self.figures.names:
+            self.figures.warn_of_skipped()
         seen = self.recorder.take()
         require_gradient(seen)
         codes = codes_from(self.adapter, self.hierarchy, seen, on_copies=self.settings.is_balanced)
@@ -108,6 +115,8 @@ class Attachment(nn.Module):
 
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; `tavq.detach` calls it."""
+        if self.figures.names:
+            self.figures.warn_of_skipped()
         for handle in self._handles:
             handle.remove()
         self._handles = []

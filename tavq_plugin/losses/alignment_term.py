@@ -45,8 +45,10 @@ def alignment_term(
         ratios = [every * ratio for ratio in settings.balance_at(progress)]
         rule = partial(_balanced, ratios) if any(ratios) else None
         value = align_on_copies(lambda codes: alignment(codes, texts), codes, parameters, rule=rule, figures=figures)
-        for figure in ("cosine", "ratio", "skipped") if figures.names else ():
-            alignment.last.add_later(f"gradient_{figure}", partial(figures.values, figure))
+        if figures.names:
+            alignment.last.add_later("gradient_cosine", partial(figures.values, "cosine"))
+            alignment.last.add_later("gradient_ratio", partial(figures.values, "ratio"))
+            alignment.last.add_later("gradient_skipped", figures.warn_of_skipped)
     alignment.last.add("alignment", value)
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
@@ -23,13 +24,14 @@ Rule = Callable[[Tensor, Tensor, int | None, int], Balanced]
 class GradientFigures:
     """What the latest backward found at each tensor that received a gradient, and how often one received none.
 
-    Every figure stays on the device until it is read.
+    Every figure stays on the device until it is read. `warn_of_skipped` reads one, and makes the device wait.
     """
 
     def __init__(self) -> None:
         self.cosine: dict[str, Tensor] = {}
         self.ratio: dict[str, Tensor] = {}
         self.skipped: dict[str, Tensor] = {}  # backward passes in which the host's gradient was 0 or not finite
+        self.warned = False
 
     def expect(self, name: str, like: Tensor) -> None:
         """Mark a tensor's figures as not known yet, NaN."""
@@ -44,6 +46,22 @@ class GradientFigures:
     def values(self, figure: str) -> Tensor:
         """One figure ("cosine", "ratio" or "skipped") at every tensor, in the order of `names`."""
         return torch.stack(list(getattr(self, figure).values()))
+
+    def warn_of_skipped(self) -> Tensor:
+        """The figure "skipped"; warns, once for this object, if the alignment did not reach some tensor."""
+        counts = self.values("skipped")
+        found = {name: count for name, count in zip(self.skipped, counts.tolist(), strict=True) if count}
+        if found and not self.warned:
+            self.warned = True
+            where = ", ".join(f"{name} ({count})" for name, count in found.items())
+            warnings.warn(
+                f"the host's own gradient was 0, absent or not finite at {where}; in so many backward passes the "
+                "alignment added nothing there. A few at the start are normal with a GradScaler. Else, let the host's "
+                'loss depend on them, name other modules in taps=, give grad_to="encoder" if the codebook is named, or '
+                "give balance=None for a weighted sum",
+                stacklevel=2,
+            )
+        return counts
 
     @property
     def names(self) -> tuple[str, ...]:
