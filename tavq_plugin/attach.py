@@ -81,8 +81,8 @@ class Attachment(nn.Module):
 
         The heads learn from it in full; the host as `weight` or `balance` says. With a balance, call backward once, on
         the sum of this and the host's own loss; a factor on this scalar then reaches the plug-in's parameters alone.
-        Where the host's gradient is 0, absent or not finite, nothing is added: `last["gradient_skipped"]` counts it, and
-        one warning says so when this is read, or else within `CHECKED_EVERY` calls, or by `tavq.detach`.
+        Where the host's gradient is 0, absent or not finite, nothing is added. `last["gradient_skipped"]` counts it,
+        and one warning says so: when this is read, or else within `CHECKED_EVERY` calls, or by `tavq.detach`.
         Each forward pass is used once. Raises RuntimeError if there was none since the last call, or if it ran
         without gradient.
         """
@@ -115,8 +115,6 @@ class Attachment(nn.Module):
 
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; `tavq.detach` calls it."""
-        if self.figures.names:
-            self.figures.warn_of_skipped()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -129,6 +127,8 @@ class Attachment(nn.Module):
             for parameter in self.parameters():
                 self._optimizer.state.pop(parameter, None)
             self._optimizer = None
+        if self.figures.names:
+            self.figures.warn_of_skipped()
 
     def summary(self) -> str:
         """A table of the levels, heads, settings, learning rates, schedule, codebook, gradient and parameters added."""

@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers.plain_training import IMAGES, Plain, attached, gradients, one_step,
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import tavq_plugin as tavq
+from tavq_plugin.attach import CHECKED_EVERY
 from tavq_plugin.losses.alignment_settings import BALANCE
 
 RATIO = 0.7
@@ -205,13 +207,74 @@ def test_images_without_text_add_nothing(host):
     assert align.last["gradient_skipped"].sum() == 0
 
 
-def test_a_host_gradient_of_zero_is_counted(host):
+SKIPPED = "host's own gradient was 0, absent or not finite at"
+
+
+def test_a_host_gradient_of_zero_is_counted_and_told_once(host):
     _, align = attached(host, balance=RATIO)
     (0 * own_loss(host(IMAGES)) + align(texts())).backward()
     assert all((grad == 0).all() for grad in gradients(host))
-    assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+    with pytest.warns(UserWarning, match=rf"{SKIPPED} fine \(1\), mid \(1\).*taps=.*balance=None"):
+        assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
     one_step(host, align)
-    assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+        tavq.detach(host)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_where_the_hosts_gradient_is_0_or_not_finite_nothing_is_added(host, value):
+    """At one tap alone: above it, the encoder gets what the host sends; the other places are balanced."""
+    _, align = attached(host, balance=RATIO)
+    seen = {}
+
+    def replace_gradient(module, args, output):
+        output.register_hook(lambda grad: torch.full_like(grad, value))  # runs before ours
+        args[0].register_hook(lambda grad: seen.__setitem__("above", grad))
+
+    handle = host.fine.register_forward_hook(replace_gradient)
+    before, after = watched_step(host, align)
+    handle.remove()
+    assert torch.equal(after["fine"], torch.full_like(after["fine"], value)) or after["fine"].isnan().all()
+    assert (seen["above"] == 0).all() if value == 0 else not seen["above"].isfinite().any()
+    for name in ("mid", "latent", "codebook"):
+        assert ((after[name] - before[name]).norm() / before[name].norm()).item() == pytest.approx(RATIO, rel=1e-4)
+    with pytest.warns(UserWarning, match=rf"{SKIPPED} fine \(1\);"):
+        tavq.detach(host)
+
+
+def test_a_loop_that_reads_no_figure_is_told_within_a_hundred_steps(host):
+    _, align = attached(host, balance=RATIO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(CHECKED_EVERY - 1):
+            (0 * own_loss(host(IMAGES)) + align(texts())).backward()
+    host(IMAGES)
+    with pytest.warns(UserWarning, match=rf"{SKIPPED} fine \({CHECKED_EVERY - 1}\)"):
+        align(texts())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tavq.detach(host)
+
+
+def test_a_codebook_to_which_the_host_sends_nothing_is_counted(host):
+    _, align = attached(host, balance=RATIO)
+    output, _ = host(IMAGES)
+    ((output - IMAGES).abs().mean() + align(texts())).backward()  # without the quantizer's loss
+    assert host.vq.embedding.weight.grad is None
+    with pytest.warns(UserWarning, match=rf'{SKIPPED} vq.embedding.weight \(1\);.*grad_to="encoder"'):
+        assert align.last["gradient_skipped"].tolist() == [0, 0, 0, 1]
+
+
+def test_a_sum_and_a_healthy_balance_warn_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settings in ({"balance": RATIO}, {"weight": 0.3}, {"weight": 0}):
+            host = Plain()
+            _, align = attached(host, **settings)
+            one_step(host, align)
+            tavq.detach(host)
 
 
 def test_the_figures_are_known_after_the_backward(host):

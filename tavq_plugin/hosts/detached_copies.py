@@ -35,7 +35,8 @@ def detached_copies(adapter: Adapter, seen: dict[str, Capture]) -> tuple[dict[st
         if not (isinstance(output, Tensor) and output.requires_grad):
             raise RuntimeError(
                 f"the output of tap {path!r} carries no gradient, against which the alignment's could be balanced: is "
-                "the encoder frozen? Unfreeze it, name another module in taps=, or give balance=None"
+                "the encoder frozen? Unfreeze it, name another module in taps=, or give balance=None "
+                "(options.balance=null in a recipe) for a weighted sum"
             )
         axes = getattr(adapter, "layout", "b").split()
         axis = axes.index("b") if "b" in axes else None
