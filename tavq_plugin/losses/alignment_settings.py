@@ -85,8 +85,8 @@ class AlignmentSettings:
 
     def balance_at(self, progress: float) -> tuple[float, ...]:
         """ρ of each level at a share of the run, 0 to 1; all 0 without a balance."""
-        each = self.balance if isinstance(self.balance, tuple) else (self.balance or 0.0,) * len(self.levels)
-        return tuple(ratio * half_cosine(progress) for ratio in each)
+        each = _as_tuple(self.balance or 0.0)
+        return tuple(ratio * half_cosine(progress) for ratio in (each if each[1:] else each * len(self.levels)))
 
     def head_settings(self) -> dict[str, Any]:
         """The arguments of `TextAlignment`."""

@@ -54,13 +54,15 @@ def test_without_text_loss_and_gradient_are_exactly_0(name):
     step = step_of(tokenizer, texts=silent(texts))
     terms = one(step)
     assert terms and all(term == 0 for term in terms.values())
-    (step.reconstruction.square().mean() + sum(terms.values())).backward()
+    of_host = step.reconstruction.square().mean() if tokenizer.on_copies else 0.0  # a balance needs the host's own
+    (of_host + sum(terms.values())).backward()
     assert all((p.grad == 0).all() for p in one.parameters())  # touched, for DDP
     found = {key: p.grad for key, p in tokenizer.named_parameters() if p.grad is not None and (p.grad != 0).any()}
     alone, _ = made(name)
-    step_of(alone).reconstruction.square().mean().backward()
-    expected = {key: p.grad for key, p in alone.named_parameters() if p.grad is not None and (p.grad != 0).any()}
-    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    if tokenizer.on_copies:
+        step_of(alone).reconstruction.square().mean().backward()
+    expected = {key: p.grad for key, p in alone.named_parameters() if p.grad is not None}
+    assert found.keys() <= expected.keys() and all(torch.equal(found.get(key, 0 * g), g) for key, g in expected.items())
 
 
 @pytest.mark.parametrize("name", READ_TEXT)
