@@ -40,6 +40,8 @@ def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
             # in the generator's term, which is near 0
             if row["step"] > 3 and name in ("adversarial", "adaptive"):
                 continue
+            if name.startswith(("own_minus_other", "effective_rank")):  # each process compares its own images
+                continue
             ties = 100 * 2 / 32 if name.startswith("usage") else 1e-5  # codes that are almost equally near
             assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=ties), (name, row["step"])
 
