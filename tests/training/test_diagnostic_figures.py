@@ -19,7 +19,7 @@ pytest.importorskip("accelerate")
 FIGURES = ("own_minus_other", "effective_rank", "gradient_ratio")
 BY_LEVEL = {f"{figure}_{level}" for figure in FIGURES[:2] for level in (1, 2, 3)}
 TAPS = {"gradient_ratio_quantize_input", "gradient_ratio_quantize.embedding.weight"}
-BALANCED = {"balance": 1.0}
+BALANCED, SUM = {"balance": 1.0}, {"balance": None}
 
 
 def figures(row):
@@ -33,7 +33,9 @@ def others(history):
     ]
 
 
-@pytest.mark.parametrize("options", [BALANCED, {"distribution": "gaussian", "samples": 4}, {"solver": "emd"}])
+@pytest.mark.parametrize(
+    "options", [BALANCED, {**SUM, "distribution": "gaussian", "samples": 4}, {**SUM, "solver": "emd"}]
+)
 def test_they_change_no_bit_of_training(tmp_path, options):
     settings = dict(steps=3, batch_size=4, options=options)
     with_them, without = (
@@ -60,13 +62,14 @@ def test_the_rows_hold_one_figure_per_level_and_tensor(tmp_path):
     [
         ("tavq", {"diagnose_every": 3}, [3, 6, 8]),
         ("tavq", {"diagnose_every": 3, "log_every": 2}, [4, 8]),
-        ("tavq", {"diagnose_every": 4, "options": {"every": 3}}, [6]),  # aligned in steps 3 and 6
+        ("tavq", {"diagnose_every": 4, "options": {**SUM, "every": 3}}, [6]),  # aligned in steps 3 and 6
         ("tavq", {"diagnose_every": 2, "start": {"settle_share": 0.5}}, [5, 7, 8]),
         ("vqgan", {}, [8]),
     ],
 )
 def test_in_which_rows_they_are(tmp_path, method, changes, steps):
-    run = fit(method, recipe(steps=8, **changes), corpus(), tmp_path / "run")
+    options = SUM if method == "tavq" else {}
+    run = fit(method, recipe(**{"steps": 8, "options": options, **changes}), corpus(), tmp_path / "run")
     assert [row["step"] + 1 for row in run.history if figures(row)] == steps
     expected = BY_LEVEL if method == "tavq" else {name for name in BY_LEVEL if name.startswith("effective_rank")}
     assert all(figures(row).keys() in (set(), expected) for row in run.history)
@@ -93,7 +96,7 @@ def test_a_figure_that_is_not_finite_is_left_out(tmp_path):
     whole = corpus()
     texts = ["", *whole.texts[1:2], *[""] * 8]  # one image with text has no other to be compared with
     store = TextStore.build(texts, Letters(), centre_on=range(8))
-    run = fit("tavq", recipe(steps=1), Corpus("toy", whole.images, texts, store, 8), tmp_path / "run")
+    run = fit("tavq", recipe(steps=1, options=SUM), Corpus("toy", whole.images, texts, store, 8), tmp_path / "run")
     assert figures(run.history[-1]).keys() == {f"effective_rank_{level}" for level in (1, 2, 3)}
     text = (tmp_path / "run" / "history.json").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["history"] == run.history
