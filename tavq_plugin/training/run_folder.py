@@ -25,12 +25,8 @@ TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safet
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
 """What a run writes into its folder and may overwrite there."""
-BOOKKEEPING = (
-    "checkpoint_every",
-    "keep",
-    "tracker",
-    "diagnose_every",
-)  # settings that change nothing about what is learned
+# settings that change nothing about what is learned
+BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every")
 RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 
 
