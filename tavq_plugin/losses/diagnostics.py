@@ -74,8 +74,10 @@ class Diagnostics(Mapping[str, Tensor]):
     def add_gradients(self, figures: GradientFigures) -> None:
         """Add what backward passes find where gradients are balanced; read anew each time."""
         self._gradients = figures
-        for name in ("cosine", "ratio", "skipped") if figures.names else ():
-            self._later[f"gradient_{name}"] = partial(figures.values, name)
+        if figures.names:
+            self._later["gradient_cosine"] = partial(figures.values, "cosine")
+            self._later["gradient_ratio"] = partial(figures.values, "ratio")
+            self._later["gradient_skipped"] = figures.warn_of_skipped
 
     @property
     def gradient_names(self) -> tuple[str, ...]:

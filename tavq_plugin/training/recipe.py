@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tavq_plugin.losses.alignment_settings import HEADS_RATE
 from tavq_plugin.networks.perceptual_loss import PerceptualRecipe
 
 
@@ -49,7 +50,7 @@ class OptimizerRecipe:
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 20  # optimizer steps over which the rate rises linearly
     schedule: str = "cosine"  # after the warmup: "cosine", half a cosine down to 0, or "constant"
-    method_rate: float = 2.0  # learning rate of the method's own parameters, in units of learning_rate
+    method_rate: float = HEADS_RATE  # learning rate of the method's own parameters, in units of learning_rate
 
     def __post_init__(self) -> None:
         _above_zero(self, "learning_rate", "method_rate")

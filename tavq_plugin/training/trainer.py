@@ -28,6 +28,7 @@ from tavq_plugin.training.run_folder import (
     load_finished,
     refuse_foreign_files,
     refuse_other_settings,
+    resolved_recipe,
     save_finished,
 )
 
@@ -95,6 +96,7 @@ def fit(
     refuse_corpus(corpus, recipe)
     refuse_targets(recipe, allow=allow)
     folder = writable(Path(folder))
+    recipe = resolved_recipe(recipe, folder)
     refuse_foreign_files(folder, recipe)
     settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
     refuse_other_settings(folder, settings)
