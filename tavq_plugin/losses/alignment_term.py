@@ -41,14 +41,12 @@ def alignment_term(
     """
     if not settings.is_balanced or not torch.is_grad_enabled():
         value = alignment(scale_gradient(codes, every * settings.weight_at(progress)), texts)
+        alignment.last.add_codes([level.quantized for level in codes.levels])  # so that no scaled copy is held
     else:
         ratios = [every * ratio for ratio in settings.balance_at(progress)]
         rule = partial(_balanced, ratios) if any(ratios) else None
         value = align_on_copies(lambda codes: alignment(codes, texts), codes, parameters, rule=rule, figures=figures)
-        if figures.names:
-            alignment.last.add_later("gradient_cosine", partial(figures.values, "cosine"))
-            alignment.last.add_later("gradient_ratio", partial(figures.values, "ratio"))
-            alignment.last.add_later("gradient_skipped", figures.warn_of_skipped)
+        alignment.last.add_gradients(figures)
     alignment.last.add("alignment", value)
     return value
 

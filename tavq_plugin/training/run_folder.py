@@ -28,7 +28,8 @@ TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safet
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
 """What a run writes into its folder and may overwrite there."""
-BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
+# settings that change nothing about what is learned
+BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every")
 
 
 def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:

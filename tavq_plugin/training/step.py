@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class TrainingStep(nn.Module):
         )
         with self.timer.in_plugin():
             added = self.method(self.last)
+        self.last = replace(self.last, codes=replace(codes, copies=()))  # they hold the host's graph
         if double := sorted(terms.keys() & added.keys()):
             raise ValueError(
                 f"method {self.method.name} and the trainer both have a loss term {double[0]}: rename the method's"
