@@ -31,7 +31,7 @@ class Model(Lightning2, VQModel):
     def configure_optimizers(self):
         """taming's own two optimizers; the new parameters join the first."""
         optimizers, schedules = super().configure_optimizers()
-        self.align = tavq.attach(self, optimizers[0], weight=0.3)
+        self.align = tavq.attach(self, optimizers[0])
         return optimizers, schedules
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,14 +14,17 @@ from tavq_plugin.distributed import is_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
 from tavq_plugin.hosts.summary import Summary, logger, summarize
 from tavq_plugin.hosts.tokenizer import Tokenizer, codes_from, tapped_paths, wrap
-from tavq_plugin.losses.alignment_settings import AlignmentSettings
+from tavq_plugin.losses.alignment_settings import AlignmentSettings, Balance
 from tavq_plugin.losses.alignment_term import alignment_term
+from tavq_plugin.losses.diagnostics import Diagnostics
 from tavq_plugin.losses.gradient_injection import GradientFigures
 from tavq_plugin.losses.run_progress import RunProgress
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.types import Codes, TextBatch
+
+CHECKED_EVERY = 100  # calls; often enough to be told early, and seldom enough not to hold up a GPU
 
 
 class Attachment(nn.Module):
@@ -47,15 +50,15 @@ class Attachment(nn.Module):
         self.adapter, self.sizes = tokenizer.adapter, tokenizer.sizes  # not the tokenizer, which holds the host
         self.recorder = Recorder(tapped_paths(self.adapter))
         self.settings, self.codebook_loss_weight = settings, codebook_loss_weight
-        self.recorder.live = settings.balance is not None or settings.weight > 0
+        self.recorder.live = settings.is_balanced or settings.weight_at(0.0) > 0
         self.progress = None if total_steps is None else RunProgress(total_steps)
-        self.figures = GradientFigures()
+        self.figures, self.calls = GradientFigures(), 0
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._handles = install_hooks(self.adapter.model, self.recorder)
 
     @property
-    def last(self) -> Mapping[str, Tensor]:
+    def last(self) -> Diagnostics:
         """Diagnostics of the latest call, each computed when it is read; see `Diagnostics` for their names.
 
         "alignment" and "codebook_loss" are the two parts of the returned scalar.
@@ -64,13 +67,13 @@ class Attachment(nn.Module):
 
     @property
     def weight(self) -> float:
-        """λ at the start: what multiplies the alignment's gradient that reaches the host. No effect with a balance."""
-        return self.settings.weight
+        """λ at the start: what multiplies the alignment's gradient that reaches the host; 0 with a balance."""
+        return self.settings.weight_at(0.0)
 
     @weight.setter
     def weight(self, value: float) -> None:
-        if self.settings.balance is not None:
-            raise ValueError(f"weight has no effect with balance={self.settings.balance:g}: attach with balance=None")
+        if self.settings.is_balanced:
+            raise ValueError(f"weight has no effect with {self.settings.reach()}: attach with balance=None")
         self.settings = replace(self.settings, weight=value)
         self.recorder.live = value > 0
 
@@ -79,15 +82,20 @@ class Attachment(nn.Module):
 
         The heads learn from it in full; the host as `weight` or `balance` says. With a balance, call backward once, on
         the sum of this and the host's own loss; a factor on this scalar then reaches the plug-in's parameters alone.
+        Where the host's gradient is 0, absent or not finite, nothing is added. `last["gradient_skipped"]` counts it,
+        and one warning says so: when this is read, or else within `CHECKED_EVERY` calls, or by `tavq.detach`.
         Each forward pass is used once. Raises RuntimeError if there was none since the last call, or if it ran
         without gradient.
         """
         require_synchronized(self, "align")
         if self.settings.balance is None and self.settings.weight == 0:
             return torch.zeros((), device=next(self.parameters()).device)
+        self.calls += 1
+        if self.calls % CHECKED_EVERY == 0 and self.figures.names:
+            self.figures.warn_of_skipped()
         seen = self.recorder.take()
         require_gradient(seen)
-        codes = codes_from(self.adapter, self.hierarchy, seen, on_copies=self.settings.balance is not None)
+        codes = codes_from(self.adapter, self.hierarchy, seen, on_copies=self.settings.is_balanced)
         if not codes.final.latent.requires_grad:
             raise RuntimeError(
                 "the captured latent carries no gradient: the encoder is frozen or uses reentrant checkpointing; "
@@ -120,9 +128,11 @@ class Attachment(nn.Module):
             for parameter in self.parameters():
                 self._optimizer.state.pop(parameter, None)
             self._optimizer = None
+        if self.figures.names:
+            self.figures.warn_of_skipped()
 
     def summary(self) -> str:
-        """A table of the levels, the heads, the settings, the codebook, the gradient and the parameters added."""
+        """A table of the levels, heads, settings, learning rates, schedule, codebook, gradient and parameters added."""
         return self._summary().table()
 
     def __str__(self) -> str:
@@ -132,14 +142,23 @@ class Attachment(nn.Module):
         found = summarize(self.adapter, self.hierarchy, self.sizes)
         texts = self.alignment.levels
         widths = [m.in_features for m in self.alignment.project[0].modules() if isinstance(m, nn.Linear)]
-        run = "constant" if self.progress is None else f"falls to 0 over {self.progress.total_steps:,} steps"
         return replace(
             found,
             levels=tuple(level._replace(text=text) for level, text in zip(found.levels, texts, strict=False)),
             heads=f"{len(texts)} × ({' → '.join(map(str, [*widths, self.alignment.text_dim]))})",
-            alignment=f"{self.settings}; {run}; codebook loss {self.codebook_loss_weight:g}",
+            reach=self.settings.reach(),
+            alignment=f"{self.settings}; codebook loss {self.codebook_loss_weight:g}",
+            rates=f"heads {self.settings.heads_rate:g} × that of the optimizer's first group, added levels 1 ×",
+            schedule=self._schedule(),
             parameters=sum(parameter.numel() for parameter in self.parameters()),
         )
+
+    def _schedule(self) -> str:
+        name = "balance" if self.settings.is_balanced else "weight"
+        if self.progress is None:
+            return f"{name} constant, as total_steps was not given"
+        end = 0.0 if self.settings.is_balanced else self.settings.weight_at(1.0)
+        return f"{name} falls to {end:g} over {self.progress.total_steps:,} steps, along half a cosine"
 
 
 _attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
@@ -151,7 +170,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     *,
     weight: float | None = None,
-    balance: float | None = None,
+    balance: Balance = "auto",
     total_steps: int | None = None,
     codebook_loss_weight: float = 1.0,
     text_dim: int | None = None,
@@ -168,12 +187,18 @@ def attach(
 
     Args:
         host: The model in training; it may be inside DistributedDataParallel or torch.compile.
-        optimizer: The generator's. It receives the new parameters as a group with the first group's learning rate.
-        weight: λ, what multiplies the alignment's gradient that reaches the host; the heads learn in full. 0 returns an
-            exact 0 and computes nothing. Default: that of `AlignmentSettings`.
+        optimizer: The generator's. It receives two groups of new parameters: the added levels', at the first group's
+            learning rate, and the heads', at `heads_rate` (of `alignment`, 2 by default) times it. With heads_rate=1
+            it receives one group, as before version 0.2. A loop that sets the rate of every group by itself also sets
+            these two.
+        weight: λ, what multiplies the alignment's gradient that reaches the host; the heads learn in full. It makes a
+            weighted sum, without a balance. 0 returns an exact 0 and computes nothing. Default: none; .2 with
+            balance=None.
         balance: ρ: the alignment's gradient at each tap, the latent and the codebook is ρ times as large as the host's
             own there, and the part that opposes it is removed. It does not depend on the scale of the host's loss. The
-            added levels' own loss then trains their projections only. Default: none, a weighted sum by `weight`.
+            added levels' own loss then trains their projections only. One value, or one per level, fine → coarse; the
+            latent and the codebook have the last level's. None: a weighted sum by `weight`. Default: that of
+            `AlignmentSettings`, unless a weight is given.
         total_steps: Optimizer steps of the run; λ or ρ falls to 0 over them along half a cosine. Default: constant.
         codebook_loss_weight: Weight of the added levels' codebook and commitment loss.
         text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
@@ -185,7 +210,7 @@ def attach(
 
     Raises:
         ValueError: A weight or the balance is out of its range, both are given, the host has an attachment already, its
-            codebook is sharded and `balance` must reach it, or `wrap` or `TextAlignment` raises it.
+            codebook is sharded and the balance must reach it, or `wrap` or `TextAlignment` raises it.
     """
     host = unwrap(host)
     if host in _attached:
@@ -194,9 +219,9 @@ def attach(
         from tavq_plugin.text.encoder import offline_encoder
 
         encoder = offline_encoder()
-    settings = _settings(weight, balance, **(alignment or {}))
+    settings = _settings(weight=weight, balance=balance, **(alignment or {}))
     tokenizer = wrap(host, log_summary=False, **wrapping)
-    if balance is not None and is_sharded(host) and tokenizer.hierarchy.grad_to != "encoder":
+    if settings.is_balanced and is_sharded(host) and tokenizer.hierarchy.grad_to != "encoder":
         raise ValueError(
             "balance needs the host's own gradient at the codebook, which FSDP2 shards and averages first: give "
             'grad_to="encoder", or balance=None'
@@ -209,7 +234,8 @@ def attach(
     )
     if align.progress is not None:
         align._handles.append(optimizer.register_step_post_hook(align.progress.count))
-    optimizer.add_param_group({"params": list(align.parameters()), "lr": optimizer.param_groups[0]["lr"]})
+    for group in _parameter_groups(align, optimizer.param_groups[0]["lr"]):
+        optimizer.add_param_group(group)
     align._optimizer = optimizer
     _attached[host] = align
     if log_summary:
@@ -218,14 +244,18 @@ def attach(
 
 
 @renamed_arguments(level_weight="level_weights")
-def _settings(weight: float | None, balance: float | None, **further: Any) -> AlignmentSettings:
-    default = AlignmentSettings().weight
-    if balance is not None and weight not in (None, default):
-        raise ValueError(
-            f"got weight={weight} and balance={balance}: give weight= for a weighted sum, or balance= for gradients in "
-            "a fixed ratio"
-        )
-    return AlignmentSettings(weight=default if weight is None else weight, balance=balance, **further)
+def _settings(**settings: Any) -> AlignmentSettings:
+    return AlignmentSettings(**settings)
+
+
+def _parameter_groups(align: Attachment, rate: Any) -> list[dict[str, Any]]:
+    """The added levels' parameters and the heads', each with its learning rate; one group if both rates are equal."""
+    if align.settings.heads_rate == 1:
+        return [{"params": list(align.parameters()), "lr": rate}]
+    return [
+        {"params": list(align.hierarchy.parameters()), "lr": rate},
+        {"params": list(align.alignment.parameters()), "lr": align.settings.heads_rate * rate},
+    ]
 
 
 def detach(host: nn.Module) -> None:

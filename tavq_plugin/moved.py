@@ -395,6 +395,32 @@ def current_settings(settings: Any) -> Any:
     return [current_settings(value) for value in settings] if isinstance(settings, list) else settings
 
 
+def written_settings(settings: Any) -> Any:
+    """Settings that a run of an earlier release wrote, as today's settings of the same run.
+
+    Unlike a recipe of the user's own, they mean what the release that wrote them did: a run of `tavq` or of one of its
+    controls that names no balance was a weighted sum.
+
+    >>> written_settings({"method": "tavq", "options": {"level_weight": [2, 1]}})
+    {'method': 'tavq', 'options': {'level_weights': [2, 1], 'balance': None}}
+    >>> written_settings({"method": "vqgan", "options": {}})
+    {'method': 'vqgan', 'options': {}}
+    """
+    return _with_balance(current_settings(settings))
+
+
+def _with_balance(settings: Any) -> Any:
+    if isinstance(settings, list):
+        return [_with_balance(value) for value in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    settings = {key: _with_balance(value) for key, value in settings.items()}
+    options = settings.get("options") or {}
+    if settings.get("method") in _SUMS_BEFORE_BALANCE and isinstance(options, dict) and "balance" not in options:
+        settings["options"] = options | {"balance": None}
+    return settings
+
+
 def _current_key(key: Any, value: Any) -> Any:
     if key == "level_weight":  # this name had two meanings
         return "level_weights" if isinstance(value, Sequence) else "codebook_loss_weight"
@@ -407,6 +433,7 @@ def _current_value(key: Any, value: Any) -> Any:
     return current_settings(value)
 
 
+_SUMS_BEFORE_BALANCE = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
 _SETTINGS = {"beside": "detach_added_levels", "measuring": "evaluation", "transported": "transport_images"}
 
 

@@ -44,6 +44,7 @@ class DetachedCopy(NamedTuple):
     original: Tensor  # in the host's graph
     copy: Tensor  # detached, with the same values; a parameter stands for itself
     images: int | None  # axis of the images; None: a parameter, or no axis is known
+    level: int = -1  # of a tap, fine → coarse; -1, the host's own: the latent, the quantizer's output, a parameter
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """wrap, attach and detach on a small host of the test's own: bad input, stale captures, gradients, own codebooks."""
 
+import copy
+
 import pytest
 import torch
 from einops import rearrange
@@ -7,6 +9,7 @@ from helpers.conformance import IMAGES, texts
 from torch import nn
 
 import tavq_plugin as tavq
+from tavq_plugin.losses.alignment_settings import BALANCE, WEIGHT
 from tavq_plugin.types import Quantized
 
 
@@ -134,6 +137,62 @@ def test_attach_trains_the_heads_and_lowers_the_loss(host):
     tavq.detach(host)
 
 
+@pytest.mark.parametrize("settings", [{}, {"weight": 0.3}], ids=["balance", "sum"])
+def test_the_heads_learn_at_their_own_rate_and_detach_removes_both_groups(host, settings):
+    optimizer, align = attached(host, **settings)
+    own = [{id(p) for p in module.parameters()} for module in (align.hierarchy, align.alignment)]
+    added = optimizer.param_groups[1:]
+    assert [{id(p) for p in group["params"]} for group in added] == own
+    assert [group["lr"] for group in added] == [1e-3, 2e-3]
+    host(IMAGES)[1].backward()
+    optimizer.step()
+    tavq.detach(host)
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.state.keys() <= set(host.parameters())
+    _, align = attached(host, alignment={"heads_rate": 0.5})
+    assert align._optimizer.param_groups[2]["lr"] == 5e-4
+
+
+def test_the_optimizers_state_loads_into_a_new_attachment(host):
+    optimizer, align = attached(host)
+    for _ in range(2):
+        output, vq_loss = host(IMAGES)
+        ((output - IMAGES).abs().mean() + vq_loss + align(texts())).backward()
+        optimizer.step()
+    saved, weights, heads = map(copy.deepcopy, (optimizer.state_dict(), host.state_dict(), align.state_dict()))
+    again = Host()
+    again.load_state_dict(weights)
+    other, resumed = attached(again)
+    resumed.load_state_dict(heads)
+    other.load_state_dict(saved)
+    for model, added, adam in ((host, align, optimizer), (again, resumed, other)):
+        adam.zero_grad()
+        output, vq_loss = model(IMAGES)
+        ((output - IMAGES).abs().mean() + vq_loss + added(texts())).backward()
+        adam.step()
+    pairs = zip([*host.parameters(), *align.parameters()], [*again.parameters(), *resumed.parameters()], strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_one_rate_for_all_makes_one_group_into_which_a_state_of_earlier_releases_loads(host):
+    optimizer, align = attached(host, alignment={"heads_rate": 1})
+    former = torch.optim.Adam(host.parameters(), lr=1e-3)
+    former.add_param_group({"params": list(align.parameters()), "lr": 1e-3})
+    optimizer.load_state_dict(former.state_dict())
+    assert [len(group["params"]) for group in optimizer.param_groups[1:]] == [len(list(align.parameters()))]
+
+
+def test_a_weight_makes_a_weighted_sum_and_the_default_is_balanced(host):
+    found = {}
+    for settings in ({}, {"weight": 0.3}, {"balance": None}, {"weight": 0}, {"weight": 0, "balance": 0.5}):
+        _, align = attached(host, **settings)
+        found[str(settings)] = (align.settings.balance, align.weight, align.recorder.live)
+        tavq.detach(host)
+    assert list(found.values()) == [
+        (BALANCE, 0.0, True), (None, 0.3, True), (None, WEIGHT, True), (None, 0.0, False), (0.5, 0.0, True),
+    ]  # fmt: skip
+
+
 def test_a_capture_is_used_once(host):
     _, align = attached(host)
     with pytest.raises(RuntimeError, match="no forward of the host was recorded"):
@@ -155,7 +214,7 @@ def test_a_capture_without_gradient_is_stale(host):
 
 
 def test_images_without_text_give_exact_zeros(host):
-    _, align = attached(host, codebook_loss_weight=0)
+    _, align = attached(host, codebook_loss_weight=0, balance=None)
     host(IMAGES)
     both_empty = {name: tavq.Units(units.embeddings, torch.zeros_like(units.mask)) for name, units in texts().items()}
     loss = align(both_empty)

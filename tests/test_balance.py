@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from helpers.plain_training import IMAGES, Plain, attached, gradients, one_step,
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import tavq_plugin as tavq
+from tavq_plugin.attach import CHECKED_EVERY
+from tavq_plugin.losses.alignment_settings import BALANCE
 
 RATIO = 0.7
 
@@ -68,6 +71,15 @@ def test_the_ratio_holds_everywhere_and_no_image_is_opposed(host, dtype):
         )
         along = (added * own).flatten(0 if name == "codebook" else 1).sum(-1)
         assert (along >= -rounding * added.norm() * own.double().norm()).all(), name
+
+
+def test_each_level_may_have_its_own_ratio(host):
+    ratios = {"fine": 0.25, "mid": 0.0, "latent": 1.5, "codebook": 1.5}
+    _, align = attached(host, balance=[0.25, 0.0, 1.5])
+    before, after = watched_step(host, align)
+    for name, ratio in ratios.items():
+        assert ((after[name] - before[name]).norm() / before[name].norm()).item() == pytest.approx(ratio, rel=1e-4)
+    assert "balance 0.25, 0, 1.5; level weights" in align.summary()
 
 
 def test_the_scale_of_the_hosts_loss_changes_nothing_else():
@@ -195,13 +207,75 @@ def test_images_without_text_add_nothing(host):
     assert align.last["gradient_skipped"].sum() == 0
 
 
-def test_a_host_gradient_of_zero_is_counted(host):
+SKIPPED = "host's own gradient was 0, absent or not finite at"
+
+
+def test_a_host_gradient_of_zero_is_counted_and_told_once(host):
     _, align = attached(host, balance=RATIO)
     (0 * own_loss(host(IMAGES)) + align(texts())).backward()
     assert all((grad == 0).all() for grad in gradients(host))
-    assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+    with pytest.warns(UserWarning, match=rf"{SKIPPED} fine \(1\), mid \(1\).*taps=.*balance=None"):
+        assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
     one_step(host, align)
-    assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert align.last["gradient_skipped"].tolist() == [1, 1, 1, 1]
+        tavq.detach(host)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_where_the_hosts_gradient_is_0_or_not_finite_nothing_is_added(host, value):
+    """At one tap alone: above it, the encoder gets what the host sends; the other places are balanced."""
+    _, align = attached(host, balance=RATIO)
+    seen = {}
+
+    def replace_gradient(module, args, output):
+        output.register_hook(lambda grad: torch.full_like(grad, value))  # runs before ours
+        args[0].register_hook(lambda grad: seen.__setitem__("above", grad))
+
+    handle = host.fine.register_forward_hook(replace_gradient)
+    before, after = watched_step(host, align)
+    handle.remove()
+    assert torch.equal(after["fine"], torch.full_like(after["fine"], value)) or after["fine"].isnan().all()
+    assert (seen["above"] == 0).all() if value == 0 else not seen["above"].isfinite().any()
+    for name in ("mid", "latent", "codebook"):
+        assert ((after[name] - before[name]).norm() / before[name].norm()).item() == pytest.approx(RATIO, rel=1e-4)
+    with pytest.warns(UserWarning, match=rf"{SKIPPED} fine \(1\);"):
+        tavq.detach(host)
+
+
+def test_a_loop_that_reads_no_figure_is_told_within_a_hundred_steps(host):
+    _, align = attached(host, balance=RATIO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(CHECKED_EVERY - 1):
+            (0 * own_loss(host(IMAGES)) + align(texts())).backward()
+    host(IMAGES)
+    with pytest.warns(UserWarning, match=rf"{SKIPPED} fine \({CHECKED_EVERY - 1}\)"):
+        align(texts())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tavq.detach(host)
+
+
+def test_a_codebook_to_which_the_host_sends_nothing_is_counted(host):
+    _, align = attached(host, balance=RATIO)
+    output, _ = host(IMAGES)
+    ((output - IMAGES).abs().mean() + align(texts())).backward()  # without the quantizer's loss
+    assert host.vq.embedding.weight.grad is None
+    with pytest.warns(UserWarning, match=rf'{SKIPPED} vq.embedding.weight \(1\);.*grad_to="encoder"'):
+        assert align.last["gradient_skipped"].tolist() == [0, 0, 0, 1]
+
+
+def test_a_sum_and_a_healthy_balance_warn_of_nothing():
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for settings in ({"balance": RATIO}, {"weight": 0.3}, {"weight": 0}):
+            host = Plain()
+            _, align = attached(host, **settings)
+            one_step(host, align)
+            tavq.detach(host)
+    assert found == []
 
 
 def test_the_figures_are_known_after_the_backward(host):
@@ -212,6 +286,19 @@ def test_the_figures_are_known_after_the_backward(host):
     assert loss == align.last["alignment"] + align.last["codebook_loss"]
     one_step(host, align)
     assert align.last["gradient_cosine"].abs().max() <= 1 and (align.last["gradient_ratio"] > 0).all()
+
+
+def test_each_figure_has_the_name_of_its_tensor(host):
+    _, align = attached(host, balance=RATIO)
+    assert align.last.gradient_names == ()
+    one_step(host, align)
+    names = align.last.gradient_names
+    assert names == ("fine", "mid", "vq (input)", "vq.embedding.weight")
+    assert all(len(align.last[f"gradient_{figure}"]) == len(names) for figure in ("cosine", "ratio", "skipped"))
+    tavq.detach(host)
+    _, align = attached(host, weight=0.3)
+    one_step(host, align)
+    assert align.last.gradient_names == () and "gradient_ratio" not in align.last
 
 
 def test_a_backward_without_the_hosts_loss_is_refused(host):
@@ -275,7 +362,14 @@ def test_training_lowers_the_alignment(host):
         ({"balance": -1.0}, "balance must be a number, 0 or more"),
         ({"balance": math.nan}, "balance must be a number, 0 or more"),
         ({"balance": math.inf}, "balance must be a number, 0 or more"),
-        ({"balance": 1.0, "weight": 0.3}, "got weight=0.3 and balance=1.0"),
+        ({"balance": "much"}, "balance must be a number, 0 or more"),
+        ({"balance": (1.0, math.nan, 1.0)}, "balance must be a number, 0 or more"),
+        ({"balance": (1.0, -1.0, 1.0)}, "balance must be a number, 0 or more"),
+        ({"balance": (1.0, 1.0)}, "balance has 2 entries for 3 levels"),
+        ({"balance": 1.0, "weight": 0.3}, "got weight=0.3 and balance=1.0: give balance=None .*, or leave weight out"),
+        ({"alignment": {"weight_end": 0.1}}, f"got weight_end=0.1 and balance={BALANCE}: give balance=None"),
+        ({"weight": math.inf}, "weight must be 0 or more and finite"),
+        ({"alignment": {"heads_rate": 0.0}}, "heads_rate must be above 0"),
         ({"balance": 1.0, "total_steps": 0}, "total_steps must be at least 1"),
     ],
 )
@@ -296,6 +390,11 @@ def test_a_frozen_encoder_is_refused(host):
 def test_the_summary_shows_the_settings(host):
     _, align = attached(host, balance=RATIO, total_steps=50)
     assert "balance 0.7; level weights 2.5, 2.5, 0.35; no contrast" in align.summary()
-    assert "falls to 0 over 50 steps" in align.summary()
-    with pytest.raises(ValueError, match="weight has no effect with balance=0.7"):
+    assert "schedule    balance falls to 0 over 50 steps" in align.summary()
+    assert "rates       heads 2 × that of the optimizer's first group" in align.summary()
+    assert str(align).endswith("gradient to the encoder and the codebook, balance 0.7")
+    with pytest.raises(ValueError, match="weight has no effect with balance 0.7: attach with balance=None"):
         align.weight = 0.5
+    tavq.detach(host)
+    _, align = attached(host, weight=0.3)
+    assert "weight 0.3; level weights" in align.summary() and "weight constant" in align.summary()

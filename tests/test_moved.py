@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tavq_plugin as tavq
-from tavq_plugin.moved import MODULES, NAMES, current_settings, new_place
+from tavq_plugin.moved import MODULES, NAMES, current_settings, new_place, written_settings
 from tavq_plugin.training.recipe_yaml import read_recipe
 
 
@@ -75,6 +75,16 @@ def test_a_recipe_written_before_still_reads(tmp_path):
     assert recipe.codebook_loss_weight == 0.5
     assert recipe.host.wrap == {"detach_added_levels": True} and recipe.options == {"level_weights": [2.5, 2.5, 0.35]}
     assert current_settings(recipe.to_dict()) == recipe.to_dict()
+
+
+def test_settings_of_an_evaluation_from_before_balance_mean_the_weighted_sum():
+    old = {"recipe": {"method": "tavq-shuffled", "options": {}, "level_weight": 1.0}, "weights": [{"method": "vqgan"}]}
+    assert written_settings(old) == {
+        "recipe": {"method": "tavq-shuffled", "options": {"balance": None}, "codebook_loss_weight": 1.0},
+        "weights": [{"method": "vqgan"}],
+    }
+    named = {"method": "tavq", "options": {"balance": 0.5}}
+    assert written_settings(named) == named and current_settings({"method": "tavq"}) == {"method": "tavq"}
 
 
 def test_a_state_dict_is_as_it_was():

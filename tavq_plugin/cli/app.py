@@ -56,12 +56,12 @@ def demo(
     """
     from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo
     from tavq_plugin.cli.demo_table import tables
-    from tavq_plugin.losses.alignment_settings import AlignmentSettings
+    from tavq_plugin.losses.alignment_settings import WEIGHT
 
     console = Console()
     with report_errors(console, f"Finished runs are in {out}"):
         if weight is None:
-            weight = SCENES_WEIGHT if data is None else AlignmentSettings().weight
+            weight = SCENES_WEIGHT if data is None else WEIGHT
         content = run_demo(
             data=data, recipe=demo_recipe(resolution=resolution, steps=steps, seed=seed), weight=weight, out=out,
             n_train=n_train or (SCENES if data is None else 3000), n_eval=n_eval, console=console,

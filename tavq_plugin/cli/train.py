@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from tavq_plugin.io.atomic import writable
 from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.recipe_yaml import read_recipe, refuse_given_twice
-from tavq_plugin.training.run_folder import refuse_foreign_files
+from tavq_plugin.training.run_folder import refuse_foreign_files, resolved_recipe
 from tavq_plugin.training.trainer import TrainedRun, fit
 
 SCENES = 2000  # training images that are drawn if no data are given
@@ -37,12 +36,12 @@ def run_train(
     from accelerate import PartialState
 
     refuse_given_twice(overrides, method=method)
-    settings = read_recipe(recipe, overrides)
-    settings = replace(settings, method=method or settings.method)
+    settings = read_recipe(recipe, [*overrides, *([f"method={method}"] if method else [])])
     refuse_targets(settings, allow=allow)
     state = PartialState(cpu=not torch.cuda.is_available())  # as in `fit`
     console.quiet = not state.is_main_process
     writable(out)
+    settings = resolved_recipe(settings, out)
     refuse_foreign_files(out, settings)
     with state.main_process_first():
         corpus, _ = load_or_build_corpus(

@@ -15,7 +15,7 @@ from tavq_plugin.moved import current_settings
 from tavq_plugin.networks.weights import files_of
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import file_settings, read_recipe, refuse_given_twice
-from tavq_plugin.training.run_folder import BOOKKEEPING, flat_settings
+from tavq_plugin.training.run_folder import BOOKKEEPING, flat_settings, resolved_recipe
 
 QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "adversarial.start=80")
 """What --quick changes in the recipe: few steps, dead codes that are restarted often enough for so few steps, and a
@@ -79,6 +79,11 @@ class Plan:
         not_shared = ("method", "options", "seed", *BOOKKEEPING)
         return {name: value for name, value in self.recipe.to_dict().items() if name not in not_shared}
 
+    def options_of(self, method: str) -> dict[str, Any]:
+        """A method's own options, complete; what they leave open, a run of this method that `out` holds decides."""
+        own = replace(self.recipe, method=method, options=dict(self.method_options.get(method, {})))
+        return resolved_recipe(own, *sorted((self.out / method).glob("seed*"))).options
+
     def refuse_changed(self) -> None:
         """Raise ValueError if `out` holds a comparison by another recipe; write shared.json if it holds none."""
         path = self.out / "shared.json"
@@ -118,8 +123,8 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """The shared recipe with the method's own options."""
-        options = dict(self.plan.method_options.get(self.method, {}))
         steps = self.steps or self.plan.recipe.steps
+        options = self.plan.options_of(self.method)
         return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options, steps=steps)
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors
 from tavq_plugin.io.ownership import claim, claims, refuse_taken
-from tavq_plugin.moved import current_settings
+from tavq_plugin.moved import written_settings
 
 MAKER = "tavq compare"
 FILES = ("measured.safetensors", "measured.json")
@@ -60,7 +60,7 @@ def save_results(folder: Path, results: RunResults, settings: dict[str, Any]) ->
 def load_results(folder: Path, settings: dict[str, Any]) -> RunResults | None:
     """The results of a run that was evaluated with the same settings; None if there are none."""
     content = read_json(folder / "measured.json", strict=False)
-    if content is None or current_settings(content["settings"]) != settings:
+    if content is None or written_settings(content["settings"]) != settings:
         return None
     tensors = load_file(folder / "measured.safetensors")
     per_image, artifacts = (

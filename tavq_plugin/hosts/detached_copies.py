@@ -23,25 +23,27 @@ def detached_copies(adapter: Adapter, seen: dict[str, Capture]) -> tuple[dict[st
     copies: dict[int, DetachedCopy] = {}  # by the tensor's id: a tensor that is recorded twice has one copy
     images = _count_images(adapter, seen)
 
-    def copied(name: str, value: Any, axis: int | None = None) -> Any:
+    def copied(name: str, value: Any, axis: int | None = None, level: int = -1) -> Any:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
         if id(value) not in copies:
             # in float32, as no loss scaler multiplies the gradients here, which half precision may round to 0
             copy = value.detach().to(torch.promote_types(value.dtype, torch.float32)).requires_grad_()
-            copies[id(value)] = DetachedCopy(name, value, copy, _axis_of(value, images, axis))
+            copies[id(value)] = DetachedCopy(name, value, copy, _axis_of(value, images, axis), level)
         return copies[id(value)].copy
 
     apart = {}
-    for path in adapter.taps:
+    for level, path in enumerate(adapter.taps):
         output = seen[path].output
         if not (isinstance(output, Tensor) and output.requires_grad):
             raise RuntimeError(
                 f"the output of tap {path!r} carries no gradient, against which the alignment's could be balanced: is "
-                "the encoder frozen? Unfreeze it, name another module in taps=, or give balance=None"
+                "the encoder frozen? Unfreeze it, name another module in taps=, or give balance=None "
+                "(options.balance=null in a recipe) for a weighted sum"
             )
         axes = getattr(adapter, "layout", "b").split()
-        apart[path] = seen[path]._replace(output=copied(path, output, axes.index("b") if "b" in axes else None))
+        axis = axes.index("b") if "b" in axes else None
+        apart[path] = seen[path]._replace(output=copied(path, output, axis, level))
     call = seen[adapter.quantizer]
     z_in = copied(f"{adapter.quantizer} (input)", call.z_in)
     output = tree_map(lambda value: copied(f"{adapter.quantizer} (output)", value), call.output)

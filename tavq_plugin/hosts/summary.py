@@ -46,7 +46,10 @@ class Summary:
     gradient: str
     parameters: int  # how many were added
     heads: str = ""  # widths of the text alignment's heads; empty without an alignment
+    reach: str = ""  # how the alignment reaches the host: by balance or by weight
     alignment: str = ""  # its settings
+    rates: str = ""  # learning rates of the added parameters
+    schedule: str = ""  # how the balance or the weight changes over the run
 
     def __str__(self) -> str:
         taps = ", ".join(f"{level.tap} {_size_text(level.grid)}" for level in self.levels)
@@ -54,6 +57,7 @@ class Summary:
         return (
             f"{self.adapter} on {self.host}: levels {taps} (for {_size_text(self.image)} px); "
             f"codebook {self.codebook}; {heads}{self.parameters:,} parameters added; gradient {self.gradient}"
+            f"{f', {self.reach}' if self.reach else ''}"
         )
 
     def table(self) -> str:
@@ -69,6 +73,8 @@ class Summary:
             "grids": f"for images of {_size_text(self.image)} pixels",
             "heads": self.heads,
             "alignment": self.alignment,
+            "rates": self.rates,
+            "schedule": self.schedule,
             "codebook": self.codebook,
             "gradient": self.gradient,
             "parameters": f"{self.parameters:,} added",

@@ -39,17 +39,17 @@ def alignment_term(
         figures: Takes what is found where gradients are balanced.
         every: Steps from one alignment to the next; the host's gradient is multiplied by it.
     """
-    if settings.balance is None or not torch.is_grad_enabled():
+    if not settings.is_balanced or not torch.is_grad_enabled():
         value = alignment(scale_gradient(codes, every * settings.weight_at(progress)), texts)
+        alignment.last.add_codes([level.quantized for level in codes.levels])  # so that no scaled copy is held
     else:
-        ratio = every * settings.balance_at(progress)
-        rule = partial(_balanced, ratio) if ratio else None
+        ratios = [every * ratio for ratio in settings.balance_at(progress)]
+        rule = partial(_balanced, ratios) if any(ratios) else None
         value = align_on_copies(lambda codes: alignment(codes, texts), codes, parameters, rule=rule, figures=figures)
-        for figure in ("cosine", "ratio", "skipped") if figures.names else ():
-            alignment.last.add_later(f"gradient_{figure}", partial(figures.values, figure))
+        alignment.last.add_gradients(figures)
     alignment.last.add("alignment", value)
     return value
 
 
-def _balanced(ratio: float, alignment: Tensor, host: Tensor, images: int | None) -> Balanced:
-    return balance_gradient(alignment, host, ratio, images=images)
+def _balanced(ratios: Sequence[float], alignment: Tensor, host: Tensor, images: int | None, level: int) -> Balanced:
+    return balance_gradient(alignment, host, ratios[level], images=images)

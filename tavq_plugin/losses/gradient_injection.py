@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
@@ -16,19 +17,21 @@ from tavq_plugin.distributed import is_sharded_tensor
 from tavq_plugin.losses.gradient_balance import Balanced
 from tavq_plugin.types import Codes, DetachedCopy
 
-Rule = Callable[[Tensor, Tensor, int | None], Balanced]  # the alignment's gradient, the host's, the axis of the images
+# the alignment's gradient, the host's, the axis of the images, the level
+Rule = Callable[[Tensor, Tensor, int | None, int], Balanced]
 
 
 class GradientFigures:
     """What the latest backward found at each tensor that received a gradient, and how often one received none.
 
-    Every figure stays on the device until it is read.
+    Every figure stays on the device until it is read. `warn_of_skipped` reads one, and makes the device wait.
     """
 
     def __init__(self) -> None:
         self.cosine: dict[str, Tensor] = {}
         self.ratio: dict[str, Tensor] = {}
         self.skipped: dict[str, Tensor] = {}  # backward passes in which the host's gradient was 0 or not finite
+        self.warned = False
 
     def expect(self, name: str, like: Tensor) -> None:
         """Mark a tensor's figures as not known yet, NaN."""
@@ -43,6 +46,22 @@ class GradientFigures:
     def values(self, figure: str) -> Tensor:
         """One figure ("cosine", "ratio" or "skipped") at every tensor, in the order of `names`."""
         return torch.stack(list(getattr(self, figure).values()))
+
+    def warn_of_skipped(self) -> Tensor:
+        """The figure "skipped"; warns, once for this object, if the alignment did not reach some tensor."""
+        counts = self.values("skipped")
+        found = {name: count for name, count in zip(self.skipped, counts.tolist(), strict=True) if count}
+        if found and not self.warned:
+            self.warned = True
+            where = ", ".join(f"{name} ({count})" for name, count in found.items())
+            warnings.warn(
+                f"the host's own gradient was 0, absent or not finite at {where}; in so many backward passes the "
+                "alignment added nothing there. A few at the start are normal with a GradScaler. Else, let the host's "
+                'loss depend on them, name other modules in taps=, give grad_to="encoder" if the codebook is named, or '
+                "give balance=None for a weighted sum",
+                stacklevel=2,
+            )
+        return counts
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,7 +89,7 @@ class GradientInjection:
     ) -> None:
         self.handles: list[RemovableHandle] = []
         self.names = [copy.name for copy, _ in reached]
-        self.axes = [copy.images for copy, _ in reached]
+        self.places = [(copy.images, copy.level) for copy, _ in reached]
         self.is_parameter = [copy.original is copy.copy for copy, _ in reached]
         self.gradients: list[Tensor | None] = [gradient for _, gradient in reached]
         self.rule, self.figures = rule, figures
@@ -93,7 +112,7 @@ class GradientInjection:
         if alignment is None or self.rule is None or self.backward != torch._C._current_graph_task_id():
             return None
         self.gradients[index] = None
-        found = self.rule(alignment, host, self.axes[index])
+        found = self.rule(alignment, host, *self.places[index])
         self.figures.add(self.names[index], found)
         return found.gradient
 
@@ -195,7 +214,7 @@ def align_on_copies(
     if sharded := [copy.name for copy, _ in reached if is_sharded_tensor(copy.original)]:
         raise RuntimeError(
             f"FSDP2 shards {', '.join(sharded)}, so the host's gradient there is not known before it is averaged: give "
-            'grad_to="encoder", or balance=None'
+            'grad_to="encoder", or balance=None (options.balance=null in a recipe)'
         )
     if copies and not reached:
         raise RuntimeError(

@@ -16,6 +16,7 @@ METHODS = {
     "lgvq": f"{_HERE}.lgvq:LGVQ",
     "vqct": f"{_HERE}.vqct:VQCT",
     "tavq": f"{_HERE}.tavq:TAVQ",
+    "tavq-weighted-sum": f"{_HERE}.tavq_weighted_sum:TAVQWeightedSum",
     "tavq-shuffled": f"{_HERE}.tavq_shuffled:TAVQShuffled",
     "tavq-uniform-plan": f"{_HERE}.tavq_uniform_plan:TAVQUniformPlan",
     "l2-distil": f"{_HERE}.l2_distil:L2Distil",

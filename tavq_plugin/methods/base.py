@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,14 @@ class Method(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0) -> None:
         super().__init__()
+
+    @classmethod
+    def resolved_options(cls, options: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The options with a value for each that a run must save, as its default may change.
+
+        `saved` holds the options of an earlier run, which decides what `options` leaves open.
+        """
+        return dict(options)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Extra loss terms by name, already weighted."""

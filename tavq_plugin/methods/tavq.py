@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.losses.alignment_settings import AlignmentSettings
+from tavq_plugin.losses.alignment_settings import AlignmentSettings, Balance
 from tavq_plugin.losses.alignment_term import alignment_term
 from tavq_plugin.losses.gradient_injection import GradientFigures
 from tavq_plugin.losses.text_alignment import TextAlignment
@@ -26,15 +26,16 @@ class TAVQ(Method):
 
     From the paper: levels are aligned with the words, phrases and sentences of a long text by optimal transport between
     the text and the codes, which are modelled as a density (Theorem 1). The paper's code is not public, so the rest is
-    our reading. The host learns through the added levels. The gradient that reaches the tokenizer is multiplied by λ,
-    which falls along half a cosine from `weight` to `weight_end`; the alignment's heads always learn with weight 1.
-    With `balance`, it is instead `balance` times as large as the host's own at each tap, the latent and the codebook,
-    without the part that opposes it, and the added levels' own loss trains their projections only.
+    our reading. The host learns through the added levels. The gradient that reaches the tokenizer is `balance` times as
+    large as the host's own at each tap, the latent and the codebook, without the part that opposes it, and the added
+    levels' own loss trains their projections only. With balance=None or a `weight`, it is instead multiplied by λ,
+    which falls along half a cosine from `weight` to `weight_end`. The alignment's heads always learn in full.
 
     Args:
-        weight: λ at the start; 0 sends no gradient to the tokenizer. With `balance` it has no effect.
+        weight: λ at the start, of a weighted sum; 0 sends no gradient to the tokenizer. None: .2 with balance=None.
         weight_end: λ at the end, at most `weight`.
-        balance: ρ at the start; it falls to 0. None: a weighted sum, by λ.
+        balance: ρ at the start, one value or one per level; it falls to 0. None: a weighted sum, by λ. "auto": that of
+            `AlignmentSettings` unless a weight is given.
         every: Steps from one alignment to the next; the gradient is then multiplied by `every` (lazy regularisation,
             Karras et al. 2020, appendix B).
         level_weights: One weight per level, fine → coarse.
@@ -58,6 +59,7 @@ class TAVQ(Method):
     name = "tavq"
     levels = True
     alignment: ClassVar[type[TextAlignment]] = TextAlignment  # controls replace it
+    auto_balance: ClassVar[Balance] = "auto"  # what balance="auto" means
 
     @renamed_arguments(level_weight="level_weights")
     def __init__(
@@ -66,9 +68,9 @@ class TAVQ(Method):
         corpus: Corpus,
         *,
         seed: int = 0,
-        weight: float = DEFAULTS.weight,
+        weight: float | None = None,
         weight_end: float = DEFAULTS.weight_end,
-        balance: float | None = DEFAULTS.balance,
+        balance: Balance = "auto",
         every: int = 1,
         level_weights: Sequence[float] = DEFAULTS.level_weights,
         granularities: Sequence[str] = DEFAULTS.levels,
@@ -90,7 +92,7 @@ class TAVQ(Method):
         self.settings = AlignmentSettings(
             weight=weight,
             weight_end=weight_end,
-            balance=balance,
+            balance=self.auto_balance if balance == "auto" else balance,
             levels=granularities,
             level_weights=level_weights,
             projection=projection,
@@ -104,11 +106,27 @@ class TAVQ(Method):
         )
         if grad_to is not None:
             tokenizer.send_gradient(grad_to)
-        tokenizer.on_copies = balance is not None
+        tokenizer.on_copies = self.settings.is_balanced
         self.figures = GradientFigures()
         self._hierarchy = (tokenizer.hierarchy,)  # in a tuple, so that it is not a submodule
         with drawn_from(seed):
             self.align = self.alignment(tokenizer, corpus.store.dim, **self.settings.head_settings())
+        self.prepare(corpus, seed)
+
+    @classmethod
+    def resolved_options(cls, options: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The options with `balance` as a number, one per level, or None."""
+        asked = options.get("balance", "auto")
+        if asked == "auto":
+            asked = cls.auto_balance
+            if options.get("weight") is None and saved is not None:
+                asked = saved.get("balance", asked)
+        weight, levels = options.get("weight"), options.get("granularities", DEFAULTS.levels)
+        balance = AlignmentSettings(weight=weight, balance=asked, levels=levels).balance
+        return {**options, "balance": list(balance) if isinstance(balance, tuple) else balance}
+
+    def prepare(self, corpus: Corpus, seed: int) -> None:
+        """Called once, at the end of the constructor; a control prepares its texts here."""
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The alignment loss of all levels, a scalar; empty in the steps between alignments."""

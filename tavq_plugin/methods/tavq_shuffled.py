@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Step, texts_of
 from tavq_plugin.methods.tavq import TAVQ
 from tavq_plugin.types import TextBatch
@@ -35,8 +33,8 @@ class TAVQShuffled(TAVQ):
     name = "tavq-shuffled"
     other: Tensor  # n_train, int64: the row whose text each image has
 
-    def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0, **settings: Any) -> None:
-        super().__init__(tokenizer, corpus, seed=seed, **settings)
+    def prepare(self, corpus: Corpus, seed: int) -> None:
+        """Deal the texts; ValueError for fewer than two training images."""
         if corpus.n_train < 2:
             raise ValueError(f"{corpus.n_train} training images: shuffling texts needs at least two; give more images")
         self.corpus, other = corpus, one_cycle(corpus.train_rows, seed)

@@ -67,8 +67,8 @@ class TrainingLoop:
         compiled = recipe.compile != "no"
         if compiled and self.tokenizer.on_copies:
             raise ValueError(
-                f"compile={recipe.compile!r} hides the gradient at the taps, which the option balance needs: give "
-                'compile: "no", or leave balance out'
+                f"compile={recipe.compile!r} hides the gradient at the taps, which balanced gradients need: give "
+                'compile: "no", or options.balance=null for a weighted sum'
             )
         self.timer = self.module.timer = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:

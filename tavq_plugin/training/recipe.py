@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tavq_plugin.losses.alignment_settings import HEADS_RATE
 from tavq_plugin.networks.perceptual_loss import PerceptualRecipe
 
 
@@ -49,7 +50,7 @@ class OptimizerRecipe:
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 20  # optimizer steps over which the rate rises linearly
     schedule: str = "cosine"  # after the warmup: "cosine", half a cosine down to 0, or "constant"
-    method_rate: float = 2.0  # learning rate of the method's own parameters, in units of learning_rate
+    method_rate: float = HEADS_RATE  # learning rate of the method's own parameters, in units of learning_rate
 
     def __post_init__(self) -> None:
         _above_zero(self, "learning_rate", "method_rate")
@@ -117,11 +118,12 @@ class Recipe:
     checkpoint_every: int = 500  # optimizer steps; 0 = none before the end
     keep: int = 1  # number of checkpoints kept
     log_every: int = 1  # optimizer steps between rows of the history
+    diagnose_every: int = 50  # optimizer steps, at least, between rows with diagnostics of the codes; 0 = never
     tracker: str = "tensorboard"  # "tensorboard" | "wandb" | "none"
 
     def __post_init__(self) -> None:
         _above_zero(self, "resolution", "steps", "batch_size", "accumulation", "keep", "log_every")
-        _zero_or_more(self, "seed", "checkpoint_every", "codebook_loss_weight")
+        _zero_or_more(self, "seed", "checkpoint_every", "diagnose_every", "codebook_loss_weight")
         _one_of(self, "precision", ("no", "bf16"))
         _one_of(self, "tracker", ("tensorboard", "wandb", "none"))
         if not 0 <= self.ema < 1:

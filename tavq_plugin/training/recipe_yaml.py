@@ -10,8 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from tavq_plugin.moved import current_settings
+from tavq_plugin.io.atomic import read_json
+from tavq_plugin.moved import current_settings, written_settings
 from tavq_plugin.training.recipe import HostRecipe, Recipe
+
+RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 
 
 def shipped() -> dict[str, Path]:
@@ -23,18 +26,21 @@ def shipped() -> dict[str, Path]:
 def read_recipe(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file or a shipped name (None: all defaults), changed by "dotted.name=value" overrides.
 
+    A recipe.yaml that a run wrote means what it did then; see `written_settings`.
+
     Raises ValueError for an unknown setting, suggesting the nearest known one, and for a value that does not fit;
     FileNotFoundError if there is neither a file nor a shipped recipe of that name.
     """
     import yaml
 
     content = {} if source is None else file_settings(source)
+    was_written = source is not None and _was_written_by_us(source)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r}: give name=value, such as optimizer.learning_rate=1e-4")
         content = _replaced(content, name.split("."), yaml.safe_load(value))
-    return recipe_of(content)
+    return recipe_of(written_settings(content) if was_written else content)
 
 
 def file_settings(source: str | Path) -> Mapping[str, Any]:
@@ -51,6 +57,20 @@ def file_settings(source: str | Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}: a recipe needs names and values")
     return content
+
+
+def _was_written_by_us(source: str | Path) -> bool:
+    """Whether a run wrote this recipe: it has our header, or lies beside the settings of the run that it describes."""
+    import yaml
+
+    path = shipped().get(str(source), Path(source))
+    text = path.read_text(encoding="utf-8-sig")
+    if text.startswith(RECIPE_HEAD):
+        return True
+    saved = read_json(path.parent / "settings.json", strict=False)
+    if not isinstance(saved, dict) or "corpus" not in saved:
+        return False
+    return yaml.safe_load(text) == {name: value for name, value in saved.items() if name != "corpus"}
 
 
 def refuse_given_twice(overrides: Sequence[str], **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors, save_text
 from tavq_plugin.io.ownership import SAFETENSORS_TEMPORARY, claim, fresh_folder, refuse_strangers, refuse_taken, remove
 from tavq_plugin.io.state_tree import load_tree, save_tree
+from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.methods.base import Method
-from tavq_plugin.moved import current_settings
+from tavq_plugin.moved import written_settings
 from tavq_plugin.training.checkpoint import MAKER, Checkpoints
 from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.recipe_yaml import RECIPE_HEAD
 
 TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors",
                  "history.json")  # fmt: skip
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
 """What a run writes into its folder and may overwrite there."""
-BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
-RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
+# settings that change nothing about what is learned
+BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every")
 
 
 def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
@@ -56,6 +59,19 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds a run with {name}={theirs.get(name)!r}, and this one has {ours.get(name)!r}"
             f"{f' ({len(differing)} settings differ)' if differing[1:] else ''}: give another folder, or delete it"
         )
+
+
+def resolved_recipe(recipe: Recipe, *folders: Path) -> Recipe:
+    """The recipe with its method's options complete: those with a default that depends on others have their value.
+
+    Where the recipe leaves such an option open, a run of this method that one of the folders holds decides, so a run
+    keeps its method when it is resumed, also under a release with other defaults.
+    """
+    if recipe.method not in METHODS:
+        return recipe  # `build` refuses it
+    found = (saved for saved in map(_saved_settings, folders) if isinstance(saved, dict))
+    saved = next((saved.get("options") for saved in found if saved.get("method") == recipe.method), None)
+    return replace(recipe, options=method_class(recipe.method).resolved_options(recipe.options, saved))
 
 
 def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
@@ -144,7 +160,7 @@ def flat_settings(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
 
 def _saved_settings(folder: Path, *, strict: bool = False) -> Any:
     """What the folder's settings.json holds, by today's names; None if there is none."""
-    return current_settings(read_json(folder / "settings.json", strict=strict))
+    return written_settings(read_json(folder / "settings.json", strict=strict))
 
 
 def _names_before_markers(folder: Path) -> tuple[str, ...]:
@@ -160,7 +176,7 @@ def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
 
     try:
         text = path.read_text(encoding="utf-8")
-        content = current_settings(yaml.safe_load(text))
+        content = written_settings(yaml.safe_load(text))
     except (OSError, ValueError, yaml.YAMLError):
         return False
     saved = _saved_settings(path.parent)

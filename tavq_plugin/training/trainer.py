@@ -28,6 +28,7 @@ from tavq_plugin.training.run_folder import (
     load_finished,
     refuse_foreign_files,
     refuse_other_settings,
+    resolved_recipe,
     save_finished,
 )
 
@@ -45,7 +46,7 @@ class TrainedRun(NamedTuple):
     tokenizer: Tokenizer  # with averaged weights if the recipe's `ema` is above 0
     method: Method
     # one row per `log_every` steps: the loss terms and codebook usage of that step, and the mean seconds and plug-in
-    # share since the previous row
+    # share since the previous row; every `diagnose_every` steps also diagnostics, such as own_minus_other_1
     history: list[dict[str, float]]
     seconds_per_step: float  # over the steps with codes: the median of means over `BLOCK` rows
     plugin_share: float  # 0..1, share of those steps' time; exact on a CPU only, as GPU kernels finish later
@@ -95,6 +96,7 @@ def fit(
     refuse_corpus(corpus, recipe)
     refuse_targets(recipe, allow=allow)
     folder = writable(Path(folder))
+    recipe = resolved_recipe(recipe, folder)
     refuse_foreign_files(folder, recipe)
     settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
     refuse_other_settings(folder, settings)
@@ -122,6 +124,8 @@ def fit(
 
 def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress: Progress | None) -> dict[str, Any]:
     """Train to the end, from the last checkpoint if there is one; returns what history.json holds."""
+    from tavq_plugin.training.diagnostic_figures import with_diagnostics
+
     recipe, accelerator = loop.recipe, loop.accelerator
     refuse_unstorable(loop.tokenizer.host.state_dict(), "the host's state dict")  # now, not after the last step
     refuse_unsavable(loop.module.state_dict())
@@ -146,6 +150,7 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
                 seconds, plugin = map(sum, zip(*times, strict=True))
                 row |= {"seconds": seconds / len(times), "plugin_share": plugin / seconds}
                 times.clear()
+                row = with_diagnostics(loop, row, history)
                 history.append(row)
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
             if progress is not None:

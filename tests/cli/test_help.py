@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.demo import SCENES_WEIGHT
-from tavq_plugin.losses.alignment_settings import AlignmentSettings
+from tavq_plugin.losses.alignment_settings import WEIGHT
 
 HEAVY = ("torch", "numpy", "transformers", "PIL", "pyarrow", "einops", "ot")
 
@@ -44,4 +44,4 @@ def test_no_help_loads_torch():
 
 def test_the_help_of_demo_shows_the_default_weights():
     shown = " ".join(CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert f"Default: {AlignmentSettings().weight:g}, or {SCENES_WEIGHT:g} on drawn scenes".replace("0.", ".") in shown
+    assert f"Default: {WEIGHT:g}, or {SCENES_WEIGHT:g} on drawn scenes".replace("0.", ".") in shown

@@ -175,7 +175,7 @@ def test_detach_leaves_no_trace(case):
     align = tavq.attach(model, optimizer, text_dim=6, **case.settings)
     assert torch.equal(stream, torch.get_rng_state())
     assert equal(dict(model.named_buffers()), buffers)
-    assert len(optimizer.param_groups) == groups + 1
+    assert len(optimizer.param_groups) == groups + 2  # the added levels, and the heads
     case.run(model, case.images)
     align(texts()).backward()
     optimizer.step()

@@ -210,3 +210,18 @@ class WithExtra(Odd):
 
     def set_extra_state(self, state):
         self.extra = state
+
+
+class Blind(Odd):
+    """One whose encoder gets a gradient of exactly 0 from the host's own losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner.to_codes = nn.Sequential(ZeroGradient(), self.inner.to_codes)
+
+
+class ZeroGradient(nn.Module):
+    """The same values, through which the gradient is 0."""
+
+    def forward(self, x):
+        return x.detach() + 0 * x

@@ -11,6 +11,7 @@ from helpers.plain_training import DESCRIPTION, Plain, attached
 from helpers.tiny_hosts import tiny
 
 import tavq_plugin as tavq
+from tavq_plugin.losses.alignment_settings import BALANCE
 
 
 def parameters(*modules):
@@ -41,7 +42,8 @@ def test_attach_logs_one_line_that_print_repeats(caplog, capsys):
     first, second = align.adapter.taps
     assert str(align) == (
         f"TamingVQGAN on VQGAN: levels {first} 8×8, {second} 4×4, quantize 2×2 (for 8×8 px); codebook shared 32×8; "
-        f"heads 3 × (8 → 6 → 6); {parameters(align):,} parameters added; gradient to the encoder"
+        f"heads 3 × (8 → 6 → 6); {parameters(align):,} parameters added; gradient to the encoder, "
+        f"balance {BALANCE:g}"
     )
     assert capsys.readouterr() == ("", "")
     tavq.detach(host)
@@ -70,7 +72,7 @@ def test_the_table_has_a_row_per_level():
         ["3", "vq", "4", "8×8", "16", "sentence"],
     ]
     assert {row[0] for row in rows[4:]} == {
-        "adapter", "grids", "heads", "alignment", "codebook", "gradient", "parameters",
+        "adapter", "grids", "heads", "alignment", "rates", "schedule", "codebook", "gradient", "parameters",
     }  # fmt: skip
     assert "codebook    own 5×4 per added level, the host's 16×4" in align.summary()
     assert f"parameters  {parameters(align)} added" in align.summary()

@@ -28,7 +28,7 @@ HOSTS = (
 REORDERED = ("taming-vq", "lucidrains-residual-learnt")
 
 
-def added(alignment, gradient, images):
+def added(alignment, gradient, images, level):
     """The plain sum of both gradients."""
     return Balanced(gradient + alignment, torch.tensor(True), *torch.ones(2))
 
@@ -76,7 +76,7 @@ def test_switched_off_it_equals_the_sum(name, dtype):
 def test_the_ratio_holds_at_every_tensor_of_every_host(name):
     case, ratios = build(name), []
 
-    def halved(alignment, gradient, images):
+    def halved(alignment, gradient, images, level):
         found = balance_gradient(alignment, gradient, 0.5, images=images)
         ratios.append((found.gradient - gradient).norm() / gradient.norm())
         return found

@@ -8,13 +8,14 @@ from helpers.tiny_hosts import tiny
 
 from tavq_plugin.attach import attach
 from tavq_plugin.losses import TextAlignment
-from tavq_plugin.losses.alignment_settings import AlignmentSettings
+from tavq_plugin.losses.alignment_settings import BALANCE, WEIGHT, AlignmentSettings
 from tavq_plugin.losses.contrastive import batch_contrast
+from tavq_plugin.methods import method_class
 from tavq_plugin.methods.tavq_uniform_plan import independent_cost
 from tavq_plugin.types import GRANULARITIES
 
 LEVEL_WEIGHTS, CONTRAST = AlignmentSettings().level_weights, AlignmentSettings().contrast
-FAMILY = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
+FAMILY = ("tavq", "tavq-weighted-sum", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
 
 
 def measures(one, step):
@@ -118,19 +119,55 @@ def test_the_contrast_is_added_with_its_weight(on, name):
 
 
 @pytest.mark.parametrize("grad_to", ["encoder", "codebook", "both"])
+@pytest.mark.parametrize("balance", [None, 1.0])
 @pytest.mark.parametrize("name", FAMILY)
-def test_gradient_goes_where_grad_to_says(name, grad_to):
-    tokenizer, one = made(name, grad_to=grad_to)
-    one(step_of(tokenizer))["alignment"].backward()
-    stem, table = tokenizer.host.encoder.conv_in.weight.grad, tokenizer.adapter.codebook().grad
-    reached = [grad is not None and bool(grad.norm() > 0) for grad in (stem, table)]
+def test_gradient_goes_where_grad_to_says(name, balance, grad_to):
+    grads = []
+    for aligned in (False, True):
+        tokenizer, one = made(name, grad_to=grad_to, balance=balance)
+        step = step_of(tokenizer)
+        loss = step.reconstruction.square().mean() + step.codes.quantizer_loss
+        (loss + one(step)["alignment"] if aligned else loss).backward()
+        grads.append((tokenizer.host.encoder.conv_in.weight.grad, tokenizer.adapter.codebook().grad))
+    reached = [not torch.equal(a, b) for a, b in zip(*grads, strict=True)]
     assert reached == [grad_to != "codebook", grad_to != "encoder"]
+
+
+def test_balance_is_the_default_and_a_weight_makes_a_weighted_sum():
+    for name, settings, expected in (
+        ("tavq", {}, (BALANCE, 0.0)),
+        ("tavq-shuffled", {}, (BALANCE, 0.0)),
+        ("tavq", {"weight": 0.3}, (None, 0.3)),
+        ("tavq", {"balance": None}, (None, WEIGHT)),
+        ("tavq-weighted-sum", {}, (None, WEIGHT)),
+        ("tavq-weighted-sum", {"weight": 0.3}, (None, 0.3)),
+        ("tavq-shuffled", {"balance": [0.5, 1, 2]}, ((0.5, 1.0, 2.0), 0.0)),
+    ):
+        tokenizer, one = made(name, **settings)
+        assert (one.settings.balance, one.settings.weight) == expected
+        assert tokenizer.on_copies == (expected[0] is not None)
+        options = method_class(name).resolved_options(settings)
+        assert {**options, "balance": expected[0]} == {**settings, "balance": expected[0]}
+        assert options["balance"] == (list(expected[0]) if isinstance(expected[0], tuple) else expected[0])
+
+
+def test_the_weighted_sum_is_tavq_with_no_balance():
+    values = []
+    for name, settings in (("tavq-weighted-sum", {}), ("tavq", {"balance": None})):
+        tokenizer, one = made(name, **settings)
+        step = step_of(tokenizer)
+        value = one(step)["alignment"]
+        values.append((value, *torch.autograd.grad(value, [level.latent for level in step.codes.levels])))
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
 
 
 def test_bad_settings_are_refused():
     for settings, said in (
         ({"weight": -1.0}, "weight must be 0 or more"),
         ({"weight_end": float("nan")}, "weight_end must be 0 or more"),
+        ({"weight_end": 0.1}, f"got weight_end=0.1 and balance={BALANCE}: give balance=None"),
+        ({"balance": 1.0, "weight": 0.2}, "got weight=0.2 and balance=1.0: give balance=None"),
+        ({"balance": [1.0, 2.0]}, "balance has 2 entries for 3 levels"),
         ({"grad_to": "decoder"}, "grad_to='decoder'"),
         ({"solver": "simplex"}, "solver='simplex'"),
         ({"contrast_on": "words"}, "contrast_on='words'"),

@@ -9,7 +9,7 @@ from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.methods.base import texts_of
 
 # methods that read the step's texts
-READ_TEXT = ("lgvq", "tavq", "tavq-uniform-plan", "l2-distil", "infonce")
+READ_TEXT = ("lgvq", "tavq-weighted-sum", "tavq", "tavq-uniform-plan", "l2-distil", "infonce")
 
 
 def test_the_table_lists_every_method_by_its_name():
@@ -51,11 +51,18 @@ def test_a_host_trains_and_its_own_code_loads_the_weights(name, host):
 def test_without_text_loss_and_gradient_are_exactly_0(name):
     tokenizer, one = made(name)
     texts = texts_of(corpus(), torch.tensor([0, 1, 2]), torch.device("cpu"))
-    terms = one(step_of(tokenizer, texts=silent(texts)))
+    step = step_of(tokenizer, texts=silent(texts))
+    terms = one(step)
     assert terms and all(term == 0 for term in terms.values())
-    sum(terms.values()).backward()
+    of_host = step.reconstruction.square().mean() if tokenizer.on_copies else 0.0  # a balance needs the host's own
+    (of_host + sum(terms.values())).backward()
     assert all((p.grad == 0).all() for p in one.parameters())  # touched, for DDP
-    assert all(p.grad is None or (p.grad == 0).all() for p in tokenizer.parameters())
+    found = {key: p.grad for key, p in tokenizer.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+    alone, _ = made(name)
+    if tokenizer.on_copies:
+        step_of(alone).reconstruction.square().mean().backward()
+    expected = {key: p.grad for key, p in alone.named_parameters() if p.grad is not None}
+    assert found.keys() <= expected.keys() and all(torch.equal(found.get(key, 0 * g), g) for key, g in expected.items())
 
 
 @pytest.mark.parametrize("name", READ_TEXT)
@@ -80,7 +87,7 @@ def test_a_batch_of_one_image_trains(name):
     tokenizer, one = made(name)
     for rows in ((0,), (3,)):
         step = step_of(tokenizer, rows)
-        loss = sum(one(step).values()) + step.codes.loss
+        loss = sum(one(step).values()) + step.codes.loss + step.reconstruction.square().mean()
         loss.backward()
         one.after_update(step)
         assert loss.isfinite()

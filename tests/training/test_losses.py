@@ -195,3 +195,19 @@ def test_a_missing_tracker_is_named_with_its_install_command(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, tracker, None)
     with pytest.raises(ImportError, match=f"tracker={tracker} needs its package .*: {mend}, or --set tracker=none"):
         fit("vqgan", recipe(tracker=tracker), corpus(), tmp_path / "run")
+
+
+def test_the_next_logged_row_says_where_a_balanced_gradient_was_left_out(tmp_path):
+    for host, expected in (("Blind", [2, 4, 6]), ("Odd", [0, 0, 0])):  # two taps
+        settings = recipe(host={"target": f"helpers.toy_corpus.{host}"}, steps=3)
+        fitted = fit("tavq", settings, corpus(), tmp_path / host, allow=["helpers"])
+        assert [row["skipped_gradients"] for row in fitted.history] == expected
+    summed = fit("tavq-weighted-sum", settings, corpus(), tmp_path / "sum", allow=["helpers"])
+    assert "skipped_gradients" not in summed.history[0]
+
+
+def test_what_refuses_balanced_gradients_names_the_weighted_sum(tmp_path):
+    with pytest.raises(ValueError, match=r"compile='eager' hides .*options\.balance=null for a weighted sum"):
+        fit("tavq", recipe(steps=1, compile="eager"), corpus(), tmp_path / "run")
+    fitted = fit("tavq", recipe(steps=1, compile="eager", options={"balance": None}), corpus(), tmp_path / "run")
+    assert fitted.history[0]["alignment"] > 0

@@ -15,7 +15,7 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json
 from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.moved import current_settings
+from tavq_plugin.moved import written_settings
 from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.training.build_host import refuse_targets
@@ -112,7 +112,7 @@ def _is_finished(folder: Path) -> bool:
 
 def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedRun:
     """A finished run of one folder; ValueError if it is none."""
-    settings = current_settings(read_json(folder / "settings.json"))
+    settings = written_settings(read_json(folder / "settings.json"))
     if not isinstance(settings, Mapping):
         raise ValueError(f"{folder}/settings.json holds no settings: the file was changed or damaged; train it again")
     if not _is_finished(folder):
