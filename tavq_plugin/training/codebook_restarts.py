@@ -93,7 +93,7 @@ class HostCodebookRestarts:
         Raises ValueError if the host's codebook cannot be written to.
         """
         start = recipe.start
-        if not (start.settle_share or start.revive_every):
+        if not ((start.settle_share and not recipe.init) or start.revive_every):
             return None
         table = tokenizer.adapter.codebook()
         if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):

@@ -280,7 +280,7 @@ class TrainingLoop:
         self.close()
         if is_sharded(self.module):
             state = gather_state(self.module.state_dict())
-            self.tokenizer, self.method = build(self.recipe, self.corpus, allow=self.allow)
+            self.tokenizer, self.method = build(replace(self.recipe, init=""), self.corpus, allow=self.allow)
             self.module = TrainingStep(self.tokenizer, self.method, self.corpus, None, self.recipe)
             self.module.to(self.accelerator.device).load_state_dict(state)
         self.method.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tavq_plugin.io.state_tree import load_tree, save_tree
 from tavq_plugin.methods.base import Method
 from tavq_plugin.moved import current_settings
 from tavq_plugin.training.checkpoint import MAKER, Checkpoints
+from tavq_plugin.training.initial_checkpoint import HASH, checkpoint_settings
 from tavq_plugin.training.recipe import Recipe
 
 TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors",
@@ -26,6 +28,7 @@ PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
 """What a run writes into its folder and may overwrite there."""
 BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
+NOT_OF_RECIPE = ("corpus", HASH)  # what settings.json holds besides the recipe
 RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 
 
@@ -47,8 +50,15 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     saved = _saved_settings(folder, strict=True)
     if saved is None:
         return
-    ours, theirs = flat_settings(settings), flat_settings(saved)
+    ours, theirs = ({"init": "", **flat_settings(side)} for side in (settings, saved))
     names = sorted((ours.keys() | theirs.keys()) - set(BOOKKEEPING))
+    if HASH in ours and HASH in theirs:
+        names.remove("init")  # the hash tells; the file may have moved
+        if ours[HASH] != theirs[HASH]:
+            raise ValueError(
+                f"{folder} holds a run that started from {theirs['init']} with sha256 {theirs[HASH][:12]}…, and "
+                f"{ours['init']} has {ours[HASH][:12]}…: give the checkpoint as it was, or another --out"
+            )
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if differing:
         name = differing[0]
@@ -56,6 +66,20 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds a run with {name}={theirs.get(name)!r}, and this one has {ours.get(name)!r}"
             f"{f' ({len(differing)} settings differ)' if differing[1:] else ''}: give another folder, or delete it"
         )
+
+
+def initial_settings(folder: Path, recipe: Recipe) -> dict[str, str]:
+    """What settings.json holds about the recipe's `init` (see `checkpoint_settings`).
+
+    A finished run of the same `init` does not need the checkpoint's file any more.
+    """
+    former = _saved_settings(folder) if finished_summary(folder) is not None else None
+    return checkpoint_settings(recipe.init, former)
+
+
+def recipe_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe alone, from what settings.json holds."""
+    return {name: value for name, value in saved.items() if name not in NOT_OF_RECIPE}
 
 
 def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
@@ -164,5 +188,5 @@ def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
     except (OSError, ValueError, yaml.YAMLError):
         return False
     saved = _saved_settings(path.parent)
-    former = {name: value for name, value in saved.items() if name != "corpus"} if isinstance(saved, dict) else None
+    former = recipe_settings(saved) if isinstance(saved, dict) else None
     return text.startswith(RECIPE_HEAD) or content in (former, recipe.to_dict())

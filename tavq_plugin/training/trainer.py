@@ -25,6 +25,7 @@ from tavq_plugin.training.run_folder import (
     begin_run,
     finished_summary,
     flat_settings,
+    initial_settings,
     load_finished,
     refuse_foreign_files,
     refuse_other_settings,
@@ -80,6 +81,7 @@ def fit(
     Raises:
         ValueError: Something cannot be trained or saved, or the folder holds a run with other settings. Raised before
             the first step.
+        FileNotFoundError: There is no checkpoint where the recipe's `init` says, and the run is not finished.
         FileExistsError: The folder holds something in the way that we did not make. Raised before the first step.
         FloatingPointError: A loss or a weight is not finite; the message names it.
         OSError: The disk is full.
@@ -96,8 +98,9 @@ def fit(
     refuse_targets(recipe, allow=allow)
     folder = writable(Path(folder))
     refuse_foreign_files(folder, recipe)
-    settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
+    settings = {**recipe.to_dict(), **initial_settings(folder, recipe), "corpus": fingerprint(corpus)}
     refuse_other_settings(folder, settings)
+    summary = finished_summary(folder)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=None if recipe.tracker == "none" else _tracker(recipe.tracker),
@@ -106,9 +109,9 @@ def fit(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        loop = TrainingLoop(recipe, corpus, accelerator, allow=allow)
+        started = recipe if summary is None else replace(recipe, init="")  # finished weights are loaded below
+        loop = TrainingLoop(started, corpus, accelerator, allow=allow)
         try:
-            summary = finished_summary(folder)
             if summary is None:
                 summary = _train(loop, settings, folder, progress)
             else:
