@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tavq_plugin.cli import text
 from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
-from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile
+from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, options_given
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
@@ -65,6 +65,7 @@ def demo(
 
 @app.command()
 def train(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     data: Data = None,
     method: Annotated[
@@ -81,6 +82,15 @@ def train(
         typer.Option("--train", min=2, help="At most this many training images. Default: all, or 2000 drawn scenes."),
     ] = None,
     n_eval: Annotated[int, typer.Option("--eval", min=2, help="At most this many images of the tune split.")] = 500,
+    extend: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="Train the finished run in --out further, until it has this many steps in all, by a schedule of its "
+            "own; no other options but --allow.",
+        ),
+    ] = None,
     allow: Allow = None,
 ) -> None:
     """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
@@ -88,10 +98,14 @@ def train(
     Give the same command again to resume a stopped run; the result is the same as without the stop. A finished run is
     kept. The command stops at a file that it did not make, and names it.
     """
-    from tavq_plugin.cli.train import run_train
+    from tavq_plugin.cli.train import run_extension, run_train
 
     console = Console()
     with report_errors(console, f"The latest checkpoint, if there is one, is in {out}/checkpoints"):
+        if extend is not None:
+            given = options_given(ctx, but=("out", "extend", "allow"))
+            run_extension(out=out, steps=extend, given=given, allow=allow or (), console=console)
+            return
         run_train(
             out=out, data=data, method=method, recipe=recipe, init=init, overrides=overrides or (), n_train=n_train,
             n_eval=n_eval, allow=allow or (), console=console,

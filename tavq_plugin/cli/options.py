@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,3 +24,10 @@ Init = Annotated[
         help="Start from a trained host: a .safetensors, .ckpt, .pt or .pth file, or the folder of a finished run.",
     ),
 ]
+
+
+def options_given(ctx: typer.Context, *, but: Sequence[str] = ()) -> list[str]:
+    """The options on the command line, such as "--set", without those whose arguments are named in `but`."""
+    names = [name for name in ctx.params if name not in but]
+    given = {name for name in names if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    return [option.opts[0] for option in ctx.command.params if option.name in given]

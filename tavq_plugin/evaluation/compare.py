@@ -66,10 +66,10 @@ def compare(
     writable(Path(plan.out))
     with _explain_full_disk(plan.out):
         refuse_unlike_comparison(plan)
-        claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
-        plan.refuse_changed()
         if plan.recipe.init and not all(finished_summary(job.folder) for job in plan.jobs):
             tell(f"every run {describe_start(plan.recipe, allow=plan.allow)}")
+        claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
+        plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
         _, about = load_or_build_corpus(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
         require_known_hashes(plan.weights)

@@ -103,9 +103,9 @@ class Plan:
         for name in sorted((ours.keys() | theirs.keys()) - moved):
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
-                    f"{self.out} compares runs with {name}={theirs.get(name)}, and this asks for {ours.get(name)}: all "
-                    "methods share one recipe; give another --out, or the same recipe. Give an option of one method as "
-                    "--set METHOD.options.NAME=VALUE"
+                    f"{self.out} compares runs with {name}={_shown(theirs, name)}, and this asks for "
+                    f"{_shown(ours, name)}: all methods share one recipe; give another --out, or the same recipe. Give "
+                    "an option of one method as --set METHOD.options.NAME=VALUE"
                 )
 
 
@@ -145,6 +145,11 @@ class Job:
         asked = read_json(self.plan.out / "data" / "corpus.json")["asked"]
         evaluation = self.plan.evaluation.to_dict() | {"version": VERSION}
         return {"recipe": trained, "data": asked, "evaluation": evaluation, "weights": files_of(self.plan.weights)}
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting as a message shows it; an empty text as ''."""
+    return settings.get(name) if settings.get(name) != "" else "''"
 
 
 def plan_of(

@@ -25,10 +25,11 @@ from tavq_plugin.training.recipe import Recipe
 TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors",
                  "history.json")  # fmt: skip
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
-NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
+NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/", ".final/")
 """What a run writes into its folder and may overwrite there."""
 BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
-NOT_OF_RECIPE = ("corpus", HASH)  # what settings.json holds besides the recipe
+PHASES = "phases"  # total steps after the run and after each extension of it; only in settings of extended runs
+NOT_OF_RECIPE = ("corpus", HASH, PHASES)  # what settings.json holds besides the recipe
 RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"
 
 
@@ -37,6 +38,7 @@ def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
     refuse_taken(folder, NAMES, MAKER, former=_names_before_markers(folder))
     Checkpoints(folder / "checkpoints").refuse_taken()
     refuse_strangers(folder / ".final.partial", former=PARTIAL_FILES)
+    refuse_strangers(folder / ".final")
     path = folder / "recipe.yaml"
     if os.path.lexists(path) and not _is_our_recipe(path, recipe):
         raise FileExistsError(
@@ -47,9 +49,15 @@ def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
 
 def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the folder holds a run with other settings; those in `BOOKKEEPING` may differ."""
-    saved = _saved_settings(folder, strict=True)
+    saved = saved_settings(folder, strict=True)
     if saved is None:
         return
+    if PHASES in saved:
+        first, *_, total = saved[PHASES]
+        raise ValueError(
+            f"{folder} holds a run of {first:,} steps that was extended to {total:,}: tavq train --out {folder} "
+            f"--extend {total} loads it; give another folder for a new run"
+        )
     ours, theirs = ({"init": "", **flat_settings(side)} for side in (settings, saved))
     names = sorted((ours.keys() | theirs.keys()) - set(BOOKKEEPING))
     if HASH in ours and HASH in theirs:
@@ -73,13 +81,18 @@ def initial_settings(folder: Path, recipe: Recipe) -> dict[str, str]:
 
     A finished run of the same `init` does not need the checkpoint's file any more.
     """
-    former = _saved_settings(folder) if finished_summary(folder) is not None else None
+    former = saved_settings(folder) if finished_summary(folder) is not None else None
     return checkpoint_settings(recipe.init, former)
 
 
 def recipe_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the recipe alone, from what settings.json holds."""
     return {name: value for name, value in saved.items() if name not in NOT_OF_RECIPE}
+
+
+def claim_run(folder: Path) -> None:
+    """List the run's file names as ours; raises FileExistsError as `refuse_foreign_files`."""
+    claim(folder, NAMES, MAKER, former=_names_before_markers(folder))
 
 
 def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
@@ -89,7 +102,7 @@ def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
     """
     import yaml
 
-    claim(folder, NAMES, MAKER, former=_names_before_markers(folder))
+    claim_run(folder)
     path, content = folder / "recipe.yaml", recipe.to_dict()
     if not path.exists() or yaml.safe_load(path.read_text(encoding="utf-8")) != content:
         save_text(path, RECIPE_HEAD + yaml.safe_dump(content, sort_keys=False))
@@ -166,14 +179,14 @@ def flat_settings(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     return found
 
 
-def _saved_settings(folder: Path, *, strict: bool = False) -> Any:
+def saved_settings(folder: Path, *, strict: bool = False) -> Any:
     """What the folder's settings.json holds, by today's names; None if there is none."""
     return current_settings(read_json(folder / "settings.json", strict=strict))
 
 
 def _names_before_markers(folder: Path) -> tuple[str, ...]:
     """Names that may lack a marker file, as earlier releases wrote none; checkpoints are checked elsewhere."""
-    saved = _saved_settings(folder)
+    saved = saved_settings(folder)
     is_run = isinstance(saved, dict) and {"method", "host", "corpus"} <= saved.keys()
     return (*(TRAINED_FILES if is_run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
 
@@ -187,6 +200,6 @@ def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
         content = current_settings(yaml.safe_load(text))
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    saved = _saved_settings(path.parent)
+    saved = saved_settings(path.parent)
     former = recipe_settings(saved) if isinstance(saved, dict) else None
     return text.startswith(RECIPE_HEAD) or content in (former, recipe.to_dict())

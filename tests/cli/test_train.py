@@ -132,3 +132,28 @@ def test_a_run_starts_from_a_trained_host_and_says_what_was_loaded(recipe, out, 
     (tmp_path / "host.ckpt").unlink()
     code, said = run(*command)
     assert code == 0 and "starts from" not in said, said
+
+
+def test_a_finished_run_is_extended_once_by_its_own_settings(recipe, out):
+    command = recipe, "--out", out, "--set", "steps=2"
+    code, said = run(*command)
+    assert code == 0 and "vqgan, 2 steps of" in said, said
+    extend = ["train", "--out", str(out), "--extend"]
+    for steps, words in (
+        ("4", "trains steps 3 to 4 of vqgan, from the finished weights: a new Adam; the learning rate is constant"),
+        ("4", f"{out} has 4 steps already: nothing is trained"),
+    ):
+        result = CliRunner().invoke(app, [*extend, steps], env={"COLUMNS": "200"})
+        said = " ".join(result.output.split())
+        assert result.exit_code == 0 and words in said and "vqgan, 4 steps of" in said, said
+    assert len(json.loads((out / "history.json").read_text())["history"]) == 4
+    code, said = run(*command)
+    assert code == 2 and "holds a run of 2 steps that was extended to 4" in said, said
+    code, said = run(recipe, "--out", out, "--extend", 6)
+    assert (
+        code == 2
+        and f"leave out --recipe, --train, --eval; for other settings, start a new run with --init {out}" in said
+    )
+    (out / "data" / "corpus.json").rename(out / "data" / "gone.json")
+    result = CliRunner().invoke(app, [*extend, "6"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and "is gone: put it back" in " ".join(result.output.split())
