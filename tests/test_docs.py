@@ -59,7 +59,7 @@ def test_the_readmes_setup_can_be_evaluated(tmp_path):
     refuse_images(source, 64)
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/migration.md", "docs/findings.md", "docs/metrics.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/migration.md", "docs/findings.md", "docs/metrics.md", "docs/training.md")
 FOLDERS = "tavq_plugin|adapters|tests|benchmarks|examples|docs"
 
 
