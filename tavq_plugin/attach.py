@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from tavq_plugin.hosts.summary import Summary, logger, summarize
 from tavq_plugin.hosts.tokenizer import Tokenizer, codes_from, tapped_paths, wrap
 from tavq_plugin.losses.alignment_settings import AlignmentSettings
 from tavq_plugin.losses.alignment_term import alignment_term
+from tavq_plugin.losses.diagnostics import Diagnostics
 from tavq_plugin.losses.gradient_injection import GradientFigures
 from tavq_plugin.losses.run_progress import RunProgress
 from tavq_plugin.losses.text_alignment import TextAlignment
@@ -55,7 +56,7 @@ class Attachment(nn.Module):
         self._handles = install_hooks(self.adapter.model, self.recorder)
 
     @property
-    def last(self) -> Mapping[str, Tensor]:
+    def last(self) -> Diagnostics:
         """Diagnostics of the latest call, each computed when it is read; see `Diagnostics` for their names.
 
         "alignment" and "codebook_loss" are the two parts of the returned scalar.
@@ -83,7 +84,7 @@ class Attachment(nn.Module):
         without gradient.
         """
         require_synchronized(self, "align")
-        if not self.recorder.live:
+        if self.settings.balance is None and self.settings.weight == 0:
             return torch.zeros((), device=next(self.parameters()).device)
         seen = self.recorder.take()
         require_gradient(seen)

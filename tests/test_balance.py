@@ -214,6 +214,19 @@ def test_the_figures_are_known_after_the_backward(host):
     assert align.last["gradient_cosine"].abs().max() <= 1 and (align.last["gradient_ratio"] > 0).all()
 
 
+def test_each_figure_has_the_name_of_its_tensor(host):
+    _, align = attached(host, balance=RATIO)
+    assert align.last.gradient_names == ()
+    one_step(host, align)
+    names = align.last.gradient_names
+    assert names == ("fine", "mid", "vq (input)", "vq.embedding.weight")
+    assert all(len(align.last[f"gradient_{figure}"]) == len(names) for figure in ("cosine", "ratio", "skipped"))
+    tavq.detach(host)
+    _, align = attached(host, weight=0.3)
+    one_step(host, align)
+    assert align.last.gradient_names == () and "gradient_ratio" not in align.last
+
+
 def test_a_backward_without_the_hosts_loss_is_refused(host):
     _, align = attached(host, balance=RATIO)
     host(IMAGES)

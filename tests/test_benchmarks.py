@@ -119,3 +119,24 @@ def test_the_overhead_is_that_of_the_same_images(benchmark, tmp_path):
     assert found["vqgan"] > 0 and found["rounds"] == 2 and found["resolution"] == 32
     resized = overhead.resized(corpus(n=8, n_train=6, side=16), 32)
     assert resized.images.shape == (6, 3, 32, 32) and resized.n_train == len(resized.store) == 6
+
+
+def test_the_cost_of_a_balance_is_measured_in_turns(benchmark, tmp_path):
+    from helpers.toy_corpus import corpus
+
+    out = tmp_path / "b.json"
+    benchmark("gradient_balance").main(
+        ["--corpus", "toy", "--quick", "--json", str(out)],
+        resolution=32,
+        batch_size=2,
+        load=lambda folder: corpus(n=8, n_train=6, side=16),
+    )
+    content = json.loads(out.read_text())
+    sides = {row["side"]: row for row in content["sides"]}
+    assert set(sides) == {"no plug-in", "weighted sum", "balanced"} and content["rounds"] == 4
+    assert sides["weighted sum"]["ratio_to_sum"] == 1 and content["machine"] and content["target"] == 1.02
+    counts = [sides[name]["operations"] for name in ("no plug-in", "weighted sum", "balanced")]
+    assert counts == sorted(counts)
+    extra = sides["balanced"]["convolution_backwards"] - sides["weighted sum"]["convolution_backwards"]
+    assert 0 <= extra <= 2  # those of the two added levels' projections
+    assert "| balanced |" in out.with_suffix(".md").read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tavq_plugin.adapters
+from helpers.plain_training import Plain, attached, one_step
 from typer.main import get_command
 
 import tavq_plugin
@@ -59,7 +60,15 @@ def test_the_readmes_setup_can_be_evaluated(tmp_path):
     refuse_images(source, 64)
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/migration.md", "docs/findings.md", "docs/metrics.md", "docs/training.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/migration.md",
+    "docs/findings.md",
+    "docs/metrics.md",
+    "docs/diagnostics.md",
+    "docs/training.md",
+)
 FOLDERS = "tavq_plugin|adapters|tests|benchmarks|examples|docs"
 
 
@@ -79,6 +88,13 @@ def test_the_python_paths_that_a_page_names_exist(page):
     paths = set(re.findall(r"`(tavq_plugin(?:\.\w+)+)`", text))
     assert paths
     assert [path for path in paths if pkgutil.resolve_name(path) is None] == []
+
+
+def test_the_page_of_diagnostics_lists_every_figure():
+    _, align = attached(host := Plain(), balance=1.0, alignment={"contrast": 0.1})
+    one_step(host, align)
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/diagnostics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == len(set(rows)) and set(rows) == set(align.last)
 
 
 def imports(cell):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -19,15 +20,17 @@ def detached_copies(adapter: Adapter, seen: dict[str, Capture]) -> tuple[dict[st
     parameters, among which are those of the codebook; these are not copied. Raises RuntimeError if a tap carries no
     gradient.
     """
-    copies: list[DetachedCopy] = []
+    copies: dict[int, DetachedCopy] = {}  # by the tensor's id: a tensor that is recorded twice has one copy
     images = _count_images(adapter, seen)
 
     def copied(name: str, value: Any, axis: int | None = None) -> Any:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
-        copy = value.detach().requires_grad_()
-        copies.append(DetachedCopy(name, value, copy, _axis_of(value, images, axis)))
-        return copy
+        if id(value) not in copies:
+            # in float32, as no loss scaler multiplies the gradients here, which half precision may round to 0
+            copy = value.detach().to(torch.promote_types(value.dtype, torch.float32)).requires_grad_()
+            copies[id(value)] = DetachedCopy(name, value, copy, _axis_of(value, images, axis))
+        return copies[id(value)].copy
 
     apart = {}
     for path in adapter.taps:
@@ -48,7 +51,7 @@ def detached_copies(adapter: Adapter, seen: dict[str, Capture]) -> tuple[dict[st
         for name, parameter in adapter.model.named_parameters()
         if parameter.requires_grad
     )
-    return apart, (*copies, *parameters)
+    return apart, (*copies.values(), *parameters)
 
 
 def _count_images(adapter: Adapter, seen: dict[str, Capture]) -> int:
@@ -57,7 +60,11 @@ def _count_images(adapter: Adapter, seen: dict[str, Capture]) -> int:
 
 
 def _axis_of(value: Tensor, images: int, axis: int | None) -> int | None:
-    """The axis of the images: the given one if its size fits, else the first whose size does; None if none does."""
+    """The axis of the images: the given one if its size fits, else the first whose size does; None if none does.
+
+    In a matrix only the rows may be images: the columns of flattened latents, (b n) c, may be as many by chance.
+    """
     if axis is not None and axis < value.ndim and value.shape[axis] == images:
         return axis
-    return next((i for i, size in enumerate(value.shape) if size == images), None)
+    sizes = value.shape[:1] if value.ndim < 3 else value.shape
+    return next((i for i, size in enumerate(sizes) if size == images), None)

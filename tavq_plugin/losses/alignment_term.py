@@ -41,12 +41,12 @@ def alignment_term(
     """
     if settings.balance is None or not torch.is_grad_enabled():
         value = alignment(scale_gradient(codes, every * settings.weight_at(progress)), texts)
+        alignment.last.add_codes([level.quantized for level in codes.levels])  # so that no scaled copy is held
     else:
         ratio = every * settings.balance_at(progress)
         rule = partial(_balanced, ratio) if ratio else None
         value = align_on_copies(lambda codes: alignment(codes, texts), codes, parameters, rule=rule, figures=figures)
-        for figure in ("cosine", "ratio", "skipped") if figures.names else ():
-            alignment.last.add_later(f"gradient_{figure}", partial(figures.values, figure))
+        alignment.last.add_gradients(figures)
     alignment.last.add("alignment", value)
     return value
 

@@ -73,22 +73,24 @@ class GradientInjection:
         self.axes = [copy.images for copy, _ in reached]
         self.is_parameter = [copy.original is copy.copy for copy, _ in reached]
         self.gradients: list[Tensor | None] = [gradient for _, gradient in reached]
-        self.rule, self.figures, self.active = rule, figures, False
+        self.rule, self.figures = rule, figures
+        self.backward: int | None = None  # the engine's number of the backward in which the hooks act
         for copy, _ in reached:
             figures.expect(copy.name, copy.copy)
         # The graph owns the hooks: they must not own the graph, so they know this object by a weak reference only.
         self.handles = [copy.original.register_hook(_Hook(ref(self), index)) for index, (copy, _) in enumerate(reached)]
 
     def start(self) -> None:
-        """Let the hooks act until the end of the backward that runs now, if they have not acted yet."""
-        if not self.active and self.handles:
-            self.active = True
+        """Let the hooks act in the backward that runs now, and go at its end; nothing if they are gone."""
+        number = torch._C._current_graph_task_id()
+        if self.handles and self.backward != number:
+            self.backward = number
             Variable._execution_engine.queue_callback(self.end)  # holds this object until then
 
     def passed_on(self, index: int, host: Tensor) -> Tensor | None:
         """The gradient to pass on at one tensor; None leaves the host's as it is."""
         alignment = self.gradients[index]
-        if not self.active or alignment is None or self.rule is None:
+        if alignment is None or self.rule is None or self.backward != torch._C._current_graph_task_id():
             return None
         self.gradients[index] = None
         found = self.rule(alignment, host, self.axes[index])
@@ -97,7 +99,6 @@ class GradientInjection:
 
     def end(self) -> None:
         """Remove the hooks. Raises RuntimeError if the host's gradient did not come by at a tap."""
-        self.active = False
         self.remove()
         absent = [index for index, gradient in enumerate(self.gradients) if gradient is not None]
         self.gradients = [None] * len(self.gradients)
@@ -135,20 +136,25 @@ class _Hook:
 
 
 class _Release(torch.autograd.Function):
-    """A value, whose backward gives parameters their gradients, which are known, and starts an injection."""
+    """A value, whose backward gives parameters their gradients, which are known, and starts an injection.
+
+    The host's tensors are inputs too, though they get nothing here: so their hooks run after this backward, whatever
+    the user computed first, and a backward that asks for gradients of the host alone comes by here.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, injection: GradientInjection, gradients: Sequence[Tensor], *parameters: Tensor
+        ctx: Any, value: Tensor, injection: GradientInjection, gradients: Sequence[Tensor], *inputs: Tensor
     ) -> Tensor:
-        ctx.injection, ctx.gradients = injection, gradients
+        ctx.injection, ctx.gradients, ctx.others = injection, gradients, len(inputs) - len(gradients)
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ctx.injection.start()
-        return None, None, None, *(grad.to(own.dtype) * own for own in ctx.gradients)
+        own = (grad.to(own.dtype) * own for own in ctx.gradients)
+        return None, None, None, *own, *[None] * ctx.others
 
 
 def align_on_copies(
@@ -198,4 +204,5 @@ def align_on_copies(
         )
     own = [(p, grad) for p, grad in zip(parameters, at_parameters, strict=True) if grad is not None]
     injection = GradientInjection(reached, rule, figures)
-    return _Release.apply(value.detach(), injection, [grad for _, grad in own], *(p for p, _ in own))
+    originals = [copy.original for copy, _ in reached]
+    return _Release.apply(value.detach(), injection, [grad for _, grad in own], *(p for p, _ in own), *originals)

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.distributed import require_synchronized
+from tavq_plugin.losses.cloud_transport import solve_clouds, transport_clouds
 from tavq_plugin.losses.code_distribution import CodeDistribution
 from tavq_plugin.losses.contrastive import level_contrasts, transport_contrast
 from tavq_plugin.losses.diagnostics import Diagnostics, mean_over_images
 from tavq_plugin.losses.point_clouds import PointClouds, pad_levels, point_clouds_of
 from tavq_plugin.losses.unique_codes import apply_once_per_code, merge_repeated_codes
 from tavq_plugin.moved import renamed_arguments
-from tavq_plugin.ot.solve import Transport, TransportSettings, solve
+from tavq_plugin.ot.solve import Transport, TransportSettings
 from tavq_plugin.text.cache import TextCache
 from tavq_plugin.types import GRANULARITIES, Codes, TextBatch, TextSource, Units
 
@@ -134,9 +135,12 @@ class TextAlignment(nn.Module):
         for level, part, name in zip(codes.levels, units, self.levels, strict=True):
             self._check_units(level.quantized, part, name)
         with torch.autocast(codes.final.quantized.device.type, enabled=False):
+            self.last = Diagnostics()  # releases what the former one holds
             points = self._point_clouds(codes)
             text = point_clouds_of(units, points.points.dtype)
             self.last = Diagnostics(text.masses)
+            self.last.add_points(points, text, self.transport)
+            self.last.add_codes([level.quantized for level in codes.levels])
             value = self.losses(points, text)
         return (value * value.new_tensor(self.level_weights)).sum()
 
@@ -146,19 +150,10 @@ class TextAlignment(nn.Module):
         return value + self.contrast * self.contrast_losses(codes, text) if self.contrast else value
 
     def transport_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
-        """Each level's mean transport value over the images with text; l b n d, l b m d -> l.
-
-        All points have unit length, so that |x − y|² = 2 − 2 x·y, and the solver needs the products only.
-        """
-        options, scale, shift = vars(self.transport), 1.0, 0.0 * text.nonempty.flatten()
-        if self.transport.cost == "sqeuclidean":
-            scale, shift = 2.0, 2.0 * text.nonempty.flatten()
-            options = options | {"cost": "dot"}
-            if self.transport.epsilon_mode == "absolute":
-                options["epsilon"] = self.transport.epsilon / scale
-        result = _solve(codes, text, options)
-        self.last.add_transport(result, scale, shift)
-        return mean_over_images(scale * result.value + shift, text.nonempty)
+        """Each level's mean transport value over the images with text; l b n d, l b m d -> l."""
+        found = transport_clouds(codes, text, self.transport)
+        self.last.add_transport(found.result, found.scale, found.shift)
+        return mean_over_images(found.value, text.nonempty)
 
     def contrast_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's contrastive loss over the batch; l b n d, l b m d -> l."""
@@ -181,7 +176,7 @@ class TextAlignment(nn.Module):
             points = self.embed(quantized.float(), level)
             masses = points.new_full(points.shape[:2], 1 / points.shape[1])
             text = point_clouds_of([units], points.dtype)
-            return _solve(PointClouds(points[None], masses[None]), text, vars(self.transport))
+            return solve_clouds(PointClouds(points[None], masses[None]), text, vars(self.transport))
 
     def _point_clouds(self, codes: Codes) -> PointClouds:
         """Every level's codes as points in the text space; repeated codes are merged, which is exact."""
@@ -211,12 +206,6 @@ class TextAlignment(nn.Module):
                 f"{len(units.embeddings)} texts for {len(quantized)} images: give one text per image, "
                 'in the same order ("" for an image without text)'
             )
-
-
-def _solve(codes: PointClouds, text: PointClouds, options: Mapping[str, Any]) -> Transport:
-    """Solve the problems of all levels in one batch; l b n d, l b m d -> Transport over (l b)."""
-    x, a, y, b = (part.flatten(0, 1) for part in (*codes, *text))
-    return solve(x, y, x_mask=a != 0, x_weight=a, y_mask=b != 0, y_weight=b, **options)
 
 
 def _head(kind: str, width: int, hidden: int, text_dim: int) -> nn.Module:

@@ -119,11 +119,12 @@ class Recipe:
     checkpoint_every: int = 500  # optimizer steps; 0 = none before the end
     keep: int = 1  # number of checkpoints kept
     log_every: int = 1  # optimizer steps between rows of the history
+    diagnose_every: int = 50  # optimizer steps, at least, between rows with diagnostics of the codes; 0 = never
     tracker: str = "tensorboard"  # "tensorboard" | "wandb" | "none"
 
     def __post_init__(self) -> None:
         _above_zero(self, "resolution", "steps", "batch_size", "accumulation", "keep", "log_every")
-        _zero_or_more(self, "seed", "checkpoint_every", "codebook_loss_weight")
+        _zero_or_more(self, "seed", "checkpoint_every", "diagnose_every", "codebook_loss_weight")
         _one_of(self, "precision", ("no", "bf16"))
         _one_of(self, "tracker", ("tensorboard", "wandb", "none"))
         if not 0 <= self.ema < 1:

@@ -27,7 +27,8 @@ TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safet
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/", ".final/")
 """What a run writes into its folder and may overwrite there."""
-BOOKKEEPING = ("checkpoint_every", "keep", "tracker")  # settings that change nothing about what is learned
+# settings that change nothing about what is learned
+BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every")
 PHASES = "phases"  # total steps after the run and after each extension of it; only in settings of extended runs
 NOT_OF_RECIPE = ("corpus", HASH, PHASES)  # what settings.json holds besides the recipe
 RECIPE_HEAD = "# Written by tavq train, which may overwrite it: keep your own recipes elsewhere.\n"

@@ -71,6 +71,7 @@ class TrainingStep(nn.Module):
         )
         with self.timer.in_plugin():
             added = self.method(self.last)
+        self.last = replace(self.last, codes=replace(codes, copies=()))  # they hold the host's graph
         if double := sorted(terms.keys() & added.keys()):
             raise ValueError(
                 f"method {self.method.name} and the trainer both have a loss term {double[0]}: rename the method's"

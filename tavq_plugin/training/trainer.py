@@ -49,7 +49,7 @@ class TrainedRun(NamedTuple):
     tokenizer: Tokenizer  # with averaged weights if the recipe's `ema` is above 0
     method: Method
     # one row per `log_every` steps: the loss terms and codebook usage of that step, and the mean seconds and plug-in
-    # share since the previous row
+    # share since the previous row; every `diagnose_every` steps also diagnostics, such as own_minus_other_1
     history: list[dict[str, float]]
     seconds_per_step: float  # over the steps with codes: the median of means over `BLOCK` rows
     plugin_share: float  # 0..1, share of those steps' time; exact on a CPU only, as GPU kernels finish later
@@ -178,6 +178,8 @@ def run_steps(
 
     Raises FloatingPointError, which names the last good checkpoint, if a loss or a weight is not finite.
     """
+    from tavq_plugin.training.diagnostic_figures import with_diagnostics
+
     recipe, accelerator, end = loop.recipe, loop.accelerator, loop.phase.last
     if recipe.tracker != "none":
         accelerator.init_trackers("logs", config=flat_settings(recipe.to_dict()))
@@ -191,6 +193,7 @@ def run_steps(
                 seconds, plugin = map(sum, zip(*times, strict=True))
                 row |= {"seconds": seconds / len(times), "plugin_share": plugin / seconds}
                 times.clear()
+                row = with_diagnostics(loop, row, history)
                 history.append(row)
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
             if progress is not None:

@@ -36,18 +36,30 @@ def test_heads_and_codebooks_agree_under_ddp(ranks, find, batches):
     assert_equal(one, in_one_process(**batches), **CLOSE)
 
 
+@pytest.mark.parametrize("find", [False, True])
 @pytest.mark.parametrize("batches", [{}, {"without_text": True}, {"uneven": True}], ids=lambda b: next(iter(b), "even"))
-def test_balanced_gradients_agree_under_ddp(ranks, batches):
+def test_balanced_gradients_agree_under_ddp(ranks, find, batches):
     """The hooks act before the reduction, so that both ranks take the mean of what each one balanced."""
     balanced = {"balance": 0.7}
-    one, other = ranks.both(cases.attached_under_ddp, False, batches, balanced)
+    one, other = ranks.both(cases.attached_under_ddp, find, batches, balanced)
     assert_equal(one, other, **EXACT)
     assert_equal(one, in_one_process(settings=balanced, **batches), **CLOSE)
 
 
 @pytest.mark.parametrize("find", [False, True])
-def test_weight_zero_waits_for_no_gradient(ranks, find):
-    assert_equal(*ranks.both(cases.attached_under_ddp, find, {}, {"weight": 0.0}), **EXACT)
+@pytest.mark.parametrize("settings", [{"weight": 0.0}, {"balance": 0.0}], ids=lambda s: next(iter(s)))
+def test_weight_or_balance_zero_waits_for_no_gradient(ranks, find, settings):
+    assert_equal(*ranks.both(cases.attached_under_ddp, find, {}, settings), **EXACT)
+
+
+def test_the_codebook_receives_the_mean_of_what_each_rank_balanced(ranks):
+    """At the reduction the ratio of each rank holds; after it only the mean is there, which both ranks have."""
+    for before, own, after in ranks.both(cases.at_the_codebook):
+        torch.testing.assert_close((own - before).norm() / before.norm(), torch.tensor(0.7), rtol=1e-4, atol=0)
+        assert not torch.allclose(own, after, rtol=1e-3)
+    (_, first, mean), (_, second, same) = ranks.both(cases.at_the_codebook)
+    assert torch.equal(mean, same)
+    torch.testing.assert_close(mean, (first + second) / 2)
 
 
 @pytest.mark.parametrize("find", [False, True])
@@ -61,8 +73,9 @@ def test_heads_that_would_drift_are_refused(ranks):
         assert all("would drift apart" in text and "DistributedDataParallel(" in text for text in messages)
 
 
-def test_gradients_accumulate_without_synchronization(ranks):
-    for accumulated, at_once in ranks.both(cases.accumulated_under_ddp):
+@pytest.mark.parametrize("settings", [{"weight": 0.2}, {"balance": 0.7}], ids=lambda s: next(iter(s)))
+def test_gradients_accumulate_without_synchronization(ranks, settings):
+    for accumulated, at_once in ranks.both(cases.accumulated_under_ddp, settings):
         assert len(accumulated) == len(at_once)
         for a, b in zip(accumulated, at_once, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

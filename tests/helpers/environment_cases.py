@@ -65,13 +65,31 @@ def out_of_step() -> list[str]:
     return said
 
 
-def accumulated_under_ddp() -> tuple[list[Tensor], list[Tensor]]:
+def at_the_codebook() -> tuple[Tensor, Tensor, Tensor]:
+    """The codebook's gradient on this rank: the host's alone, as it goes into the reduction, and the reduced one."""
+    host = Plain()
+    table, kept = host.vq.embedding.weight, list[Tensor]()
+    model = DistributedDataParallel(host)
+    _, align = attached(model, balance=0.7)
+    call = DistributedDataParallel(align)
+    images, batch = rank_batch(dist.get_rank())
+    output = model(images)
+    table.register_hook(lambda grad: kept.append(grad.clone()))
+    loss = own_loss(output, images) + call(batch)
+    table.register_hook(lambda grad: kept.append(grad.clone()))
+    loss.backward()
+    before, own = kept[-2:]  # the first is the alignment's own, from its backward
+    assert table.grad is not None
+    return before, own, table.grad.clone()
+
+
+def accumulated_under_ddp(settings: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of two micro-batches, averaged over the ranks once, and of both in one backward."""
 
     def gradients(at_once: bool) -> list[Tensor]:
         host = Plain()
         model = DistributedDataParallel(host)
-        _, align = attached(model)
+        _, align = attached(model, **settings)
         call = DistributedDataParallel(align)
         images = [IMAGES + dist.get_rank(), IMAGES - dist.get_rank()]
         for i, part in enumerate(images):

@@ -207,3 +207,10 @@ def test_every_method_goes_on_from_its_finished_weights(name, tmp_path):
     moves_codes = ("tokenizer.host.quantize.embedding.weight",) if name == "cvq" else ()
     for key in ours.keys() - {*moves_codes}:
         torch.testing.assert_close(ours[key], theirs[key], msg=key)
+
+
+def test_the_last_row_of_an_extension_has_diagnostics_and_no_row_of_the_run_changes(tmp_path):
+    finished = fit("tavq", recipe(steps=3), corpus(), tmp_path)
+    extended = extend(tmp_path, 5, corpus())
+    assert extended.history[:3] == finished.history
+    assert ["effective_rank_1" in row for row in extended.history[2:]] == [True, False, True]
