@@ -42,9 +42,9 @@ def balance_gradient(alignment: Tensor, host: Tensor, ratio: float, *, images: i
     along = (a * g).sum(dims, keepdim=True) if dims else a * g
     squared = (torch.linalg.vector_norm(g, dim=dims, keepdim=True) if dims else g).square()
     opposing = torch.where(squared > 0, along.clamp(max=0) / squared, torch.zeros_like(squared))
-    kept = a - opposing * g
+    kept = torch.addcmul(a, opposing, g, value=-1)
     norm_a, norm_g, norm_kept = torch.linalg.vector_norm(a), squared.sum().sqrt(), torch.linalg.vector_norm(kept)
     usable = norm_g.isfinite() & (norm_g > 0)
     factor = torch.where(norm_kept <= ROUNDING * norm_a, torch.zeros_like(norm_g), ratio * norm_g / norm_kept)
-    gradient = torch.where(usable, g + factor * kept, g)
+    gradient = kept.mul_(factor).masked_fill_(~usable, 0).add_(g)  # in place: new buffers cost more than the sums
     return Balanced(gradient.to(host.dtype), usable, along.sum() / (norm_a * norm_g), norm_a / norm_g)

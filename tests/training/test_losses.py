@@ -14,10 +14,11 @@ from tavq_plugin.training import fit
 from tavq_plugin.training.build import build
 from tavq_plugin.training.build_host import build_host
 from tavq_plugin.training.checkpoint import Checkpoints
+from tavq_plugin.training.loop import TrainingLoop
 from tavq_plugin.training.sampler import BatchSampler
 
 pytest.importorskip("taming")
-pytest.importorskip("accelerate")
+Accelerator = pytest.importorskip("accelerate").Accelerator
 
 
 def train_plainly(settings, data):
@@ -47,6 +48,21 @@ def test_vqgan_trains_the_host_as_a_plain_loop_does_and_the_levels_learn(tmp_pat
     assert fitted.history[-1]["level"] < fitted.history[0]["level"]
     with_levels = fit("noisy", settings, data, tmp_path / "other").tokenizer.host.state_dict()
     assert not all(torch.equal(with_levels[name], expected[name]) for name in expected)
+
+
+def test_balance_0_trains_the_host_as_a_plain_loop_does(tmp_path):
+    settings, data = recipe(steps=3, options={"balance": 0.0}), corpus()
+    fitted = fit("tavq", settings, data, tmp_path / "run")
+    expected, ours = train_plainly(settings, data), fitted.tokenizer.host.state_dict()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert fitted.history[-1]["alignment"] > 0
+
+
+def test_the_trainer_keeps_no_copies_of_the_hosts_tensors_after_a_step():
+    loop = TrainingLoop(recipe(method="tavq", options={"balance": 1.0}), corpus(), Accelerator(cpu=True))
+    loop.step()
+    assert loop.module.last.codes.copies == () and loop.method.figures.names
+    loop.close()
 
 
 def apart(one, other):
