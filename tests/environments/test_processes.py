@@ -83,9 +83,9 @@ def test_gradients_accumulate_without_synchronization(ranks, settings):
 
 @pytest.mark.parametrize("parts", [[], ["vq"], ["fine", "mid"]], ids=lambda parts: "+".join(["root", *parts]))
 def test_a_sharded_host_trains_like_an_unsharded_one(ranks, parts):
-    one, other = ranks.both(cases.attached_under_fsdp, parts)
+    one, other = ranks.both(cases.attached_under_fsdp, parts, {"balance": None})
     assert_equal(one, other, **EXACT)
-    assert_equal(one, in_one_process(), **CLOSE)
+    assert_equal(one, in_one_process(settings={"balance": None}), **CLOSE)
 
 
 def test_balanced_gradients_of_a_sharded_host(ranks):

@@ -131,7 +131,7 @@ def refused_under_fsdp() -> str:
     host = Plain()
     fully_shard(host)
     try:
-        attached(host, balance=0.7)
+        attached(host)  # balanced by default
     except ValueError as error:
         return str(error)
     return ""
