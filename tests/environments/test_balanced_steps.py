@@ -235,7 +235,7 @@ def test_the_copies_are_freed_by_the_backward():
         assert [copy() is kept.final.latent for copy in copies] == [False, False, True, False, False]
 
 
-def half(alignment, gradient, images):
+def half(alignment, gradient, images, level):
     return balance_gradient(alignment, gradient, 0.5, images=images)
 
 
