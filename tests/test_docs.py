@@ -67,6 +67,7 @@ PAGES = (
     "docs/findings.md",
     "docs/metrics.md",
     "docs/diagnostics.md",
+    "docs/training.md",
 )
 FOLDERS = "tavq_plugin|adapters|tests|benchmarks|examples|docs"
 

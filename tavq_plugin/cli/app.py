@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tavq_plugin.cli import text
 from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
+from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, options_given
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
@@ -17,14 +18,6 @@ app.command()(text.prepare)
 app.add_typer(text.store, name="store")
 
 BROKEN = 1  # exit code of a finished comparison in which a run broke
-
-# Options of several commands.
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files. Default: drawn scenes."),
-]
-RecipeFile = Annotated[str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")]
-Allow = Annotated[list[str] | None, typer.Option(help="One more package that a target in the recipe may name.")]
 
 
 @app.callback()
@@ -72,12 +65,14 @@ def demo(
 
 @app.command()
 def train(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     data: Data = None,
     method: Annotated[
         str | None, typer.Option(help="Name of the method: vqgan, tavq, … Default: the recipe's.")
     ] = None,
     recipe: RecipeFile = "small",
+    init: Init = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the recipe, such as optimizer.warmup=5."),
@@ -87,6 +82,15 @@ def train(
         typer.Option("--train", min=2, help="At most this many training images. Default: all, or 2000 drawn scenes."),
     ] = None,
     n_eval: Annotated[int, typer.Option("--eval", min=2, help="At most this many images of the tune split.")] = 500,
+    extend: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="Train the finished run in --out further, until it has this many steps in all, by a schedule of its "
+            "own; no other options but --allow.",
+        ),
+    ] = None,
     allow: Allow = None,
 ) -> None:
     """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
@@ -94,13 +98,17 @@ def train(
     Give the same command again to resume a stopped run; the result is the same as without the stop. A finished run is
     kept. The command stops at a file that it did not make, and names it.
     """
-    from tavq_plugin.cli.train import run_train
+    from tavq_plugin.cli.train import run_extension, run_train
 
     console = Console()
     with report_errors(console, f"The latest checkpoint, if there is one, is in {out}/checkpoints"):
+        if extend is not None:
+            given = options_given(ctx, but=("out", "extend", "allow"))
+            run_extension(out=out, steps=extend, given=given, allow=allow or (), console=console)
+            return
         run_train(
-            out=out, data=data, method=method, recipe=recipe, overrides=overrides or (), n_train=n_train, n_eval=n_eval,
-            allow=allow or (), console=console,
+            out=out, data=data, method=method, recipe=recipe, init=init, overrides=overrides or (), n_train=n_train,
+            n_eval=n_eval, allow=allow or (), console=console,
         )  # fmt: skip
 
 
@@ -117,6 +125,7 @@ def compare(
         int | None, typer.Option(min=16, help="Width and height in pixels. Default: the recipe's.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps per run. Default: the recipe's.")] = None,
+    init: Init = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -162,7 +171,7 @@ def compare(
     with report_errors(console, f"Finished runs are in {out}"):
         plan = plan_of(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
-            overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
+            init=init, overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
             equal_time=equal_time, allow=allow or (),
         )  # fmt: skip
         with runs_progress(console, len(plan.jobs)) as (report, finished):

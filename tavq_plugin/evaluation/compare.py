@@ -23,9 +23,9 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, writable
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.networks.weights import require_known_hashes
-from tavq_plugin.training.build import build_tokenizer
+from tavq_plugin.training.build import build_tokenizer, describe_start
 from tavq_plugin.training.build_host import refuse_targets
-from tavq_plugin.training.run_folder import refuse_foreign_files
+from tavq_plugin.training.run_folder import finished_summary, refuse_foreign_files
 
 MAKER = "tavq compare"
 FILES = ("shared.json", "compare.json", "compare.md", "compare.html", "curves.png", "usage.png", "reconstructions.png")
@@ -54,8 +54,8 @@ def compare(
         finished: Called with the name of each run that ended. Default: nothing.
 
     Raises:
-        ValueError: The recipe names a target outside the allowed packages, or `out` holds a comparison by another
-            recipe or on other data.
+        ValueError: The recipe names a target outside the allowed packages, its `init` does not fit its host, or `out`
+            holds a comparison by another recipe or on other data.
         FileExistsError: This command did not make a file that would be overwritten.
         FloatingPointError: Every run broke.
         OSError: The disk is full.
@@ -66,6 +66,8 @@ def compare(
     writable(Path(plan.out))
     with _explain_full_disk(plan.out):
         refuse_unlike_comparison(plan)
+        if plan.recipe.init and not all(finished_summary(job.folder) for job in plan.jobs):
+            tell(f"every run {describe_start(plan.recipe, allow=plan.allow)}")
         claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
@@ -141,7 +143,7 @@ def _floors(plan: Plan, runs: Runs, report: ReportProgress) -> FloorResults:
 
 def _untrained(plan: Plan, seed: int) -> Tokenizer:
     """The recipe's host before any training."""
-    recipe = replace(plan.recipe, method="vqgan", seed=seed, options={})
+    recipe = replace(plan.recipe, method="vqgan", seed=seed, options={}, init="")
     return build_tokenizer(recipe, allow=plan.allow)
 
 

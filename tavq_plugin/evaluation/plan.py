@@ -13,6 +13,7 @@ from tavq_plugin.io.atomic import read_json, save_json
 from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.moved import current_settings
 from tavq_plugin.networks.weights import files_of
+from tavq_plugin.training.initial_checkpoint import HASH, checkpoint_settings
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import file_settings, read_recipe, refuse_given_twice
 from tavq_plugin.training.run_folder import BOOKKEEPING, flat_settings, resolved_recipe
@@ -77,7 +78,13 @@ class Plan:
     def shared(self) -> dict[str, Any]:
         """The part of the recipe that all runs share and that affects their results."""
         not_shared = ("method", "options", "seed", *BOOKKEEPING)
-        return {name: value for name, value in self.recipe.to_dict().items() if name not in not_shared}
+        recipe = {name: value for name, value in self.recipe.to_dict().items() if name not in not_shared}
+        return recipe | self.checkpoint
+
+    @property
+    def checkpoint(self) -> dict[str, str]:
+        """The hash of the recipe's `init`; a comparison that has begun knows it without the file."""
+        return checkpoint_settings(self.recipe.init, read_json(self.out / "shared.json", strict=False))
 
     def options_of(self, method: str) -> dict[str, Any]:
         """A method's own options, complete; what they leave open, a run of this method that `out` holds decides."""
@@ -90,13 +97,20 @@ class Plan:
         if not path.exists():
             save_json(path, self.shared)
             return
-        ours, theirs = (flat_settings(side) for side in (self.shared, current_settings(read_json(path))))
-        for name in sorted(ours.keys() | theirs.keys()):
+        sides = (self.shared, current_settings(read_json(path)))
+        ours, theirs = ({"init": "", **flat_settings(side)} for side in sides)
+        if HASH in ours and HASH in theirs and ours[HASH] != theirs[HASH]:
+            raise ValueError(
+                f"{self.out} compares runs that started from {theirs['init']} with sha256 {theirs[HASH][:12]}…, and "
+                f"{ours['init']} has {ours[HASH][:12]}…: give the checkpoint as it was, or another --out"
+            )
+        moved = {"init"} if HASH in ours and HASH in theirs else set()  # the hash tells; the file may have moved
+        for name in sorted((ours.keys() | theirs.keys()) - moved):
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
-                    f"{self.out} compares runs with {name}={theirs.get(name)}, and this asks for {ours.get(name)}: all "
-                    "methods share one recipe; give another --out, or the same recipe. Give an option of one method as "
-                    "--set METHOD.options.NAME=VALUE"
+                    f"{self.out} compares runs with {name}={_shown(theirs, name)}, and this asks for "
+                    f"{_shown(ours, name)}: all methods share one recipe; give another --out, or the same recipe. Give "
+                    "an option of one method as --set METHOD.options.NAME=VALUE"
                 )
 
 
@@ -130,10 +144,17 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run's results depend on; results with equal settings are kept."""
-        trained = {name: value for name, value in self.recipe.to_dict().items() if name not in BOOKKEEPING}
+        left_out = ("init", *BOOKKEEPING)  # of `init`, the hash counts
+        trained = {name: value for name, value in self.recipe.to_dict().items() if name not in left_out}
+        trained |= self.plan.checkpoint
         asked = read_json(self.plan.out / "data" / "corpus.json")["asked"]
         evaluation = self.plan.evaluation.to_dict() | {"version": VERSION}
         return {"recipe": trained, "data": asked, "evaluation": evaluation, "weights": files_of(self.plan.weights)}
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting as a message shows it; an empty text as ''."""
+    return settings.get(name) if settings.get(name) != "" else "''"
 
 
 def plan_of(
@@ -145,6 +166,7 @@ def plan_of(
     recipe: str = "small",
     resolution: int | None = None,
     steps: int | None = None,
+    init: str | None = None,
     overrides: Sequence[str] = (),
     n_train: int | None = None,
     n_eval: int | None = None,
@@ -155,7 +177,7 @@ def plan_of(
 ) -> Plan:
     """A plan from the options of `tavq compare`.
 
-    Settings are applied in this order, and later ones win: recipe, quick, resolution and steps, overrides.
+    Settings are applied in this order, and later ones win: recipe, quick, resolution, steps and init, overrides.
 
     Args:
         out: Folder of the comparison.
@@ -165,6 +187,7 @@ def plan_of(
         recipe: A YAML file, or the name of a recipe that comes with the package.
         resolution: Pixels per side. Default: the recipe's.
         steps: Optimizer steps of each run. Default: the recipe's.
+        init: Checkpoint of a trained host that all runs start from. Default: the recipe's.
         overrides: NAME=VALUE of the recipe, or METHOD.options.NAME=VALUE. There is no tracker unless the recipe or an
             override names one. Each run has at least five checkpoints unless an override sets checkpoint_every.
         n_train: Training images at most. Default: 3000, quick 1000.
@@ -179,11 +202,12 @@ def plan_of(
     """
     shared, method_options = split_overrides(overrides)
     refuse_decided(shared)
-    refuse_given_twice(shared, resolution=resolution, steps=steps)
+    refuse_given_twice(shared, resolution=resolution, steps=steps, init=init)
     named = file_settings(recipe)
     given = [*(() if "tracker" in named else ("tracker=none",)), *(QUICK if quick else ())]
     given += [f"{name}={value}" for name, value in (("resolution", resolution), ("steps", steps)) if value is not None]
     resolved = read_recipe(recipe, [*given, *shared])
+    resolved = resolved if init is None else replace(resolved, init=init)
     if not any(override.startswith("checkpoint_every=") for override in shared):
         fifth = max(1, resolved.steps // 5)
         asked = resolved.checkpoint_every if "checkpoint_every" in named else 0

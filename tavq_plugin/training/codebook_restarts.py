@@ -15,6 +15,7 @@ from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float
 from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.schedule import Phase
 from tavq_plugin.types import Codes, Level
 
 
@@ -80,20 +81,22 @@ class HostCodebookRestarts:
     """`CodebookRestarts` for the host's own codebook, identical on all processes."""
 
     def __init__(
-        self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, restarts: CodebookRestarts
+        self, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, restarts: CodebookRestarts, phase: Phase
     ) -> None:
-        self.start_settings, self.steps = recipe.start, recipe.steps
+        self.start_settings, self.phase = recipe.start, phase
         self.adapter, self.accelerator, self.restarts = tokenizer.adapter, accelerator, restarts
         self.state_dict, self.load_state_dict = restarts.state_dict, restarts.load_state_dict
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator) -> HostCodebookRestarts | None:
+    def from_recipe(
+        cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, phase: Phase
+    ) -> HostCodebookRestarts | None:
         """The recipe's restarts; None if it asks for none, or if the method computes the codebook.
 
         Raises ValueError if the host's codebook cannot be written to.
         """
         start = recipe.start
-        if not (start.settle_share or start.revive_every):
+        if not ((start.settle_share and not recipe.init) or start.revive_every):
             return None
         table = tokenizer.adapter.codebook()
         if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
@@ -103,7 +106,8 @@ class HostCodebookRestarts:
                 "this host's codebook is not a table that can be written: give start.settle_share=0 and "
                 "start.revive_every=0"
             )
-        return cls(recipe, tokenizer, accelerator, CodebookRestarts(len(table), recipe.seed, below=start.revive_below))
+        restarts = CodebookRestarts(len(table), recipe.seed, below=start.revive_below)
+        return cls(recipe, tokenizer, accelerator, restarts, phase)
 
     @torch.no_grad()
     def start(self, corpus: Corpus) -> None:
@@ -120,8 +124,8 @@ class HostCodebookRestarts:
 
     def after_update(self, number: int, codes: Codes) -> None:
         """Every `revive_every` steps, move the hardly used codes onto latents of the latest pass."""
-        every = self.start_settings.revive_every
-        if every and number < self.start_settings.revive_share * self.steps and number % every == every - 1:
+        every, done = self.start_settings.revive_every, number - self.phase.first
+        if every and done < self.start_settings.revive_share * self.phase.steps and done % every == every - 1:
             self.restarts.restart_dead_codes(self._codebook(), self._gathered(codes))
 
     def _codebook(self) -> Tensor:

@@ -36,10 +36,10 @@ def is_due(loop: TrainingLoop, row: Row, history: Sequence[Row]) -> bool:
     """
     every, step = loop.recipe.diagnose_every, row["step"]
     between = isinstance(loop.method, TAVQ) and "alignment" not in row
-    if not every or step < loop.recipe.settled or between:
+    if not every or step < loop.phase.first_coded or between:
         return False
     former = next((other["step"] for other in reversed(history) if ALWAYS in other), -1)
-    return step - former >= every or loop.number == loop.recipe.steps
+    return step - former >= every or loop.number == loop.phase.last
 
 
 def diagnostic_figures(loop: TrainingLoop) -> dict[str, float]:

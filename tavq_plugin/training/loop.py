@@ -24,7 +24,8 @@ from tavq_plugin.distributed import (
     load_optimizer,
     mark_synchronized,
 )
-from tavq_plugin.methods.base import drawn_from
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods.base import Method, drawn_from
 from tavq_plugin.moved import old_names
 from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.pixels import to_float
@@ -34,27 +35,37 @@ from tavq_plugin.training.codebook_restarts import HostCodebookRestarts
 from tavq_plugin.training.ema import WeightAverage
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.sampler import BatchSampler, rows_of_rank
-from tavq_plugin.training.step import TrainingStep
+from tavq_plugin.training.schedule import Phase
+from tavq_plugin.training.step import TrainingStep, with_texts_on
 from tavq_plugin.training.timer import StepTimer
 
 __getattr__ = old_names(__name__)  # names that were renamed
-TEXT_BYTES = 2**30  # a larger table of text embeddings stays off the GPU
 
 
 class TrainingLoop:
     """The changing state of a run after `number` optimizer steps."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, accelerator: Accelerator, *, allow: Sequence[str] = ()) -> None:
-        self.recipe, self.corpus, self.accelerator, self.number = recipe, corpus, accelerator, 0
-        self.allow = allow
+    def __init__(
+        self,
+        recipe: Recipe,
+        corpus: Corpus,
+        accelerator: Accelerator,
+        *,
+        allow: Sequence[str] = (),
+        phase: Phase | None = None,  # default: the whole run
+        built: tuple[Tokenizer, Method] | None = None,  # default: built from the recipe
+    ) -> None:
+        self.recipe, self.corpus, self.accelerator, self.allow = recipe, corpus, accelerator, allow
+        self.phase = phase or Phase.whole(recipe)
+        self.number = self.phase.first
         self.sampler = BatchSampler(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
         rows_of_rank(self.sampler(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
-        self.tokenizer, self.method = build(recipe, corpus, allow=allow)
+        self.tokenizer, self.method = built or build(recipe, corpus, allow=allow)
         perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
         if perceptual is not None:
             perceptual.to(accelerator.device)
-        on_device = _with_texts_on(accelerator.device, corpus)
-        self.module = TrainingStep(self.tokenizer, self.method, on_device, perceptual, recipe)
+        on_device = with_texts_on(accelerator.device, corpus)
+        self.module = TrainingStep(self.tokenizer, self.method, on_device, perceptual, recipe, self.phase)
         self.model = accelerator.prepare(self.module)
         if isinstance(self.model, FullyShardedDataParallel):
             raise ValueError("this trainer shards by FSDP2: set fsdp_version: 2 in accelerate's configuration")
@@ -63,7 +74,7 @@ class TrainingLoop:
         self.optimizer, self._plugin_share = self._build_optimizer()
         self.adversary = self._build_adversary()
         self.average = WeightAverage(self.module.parameters(), recipe.ema) if recipe.ema else None
-        self.codebook = HostCodebookRestarts.from_recipe(recipe, self.tokenizer, accelerator)
+        self.codebook = HostCodebookRestarts.from_recipe(recipe, self.tokenizer, accelerator, self.phase)
         compiled = recipe.compile != "no"
         if compiled and self.tokenizer.on_copies:
             raise ValueError(
@@ -73,7 +84,7 @@ class TrainingLoop:
         self.timer = self.module.timer = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
         if compiled:
             self.tokenizer.compile(backend=recipe.compile)
-        torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
+        torch.manual_seed(recipe.seed + 7919 * accelerator.process_index + 104_729 * self.phase.first)
         self.module.train()
 
     def step(self) -> dict[str, float]:
@@ -82,8 +93,8 @@ class TrainingLoop:
         Raises FloatingPointError, naming the terms, if a loss term is not finite; no weight has changed then.
         """
         recipe, number, accelerator = self.recipe, self.number, self.accelerator
-        settling = number < recipe.settled
-        if recipe.settled and number == recipe.settled and self.codebook is not None:
+        settling = number < self.phase.first_coded
+        if self.phase.settles and number == self.phase.first_coded and self.codebook is not None:
             self.codebook.start(self.corpus)
         self._set_rates()
         parts = rows_of_rank(
@@ -204,11 +215,8 @@ class TrainingLoop:
         return torch.optim.Adam(groups, lr=settings.learning_rate, betas=settings.betas, fused=True), share
 
     def _set_rates(self) -> None:
-        """Set the learning rates: a linear rise, then half a cosine down to 0, or constant."""
-        settings = self.recipe.optimizer
-        rate = settings.learning_rate * min(1.0, (self.number + 1) / max(1, settings.warmup))
-        if settings.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.number / self.recipe.steps))
+        """Set the learning rates of this step."""
+        rate = self.phase.learning_rate(self.recipe.optimizer, self.number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         if self.adversary is not None:
@@ -217,7 +225,7 @@ class TrainingLoop:
 
     def _build_adversary(self) -> Adversary | None:
         recipe = self.recipe.adversarial
-        if not self.method.adversarial or recipe.weight == 0 or recipe.start >= self.recipe.steps:
+        if not self.method.adversarial or recipe.weight == 0 or recipe.start >= self.phase.last:
             return None
         last = self.tokenizer.adapter.last_layer()
         if recipe.adaptive and (last is None or gather_sharded(last) is not last):
@@ -248,7 +256,7 @@ class TrainingLoop:
             streams["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
         parts = {"model": self.module, "optimizer": self.optimizer, **self._parts}
         state = {name: gather_state(part.state_dict()) for name, part in parts.items()}
-        return {"number": self.number, "streams": gather_object([streams]), **state}
+        return {"number": self.number, "last": self.phase.last, "streams": gather_object([streams]), **state}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
@@ -280,8 +288,8 @@ class TrainingLoop:
         self.close()
         if is_sharded(self.module):
             state = gather_state(self.module.state_dict())
-            self.tokenizer, self.method = build(self.recipe, self.corpus, allow=self.allow)
-            self.module = TrainingStep(self.tokenizer, self.method, self.corpus, None, self.recipe)
+            self.tokenizer, self.method = build(replace(self.recipe, init=""), self.corpus, allow=self.allow)
+            self.module = TrainingStep(self.tokenizer, self.method, self.corpus, None, self.recipe, self.phase)
             self.module.to(self.accelerator.device).load_state_dict(state)
         self.method.finish()
         self.module.eval()
@@ -289,11 +297,3 @@ class TrainingLoop:
     def close(self) -> None:
         """Remove the timer's hooks."""
         self.timer.close()
-
-
-def _with_texts_on(device: torch.device, corpus: Corpus) -> Corpus:
-    """The corpus with its unit embeddings on the GPU, if there is one and they fit in TEXT_BYTES."""
-    table = corpus.store.table
-    if device.type == "cpu" or table.numel() * table.element_size() > TEXT_BYTES:
-        return corpus
-    return replace(corpus, store=corpus.store.to(device))

@@ -80,7 +80,8 @@ class AdversarialRecipe:
 class StartRecipe:
     """How the host's codebook starts, and how its unused codes are restarted."""
 
-    settle_share: float = 0.0  # share of the run without quantization, at its start; codes are then put on latents
+    # share of the run without quantization, at its start; codes are then put on latents; 0 with `init`
+    settle_share: float = 0.0
     revive_every: int = 0  # optimizer steps between restarts of hardly used codes; 0 = never
     revive_below: float = 0.1  # a code is hardly used below this share of the mean use
     revive_share: float = 0.8  # share of the run after which no code is restarted
@@ -100,6 +101,7 @@ class Recipe:
     """
 
     host: HostRecipe = HostRecipe()
+    init: str = ""  # start from trained weights: a checkpoint's file, or a finished run's folder; "" = from scratch
     resolution: int = 64  # pixels per side
     steps: int = 500  # optimizer steps
     batch_size: int = 16  # images of an optimizer step
@@ -133,12 +135,12 @@ class Recipe:
 
     @property
     def settled(self) -> int:
-        """Optimizer steps without quantization, before the first step with codes."""
-        return int(self.start.settle_share * self.steps)
+        """Optimizer steps without quantization, before the first step with codes; none for a trained host."""
+        return 0 if self.init else int(self.start.settle_share * self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain dicts and lists, for JSON and YAML."""
-        return _plain(asdict(self))
+        """The settings as plain dicts and lists, for JSON and YAML; an empty `init` is left out, as in older files."""
+        return {name: value for name, value in _plain(asdict(self)).items() if name != "init" or value}
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from tavq_plugin.methods import METHODS, method_class
 from tavq_plugin.methods.base import Method
 from tavq_plugin.moved import written_settings
 from tavq_plugin.training.checkpoint import MAKER, Checkpoints
+from tavq_plugin.training.initial_checkpoint import HASH, checkpoint_settings
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import RECIPE_HEAD
 
 TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors",
                  "history.json")  # fmt: skip
 PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
-NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/")
+NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/", ".final/")
 """What a run writes into its folder and may overwrite there."""
 # settings that change nothing about what is learned
 BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every")
+PHASES = "phases"  # total steps after the run and after each extension of it; only in settings of extended runs
+NOT_OF_RECIPE = ("corpus", HASH, PHASES)  # what settings.json holds besides the recipe
 
 
 def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
@@ -37,6 +41,7 @@ def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
     refuse_taken(folder, NAMES, MAKER, former=_names_before_markers(folder))
     Checkpoints(folder / "checkpoints").refuse_taken()
     refuse_strangers(folder / ".final.partial", former=PARTIAL_FILES)
+    refuse_strangers(folder / ".final")
     path = folder / "recipe.yaml"
     if os.path.lexists(path) and not _is_our_recipe(path, recipe):
         raise FileExistsError(
@@ -47,11 +52,24 @@ def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
 
 def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the folder holds a run with other settings; those in `BOOKKEEPING` may differ."""
-    saved = _saved_settings(folder, strict=True)
+    saved = saved_settings(folder, strict=True)
     if saved is None:
         return
-    ours, theirs = flat_settings(settings), flat_settings(saved)
+    if PHASES in saved:
+        first, *_, total = saved[PHASES]
+        raise ValueError(
+            f"{folder} holds a run of {first:,} steps that was extended to {total:,}: tavq train --out {folder} "
+            f"--extend {total} loads it; give another folder for a new run"
+        )
+    ours, theirs = ({"init": "", **flat_settings(side)} for side in (settings, saved))
     names = sorted((ours.keys() | theirs.keys()) - set(BOOKKEEPING))
+    if HASH in ours and HASH in theirs:
+        names.remove("init")  # the hash tells; the file may have moved
+        if ours[HASH] != theirs[HASH]:
+            raise ValueError(
+                f"{folder} holds a run that started from {theirs['init']} with sha256 {theirs[HASH][:12]}…, and "
+                f"{ours['init']} has {ours[HASH][:12]}…: give the checkpoint as it was, or another --out"
+            )
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if differing:
         name = differing[0]
@@ -69,9 +87,28 @@ def resolved_recipe(recipe: Recipe, *folders: Path) -> Recipe:
     """
     if recipe.method not in METHODS:
         return recipe  # `build` refuses it
-    found = (saved for saved in map(_saved_settings, folders) if isinstance(saved, dict))
+    found = (saved for saved in map(saved_settings, folders) if isinstance(saved, dict))
     saved = next((saved.get("options") for saved in found if saved.get("method") == recipe.method), None)
     return replace(recipe, options=method_class(recipe.method).resolved_options(recipe.options, saved))
+
+
+def initial_settings(folder: Path, recipe: Recipe) -> dict[str, str]:
+    """What settings.json holds about the recipe's `init` (see `checkpoint_settings`).
+
+    A finished run of the same `init` does not need the checkpoint's file any more.
+    """
+    former = saved_settings(folder) if finished_summary(folder) is not None else None
+    return checkpoint_settings(recipe.init, former)
+
+
+def recipe_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe alone, from what settings.json holds."""
+    return {name: value for name, value in saved.items() if name not in NOT_OF_RECIPE}
+
+
+def claim_run(folder: Path) -> None:
+    """List the run's file names as ours; raises FileExistsError as `refuse_foreign_files`."""
+    claim(folder, NAMES, MAKER, former=_names_before_markers(folder))
 
 
 def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
@@ -81,7 +118,7 @@ def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
     """
     import yaml
 
-    claim(folder, NAMES, MAKER, former=_names_before_markers(folder))
+    claim_run(folder)
     path, content = folder / "recipe.yaml", recipe.to_dict()
     if not path.exists() or yaml.safe_load(path.read_text(encoding="utf-8")) != content:
         save_text(path, RECIPE_HEAD + yaml.safe_dump(content, sort_keys=False))
@@ -158,14 +195,14 @@ def flat_settings(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     return found
 
 
-def _saved_settings(folder: Path, *, strict: bool = False) -> Any:
+def saved_settings(folder: Path, *, strict: bool = False) -> Any:
     """What the folder's settings.json holds, by today's names; None if there is none."""
     return written_settings(read_json(folder / "settings.json", strict=strict))
 
 
 def _names_before_markers(folder: Path) -> tuple[str, ...]:
     """Names that may lack a marker file, as earlier releases wrote none; checkpoints are checked elsewhere."""
-    saved = _saved_settings(folder)
+    saved = saved_settings(folder)
     is_run = isinstance(saved, dict) and {"method", "host", "corpus"} <= saved.keys()
     return (*(TRAINED_FILES if is_run else ()), "recipe.yaml", "checkpoints/", ".final.partial/")
 
@@ -179,6 +216,6 @@ def _is_our_recipe(path: Path, recipe: Recipe) -> bool:
         content = written_settings(yaml.safe_load(text))
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    saved = _saved_settings(path.parent)
-    former = {name: value for name, value in saved.items() if name != "corpus"} if isinstance(saved, dict) else None
+    saved = saved_settings(path.parent)
+    former = recipe_settings(saved) if isinstance(saved, dict) else None
     return text.startswith(RECIPE_HEAD) or content in (former, recipe.to_dict())

@@ -18,8 +18,11 @@ from tavq_plugin.methods.base import Method, Step, texts_of
 from tavq_plugin.training.build_host import find_reconstruction
 from tavq_plugin.training.codebook_restarts import encode_latents
 from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.schedule import Phase
 from tavq_plugin.training.timer import StepTimer
 from tavq_plugin.types import TextBatch, Units
+
+TEXT_BYTES = 2**30  # a larger table of text embeddings stays off the GPU
 
 
 class TrainingStep(nn.Module):
@@ -32,10 +35,16 @@ class TrainingStep(nn.Module):
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, method: Method, corpus: Corpus, perceptual: nn.Module | None, recipe: Recipe
+        self,
+        tokenizer: Tokenizer,
+        method: Method,
+        corpus: Corpus,
+        perceptual: nn.Module | None,
+        recipe: Recipe,
+        phase: Phase,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.method, self.recipe = tokenizer, method, recipe
+        self.tokenizer, self.method, self.recipe, self.phase = tokenizer, method, recipe, phase
         self.timer: StepTimer  # set by the training loop
         self.last: Step
         self._not_saved = (corpus, perceptual)  # in a tuple, so that the network is not a submodule
@@ -58,7 +67,7 @@ class TrainingStep(nn.Module):
         terms["level"] = self.recipe.codebook_loss_weight * codes.loss
         texts = LazyTexts(self._not_saved[0], rows, images.device)
         self.last = Step(
-            number, self.recipe.steps, rows, images, reconstruction, codes, texts, first=self.recipe.settled
+            number, self.phase.last, rows, images, reconstruction, codes, texts, first=self.phase.first_coded
         )
         with self.timer.in_plugin():
             added = self.method(self.last)
@@ -127,3 +136,11 @@ def _in_float32(tokenizer: Tokenizer, *, enabled: bool) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def with_texts_on(device: torch.device, corpus: Corpus) -> Corpus:
+    """The corpus with its unit embeddings on the GPU, if there is one and they fit in TEXT_BYTES."""
+    table = corpus.store.table
+    if device.type == "cpu" or table.numel() * table.element_size() > TEXT_BYTES:
+        return corpus
+    return replace(corpus, store=corpus.store.to(device))

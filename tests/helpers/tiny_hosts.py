@@ -38,6 +38,7 @@ class Case:
     decodes: bool = True  # from vectors to what `run` gives
     one_table: bool = True  # the final vectors are rows of one table, not sums of several
     pickles: bool = True
+    passes_gradient: bool = True  # from what `run` gives to the encoder, which a balance needs
     settings: dict[str, Any] = field(default_factory=dict)  # settings that wrap needs
 
     @property
@@ -156,7 +157,7 @@ def transformers(name: str) -> Case:
         pixels = model.decode(torch.stack(tokens))
         return pixels, images.new_zeros(())
 
-    return Case(Emu3VQVAE(config), run=through, forwards=False)
+    return Case(Emu3VQVAE(config), run=through, forwards=False, passes_gradient=False)  # tokens lie between
 
 
 SCALES = dict(dim=8, codebook_size=32, scales=(1, 2, 4, 8), kmeans_init=False, accept_image_fmap=True)

@@ -52,7 +52,7 @@ def protocol_line(content: Mapping[str, Any]) -> str:
     parts = [
         f"{protocol['data']}: {held_out}, {recipe['resolution']} px",
         *(
-            [f"{_count(recipe['steps'], 'step')} × {_count(recipe['batch_size'], 'image')}"]
+            [f"{_count(recipe['steps'], 'step')} × {_count(recipe['batch_size'], 'image')}{_start(recipe)}"]
             if "steps" in recipe
             else []
         ),
@@ -61,6 +61,13 @@ def protocol_line(content: Mapping[str, Any]) -> str:
     ]
     parts += [f"commit {protocol['commit']}"] if protocol.get("commit") else []
     return "; ".join(parts) + "."
+
+
+def _start(recipe: Mapping[str, Any]) -> str:
+    """What the runs started from, if it was a trained host."""
+    if not recipe.get("init"):
+        return ""
+    return f" from the trained host {recipe['init']} (sha256 {recipe['init_sha256'][:12]}…)"
 
 
 def primary_tables(content: Mapping[str, Any]) -> list[Table]:

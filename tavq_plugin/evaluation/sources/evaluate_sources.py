@@ -187,7 +187,7 @@ def _floors(
     has_host = trained is not None or find_spec("taming") is not None  # the recipe's host needs that package
 
     def untrained(seed: int) -> Tokenizer:
-        return build_tokenizer(replace(recipe, seed=seed), allow=trained.allow if trained else ())
+        return build_tokenizer(replace(recipe, seed=seed, init=""), allow=trained.allow if trained else ())
 
     return floor_results(
         targets, judges, out / "floors", codes=max(2, int(first["codes"])),

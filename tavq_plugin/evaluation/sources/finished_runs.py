@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
-from tavq_plugin.training.run_folder import finished_summary, load_weights
+from tavq_plugin.training.run_folder import finished_summary, load_weights, recipe_settings
 
 COMPARISON = ("compare.json", "shared.json")  # a folder with one of these is a comparison's
 DEMO = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run of `tavq demo` → its method
@@ -58,7 +58,7 @@ class FinishedRun:
         """The trained tokenizer, on a GPU if there is one. Raises ValueError if its weights do not fit its settings."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with isolated_random_state(torch.device("cpu")):
-            tokenizer = build_tokenizer(self.recipe, allow=self.allow)
+            tokenizer = build_tokenizer(replace(self.recipe, init=""), allow=self.allow)
         try:
             load_weights(self.folder, tokenizer, None)
         except (RuntimeError, SafetensorError) as error:
@@ -129,7 +129,7 @@ def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedR
 
 def _trained_run(folder: Path, name: str | None, settings: Mapping[str, Any], allow: tuple[str, ...]) -> FinishedRun:
     try:
-        recipe = recipe_of({key: value for key, value in settings.items() if key != "corpus"})
+        recipe = recipe_of(recipe_settings(settings))
         refuse_targets(recipe, allow=allow)
     except ValueError as error:
         raise ValueError(f"{folder}/settings.json: {error}") from error

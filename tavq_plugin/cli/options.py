@@ -1,0 +1,33 @@
+"""Options that several of the `tavq` commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files. Default: drawn scenes."),
+]
+RecipeFile = Annotated[str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="One more package that a target in the recipe may name, or class that --init may hold as data."),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="Start from a trained host: a .safetensors, .ckpt, .pt or .pth file, or the folder of a finished run.",
+    ),
+]
+
+
+def options_given(ctx: typer.Context, *, but: Sequence[str] = ()) -> list[str]:
+    """The options on the command line, such as "--set", without those whose arguments are named in `but`."""
+    names = [name for name in ctx.params if name not in but]
+    given = {name for name in names if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    return [option.opts[0] for option in ctx.command.params if option.name in given]
