@@ -97,7 +97,7 @@ class Recipe:
     """All settings of one training run except its data; `to_dict` gives what is saved with its results.
 
     `batch_size` counts the images of an optimizer step over all processes and passes, so a run does not depend on the
-    number of either.
+    number of either, except that gradients are balanced (method `tavq`) within each pass of each process.
     """
 
     host: HostRecipe = HostRecipe()

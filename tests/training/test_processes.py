@@ -26,7 +26,9 @@ def ranks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "changes"), [("vqgan", {}), ("tavq", {"accumulation": 2, "start": {}})])
+@pytest.mark.parametrize(
+    ("method", "changes"), [("vqgan", {}), ("tavq-weighted-sum", {"accumulation": 2, "start": {}})]
+)
 def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
     changes = EVERYTHING | changes
     (history, ours), (_, theirs) = ranks.both(cases.trained, str(tmp_path / "two"), method, changes)
@@ -53,13 +55,15 @@ def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
 def test_a_sharded_run_gives_the_same_and_resumes(ranks, tmp_path):
     judge = {"start": 3, "width": 4, "layers": 1, "adaptive": False}
     changes = dict(steps=5, batch_size=4, accumulation=2, ema=0.5, checkpoint_every=2, adversarial=judge)
-    (history, ours), (_, theirs) = ranks.both(cases.sharded, str(tmp_path / "two"), "tavq", changes, 3)
+    (history, ours), (_, theirs) = ranks.both(cases.sharded, str(tmp_path / "two"), "tavq-weighted-sum", changes, 3)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    single = fit("tavq", recipe(**changes), corpus(), tmp_path / "one")
+    single = fit("tavq-weighted-sum", recipe(**changes), corpus(), tmp_path / "one")
     for row, expected in zip(history, single.history, strict=True):
         for name in ("pixel", "quantizer", "level", "alignment"):
             assert row[name] == pytest.approx(expected[name], rel=2e-3), (name, row["step"])
-    loaded = fit("tavq", recipe(**changes), corpus(), tmp_path / "two", progress=lambda *row: pytest.fail("trained"))
+    loaded = fit(
+        "tavq-weighted-sum", recipe(**changes), corpus(), tmp_path / "two", progress=lambda *row: pytest.fail("trained")
+    )
     assert all(torch.equal(value, ours[f"tokenizer.{name}"]) for name, value in loaded.tokenizer.state_dict().items())
     assert all(
         "give adversarial.adaptive=false" in said for said in ranks.both(cases.unreachable, str(tmp_path / "no"))
