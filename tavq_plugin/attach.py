@@ -55,6 +55,7 @@ class Attachment(nn.Module):
         self.figures, self.calls = GradientFigures(), 0
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self._added: tuple[nn.Parameter, ...] = ()  # to the optimizer
         self._handles = install_hooks(self.adapter.model, self.recorder)
 
     @property
@@ -122,12 +123,12 @@ class Attachment(nn.Module):
         self.recorder.live = False
         self.recorder.seen = {}
         if self._optimizer is not None:
-            own = {id(p) for p in self.parameters()}
+            added = {id(p) for p in self._added}
             groups = self._optimizer.param_groups
-            groups[:] = [group for group in groups if not any(id(p) in own for p in group["params"])]
-            for parameter in self.parameters():
+            groups[:] = [group for group in groups if not any(id(p) in added for p in group["params"])]
+            for parameter in self._added:
                 self._optimizer.state.pop(parameter, None)
-            self._optimizer = None
+            self._optimizer, self._added = None, ()
         if self.figures.names:
             self.figures.warn_of_skipped()
 
@@ -186,7 +187,9 @@ def attach(
     After each forward pass of the host, add `align(texts)` to the generator's loss. `tavq.detach(host)` undoes it.
 
     Args:
-        host: The model in training; it may be inside DistributedDataParallel or torch.compile.
+        host: The model in training, or the tokenizer that `wrap` made of it, whose added levels are then used; it may
+            be inside DistributedDataParallel or torch.compile. A loop that calls a tokenizer adds `align(texts)` alone,
+            which holds `codes.loss` already.
         optimizer: The generator's. It receives two groups of new parameters: the added levels', at the first group's
             learning rate, and the heads', at `heads_rate` (of `alignment`, 2 by default) times it. With heads_rate=1
             it receives one group, as before version 0.2. A loop that sets the rate of every group by itself also sets
@@ -212,7 +215,7 @@ def attach(
         ValueError: A weight or the balance is out of its range, both are given, the host has an attachment already, its
             codebook is sharded and the balance must reach it, or `wrap` or `TextAlignment` raises it.
     """
-    host = unwrap(host)
+    given, host = unwrap(host), _host_in(host)
     if host in _attached:
         raise ValueError("this host has an attachment already: call tavq.detach(host) first")
     if text_dim is None and encoder is None and store is None:
@@ -220,7 +223,9 @@ def attach(
 
         encoder = offline_encoder()
     settings = _settings(weight=weight, balance=balance, **(alignment or {}))
-    tokenizer = wrap(host, log_summary=False, **wrapping)
+    if isinstance(given, Tokenizer) and wrapping:
+        raise ValueError(f"attach got a tokenizer and {', '.join(wrapping)}=: give settings of wrap to wrap")
+    tokenizer = given if isinstance(given, Tokenizer) else wrap(host, log_summary=False, **wrapping)
     if settings.is_balanced and is_sharded(host) and tokenizer.hierarchy.grad_to != "encoder":
         raise ValueError(
             "balance needs the host's own gradient at the codebook, which FSDP2 shards and averages first: give "
@@ -234,8 +239,9 @@ def attach(
     )
     if align.progress is not None:
         align._handles.append(optimizer.register_step_post_hook(align.progress.count))
-    for group in _parameter_groups(align, optimizer.param_groups[0]["lr"]):
+    for group in _parameter_groups(align, optimizer):
         optimizer.add_param_group(group)
+        align._added += tuple(group["params"])
     align._optimizer = optimizer
     _attached[host] = align
     if log_summary:
@@ -248,23 +254,32 @@ def _settings(**settings: Any) -> AlignmentSettings:
     return AlignmentSettings(**settings)
 
 
-def _parameter_groups(align: Attachment, rate: Any) -> list[dict[str, Any]]:
-    """The added levels' parameters and the heads', each with its learning rate; one group if both rates are equal."""
+def _parameter_groups(align: Attachment, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Groups of the parameters that the optimizer does not hold: the added levels' and the heads', at their own rates.
+
+    One group if both rates are equal.
+    """
+    rate, held = optimizer.param_groups[0]["lr"], {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parts = [(align.hierarchy, rate), (align.alignment, align.settings.heads_rate * rate)]
     if align.settings.heads_rate == 1:
-        return [{"params": list(align.parameters()), "lr": rate}]
-    return [
-        {"params": list(align.hierarchy.parameters()), "lr": rate},
-        {"params": list(align.alignment.parameters()), "lr": align.settings.heads_rate * rate},
-    ]
+        parts = [(align, rate)]
+    groups = [{"params": [p for p in part.parameters() if id(p) not in held], "lr": lr} for part, lr in parts]
+    return [group for group in groups if group["params"]]
+
+
+def _host_in(module: nn.Module) -> nn.Module:
+    """The host inside DistributedDataParallel, torch.compile and a tokenizer."""
+    module = unwrap(module)
+    return module.host if isinstance(module, Tokenizer) else module
 
 
 def detach(host: nn.Module) -> None:
     """Restore the host, and the optimizer given to `attach`, as they were; does nothing without an attachment."""
-    align = _attached.pop(unwrap(host), None)
+    align = _attached.pop(_host_in(host), None)
     if align is not None:
         align.release()
 
 
 def attachment_of(host: nn.Module) -> Attachment | None:
     """The attachment that `attach` put on a host; None if there is none."""
-    return _attached.get(unwrap(host))
+    return _attached.get(_host_in(host))
