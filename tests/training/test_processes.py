@@ -14,6 +14,7 @@ EVERYTHING = dict(
     steps=6, batch_size=4, ema=0.5, checkpoint_every=2, adversarial={"start": 3, "width": 4, "layers": 1},
     start={"settle_share": 0.34, "revive_every": 2, "revive_below": 0.9},
 )  # fmt: skip
+SUM = "tavq-weighted-sum"  # it does not depend on the number of processes
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,7 @@ def ranks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "changes"), [("vqgan", {}), ("tavq-weighted-sum", {"accumulation": 2, "start": {}})]
-)
+@pytest.mark.parametrize(("method", "changes"), [("vqgan", {}), (SUM, {"accumulation": 2, "start": {}})])
 def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
     changes = EVERYTHING | changes
     (history, ours), (_, theirs) = ranks.both(cases.trained, str(tmp_path / "two"), method, changes)
@@ -55,15 +54,13 @@ def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
 def test_a_sharded_run_gives_the_same_and_resumes(ranks, tmp_path):
     judge = {"start": 3, "width": 4, "layers": 1, "adaptive": False}
     changes = dict(steps=5, batch_size=4, accumulation=2, ema=0.5, checkpoint_every=2, adversarial=judge)
-    (history, ours), (_, theirs) = ranks.both(cases.sharded, str(tmp_path / "two"), "tavq-weighted-sum", changes, 3)
+    (history, ours), (_, theirs) = ranks.both(cases.sharded, str(tmp_path / "two"), SUM, changes, 3)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    single = fit("tavq-weighted-sum", recipe(**changes), corpus(), tmp_path / "one")
+    single = fit(SUM, recipe(**changes), corpus(), tmp_path / "one")
     for row, expected in zip(history, single.history, strict=True):
         for name in ("pixel", "quantizer", "level", "alignment"):
             assert row[name] == pytest.approx(expected[name], rel=2e-3), (name, row["step"])
-    loaded = fit(
-        "tavq-weighted-sum", recipe(**changes), corpus(), tmp_path / "two", progress=lambda *row: pytest.fail("trained")
-    )
+    loaded = fit(SUM, recipe(**changes), corpus(), tmp_path / "two", progress=lambda *row: pytest.fail("trained"))
     assert all(torch.equal(value, ours[f"tokenizer.{name}"]) for name, value in loaded.tokenizer.state_dict().items())
     assert all(
         "give adversarial.adaptive=false" in said for said in ranks.both(cases.unreachable, str(tmp_path / "no"))
