@@ -367,7 +367,10 @@ def test_training_lowers_the_alignment(host):
         ({"balance": (1.0, -1.0, 1.0)}, "balance must be a number, 0 or more"),
         ({"balance": (1.0, 1.0)}, "balance has 2 entries for 3 levels"),
         ({"balance": 1.0, "weight": 0.3}, "got weight=0.3 and balance=1.0: give balance=None .*, or leave weight out"),
-        ({"alignment": {"weight_end": 0.1}}, f"got weight_end=0.1 and balance={BALANCE}: give balance=None"),
+        (
+            {"balance": BALANCE, "alignment": {"weight_end": 0.1}},
+            f"got weight_end=0.1 and balance={BALANCE}: give balance=None",
+        ),
         ({"weight": math.inf}, "weight must be 0 or more and finite"),
         ({"alignment": {"heads_rate": 0.0}}, "heads_rate must be above 0"),
         ({"balance": 1.0, "total_steps": 0}, "total_steps must be at least 1"),

@@ -15,6 +15,7 @@ from tavq_plugin.evaluation.plan import plan_of
 from tavq_plugin.pixels import to_float
 from tavq_plugin.training.build import build
 from tavq_plugin.training.build_host import small_vqgan
+from tavq_plugin.training.schedule import Phase
 from tavq_plugin.training.step import TrainingStep
 from tavq_plugin.training.timer import StepTimer
 
@@ -47,7 +48,7 @@ def test_the_example_and_the_trainer_give_the_same_loss_and_gradients(settings, 
     plan = plan_of(out=tmp_path, methods="tavq", steps=STEPS, overrides=[*given, "host.params.n_embed=32"])
     (job,) = plan.jobs
     tokenizer, method = build(job.recipe, data)
-    trainer = TrainingStep(tokenizer, method, data, None, job.recipe).train()
+    trainer = TrainingStep(tokenizer, method, data, None, job.recipe, Phase.whole(job.recipe)).train()
     trainer.timer = StepTimer(nn.Identity())
     _, terms = trainer(torch.tensor(ROWS), images, job.recipe.settled + done, False)
 

@@ -131,7 +131,7 @@ def refused_under_fsdp() -> str:
     host = Plain()
     fully_shard(host)
     try:
-        attached(host)  # balanced by default
+        attached(host, balance="auto")  # balanced by default
     except ValueError as error:
         return str(error)
     return ""

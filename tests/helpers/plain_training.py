@@ -58,11 +58,14 @@ DESCRIPTION: dict[str, Any] = dict(taps=["fine", "mid"], quantizer="vq", parse=p
 
 
 def attached(host: nn.Module, seed: int = 0, **settings: Any) -> tuple[torch.optim.Optimizer, tavq.Attachment]:
-    """Adam and an attachment on a plain host, its heads drawn from a seed; no contrast, which joins the ranks."""
+    """Adam and an attachment on a plain host, its heads drawn from a seed; no contrast, which joins the ranks.
+
+    Without `balance` it is a weighted sum.
+    """
     optimizer = torch.optim.Adam(host.parameters(), lr=1e-2)
     torch.manual_seed(seed)
     return optimizer, tavq.attach(
-        host, optimizer, text_dim=6, **DESCRIPTION, **{"alignment": {"contrast": 0.0}} | settings
+        host, optimizer, text_dim=6, **DESCRIPTION, **{"alignment": {"contrast": 0.0}, "balance": None} | settings
     )
 
 
