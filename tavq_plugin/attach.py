@@ -115,6 +115,10 @@ class Attachment(nn.Module):
         self.codes = replace(codes, copies=())  # they hold the host's tensors
         return value + self.codebook_loss_weight * codes.loss
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: everything but the latest codes, which are part of a graph."""
+        return {**super().__getstate__(), "codes": None}
+
     def release(self) -> None:
         """Undo everything on the host and in the optimizer; `tavq.detach` calls it."""
         for handle in self._handles:

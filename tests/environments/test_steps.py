@@ -118,6 +118,16 @@ def test_a_copied_attachment_is_inert_and_the_original_still_works(host):
     one_step(host, align)
 
 
+@pytest.mark.parametrize("settings", [{"weight": 0.3}, {"balance": 0.5}], ids=["weight", "balance"])
+def test_an_attachment_is_copied_after_a_step_too(host, settings):
+    optimizer, align = attached(host, **settings)
+    one_step(host, align)
+    twin = copy.deepcopy(align)
+    assert twin.codes is None and align.codes is not None
+    for name, value in align.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+
+
 def test_accumulated_gradients_are_the_sum_of_both(host):
     _, align = attached(host)
     parts = [IMAGES, 1 - IMAGES]
