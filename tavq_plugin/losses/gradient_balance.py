@@ -42,7 +42,7 @@ def balance_gradient(alignment: Tensor, host: Tensor, ratio: float, *, images: i
     along = (a * g).sum(dims, keepdim=True) if dims else a * g
     squared = (torch.linalg.vector_norm(g, dim=dims, keepdim=True) if dims else g).square()
     opposing = torch.where(squared > 0, along.clamp(max=0) / squared, torch.zeros_like(squared))
-    kept = torch.addcmul(a, opposing, g, value=-1)
+    kept = torch.addcmul(a, opposing, g, value=-1, out=torch.empty_like(g))  # in g's layout, which sums depend on
     norm_a, norm_g, norm_kept = torch.linalg.vector_norm(a), squared.sum().sqrt(), torch.linalg.vector_norm(kept)
     usable = norm_g.isfinite() & (norm_g > 0)
     factor = torch.where(norm_kept <= ROUNDING * norm_a, torch.zeros_like(norm_g), ratio * norm_g / norm_kept)

@@ -250,7 +250,7 @@ def test_too_few_images_are_refused_with_the_fix(tmp_path):
 
 def test_quick_compares_all_methods_on_few_images(tmp_path):
     plan = plan_of(out=tmp_path, quick=True, overrides=["steps=7"])
-    assert len(plan.methods) == 10 and plan.recipe.steps == 7 and plan.n_train == 1000
+    assert len(plan.methods) == 11 and plan.recipe.steps == 7 and plan.n_train == 1000
     assert plan.recipe.checkpoint_every == 1 and plan.recipe.tracker == "none" and plan.seeds == (0,)
 
 
