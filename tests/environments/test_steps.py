@@ -120,7 +120,7 @@ def test_a_copied_attachment_is_inert_and_the_original_still_works(host):
 
 @pytest.mark.parametrize("settings", [{"weight": 0.3}, {"balance": 0.5}], ids=["weight", "balance"])
 def test_an_attachment_is_copied_after_a_step_too(host, settings):
-    optimizer, align = attached(host, **settings)
+    _, align = attached(host, **settings)
     one_step(host, align)
     twin = copy.deepcopy(align)
     assert twin.codes is None and align.codes is not None
