@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tavq_plugin.losses.cloud_transport import CloudTransport
 from tavq_plugin.losses.effective_rank import effective_rank
 from tavq_plugin.losses.gradient_injection import GradientFigures
 from tavq_plugin.losses.own_minus_other import own_minus_other
 from tavq_plugin.losses.point_clouds import PointClouds
-from tavq_plugin.ot.solve import Transport, TransportSettings
+from tavq_plugin.ot.solve import TransportSettings
 
 TRANSPORT_FIGURES = ("transport_cost", "gain", "plan_entropy", "marginal_error", "converged")
 
@@ -49,14 +50,11 @@ class Diagnostics(Mapping[str, Tensor]):
         self._codes: list[Tensor] | None = None
         self._later: dict[str, Callable[[], Tensor]] = {}
         self._gradients: GradientFigures | None = None
-        self._result: Transport | None = None
-        self._scale: float = 1.0
-        self._shift: Tensor | float = 0.0
+        self._transport: CloudTransport | None = None
 
-    def add_transport(self, result: Transport, scale: float, shift: Tensor | float) -> None:
-        """Add the figures of a result over (l b); the cost is scale · (the result's) + shift."""
-        self._result = replace(result, value=result.value.detach())
-        self._scale, self._shift = scale, shift
+    def add_transport(self, found: CloudTransport) -> None:
+        """Add the figures of a transport over (l b)."""
+        self._transport = found._replace(result=replace(found.result, value=found.result.value.detach()))
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a figure that is already computed, l."""
@@ -113,15 +111,14 @@ class Diagnostics(Mapping[str, Tensor]):
 
     def _names(self) -> list[str]:
         counts = ("units", "images_without_text") if self._masses is not None else ()
-        transport = TRANSPORT_FIGURES if self._result is not None else ()
+        transport = TRANSPORT_FIGURES if self._transport is not None else ()
         own = ("own_minus_other",) if self._points is not None else ()
         rank = ("effective_rank",) if self._codes is not None else ()
         return list(dict.fromkeys((*counts, *transport, *own, *rank, *self._values, *self._later)))
 
     def _figure(self, name: str) -> Tensor:
         if name == "own_minus_other" and self._points is not None:
-            known = None if self._result is None else self._scale * self._result.transport_cost + self._shift
-            return own_minus_other(*self._points, own=known)
+            return own_minus_other(*self._points, own=None if self._transport is None else self._transport.cost)
         if name == "effective_rank" and self._codes is not None:
             return torch.stack([effective_rank(level) for level in self._codes])
         if self._masses is None:
@@ -132,10 +129,11 @@ class Diagnostics(Mapping[str, Tensor]):
         has_text = has_mass.any(2)
         if name == "images_without_text":
             return (~has_text).sum(1)
-        value = getattr(self._result, name)
-        if name in ("transport_cost", "gain"):
-            value = self._scale * value + (self._shift if name == "transport_cost" else 0.0)
-        return mean_over_images(value, has_text)
+        assert self._transport is not None  # its figures are the names that are left
+        if name == "transport_cost":
+            return mean_over_images(self._transport.cost, has_text)
+        value = getattr(self._transport.result, name)
+        return mean_over_images(self._transport.scale * value if name == "gain" else value, has_text)
 
 
 def mean_over_images(values: Tensor, has_text: Tensor) -> Tensor:

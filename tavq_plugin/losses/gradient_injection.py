@@ -36,7 +36,8 @@ class GradientFigures:
     def expect(self, name: str, like: Tensor) -> None:
         """Mark a tensor's figures as not known yet, NaN."""
         self.cosine[name] = self.ratio[name] = torch.full((), torch.nan, device=like.device)
-        self.skipped.setdefault(name, torch.zeros((), dtype=torch.int64, device=like.device))
+        if name not in self.skipped:
+            self.skipped[name] = torch.zeros((), dtype=torch.int64, device=like.device)
 
     def add(self, name: str, found: Balanced) -> None:
         """Add what was found at a tensor."""

@@ -152,7 +152,7 @@ class TextAlignment(nn.Module):
     def transport_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's mean transport value over the images with text; l b n d, l b m d -> l."""
         found = transport_clouds(codes, text, self.transport)
-        self.last.add_transport(found.result, found.scale, found.shift)
+        self.last.add_transport(found)
         return mean_over_images(found.value, text.nonempty)
 
     def contrast_losses(self, codes: PointClouds, text: PointClouds) -> Tensor:

@@ -128,8 +128,9 @@ def test_an_attachment_is_copied_after_a_step_too(host, settings):
         assert torch.equal(twin.state_dict()[name], value), name
 
 
-def test_accumulated_gradients_are_the_sum_of_both(host):
-    _, align = attached(host)
+@pytest.mark.parametrize("settings", [{}, {"balance": 0.7}], ids=["weight", "balance"])
+def test_accumulated_gradients_are_the_sum_of_both(host, settings):
+    _, align = attached(host, **settings)
     parts = [IMAGES, 1 - IMAGES]
     expected = None
     for part in parts:

@@ -19,6 +19,7 @@ from tavq_plugin.moved import written_settings
 from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.training.build_host import refuse_targets
+from tavq_plugin.training.initial_checkpoint import FINISHED
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
 from tavq_plugin.training.run_folder import finished_summary, load_weights, recipe_settings
@@ -107,7 +108,7 @@ def unfinished_runs(folder: Path) -> list[Path]:
 
 
 def _is_finished(folder: Path) -> bool:
-    return (folder / "history.json").exists() or (folder / "metrics.json").exists()
+    return any((folder / name).exists() for name in FINISHED)
 
 
 def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedRun:
