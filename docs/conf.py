@@ -7,8 +7,12 @@ import os
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.addnodes import download_reference, pending_xref
 from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = configparser.ConfigParser()
@@ -25,7 +29,7 @@ smartquotes = False  # "auto" stays as it is typed
 myst_heading_anchors = 4  # GitHub's anchors, as in diagnostics.md#in-the-trainers-history
 html_theme = "furo"
 html_title = f"{project} {version}"
-templates_path: list[str] = []
+html_math_renderer = "mathml"  # drawn by the browser: no script of another server, and a wrong equation fails the build
 
 # ---- API
 
@@ -68,5 +72,15 @@ def link_files_outside_docs(app: Sphinx, doctree: nodes.document) -> None:
             node.replace_self(node.children)
 
 
+def write_mathml(translator: HTML5Translator, node: nodes.Element) -> None:
+    """Write an equation as MathML; warn if it is not valid."""
+    try:
+        translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    except MathError as error:
+        logging.getLogger(__name__).warning("equation %r: %s", node.astext(), error, location=node)
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
     app.connect("doctree-read", link_files_outside_docs, priority=100)  # before downloads are collected

@@ -11,21 +11,21 @@ pytest.importorskip("furo")
 pytest.importorskip("myst_parser")
 
 
-def build(folder, page):
+def build(folder, page, builder="dummy"):
     """Sphinx' exit code and what it says, for docs/index.md in a folder with a page, a program and a folder beside."""
     (folder / "docs").mkdir()
     (folder / "docs" / "index.md").write_text(page, encoding="utf-8")
     (folder / "OTHER.md").write_text("# Other\n", encoding="utf-8")
     (folder / "examples").mkdir()
     (folder / "examples" / "loop.py").write_text("print(1)\n", encoding="utf-8")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "-c", ROOT / "docs"]
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", builder, "-c", ROOT / "docs"]
     done = subprocess.run([*command, folder / "docs", folder / "out"], capture_output=True, text=True)
     return done.returncode, done.stderr
 
 
 def test_links_out_of_docs_give_the_files(tmp_path):
     links = "[loop](../examples/loop.py), [other](../OTHER.md), [its heading](../OTHER.md#other), [all](../examples)"
-    code, said = build(tmp_path, f"# A\n\n{links}\n")
+    code, said = build(tmp_path, f"# A\n\n{links}\n", "html")
     assert code == 0, said
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert html.count("reference download") == 3
