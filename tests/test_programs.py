@@ -1,4 +1,4 @@
-"""The loss in four real training programs. The README shows the diffs in examples/; they apply, and train."""
+"""The loss in four real training programs. Pages show the diffs in examples/; they apply, and train."""
 
 import importlib.util
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.page_blocks import PAGES, ROOT, blocks_of
 from torchvision.transforms.functional import to_pil_image
 
 from tavq_plugin.io.convert_checkpoint import read_checkpoint
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 DIFFS = ("diffusers_train_vqgan", "llamagen_vq_train")
 
@@ -68,13 +68,16 @@ def draw_images(folder: Path, size: int, n: int = 4) -> Path:
 
 
 @pytest.mark.parametrize("name", DIFFS)
-def test_a_diff_is_at_most_ten_lines_and_the_readmes(name):
+def test_a_diff_is_at_most_ten_lines_and_a_page_shows_it(name):
     text = (EXAMPLES / f"{name}.diff").read_text(encoding="utf-8")
     changed = re.findall(r"^[+-](?![+-]{2} ).*$", text, re.MULTILINE)
     assert 0 < len(changed) <= 10
-    shown = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = [block for page in PAGES for block in blocks_of(page.read_text(encoding="utf-8"))]
+    shown = [block.content for block in blocks if block.language == "diff"]
     lines = [line for line in changed if line.strip("+ ")]
-    assert any(all(line in block.splitlines() for line in lines) for block in shown), f"README shows no diff of {name}"
+    assert any(all(line in block.splitlines() for line in lines) for block in shown), (
+        f"no page shows the diff of {name}"
+    )
 
 
 def test_the_plain_loop_learns():

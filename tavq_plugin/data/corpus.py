@@ -40,12 +40,12 @@ class Corpus:
     """Images and texts of a run: rows 0..n_train-1 train, the others are held out, and all from one split."""
 
     name: str
-    images: Tensor  # n 3 r r uint8
-    texts: Sequence[str]  # n
-    store: TextStore  # n rows, centred on the training rows
+    images: Tensor  #: n 3 r r uint8
+    texts: Sequence[str]  #: n
+    store: TextStore  #: n rows, centred on the training rows
     n_train: int
-    split: Split = "tune"  # of the held-out rows
-    boxes: Sequence[ObjectBoxes] = ()  # n; () if no image has any
+    split: Split = "tune"  #: of the held-out rows
+    boxes: Sequence[ObjectBoxes] = ()  #: n; () if no image has any
 
     @property
     def train_rows(self) -> range:

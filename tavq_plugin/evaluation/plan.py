@@ -39,14 +39,14 @@ class Plan:
     seeds: tuple[int, ...]
     recipe: Recipe
     out: Path
-    data: Path | None = None  # None: drawn scenes
-    n_train: int = 3000  # images at most
-    n_eval: int = 500  # images of the tune split, at most
-    weights: Path | None = None  # folder with weights of the judging networks
+    data: Path | None = None  #: None: drawn scenes
+    n_train: int = 3000  #: images at most
+    n_eval: int = 500  #: images of the tune split, at most
+    weights: Path | None = None  #: folder with weights of the judging networks
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
-    allow: tuple[str, ...] = ()  # further packages that the recipe's targets may name
-    equal_time: bool = False  # train methods of another speed once more, for the same time as the reference
+    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: by method
+    allow: tuple[str, ...] = ()  #: further packages that the recipe's targets may name
+    equal_time: bool = False  #: train methods of another speed once more, for the same time as the reference
 
     def __post_init__(self) -> None:
         for name in (*self.methods, *self.method_options):

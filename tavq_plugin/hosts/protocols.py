@@ -12,7 +12,7 @@ from tavq_plugin.types import Quantized
 class QuantizerAdapter(Protocol):
     """Reads one quantizer class; made anew around the live module at each step."""
 
-    straight_through: bool  # False if the quantizer passes gradient to its codebook by itself (Gumbel)
+    straight_through: bool  #: False if the quantizer passes gradient to its codebook by itself (Gumbel)
 
     def parse(self, z_in: Any, output: Any) -> Quantized:
         """The quantizer's input and raw output as `Quantized`."""
@@ -26,8 +26,8 @@ class Adapter(Protocol):
     """Describes one host codebase to the plug-in; one file per codebase in `adapters/`."""
 
     model: nn.Module
-    taps: tuple[str, ...]  # module paths, fine to coarse
-    quantizer: str  # module path, resolved at each step
+    taps: tuple[str, ...]  #: module paths, fine to coarse
+    quantizer: str  #: module path, resolved at each step
 
     @property
     def straight_through(self) -> bool:

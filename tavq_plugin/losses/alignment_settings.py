@@ -42,23 +42,23 @@ class AlignmentSettings:
     ((0.25, 0.25, 1.0), None, 0.2)
     """
 
-    weight: float | None = None  # λ at the start. None: `WEIGHT` without a balance
-    weight_end: float = 0.0  # λ at the end, at most `weight`
-    # ρ at the start, it falls to 0; one value, or one per level, fine → coarse: a tap has its level's, the latent and
-    # the codebook have the last level's. None: a weighted sum, by λ. "auto": `BALANCE`, unless a weight is given
+    weight: float | None = None  #: λ at the start. None: `WEIGHT` without a balance
+    weight_end: float = 0.0  #: λ at the end, at most `weight`
+    #: ρ at the start, it falls to 0; one value, or one per level, fine → coarse: a tap has its level's, the latent and
+    #: the codebook have the last level's. None: a weighted sum, by λ. "auto": `BALANCE`, unless a weight is given
     balance: Balance = "auto"
-    levels: Sequence[str] = GRANULARITIES  # the text units that each level is aligned with, fine → coarse
-    level_weights: Sequence[float] = (2.5, 2.5, 0.35)  # levels 1-2 cost less, as the decoder reads only level 3
+    levels: Sequence[str] = GRANULARITIES  #: the text units that each level is aligned with, fine → coarse
+    level_weights: Sequence[float] = (2.5, 2.5, 0.35)  #: levels 1-2 cost less, as the decoder reads only level 3
     projection: str = "mlp"
     hidden: int | None = None
     distribution: str = "all"
     samples: int = 128
     transport: TransportSettings = field(default_factory=TransportSettings)
-    # weight of the contrast over the batch, beside the transport. None: `CONTRAST` with a balance, else `SUM_CONTRAST`
+    #: weight of the contrast over the batch, beside the transport. None: `CONTRAST` with a balance, else `SUM_CONTRAST`
     contrast: float | None = None
     contrast_on: str = "pooled"
     temperature: float = 0.1
-    heads_rate: float = HEADS_RATE  # learning rate of the heads, in units of the optimizer's first group
+    heads_rate: float = HEADS_RATE  #: learning rate of the heads, in units of the optimizer's first group
 
     def __post_init__(self) -> None:
         for name in ("weight", "weight_end"):

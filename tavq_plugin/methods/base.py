@@ -19,14 +19,14 @@ from tavq_plugin.types import Codes, TextBatch
 class Step:
     """One generator pass, as a method sees it."""
 
-    number: int  # optimizer steps before this one
-    steps: int  # of the whole run
-    rows: Tensor  # b, int64: rows of the corpus
-    images: Tensor  # b 3 r r in [-1, 1]
-    reconstruction: Tensor  # b 3 r r
+    number: int  #: optimizer steps before this one
+    steps: int  #: of the whole run
+    rows: Tensor  #: b, int64: rows of the corpus
+    images: Tensor  #: b 3 r r in [-1, 1]
+    reconstruction: Tensor  #: b 3 r r
     codes: Codes
-    texts: TextBatch  # of the same images, on their device
-    first: int = 0  # number of the run's first step with codes; earlier steps did not quantize
+    texts: TextBatch  #: of the same images, on their device
+    first: int = 0  #: number of the run's first step with codes; earlier steps did not quantize
 
 
 class Method(nn.Module):
@@ -37,9 +37,9 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str] = "vqgan"
-    adversarial: ClassVar[bool] = True  # trains with the recipe's discriminator
-    perceptual: ClassVar[bool] = True  # trains with the recipe's perceptual loss
-    levels: ClassVar[bool] = False  # if true, levels 1 and 2 send gradient to the host; else they are detached
+    adversarial: ClassVar[bool] = True  #: trains with the recipe's discriminator
+    perceptual: ClassVar[bool] = True  #: trains with the recipe's perceptual loss
+    levels: ClassVar[bool] = False  #: if true, levels 1 and 2 send gradient to the host; else they are detached
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0) -> None:
         super().__init__()

@@ -20,12 +20,12 @@ from tavq_plugin.networks.weights import read_state_dict, require_hash
 class PerceptualRecipe:
     """Settings of the perceptual loss."""
 
-    kind: str = "none"  # "none", "lpips", or "frozen": feature maps of any frozen network
+    kind: str = "none"  #: "none", "lpips", or "frozen": feature maps of any frozen network
     weight: float = 1.0
-    path: str = ""  # weight file: torchvision's own for lpips; the state dict of `network` for frozen
-    sha256: str = ""  # the file's SHA-256, or its first 8 or more digits; empty: not checked
-    network: str = ""  # lpips: vgg (default), alex or squeeze; frozen: a class, or one of hosts.instantiate.BUILDERS
-    layers: tuple[str, ...] = ()  # frozen: module paths whose outputs are compared
+    path: str = ""  #: weight file: torchvision's own for lpips; the state dict of `network` for frozen
+    sha256: str = ""  #: the file's SHA-256, or its first 8 or more digits; empty: not checked
+    network: str = ""  #: lpips: vgg (default), alex or squeeze; frozen: a class, or one of hosts.instantiate.BUILDERS
+    layers: tuple[str, ...] = ()  #: frozen: module paths whose outputs are compared
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "lpips", "frozen"):

@@ -24,14 +24,14 @@ class TransportSettings:
     Raises ValueError for an unknown name or a number out of range.
     """
 
-    solver: str = "newton"  # "newton" | "sinkhorn" | "emd"
-    cost: str = "sqeuclidean"  # "sqeuclidean" | "dot"
-    epsilon: float = 0.02  # entropic blur, as a share of each problem's own cost scale (or absolute)
-    epsilon_mode: str = "relative"  # "relative" | "absolute"
-    schedule: str | None = None  # "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere
-    # L1 marginal error at which a problem stops; the gradient's error is of that size, far below batch noise
+    solver: str = "newton"  #: "newton" | "sinkhorn" | "emd"
+    cost: str = "sqeuclidean"  #: "sqeuclidean" | "dot"
+    epsilon: float = 0.02  #: entropic blur, as a share of each problem's own cost scale (or absolute)
+    epsilon_mode: str = "relative"  #: "relative" | "absolute"
+    schedule: str | None = None  #: "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere
+    #: L1 marginal error at which a problem stops; the gradient's error is of that size, far below batch noise
     tolerance: float = 1e-2
-    max_passes: int = 100  # over the codes at the target blur, at most
+    max_passes: int = 100  #: over the codes at the target blur, at most
 
     def __post_init__(self) -> None:
         _check_settings(**vars(self))
@@ -44,15 +44,15 @@ class Transport:
     C is the cost. `reduced` is the cost without the part that all units of a code share, which cannot change the plan.
     """
 
-    value: Tensor  # b, differentiable: F_ε = min ⟨P, C⟩ + ε KL(P | a bᵀ) (newton, sinkhorn), or the exact cost (emd)
-    potentials: Tensor  # b m, of the units, mean 0 under their masses
-    epsilon: Tensor  # b, absolute
-    marginal_error: Tensor  # b, L1 distance of the plan's unit masses from b
-    converged: Tensor  # b bool, the marginal error is within the tolerance
-    a: Tensor  # b n, masses of the codes; all 0 for a problem without units
-    b: Tensor  # b m
-    reduced: Tensor  # b m n
-    constant: Tensor  # b, Σ a (C − reduced)
+    value: Tensor  #: b, differentiable: F_ε = min ⟨P, C⟩ + ε KL(P | a bᵀ) (newton, sinkhorn), or the exact cost (emd)
+    potentials: Tensor  #: b m, of the units, mean 0 under their masses
+    epsilon: Tensor  #: b, absolute
+    marginal_error: Tensor  #: b, L1 distance of the plan's unit masses from b
+    converged: Tensor  #: b bool, the marginal error is within the tolerance
+    a: Tensor  #: b n, masses of the codes; all 0 for a problem without units
+    b: Tensor  #: b m
+    reduced: Tensor  #: b m n
+    constant: Tensor  #: b, Σ a (C − reduced)
     _conditional: Tensor  # b m n, each code's plan over the units
 
     def plan(self) -> Tensor:
@@ -147,7 +147,7 @@ def solve(
         x_weight: Masses of the codes, b n; they are normalised. Default: uniform.
         y_weight: Masses of the units, b m; they are normalised. Default: uniform.
         project: W, c d, from the codes' width to the text's. x·W is never formed (x·W·y = x·(W y)). Default: none.
-        cost: "sqeuclidean", |x − y|², or "dot", −x·y.
+        cost: "sqeuclidean", the squared distance of x and y, or "dot", minus their product.
         epsilon: Entropic blur. Half the blur quarters the error of the cost and takes a tenth to a quarter more time;
             give 0.01 if an error of 1e-3 of the gain matters.
         epsilon_mode: "relative": epsilon is a share of the RMS of each problem's row-centred cost (a scale without

@@ -40,10 +40,10 @@ _FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of cliti
 class Unit:
     """A distinct unit of one text."""
 
-    text: str  # as it is encoded: single spaces; words and phrases in lower case
-    start: int  # text[start:end] is its first appearance
+    text: str  #: as it is encoded: single spaces; words and phrases in lower case
+    start: int  #: text[start:end] is its first appearance
     end: int
-    count: int  # how often it appears in this text
+    count: int  #: how often it appears in this text
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ def _one_of(settings: Any, name: str, known: Sequence[str]) -> None:
 class HostRecipe:
     """The tokenizer to train; in YAML, `host: small` is short for `host: {target: small}`."""
 
-    target: str = "small"  # the demo's VQGAN, or package.module.Class: a torch.nn.Module class of an allowed package
-    params: dict[str, Any] = field(default_factory=dict)  # arguments of the target
-    wrap: dict[str, Any] = field(default_factory=dict)  # arguments of `tavq_plugin.wrap`, such as taps or grad_to
+    target: str = "small"  #: the demo's VQGAN, or package.module.Class: a torch.nn.Module class of an allowed package
+    params: dict[str, Any] = field(default_factory=dict)  #: arguments of the target
+    wrap: dict[str, Any] = field(default_factory=dict)  #: arguments of `tavq_plugin.wrap`, such as taps or grad_to
 
     def __post_init__(self) -> None:
         if self.target != "small" and "." not in self.target:
@@ -44,13 +44,13 @@ class HostRecipe:
 class OptimizerRecipe:
     """Adam on the host, the added levels and the method's own parameters."""
 
-    learning_rate: float = 1e-3  # the peak, after `warmup`
-    # The second beta remembers squared gradients for about 1 / (1 - beta) steps. The large ones from the alignment's
-    # start must be forgotten before the end, or they shrink the last steps of the pixel losses.
+    learning_rate: float = 1e-3  #: the peak, after `warmup`
+    #: The second beta remembers squared gradients for about 1 / (1 - beta) steps. The large ones from the alignment's
+    #: start must be forgotten before the end, or they shrink the last steps of the pixel losses.
     betas: tuple[float, float] = (0.9, 0.99)
-    warmup: int = 20  # optimizer steps over which the rate rises linearly
-    schedule: str = "cosine"  # after the warmup: "cosine", half a cosine down to 0, or "constant"
-    method_rate: float = HEADS_RATE  # learning rate of the method's own parameters, in units of learning_rate
+    warmup: int = 20  #: optimizer steps over which the rate rises linearly
+    schedule: str = "cosine"  #: after the warmup: "cosine", half a cosine down to 0, or "constant"
+    method_rate: float = HEADS_RATE  #: learning rate of the method's own parameters, in units of learning_rate
 
     def __post_init__(self) -> None:
         _above_zero(self, "learning_rate", "method_rate")
@@ -64,12 +64,12 @@ class OptimizerRecipe:
 class AdversarialRecipe:
     """The PatchGAN discriminator and its hinge losses."""
 
-    weight: float = 0.8  # 0 = no discriminator
-    start: int = 10_000  # optimizer steps before it takes part; not built if the run has no more steps than this
-    adaptive: bool = True  # multiply by the ratio of gradient norms at the decoder's last layer (VQGAN, eq. 7)
-    layers: int = 3  # strided convolutions
-    width: int = 64  # channels of the first convolution
-    rate: float = 1.0  # its learning rate, in units of the optimizer's
+    weight: float = 0.8  #: 0 = no discriminator
+    start: int = 10_000  #: optimizer steps before it takes part; not built if the run has no more steps than this
+    adaptive: bool = True  #: multiply by the ratio of gradient norms at the decoder's last layer (VQGAN, eq. 7)
+    layers: int = 3  #: strided convolutions
+    width: int = 64  #: channels of the first convolution
+    rate: float = 1.0  #: its learning rate, in units of the optimizer's
 
     def __post_init__(self) -> None:
         _zero_or_more(self, "weight", "start")
@@ -80,11 +80,11 @@ class AdversarialRecipe:
 class StartRecipe:
     """How the host's codebook starts, and how its unused codes are restarted."""
 
-    # share of the run without quantization, at its start; codes are then put on latents; 0 with `init`
+    #: share of the run without quantization, at its start; codes are then put on latents; 0 with `init`
     settle_share: float = 0.0
-    revive_every: int = 0  # optimizer steps between restarts of hardly used codes; 0 = never
-    revive_below: float = 0.1  # a code is hardly used below this share of the mean use
-    revive_share: float = 0.8  # share of the run after which no code is restarted
+    revive_every: int = 0  #: optimizer steps between restarts of hardly used codes; 0 = never
+    revive_below: float = 0.1  #: a code is hardly used below this share of the mean use
+    revive_share: float = 0.8  #: share of the run after which no code is restarted
 
     def __post_init__(self) -> None:
         _zero_or_more(self, "revive_every", "revive_below", "revive_share")
@@ -101,27 +101,27 @@ class Recipe:
     """
 
     host: HostRecipe = HostRecipe()
-    init: str = ""  # start from trained weights: a checkpoint's file, or a finished run's folder; "" = from scratch
-    resolution: int = 64  # pixels per side
-    steps: int = 500  # optimizer steps
-    batch_size: int = 16  # images of an optimizer step
-    accumulation: int = 1  # passes that a step's images are split into
-    precision: str = "no"  # "no": float32; "bf16": autocast, but the quantizer and all losses stay in float32
-    compile: str = "no"  # "no", or a backend of torch.compile for the tokenizer ("inductor")
+    init: str = ""  #: start from trained weights: a checkpoint's file, or a finished run's folder; "" = from scratch
+    resolution: int = 64  #: pixels per side
+    steps: int = 500  #: optimizer steps
+    batch_size: int = 16  #: images of an optimizer step
+    accumulation: int = 1  #: passes that a step's images are split into
+    precision: str = "no"  #: "no": float32; "bf16": autocast, but the quantizer and all losses stay in float32
+    compile: str = "no"  #: "no", or a backend of torch.compile for the tokenizer ("inductor")
     seed: int = 0
     optimizer: OptimizerRecipe = OptimizerRecipe()
-    ema: float = 0.0  # the run ends with weights averaged by this decay; 0 = with its last weights
-    codebook_loss_weight: float = 1.0  # weight of the added levels' codebook and commitment loss
+    ema: float = 0.0  #: the run ends with weights averaged by this decay; 0 = with its last weights
+    codebook_loss_weight: float = 1.0  #: weight of the added levels' codebook and commitment loss
     perceptual: PerceptualRecipe = field(default_factory=PerceptualRecipe)
     adversarial: AdversarialRecipe = AdversarialRecipe()
     start: StartRecipe = StartRecipe()
     method: str = "vqgan"
-    options: dict[str, Any] = field(default_factory=dict)  # the method's own settings
-    checkpoint_every: int = 500  # optimizer steps; 0 = none before the end
-    keep: int = 1  # number of checkpoints kept
-    log_every: int = 1  # optimizer steps between rows of the history
-    diagnose_every: int = 50  # optimizer steps, at least, between rows with diagnostics of the codes; 0 = never
-    tracker: str = "tensorboard"  # "tensorboard" | "wandb" | "none"
+    options: dict[str, Any] = field(default_factory=dict)  #: the method's own settings
+    checkpoint_every: int = 500  #: optimizer steps; 0 = none before the end
+    keep: int = 1  #: number of checkpoints kept
+    log_every: int = 1  #: optimizer steps between rows of the history
+    diagnose_every: int = 50  #: optimizer steps, at least, between rows with diagnostics of the codes; 0 = never
+    tracker: str = "tensorboard"  #: "tensorboard" | "wandb" | "none"
 
     def __post_init__(self) -> None:
         _above_zero(self, "resolution", "steps", "batch_size", "accumulation", "keep", "log_every")

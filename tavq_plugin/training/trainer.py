@@ -47,13 +47,13 @@ Progress = Callable[[int, dict[str, float]], None]
 class TrainedRun(NamedTuple):
     """A finished run."""
 
-    tokenizer: Tokenizer  # with averaged weights if the recipe's `ema` is above 0
+    tokenizer: Tokenizer  #: with averaged weights if the recipe's `ema` is above 0
     method: Method
-    # one row per `log_every` steps: the loss terms and codebook usage of that step, and the mean seconds and plug-in
-    # share since the previous row; every `diagnose_every` steps also diagnostics, such as own_minus_other_1
+    #: one row per `log_every` steps: the loss terms and codebook usage of that step, and the mean seconds and plug-in
+    #: share since the previous row; every `diagnose_every` steps also diagnostics, such as own_minus_other_1
     history: list[dict[str, float]]
-    seconds_per_step: float  # over the steps with codes: the median of means over `BLOCK` rows
-    plugin_share: float  # 0..1, share of those steps' time; exact on a CPU only, as GPU kernels finish later
+    seconds_per_step: float  #: over the steps with codes: the median of means over `BLOCK` rows
+    plugin_share: float  #: 0..1, share of those steps' time; exact on a CPU only, as GPU kernels finish later
 
 
 def fit(
