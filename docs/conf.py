@@ -28,6 +28,8 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 smartquotes = False  # "auto" stays as it is typed
 myst_heading_anchors = 4  # GitHub's anchors, as in diagnostics.md#in-the-trainers-history
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"{project} {version}"
 html_math_renderer = "mathml"  # drawn by the browser: no script of another server, and a wrong equation fails the build
 
