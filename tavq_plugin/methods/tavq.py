@@ -48,7 +48,8 @@ class TAVQ(Method):
         epsilon: Entropic blur, as a share of the problem's own cost scale.
         projection: Head that brings codes to the text's width: "mlp" or "linear".
         hidden: Width inside an "mlp" head. None: the text's width.
-        contrast: Weight of a contrast over the batch, added to the transport; 0 leaves it out.
+        contrast: Weight of a contrast over the batch, added to the transport; 0 leaves it out. None: that of
+            `AlignmentSettings`, 1 with a balance and .1 in a weighted sum.
         contrast_on: What is contrasted: "pooled" vectors or "transport" costs.
         temperature: Temperature of the contrast.
 
@@ -81,7 +82,7 @@ class TAVQ(Method):
         epsilon: float = DEFAULTS.transport.epsilon,
         projection: str = DEFAULTS.projection,
         hidden: int | None = DEFAULTS.hidden,
-        contrast: float = DEFAULTS.contrast,
+        contrast: float | None = None,
         contrast_on: str = DEFAULTS.contrast_on,
         temperature: float = DEFAULTS.temperature,
     ) -> None:

@@ -43,7 +43,7 @@ def test_attach_logs_one_line_that_print_repeats(caplog, capsys):
     assert str(align) == (
         f"TamingVQGAN on VQGAN: levels {first} 8×8, {second} 4×4, quantize 2×2 (for 8×8 px); codebook shared 32×8; "
         f"heads 3 × (8 → 6 → 6); {parameters(align):,} parameters added; gradient to the encoder, "
-        f"balance {BALANCE:g}"
+        f"balance {', '.join(f'{ratio:g}' for ratio in BALANCE)}"
     )
     assert capsys.readouterr() == ("", "")
     tavq.detach(host)

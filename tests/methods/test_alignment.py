@@ -1,5 +1,7 @@
 """TA-VQ and its controls: the same heads and weights, and losses against plain loops."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,13 +10,13 @@ from helpers.tiny_hosts import tiny
 
 from tavq_plugin.attach import attach
 from tavq_plugin.losses import TextAlignment
-from tavq_plugin.losses.alignment_settings import BALANCE, WEIGHT, AlignmentSettings
+from tavq_plugin.losses.alignment_settings import BALANCE, CONTRAST, SUM_CONTRAST, WEIGHT, AlignmentSettings
 from tavq_plugin.losses.contrastive import batch_contrast
 from tavq_plugin.methods import method_class
 from tavq_plugin.methods.tavq_uniform_plan import independent_cost
 from tavq_plugin.types import GRANULARITIES
 
-LEVEL_WEIGHTS, CONTRAST = AlignmentSettings().level_weights, AlignmentSettings().contrast
+LEVEL_WEIGHTS = AlignmentSettings().level_weights
 FAMILY = ("tavq", "tavq-weighted-sum", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
 
 
@@ -33,7 +35,7 @@ def test_controls_have_the_same_heads_and_weights():
 
 def test_the_loss_is_text_alignments_and_only_the_hosts_gradient_is_scaled():
     tokenizer, one = made("tavq", weight=0.4, weight_end=0.1)
-    plain = TextAlignment(tokenizer, corpus().store.dim, level_weights=LEVEL_WEIGHTS, contrast=CONTRAST)
+    plain = TextAlignment(tokenizer, corpus().store.dim, level_weights=LEVEL_WEIGHTS, contrast=one.settings.contrast)
     plain.load_state_dict(one.align.state_dict())
     for number, share in ((0, 0.4), (5, 0.25), (10, 0.1)):
         step = step_of(tokenizer, number=number)
@@ -145,6 +147,7 @@ def test_balance_is_the_default_and_a_weight_makes_a_weighted_sum():
     ):
         tokenizer, one = made(name, **settings)
         assert (one.settings.balance, one.settings.weight) == expected
+        assert one.align.contrast == (SUM_CONTRAST if expected[0] is None else CONTRAST)
         assert tokenizer.on_copies == (expected[0] is not None)
         options = method_class(name).resolved_options(settings)
         assert {**options, "balance": expected[0]} == {**settings, "balance": expected[0]}
@@ -165,7 +168,7 @@ def test_bad_settings_are_refused():
     for settings, said in (
         ({"weight": -1.0}, "weight must be 0 or more"),
         ({"weight_end": float("nan")}, "weight_end must be 0 or more"),
-        ({"weight_end": 0.1}, f"got weight_end=0.1 and balance={BALANCE}: give balance=None"),
+        ({"weight_end": 0.1}, re.escape(f"got weight_end=0.1 and balance={BALANCE}: give balance=None")),
         ({"balance": 1.0, "weight": 0.2}, "got weight=0.2 and balance=1.0: give balance=None"),
         ({"balance": [1.0, 2.0]}, "balance has 2 entries for 3 levels"),
         ({"grad_to": "decoder"}, "grad_to='decoder'"),

@@ -54,8 +54,8 @@ def test_a_stopped_run_from_before_ends_as_the_weighted_sum(summed, tmp_path):
 
 def test_a_new_run_saves_its_balance_and_keeps_it(tmp_path):
     fitted = fit("tavq", recipe(**SETTINGS), corpus(), tmp_path / "run")
-    assert fitted.method.settings.balance == BALANCE and options_in(tmp_path / "run") == {"balance": BALANCE}
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["options"] == {"balance": BALANCE}
+    assert fitted.method.settings.balance == BALANCE and options_in(tmp_path / "run") == {"balance": list(BALANCE)}
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["options"] == {"balance": list(BALANCE)}
     saved = json.loads((tmp_path / "run" / "settings.json").read_text())
     (tmp_path / "run" / "settings.json").write_text(json.dumps({**saved, "options": {"balance": 0.125}}))
     again = fit("tavq", recipe(**SETTINGS), corpus(), tmp_path / "run", progress=lambda *row: pytest.fail("trained"))
@@ -77,7 +77,7 @@ def test_a_recipe_that_a_run_wrote_is_a_weighted_sum_and_the_users_own_is_not(su
     assert read_recipe(tmp_path / "elsewhere.yaml", ["method=vqgan"]).options == {}
     (tmp_path / "own.yaml").write_text(text.removeprefix(RECIPE_HEAD))
     own = read_recipe(tmp_path / "own.yaml")
-    assert own.options == {} and resolved_recipe(own).options == {"balance": BALANCE}
+    assert own.options == {} and resolved_recipe(own).options == {"balance": list(BALANCE)}
     assert resolved_recipe(replace(own, options={"weight": 0.3})).options == {"weight": 0.3, "balance": None}
     assert resolved_recipe(replace(own, method="tavq-weighted-sum")).options == {"balance": None}
 
@@ -92,7 +92,7 @@ def test_a_recipe_without_our_header_is_known_by_the_run_beside_it(tmp_path):
 
 def test_a_comparison_from_before_goes_on_with_the_weighted_sum(summed):
     plan = Plan(("tavq", "tavq-shuffled", "vqgan"), (0, 1), recipe(**SETTINGS), summed.parent.parent)
-    assert [job.recipe.options for job in plan.jobs] == 2 * [{"balance": None}, {"balance": BALANCE}, {}]
+    assert [job.recipe.options for job in plan.jobs] == 2 * [{"balance": None}, {"balance": list(BALANCE)}, {}]
     changed = replace(plan, method_options={"tavq": {"balance": 0.5}, "tavq-shuffled": {"balance": 0.25}})
     assert [job.recipe.options for job in changed.jobs[:2]] == [{"balance": 0.5}, {"balance": 0.25}]
 
