@@ -13,6 +13,8 @@ class QuantizerAdapter(Protocol):
     """Reads one quantizer class; made anew around the live module at each step."""
 
     straight_through: bool  #: False if the quantizer passes gradient to its codebook by itself (Gumbel)
+    # sums_lookups = True: the vectors are sums of several codes (residual stages, scales), not rows of `codebook()`
+    # moves_codebook = True: a training forward changes codes that learn by gradient too, after it looked them up
 
     def parse(self, z_in: Any, output: Any) -> Quantized:
         """The quantizer's input and raw output as `Quantized`."""
