@@ -30,7 +30,7 @@ class HostAdapter:
         quantizer: Path of the quantizer. Default: the only module whose class is in the registry.
         layout: Axis order of the tapped features, one of `LAYOUTS`; n tokens must make a square. Default: "b c h w".
         parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the registry's adapter.
-        example: Images the host accepts, b c h w. Default: one image of 64×64 pixels.
+        example: Images the host accepts, b c h w; only their size and range matter. Default: 64×64 pixels.
 
     Raises:
         ValueError: The layout or the quantizer is unknown, the host holds several known quantizers, or the quantizer

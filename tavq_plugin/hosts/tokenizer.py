@@ -102,7 +102,8 @@ def wrap(
     """Wrap a host in a tokenizer with codes of three levels; its code, weights and state dict do not change.
 
     A host that an adapter knows, or any host around one known quantizer, needs no settings. `wrap` runs the host on
-    example images, in eval mode and without a trace; it draws no random number from the global stream.
+    small images of noise, checks on them what it inferred, and leaves no trace: parameters, buffers, plain attributes,
+    training flags and random streams are as before.
 
     Args:
         host: The user's own model, outside DistributedDataParallel and torch.compile.
@@ -110,7 +111,8 @@ def wrap(
         quantizer: Path of the quantizer. Default: the adapter's, else the only module of a known quantizer class.
         layout: Axis order of the tapped features, such as "b c h w" or "b n c". Default: "b c h w".
         parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the adapter of the known quantizer.
-        example: Images the host accepts, b c h w. Default: the adapter's smallest, else one of 64×64 pixels.
+        example: Images the host accepts, b c h w; noise of their size and range is used. Default: the adapter's
+            smallest, else 64×64 pixels, or another size that works.
         grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both". Default: "both" if the
             codebook learns by gradient, else (EMA, constant, frozen) "encoder".
         codebook: What levels 1-2 look up: "shared", the host's codebook, or "own", one codebook each.
@@ -121,7 +123,8 @@ def wrap(
 
     Raises:
         ValueError: The quantizer is unknown, a path does not exist, a tap never fires or its output is changed in
-            place, the vectors and the codebook differ in width, or `grad_to` names a codebook that takes no gradient.
+            place, or a check fails: the indices, the vectors and the codebook do not belong together, a tap is no
+            feature map before the quantizer, or the gradient cannot go where `grad_to` says.
     """
     if unwrap(host) is not host:
         raise ValueError(
