@@ -15,6 +15,8 @@ from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
 class CVQQuantizer(EmbeddingQuantizer):
     """VectorQuantiser: (z_q, loss, (perplexity, _, indices)), indices flat."""
 
+    moves_codebook = True
+
     @staticmethod
     def recognizes(module: nn.Module) -> bool:
         """True if this `quantise` is CVQ-VAE's; other code may have one of the same name."""

@@ -18,6 +18,7 @@ class RQQuantizer:
     """RQBottleneck: (z_q b h w c, loss, codes b h w d)."""
 
     straight_through = True
+    sums_lookups = True
 
     def __init__(self, module: nn.Module) -> None:
         if max(module.shape_divisor[:2]) > 1:

@@ -18,6 +18,8 @@ from tavq_plugin.types import Quantized
 class VARQuantizer(EmbeddingQuantizer):
     """VectorQuantizer2: (f_hat, usages, loss)."""
 
+    sums_lookups = True
+
     @staticmethod
     def recognizes(module: nn.Module) -> bool:
         """True if this `models.quant` is VAR's; other code may have one of the same name."""

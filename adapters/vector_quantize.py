@@ -70,6 +70,8 @@ class VectorQuantizeQuantizer:
 class ResidualQuantizer:
     """ResidualVQ: (q, indices b n q, loss q); here the first stage's indices and the sum of all stages' vectors."""
 
+    sums_lookups = True
+
     def __init__(self, module: nn.Module) -> None:
         _require_one_table(module, (module.implicit_neural_codebook, "implicit_neural_codebook"))
         self.module = module
@@ -97,6 +99,7 @@ class HierarchicalQuantizer:
     """HierarchicalVQ on maps: (q, indices of each scale, loss); here the finest's indices and all scales' vectors."""
 
     straight_through = True
+    sums_lookups = True
 
     def __init__(self, module: nn.Module) -> None:
         _require_one_table(module, (module.spatial_dims != 2, "accept_image_fmap=False"))

@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import is_sharded, require_synchronized, unwrap
+from tavq_plugin.distributed import gather_sharded, is_sharded, require_synchronized, unwrap
+from tavq_plugin.hosts.codebook_drift import CodebookDrift
 from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
 from tavq_plugin.hosts.summary import Summary, logger, summarize
 from tavq_plugin.hosts.tokenizer import Tokenizer, codes_from, tapped_paths, wrap
@@ -52,7 +53,7 @@ class Attachment(nn.Module):
         self.settings, self.codebook_loss_weight = settings, codebook_loss_weight
         self.recorder.live = settings.is_balanced or settings.weight_at(0.0) > 0
         self.progress = None if total_steps is None else RunProgress(total_steps)
-        self.figures, self.calls = GradientFigures(), 0
+        self.figures, self.calls, self.drift = GradientFigures(), 0, CodebookDrift()
         self.codes: Codes | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._added: tuple[nn.Parameter, ...] = ()  # to the optimizer
@@ -84,7 +85,9 @@ class Attachment(nn.Module):
         The heads learn from it in full; the host as `weight` or `balance` says. With a balance, call backward once, on
         the sum of this and the host's own loss; a factor on this scalar then reaches the plug-in's parameters alone.
         Where the host's gradient is 0, absent or not finite, nothing is added. `last["gradient_skipped"]` counts it,
-        and one warning says so: when this is read, or else within `CHECKED_EVERY` calls, or by `tavq.detach`.
+        and one warning says so: when this is read, or else within `CHECKED_EVERY` calls, or by `tavq.detach`. Every
+        thousandth call compares the host's vectors with its codebook; if they drifted apart, a warning says so when
+        `last` is read, or by `tavq.detach`.
         Each forward pass is used once. Raises RuntimeError if there was none since the last call, or if it ran
         without gradient.
         """
@@ -112,8 +115,17 @@ class Attachment(nn.Module):
             figures=self.figures,
         )
         self.alignment.last.add("codebook_loss", codes.loss)
+        if self.drift.is_due(self.calls) and self._looks_codebook_up():
+            call = seen[self.adapter.quantizer]
+            final = self.adapter.parse(call.z_in, call.output)
+            self.drift.check(self.adapter, call.z_in, final, gather_sharded(self.adapter.codebook()), self.calls)
+        if self.drift.found is not None:
+            self.alignment.last.before_reading(self.drift.warn)
         self.codes = replace(codes, copies=())  # they hold the host's tensors
         return value + self.codebook_loss_weight * codes.loss
+
+    def _looks_codebook_up(self) -> bool:
+        return self.hierarchy.codebook == "shared" or self.hierarchy.grad_to != "encoder"
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: everything but the latest codes, which are part of a graph."""
@@ -135,6 +147,7 @@ class Attachment(nn.Module):
             self._optimizer, self._added = None, ()
         if self.figures.names:
             self.figures.warn_of_skipped()
+        self.drift.warn()
 
     def summary(self) -> str:
         """A table of the levels, heads, settings, learning rates, schedule, codebook, gradient and parameters added."""

@@ -10,10 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from tavq_plugin.distributed import gather_sharded
 from tavq_plugin.hosts.find_taps import find_taps
 from tavq_plugin.hosts.hooks import find_module
 from tavq_plugin.hosts.protocols import QuantizerAdapter
 from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, quantizer_adapter_for
+from tavq_plugin.hosts.trial_run import Found, find_working, noise, run_host
 from tavq_plugin.types import Quantized
 
 LAYOUTS = ("b c h w", "b h w c", "b n c", "n b c", "b c n")
@@ -28,7 +30,7 @@ class HostAdapter:
         quantizer: Path of the quantizer. Default: the only module whose class is in the registry.
         layout: Axis order of the tapped features, one of `LAYOUTS`; n tokens must make a square. Default: "b c h w".
         parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the registry's adapter.
-        example: Images the host accepts, b c h w. Default: one image of 64×64 pixels.
+        example: Images the host accepts, b c h w; only their size and range matter. Default: 64×64 pixels.
 
     Raises:
         ValueError: The layout or the quantizer is unknown, the host holds several known quantizers, or the quantizer
@@ -47,11 +49,13 @@ class HostAdapter:
     ) -> None:
         self.model: Any = model  # Any: each host has methods of its own
         self.example = example
+        self._size: Tensor | None = None  # images that the host took in a dry run
         self.layout = layout or "b c h w"
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}: give one of {', '.join(map(repr, LAYOUTS))}")
         self.quantizer = quantizer or self.find_quantizer()
         self._parse = parse
+        self.custom_straight_through = True  # of a quantizer that `parse` reads: `wrap` observes it
         if parse is None and quantizer_adapter_for(find_module(model, self.quantizer)) is None:
             cls = type(find_module(model, self.quantizer))
             raise ValueError(
@@ -59,6 +63,7 @@ class HostAdapter:
                 "return value is never guessed: pass parse=, a function of its input and output that returns "
                 "Quantized(vectors, indices, loss)"
             )
+        self.taps_given = bool(taps)
         self.taps = tuple(taps) if taps else self.find_taps()
 
     def find_quantizer(self) -> str:
@@ -80,23 +85,31 @@ class HostAdapter:
         )
 
     def find_taps(self) -> tuple[str, ...]:
-        """Paths of two encoder modules, found by a dry run on the example images."""
+        """Paths of two encoder modules, found by a dry run on noise."""
 
-        def run() -> None:
-            self.encode(self.example_images().requires_grad_().clone())  # a clone, as the host may work in place
+        def use(images: Tensor) -> tuple[str, str]:
+            def run() -> None:
+                run_host(self.encode, images.requires_grad_().clone())  # a clone, as the host may work in place
 
-        return find_taps(self.model, self.quantizer, run, parse=self.parse, as_map=self._as_map)
+            return find_taps(self.model, self.quantizer, run, parse=self.parse, as_map=self._as_map)
+
+        return self.on_working_images(use)
 
     @property
     def quantizer_adapter(self) -> QuantizerAdapter:
         """The adapter of the module that is at the path `quantizer` now."""
         module = find_module(self.model, self.quantizer)
         if self._parse:
-            return CustomQuantizer(module, self._parse)
+            return CustomQuantizer(module, self._parse, straight_through=self.custom_straight_through)
         adapter = quantizer_adapter_for(module)
         if adapter is None:
             raise ValueError(f"no adapter reads the quantizer that is now at {self.quantizer!r}: wrap the host again")
         return adapter(module)
+
+    @property
+    def reads_by_parse(self) -> bool:
+        """True if the user's `parse` reads the quantizer."""
+        return self._parse is not None
 
     @property
     def straight_through(self) -> bool:
@@ -123,18 +136,41 @@ class HostAdapter:
         self.model(images)
 
     def example_images(self) -> Tensor:
-        """The user's example images, else `smallest_images()`; on the host's device, b c h w."""
-        if self.example is None:
-            return self.smallest_images()
-        return self.example.detach().to(next(self.model.parameters()).device).clone()
+        """Noise of the size and range of the user's example, else of `smallest_images()`; on the host's device."""
+        return noise(self._sizes()[0])
+
+    def on_working_images(self, use: Callable[[Tensor], Found]) -> Found:
+        """What `use` returns on noise that the host takes; see `find_working`. The size is kept."""
+
+        def keeping(images: Tensor) -> Found:
+            size = images.detach().clone()
+            found = use(images)
+            self._size = size
+            return found
+
+        guessed = self.example is None and type(self).smallest_images is HostAdapter.smallest_images
+        return find_working(self.model, self._sizes(), keeping, other_sides=guessed)
+
+    def _sizes(self) -> list[Tensor]:
+        """Images whose size the host may take, likeliest first; the user's example alone if there is one."""
+        if self._size is not None:
+            return [self._size]
+        if self.example is not None:
+            return [self.example.detach().to(next(self.model.parameters()).device)]
+        likeliest = gather_sharded(self.smallest_images())
+        return [likeliest, *([] if likeliest.shape[1] == 3 else [likeliest.new_zeros(1, 3, *likeliest.shape[2:])])]
 
     def smallest_images(self) -> Tensor:
-        """One image of 64×64 pixels, with the channels of the host's first convolution."""
+        """One image of 64×64 pixels, with the channels of the host's first convolution; its values do not matter."""
         first = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)
         return next(self.model.parameters()).new_zeros(1, first.in_channels if first else 3, 64, 64)
 
     def decode(self, z_q: Tensor) -> Tensor:
         """The host's own `decode`; b c h w -> b 3 h w."""
+        if not callable(getattr(self.model, "decode", None)):
+            raise NotImplementedError(
+                f"{type(self.model).__name__} has no decode(vectors) of its own: decode by the host's own parts"
+            )
         return self.model.decode(z_q)
 
     def codebook(self) -> Tensor | None:
@@ -187,10 +223,10 @@ class EmbeddingQuantizer:
 class CustomQuantizer:
     """The adapter of a quantizer that the user's `parse` reads; its codebook is its only k c parameter."""
 
-    straight_through = True
-
-    def __init__(self, module: nn.Module, parse: Callable[[Any, Any], Quantized]) -> None:
-        self.module, self.parse = module, parse
+    def __init__(
+        self, module: nn.Module, parse: Callable[[Any, Any], Quantized], *, straight_through: bool = True
+    ) -> None:
+        self.module, self.parse, self.straight_through = module, parse, straight_through
 
     def codebook(self) -> Tensor | None:
         """The only k c parameter, parametrized or not; None if there is none, or several."""

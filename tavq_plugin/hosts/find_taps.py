@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -48,8 +49,8 @@ def find_taps(
 ) -> tuple[str, str]:
     """Paths of the last module at each of the two coarsest resolutions above the quantizer's, fine to coarse.
 
-    A module is left out if it never runs, if its output is changed in place later, or if the quantizer's input does
-    not depend on it.
+    A module is left out if it never runs or runs several times, if its output is changed in place later, or if the
+    quantizer's input does not depend on it.
 
     Args:
         model: The host.
@@ -70,12 +71,15 @@ def find_taps(
     grid = parse(trace.z_in, trace.quantizer_output).vectors.shape[-2:]
     maps = [(output, shaped) for output in trace.outputs if (shaped := as_map(output.tensor)) is not None]
     changed = {output.path for output, _ in maps if output.changed_in_place}
-    candidates = [c for c in _candidates(trace.z_in, maps) if c.path not in changed]
+    runs = Counter(output.path for output in trace.outputs)
+    repeated = {output.path for output, _ in maps if runs[output.path] > 1}  # one path would name several maps
+    candidates = [c for c in _candidates(trace.z_in, maps) if c.path not in changed | repeated]
     by_size = {c.size: c for c in candidates if c.size[0] * c.size[1] > grid[0] * grid[1]}  # the last one of each size
     fine_to_coarse = sorted(by_size.values(), key=lambda c: -c.size[0] * c.size[1])
     if len(fine_to_coarse) < 2:
         found = ", ".join(f"{c.size[0]}×{c.size[1]} ({c.path})" for c in fine_to_coarse) or "none"
         unusable = f"; changed in place later, so unusable: {', '.join(sorted(changed))}" if changed else ""
+        unusable += f"; run several times, so unusable: {', '.join(sorted(repeated))}" if repeated else ""
         raise ValueError(
             f"three levels need two resolutions above the quantizer's {grid[0]}×{grid[1]} grid, and a dry run found: "
             f"{found}{unusable}. Name two modules of the encoder in taps=, fine to coarse, and give layout= where "

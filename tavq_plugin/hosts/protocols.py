@@ -10,7 +10,12 @@ from tavq_plugin.types import Quantized
 
 
 class QuantizerAdapter(Protocol):
-    """Reads one quantizer class; made anew around the live module at each step."""
+    """Reads one quantizer class; made anew around the live module at each step.
+
+    `wrap` checks it against a run of the host. Two attributes, which an adapter may leave out, say what the check would
+    else refuse: `sums_lookups = True`, the vectors are sums of several codes (residual stages, scales), no rows of
+    `codebook()`; `moves_codebook = True`, a training forward changes codes that learn by gradient after the lookup.
+    """
 
     straight_through: bool  #: False if the quantizer passes gradient to its codebook by itself (Gumbel)
 
@@ -43,7 +48,7 @@ class Adapter(Protocol):
         """Run the host up to and through its quantizer; hooks record what is needed."""
 
     def example_images(self) -> Tensor:
-        """Images that show every level's grid, the user's or the smallest possible; on the host's device, b c h w."""
+        """Noise of a size that shows every level's grid, the user's or the smallest; on the host's device, b c h w."""
 
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized vectors to images; b c h w -> b 3 h w."""

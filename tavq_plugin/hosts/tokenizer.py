@@ -12,13 +12,24 @@ from torch import Tensor, nn
 from tavq_plugin.distributed import gather_sharded, is_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.hosts.detached_copies import detached_copies
+from tavq_plugin.hosts.gradient_paths import observe_gradient, verify_gradient
 from tavq_plugin.hosts.hierarchy import Hierarchy
-from tavq_plugin.hosts.hooks import Capture, Recorder, require_gradient, tapped
+from tavq_plugin.hosts.hooks import Capture, require_gradient, tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
+from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.summary import DryRun, logger, summarize
+from tavq_plugin.hosts.trial_run import HostError, HostReading, find_working, noise, read_host
+from tavq_plugin.hosts.verify_decode import decode_problem
+from tavq_plugin.hosts.verify_reading import (
+    halves_swapped,
+    verify_latent,
+    verify_positions,
+    verify_quantized,
+    verify_taps,
+)
 from tavq_plugin.moved import renamed_arguments
-from tavq_plugin.side_effects import eval_without_trace
+from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.types import Codes, GradTo, Quantized
 
 
@@ -35,6 +46,7 @@ class Tokenizer(nn.Module):
         self.host, self.hierarchy = adapter.model, hierarchy
         self.adapter, self.code_width, self.sizes = adapter, code_width, sizes
         self.on_copies = False
+        self.decode_fails = ""  # why `decode` cannot give the host's own images; found by `wrap`
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own output, and the codes of every level."""
@@ -54,7 +66,9 @@ class Tokenizer(nn.Module):
         return codes_from(self.adapter, self.hierarchy, recorder.take())
 
     def decode(self, codes: Codes) -> Tensor:
-        """Images from the last level alone; Codes -> b 3 h w."""
+        """Images from the last level alone; Codes -> b 3 h w. ValueError if `wrap` saw the host give other images."""
+        if self.decode_fails:
+            raise ValueError(self.decode_fails)
         return self.adapter.decode(codes.final.quantized)
 
     def send_gradient(self, grad_to: GradTo) -> None:
@@ -88,7 +102,8 @@ def wrap(
     """Wrap a host in a tokenizer with codes of three levels; its code, weights and state dict do not change.
 
     A host that an adapter knows, or any host around one known quantizer, needs no settings. `wrap` runs the host on
-    example images, in eval mode and without a trace; it draws no random number from the global stream.
+    small images of noise, checks on them what it inferred, and leaves no trace: parameters, buffers, plain attributes,
+    training flags and random streams are as before.
 
     Args:
         host: The user's own model, outside DistributedDataParallel and torch.compile.
@@ -96,7 +111,8 @@ def wrap(
         quantizer: Path of the quantizer. Default: the adapter's, else the only module of a known quantizer class.
         layout: Axis order of the tapped features, such as "b c h w" or "b n c". Default: "b c h w".
         parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the adapter of the known quantizer.
-        example: Images the host accepts, b c h w. Default: the adapter's smallest, else one of 64×64 pixels.
+        example: Images the host accepts, b c h w; noise of their size and range is used. Default: the adapter's
+            smallest, else 64×64 pixels, or another size that works.
         grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both". Default: "both" if the
             codebook learns by gradient, else (EMA, constant, frozen) "encoder".
         codebook: What levels 1-2 look up: "shared", the host's codebook, or "own", one codebook each.
@@ -107,28 +123,29 @@ def wrap(
 
     Raises:
         ValueError: The quantizer is unknown, a path does not exist, a tap never fires or its output is changed in
-            place, the vectors and the codebook differ in width, or `grad_to` names a codebook that takes no gradient.
+            place, or a check fails: the indices, the vectors and the codebook do not belong together, a tap is no
+            feature map before the quantizer, or the gradient cannot go where `grad_to` says.
     """
     if unwrap(host) is not host:
         raise ValueError(
             f"wrap(host) got the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer in "
             "DistributedDataParallel or torch.compile; or use attach, which finds the host inside"
         )
-    with eval_without_trace(host):
-        adapter = _find_adapter(host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example)
-        images = gather_sharded(adapter.example_images())
-        with tapped(host, at=tapped_paths(adapter)) as recorder:
-            # a sharded host gathers its parameters only in its own forward
-            (host if is_sharded(host) else adapter.encode)(images)
-        features, z_in, final = _hierarchy_inputs(adapter, _take_or_raise_value_error(recorder))
-        width = final.vectors.shape[1]
-        with torch.enable_grad():
-            table = gather_sharded(adapter.codebook())
-        if table is not None and table.shape[1] != width:
-            raise ValueError(
-                f"the quantizer's vectors have width {width} and its codebook {table.shape[1]} (k c = "
-                f"{tuple(table.shape)}): correct quantizer= or parse= for this host"
+    with restored(host):
+        with isolated_random_state(next(host.parameters()).device):
+            adapter = (adapter_for(host) or HostAdapter)(
+                host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example
             )
+            reading = _on_working_images(adapter, lambda images: _read_two_images(adapter, images))
+            goes_to = _possible_grad_to(grad_to, reading.table)
+            looks_up = codebook != "own" or goes_to != "encoder"
+            table = reading.table
+            verify_quantized(adapter, reading, table if looks_up else None)
+            verify_taps(adapter, reading)
+            decode_fails = _verify_by_running(adapter, reading, asked=grad_to, goes_to=goes_to)
+        features, final, width = reading.features, reading.final, reading.final.vectors.shape[1]
+        if table is not None and table.shape[1] != width:
+            table = None  # the host's is not looked up, and no table of codes as they are
         if codebook == "own" and codebook_size is None and table is not None:
             codebook_size = len(table)
         hierarchy = Hierarchy(
@@ -136,31 +153,59 @@ def wrap(
             width,
             codebook=codebook,
             codebook_size=codebook_size,
-            grad_to=_possible_grad_to(grad_to, table),
+            grad_to=goes_to,
             straight_through=adapter.straight_through,
             max_grid=max_grid,
             detach_added_levels=detach_added_levels,
         ).to(final.vectors.device)
-        levels = hierarchy(features, z_in, final, table).levels
+        levels = hierarchy(features, reading.z_in, final, table).levels
     sizes = DryRun(
-        image=_grid(images),
+        image=_grid(reading.images),
         grids=tuple(_grid(level.indices) for level in levels),
         codebook=None if table is None else (table.shape[0], table.shape[1]),
     )
     tokenizer = Tokenizer(adapter, hierarchy, width, sizes)
+    tokenizer.decode_fails = decode_fails
     if log_summary:
         logger.info("wrapped: %s", tokenizer)
     return tokenizer
 
 
-def _find_adapter(host: nn.Module, **description: Any) -> Adapter:
+def _on_working_images(adapter: Adapter, use: Callable[[Tensor], HostReading]) -> HostReading:
+    if isinstance(adapter, HostAdapter):
+        return adapter.on_working_images(use)
+    return find_working(adapter.model, [gather_sharded(adapter.example_images())], use, other_sides=False)
+
+
+def _read_two_images(adapter: Adapter, images: Tensor) -> HostReading:
+    """The reading of two images of this size; of as many as there are, if the host takes no other number."""
     try:
-        return (adapter_for(host) or HostAdapter)(host, **description)
-    except ValueError:
-        raise
-    except Exception as error:
-        error.add_note("this came from a dry run of the host: give example=, a batch of images it accepts, b c h w")
-        raise
+        return read_host(adapter, noise(images, images=2))
+    except HostError:
+        return read_host(adapter, images)
+
+
+def _verify_by_running(adapter: Adapter, reading: HostReading, *, asked: GradTo | None, goes_to: GradTo) -> str:
+    """Run the host again, to check places and gradient; what is wrong with its decode, or nothing.
+
+    A sharded host is not checked so, as its parameters are there only in its own forward, and its gradient is averaged.
+    """
+    if is_sharded(adapter.model):
+        return ""
+    if not _taps_are_known(adapter) and len(reading.images) == 2:
+        halves = read_host(adapter, halves_swapped(reading.images)[2:]).features
+        verify_positions(adapter.taps, [torch.cat(pair) for pair in zip(reading.features, halves, strict=True)])
+    training = reading.training
+    verify_gradient(adapter, observe_gradient(adapter, reading.images[:1]), asked, goes_to)
+    verify_latent(reading, goes_to, straight_through=adapter.straight_through)
+    return "" if training else decode_problem(adapter, reading.images[:1])
+
+
+def _taps_are_known(adapter: Adapter) -> bool:
+    """Whether an adapter for this host names the taps, rather than the user or a dry run."""
+    if not isinstance(adapter, HostAdapter):
+        return True
+    return type(adapter).find_taps is not HostAdapter.find_taps and not adapter.taps_given
 
 
 def _possible_grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
@@ -197,13 +242,6 @@ def _hierarchy_inputs(adapter: Adapter, seen: dict[str, Capture]) -> tuple[list[
     call = seen[adapter.quantizer]
     features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
     return features, call.z_in, adapter.parse(call.z_in, call.output)
-
-
-def _take_or_raise_value_error(recorder: Recorder) -> dict[str, Capture]:
-    try:
-        return recorder.take()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
 
 
 def _grid(tensor: Tensor) -> tuple[int, int]:

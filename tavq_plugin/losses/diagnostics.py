@@ -51,6 +51,7 @@ class Diagnostics(Mapping[str, Tensor]):
         self._later: dict[str, Callable[[], Tensor]] = {}
         self._gradients: GradientFigures | None = None
         self._transport: CloudTransport | None = None
+        self._before_reading: list[Callable[[], object]] = []
 
     def add_transport(self, found: CloudTransport) -> None:
         """Add the figures of a transport over (l b)."""
@@ -77,6 +78,10 @@ class Diagnostics(Mapping[str, Tensor]):
             self._later["gradient_ratio"] = partial(figures.values, "ratio")
             self._later["gradient_skipped"] = figures.warn_of_skipped
 
+    def before_reading(self, call: Callable[[], object]) -> None:
+        """Call this once, when the first figure is read; a check whose answer lies on the device may warn so."""
+        self._before_reading.append(call)
+
     @property
     def gradient_names(self) -> tuple[str, ...]:
         """The tensor that each value of gradient_cosine, gradient_ratio and gradient_skipped belongs to, in order.
@@ -86,6 +91,8 @@ class Diagnostics(Mapping[str, Tensor]):
         return () if self._gradients is None else self._gradients.names
 
     def __getitem__(self, name: str) -> Tensor:
+        while self._before_reading:
+            self._before_reading.pop()()
         if name in self._later:
             return self._later[name]()
         if name not in self._values:

@@ -125,13 +125,19 @@ def test_a_detached_encoder_is_refused(host):
         tavq.wrap(host, **UNKNOWN)
 
 
-def test_an_example_replaces_the_64_pixel_image(host):
+def test_a_host_of_one_size_tells_it_by_refusing(host):
+    """64 pixels fail; of the other usual sizes, 32 works."""
     host.first = nn.Sequential(host.first, nn.LayerNorm([12, 16, 16]))
+    assert tavq.wrap(host, **UNKNOWN).sizes == ((32, 32), ((32, 32), (16, 16), (8, 8)), (16, 8))
+
+
+def test_an_example_gives_an_unusual_size(host):
+    host.first = nn.Sequential(host.first, nn.LayerNorm([12, 24, 24]))
     with pytest.raises(RuntimeError) as caught:
         tavq.wrap(host, **UNKNOWN)
     assert "give example=" in caught.value.__notes__[0]
-    codes = tavq.wrap(host, **UNKNOWN, example=torch.zeros(1, 3, 32, 32)).encode(torch.rand(2, 3, 32, 32))
-    assert [level.indices.shape[1] for level in codes.levels] == [32, 16, 8]
+    codes = tavq.wrap(host, **UNKNOWN, example=torch.zeros(1, 3, 48, 48)).encode(torch.rand(2, 3, 48, 48))
+    assert [level.indices.shape[1] for level in codes.levels] == [48, 24, 12]
 
 
 def test_token_features_need_their_layout(host):
