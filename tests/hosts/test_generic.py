@@ -152,7 +152,7 @@ def test_token_features_need_their_layout(host):
     host.stem = nn.Sequential(host.stem, Tokens(), nn.LayerNorm(8), Back())
     host.first = nn.Sequential(host.first, Tokens(), nn.LayerNorm(12), Back())
     with pytest.raises(
-        ValueError, match=r"feature of level 1 is \(1, 4096, 8\), which does not fit layout 'b c h w'.*layout="
+        ValueError, match=r"feature of level 1 is \(2, 4096, 8\), which does not fit layout 'b c h w'.*layout="
     ):
         tavq.wrap(host, **UNKNOWN, taps=["stem.2", "first.2"])
     tokenizer = tavq.wrap(host, **UNKNOWN, taps=["stem.2", "first.2"], layout="b n c")
