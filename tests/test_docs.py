@@ -51,11 +51,11 @@ def test_a_page_says_how_to_evaluate_a_tokenizer_of_ones_own(tmp_path, monkeypat
     pytest.importorskip("taming")
     shown = list(evaluated_setups())
     assert shown
-    for page, code, words in shown:
+    for number, (page, code, words) in enumerate(shown):
         asked = parse_tavq(words)
         assert asked["split"] in ("tune", "test"), page
         (own,) = [source for source in asked["sources"] if ".py:build" in source]
-        folder = tmp_path / page.stem
+        folder = tmp_path / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)
         Path(own.partition("=")[2].partition(":")[0]).write_text(code)
