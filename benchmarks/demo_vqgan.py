@@ -25,7 +25,7 @@ from tavq_plugin.training.demo_recipe import PACKAGED_RECIPE
 from tavq_plugin.training.recipe_yaml import read_recipe
 
 SCENES_SEED = 1  # the demo's scenes have seed 0, so none of its images are seen here
-TRAIN, HELD_OUT = 4000, 300
+TRAIN, HELD_OUT = 3000, 300
 
 
 def scenes_without_text(n_train: int, n_held_out: int, resolution: int) -> Corpus:
@@ -53,7 +53,7 @@ def main() -> None:
     corpus = scenes_without_text(args.scenes, HELD_OUT, recipe.resolution)
 
     def show(done: int, row: dict[str, float]) -> None:
-        if done % 20 == 0 or done == recipe.steps:
+        if done % 50 == 0 or done == recipe.steps:
             print(f"{done} of {recipe.steps}: pixel loss {row['pixel']:.4f}, {row['seconds']:.2f} s a step", flush=True)
 
     run = fit("vqgan", recipe, corpus, args.out, progress=show)

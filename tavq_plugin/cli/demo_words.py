@@ -95,13 +95,13 @@ def word_mass(tokenizer: Tokenizer, align: TextAlignment, corpus: Corpus) -> Wor
 def mass_figures(found: WordMass | None) -> dict[str, Any] | None:
     """The means over all words, in percent, and their ratio with a 95 % interval over the images; None without words.
 
-    The interval is the bootstrap's, over images.
+    The interval is the bootstrap's, over the images that have such words.
     """
     if found is None or not found.words.sum():
         return None
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(len(found.words), (RESAMPLES, len(found.words)), generator=draw)
-    ratios = found.inside[images].sum(1) / found.area[images].sum(1).clamp(min=1e-12)
+    found = WordMass(*(part[found.words > 0] for part in found))
+    drawn = torch.randint(len(found.words), (RESAMPLES, len(found.words)), generator=torch.Generator().manual_seed(0))
+    ratios = found.inside[drawn].sum(1) / found.area[drawn].sum(1)
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     inside, area, words = (part.sum().item() for part in found)
     return {
@@ -110,7 +110,7 @@ def mass_figures(found: WordMass | None) -> dict[str, Any] | None:
         "times": inside / area,
         "times_interval": [low, high],
         "words": int(words),
-        "images": int((found.words > 0).sum()),
+        "images": len(found.words),
     }
 
 

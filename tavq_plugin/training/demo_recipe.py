@@ -15,8 +15,12 @@ from tavq_plugin.training.recipe_yaml import read_recipe
 PACKAGED = "demo-vqgan"  # name of the packaged VQGAN
 PACKAGED_SIDE = 32  # pixels
 PACKAGED_RECIPE = Path(str(files("tavq_plugin.training") / "packaged" / "demo_vqgan.yaml"))  # it was trained by this
-SHA256 = ""
+SHA256 = "d4147db67e969335393ce58ceac2ccb9d1f2354521331348ebe1c34234f503dd"
 STEPS = {PACKAGED: 300, "small": 250}  # optimizer steps of one run of the demo, by its host
+FURTHER = (  # how the packaged VQGAN is trained on: in float32, by a schedule that ends at 0
+    "batch_size=8", "precision=no", "ema=0", "log_every=1", "optimizer.learning_rate=5e-4",
+    "optimizer.schedule=cosine", "start.settle_share=0", "start.revive_every=0",
+)  # fmt: skip
 METHODS = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run of the demo → its method
 
 
@@ -58,9 +62,9 @@ def demo_recipe(*, host: str, resolution: int, seed: int, steps: int | None = No
     """
     steps = steps or STEPS[host]
     changed = [f"resolution={resolution}", f"steps={steps}", f"seed={seed}", f"checkpoint_every={(steps + 1) // 2}"]
-    changed += [f"host.wrap.max_grid={max(16, resolution // 2)}", "tracker=none", "log_every=1"]
+    changed += [f"host.wrap.max_grid={max(16, resolution // 2)}", "tracker=none"]
     if host == PACKAGED:
-        changed += ["optimizer.learning_rate=5e-4", "start.revive_every=0"]
+        changed += FURTHER
     return replace(read_recipe(PACKAGED_RECIPE if host == PACKAGED else host, changed), init=init)
 
 
