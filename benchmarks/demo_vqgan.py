@@ -8,6 +8,7 @@ again to resume it. The weights differ in their last digits from one machine to 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,15 +43,15 @@ def held_out_psnr(tokenizer: Tokenizer, corpus: Corpus) -> float:
     return torch.cat([psnr(tokenizer.decode(tokenizer.encode(part)), part) for part in parts]).mean().item()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, *, held_out: int = HELD_OUT) -> None:
     """Train, or resume, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-vqgan"), help="folder of the run")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
     parser.add_argument("--scenes", type=int, default=TRAIN, help="training scenes")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     recipe = read_recipe(PACKAGED_RECIPE, [f"steps={args.steps}"] if args.steps else [])
-    corpus = scenes_without_text(args.scenes, HELD_OUT, recipe.resolution)
+    corpus = scenes_without_text(args.scenes, held_out, recipe.resolution)
 
     def show(done: int, row: dict[str, float]) -> None:
         if done % 50 == 0 or done == recipe.steps:
@@ -58,7 +59,7 @@ def main() -> None:
 
     run = fit("vqgan", recipe, corpus, args.out, progress=show)
     file = args.out / "host.safetensors"
-    print(f"PSNR {held_out_psnr(run.tokenizer, corpus):.2f} dB on {HELD_OUT} other scenes")
+    print(f"PSNR {held_out_psnr(run.tokenizer, corpus):.2f} dB on {held_out} other scenes")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(file)}")
 
 

@@ -35,11 +35,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the shuffled texts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the runs, demo.json and the pictures.")] = Path("tavq-demo"),
     n_train: Annotated[
-        int | None, typer.Option(min=2, help="At most this many training images. Default: 3000, or 2000 drawn scenes.")
+        int | None, typer.Option(min=2, help="At most this many training images. Default: 3000, or 1200 drawn scenes.")
     ] = None,
     n_eval: Annotated[
         int | None,
-        typer.Option(min=2, help="At most this many images of the tune split. Default: 500, or 1000 drawn scenes."),
+        typer.Option(min=2, help="At most this many images of the tune split. Default: 500, or 800 drawn scenes."),
     ] = None,
     init: Annotated[
         str | None,

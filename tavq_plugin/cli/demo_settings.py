@@ -12,8 +12,8 @@ from tavq_plugin.training.demo_recipe import PACKAGED, PACKAGED_SIDE, demo_recip
 from tavq_plugin.training.initial_checkpoint import checkpoint_settings
 from tavq_plugin.training.recipe import Recipe
 
-N_TRAIN = {"scenes": 2000, "folder": 3000}  # training images, at most, by where they come from
-N_EVAL = {"scenes": 1000, "folder": 500}  # held-out images, at most; the spread falls with their number
+N_TRAIN = {"scenes": 1200, "folder": 3000}  # training images, at most, by where they come from
+N_EVAL = {"scenes": 800, "folder": 500}  # held-out images, at most; the spread falls with their number
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def demo_settings(
 
 def _alignment(resolution: int, weight: float | None) -> dict[str, Any]:
     """Options of the method. Below 64 px the host is small, so heads are small and not every step aligns."""
-    light = {"hidden": 128, "every": 2} if resolution < 64 else {"hidden": None, "every": 1}
+    light = {"hidden": 128, "every": 1} if resolution < 64 else {"hidden": None, "every": 1}
     defaults = AlignmentSettings(weight=weight)
     reach = {"balance": defaults.balance} if weight is None else {"weight": weight, "weight_end": 0.0}
     return {"level_weights": list(defaults.level_weights), "contrast": defaults.contrast, **light, **reach}

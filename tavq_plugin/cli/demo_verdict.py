@@ -37,12 +37,14 @@ def _sentence(content: Mapping[str, Any], differences: Mapping[str, Mapping[str,
     if "word_map" not in differences:
         return f"The texts give no word mAP, so only pixels are compared on {where}: {psnr} (one seed)."
     words = {name: {"word_map": run["stored"]["grid_word_map"]} for name, run in runs.items()}
-    floors = [f"{floor['stored']['grid_word_map']:.1f} for {name}" for name, floor in content["floors"].items()]
+    floors = {name: floor["stored"]["grid_word_map"] for name, floor in content["floors"].items()}
+    above = [name for name, value in floors.items() if value is not None and value > words["tavq"]["word_map"]]
+    beside = " and ".join(f"{value:.1f} for {name}" for name, value in floors.items() if value is not None)
     chance = runs["tavq"]["chance"]["grid_word_map"]
     parts = [
         f"{_finding(differences['word_map'], protocol['steps'])}: on {where}, word mAP of the stored codes is "
         f"{_against(differences['word_map'], words, 'word_map', '%', 1)}, beside {chance:.1f} by chance and the floors "
-        f"{' and '.join(floors)}",
+        f"{beside}{f' ({above[0]} says more than tavq)' if above else ''}",
         psnr,
     ]
     mass = runs["tavq"].get("word_mass")
