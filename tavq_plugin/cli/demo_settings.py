@@ -88,5 +88,6 @@ def _alignment(resolution: int, weight: float | None) -> dict[str, Any]:
     """Options of the method. Below 64 px the host is small, so heads are small and not every step aligns."""
     light = {"hidden": 128, "every": 1} if resolution < 64 else {"hidden": None, "every": 1}
     defaults = AlignmentSettings(weight=weight)
-    reach = {"balance": defaults.balance} if weight is None else {"weight": weight, "weight_end": 0.0}
+    balance = list(defaults.balance) if isinstance(defaults.balance, tuple) else defaults.balance
+    reach = {"balance": balance} if weight is None else {"weight": weight, "weight_end": 0.0}
     return {"level_weights": list(defaults.level_weights), "contrast": defaults.contrast, **light, **reach}
