@@ -12,7 +12,11 @@ from tavq_plugin.evaluation.own_heads import OwnHeadResults
 from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.training import TrainedRun
 
-PER_IMAGE = {"word_map": "grid_word_map_3", "psnr": "psnr"}  # name here → the metric, compared image by image
+PER_IMAGE = {
+    "word_map": "grid_word_map_3",
+    "word_map_pooled": "word_map_3",
+    "psnr": "psnr",
+}  # name here → the metric, compared image by image
 KEPT_WITH_RUN = ("history", "per_image")  # too long for demo.json
 
 

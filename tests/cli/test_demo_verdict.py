@@ -14,7 +14,12 @@ FLOORS = {"mean colour": {"stored": {"grid_word_map": 20.0}}, "patch k-means": {
 def content_of(word_map, *, mass=None):
     """The content of a demo with these values of word mAP, by run."""
     runs = {
-        name: {"stored": {"grid_word_map": value}, "chance": {"grid_word_map": 15.0}, "psnr": 20.0, "word_mass": None}
+        name: {
+            "stored": {"grid_word_map": value, "word_map": value},
+            "chance": {"grid_word_map": 15.0},
+            "psnr": 20.0,
+            "word_mass": None,
+        }
         for name, value in word_map.items()
     }
     for name in ("tavq", "shuffled"):
@@ -22,13 +27,16 @@ def content_of(word_map, *, mass=None):
     return {"runs": runs, "floors": FLOORS, "protocol": {"n_eval": 200, "steps": 300}}
 
 
-def verdict_of(word_map, *, noise=1.0, mass=None):
+def verdict_of(word_map, *, noise=1.0, mass=None, pooled=None):
     """The verdict for per-image values that scatter by `noise` around each run's mean."""
     scatter = torch.randn(200, generator=torch.Generator().manual_seed(0))
     per_image = {}
     for place, (name, value) in enumerate(word_map.items()):
         own = noise * scatter.roll(place)
-        per_image[name] = {"word_map": (value + own - own.mean()).tolist(), "psnr": [20.0 + 0.1 * place] * 200}
+        scores = value + own - own.mean()
+        other = scores if pooled is None else scores + pooled.get(name, 0.0)
+        per_image[name] = {"word_map": scores.tolist(), "word_map_pooled": other.tolist()}
+        per_image[name]["psnr"] = [20.0 + 0.1 * place] * 200
     return demo_verdict(content_of(word_map, mass=mass), per_image)
 
 
@@ -36,7 +44,7 @@ def test_a_gain_beyond_the_spread_over_both_controls_is_said_with_chance_and_flo
     verdict = verdict_of({"lambda-0": 30.0, "tavq": 33.0, "shuffled": 30.5})
     sentence = verdict["sentence"]
     assert sentence.startswith("After 300 steps, the stored codes of tavq say more about the words of a text than")
-    assert "word mAP of the stored codes is 33.0 % against 30.0 without alignment (+3.0, +2." in sentence
+    assert "word mAP of the stored codes is 33.00 % against 30.00 without alignment (+3.00, +2." in sentence
     assert "beside 15.0 by chance and the floors 20.0 for mean colour and 30.0 for patch k-means" in sentence
     assert "says more than tavq" not in sentence  # no floor does
     assert "200 held-out images" in sentence and sentence.endswith("(95 % intervals over images, one seed).")
@@ -58,6 +66,12 @@ def test_a_gain_beyond_the_spread_over_both_controls_is_said_with_chance_and_flo
 )
 def test_what_cannot_be_told_is_not_claimed(word_map, noise, words):
     assert words in verdict_of(word_map, noise=noise)["sentence"]
+
+
+def test_a_gain_that_only_one_probe_finds_is_not_claimed():
+    word_map = {"lambda-0": 30.0, "tavq": 33.0, "shuffled": 30.0}
+    sentence = verdict_of(word_map, pooled={"tavq": -3.0})["sentence"]
+    assert sentence.startswith("This run of 300 steps is too short to tell")
 
 
 def test_the_mass_of_naming_words_stands_beside_the_area_and_the_control():
