@@ -37,7 +37,6 @@ def _sentence(content: Mapping[str, Any], differences: Mapping[str, Mapping[str,
     if "word_map" not in differences:
         return f"The texts give no word mAP, so only pixels are compared on {where}: {psnr} (one seed)."
     words = {name: {"word_map": run["stored"]["grid_word_map"]} for name, run in runs.items()}
-    pooled = {name: run["stored"]["word_map"] for name, run in runs.items()}
     floors = {name: floor["stored"]["grid_word_map"] for name, floor in content["floors"].items()}
     above = [name for name, value in floors.items() if value is not None and value > words["tavq"]["word_map"]]
     beside = " and ".join(f"{value:.1f} for {name}" for name, value in floors.items() if value is not None)
@@ -49,8 +48,8 @@ def _sentence(content: Mapping[str, Any], differences: Mapping[str, Mapping[str,
         psnr,
     ]
     if "word_map_pooled" in differences:
-        found = " and ".join(_difference(differences["word_map_pooled"][name], 2) for name in CONTROLS)
-        parts.insert(1, f"by a probe on pooled codes it is {pooled['tavq']:.2f} % ({found})")
+        found = " and ".join(f"({_difference(differences['word_map_pooled'][name], 2)})" for name in CONTROLS)
+        parts.insert(1, f"by a probe on pooled codes the two differences are {found}")
     mass = runs["tavq"].get("word_mass")
     if mass is not None:
         low, high = mass["times_interval"]
