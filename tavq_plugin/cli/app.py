@@ -29,38 +29,52 @@ def main() -> None:
 def demo(
     data: Data = None,
     resolution: Annotated[int, typer.Option(min=16, help="Width and height of the images, in pixels.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps per run.")] = 250,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps per run. Default: 600 on drawn scenes, else 250.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the shuffled texts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the runs, demo.json and the pictures.")] = Path("tavq-demo"),
     n_train: Annotated[
-        int | None, typer.Option(min=2, help="At most this many training images. Default: 3000, or 2000 drawn scenes.")
+        int | None, typer.Option(min=2, help="At most this many training images. Default: 3000, or 1200 drawn scenes.")
     ] = None,
-    n_eval: Annotated[int, typer.Option(min=2, help="At most this many images of the tune split.")] = 500,
+    n_eval: Annotated[
+        int | None,
+        typer.Option(min=2, help="At most this many images of the tune split. Default: 500, or 800 drawn scenes."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Start from a trained host: a file, or the folder of a finished run. Default: the VQGAN that ships "
+            "with the package for drawn scenes of 32 px, else none.",
+        ),
+    ] = None,
     weight: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Weight λ of the alignment at the start; it falls to 0. Default: .2, or .03 on drawn scenes."
+            min=0.0,
+            help="Add the alignment by this weight λ, which falls to 0. Default: none, as its gradients are balanced.",
         ),
     ] = None,
 ) -> None:
-    """Train a small VQGAN without alignment, with it, and with shuffled texts; print one table.
+    """Train a small VQGAN on without alignment, with it, and with shuffled texts; say what the numbers show.
 
     It replaces its own runs that were made with other settings. It stops at a file that it did not make, and names it.
     """
-    from tavq_plugin.cli.demo import SCENES, SCENES_WEIGHT, demo_recipe, run_demo
+    from tavq_plugin.cli.demo import run_demo
+    from tavq_plugin.cli.demo_settings import demo_settings
     from tavq_plugin.cli.demo_table import tables
-    from tavq_plugin.losses.alignment_settings import WEIGHT
 
     console = Console()
     with report_errors(console, f"Finished runs are in {out}"):
-        if weight is None:
-            weight = SCENES_WEIGHT if data is None else WEIGHT
-        content = run_demo(
-            data=data, recipe=demo_recipe(resolution=resolution, steps=steps, seed=seed), weight=weight, out=out,
-            n_train=n_train or (SCENES if data is None else 3000), n_eval=n_eval, console=console,
+        settings = demo_settings(
+            data=data, resolution=resolution, steps=steps, seed=seed, init=init, weight=weight, n_train=n_train,
+            n_eval=n_eval,
         )  # fmt: skip
+        content = run_demo(settings, out=out, console=console)
     console.print(tables(content))
     console.print(f"written: {out}/demo.json, {out}/reconstructions.png, {out}/words.png, and a folder for each run")
+    console.print(f"\n{content['verdict']['sentence']}", markup=False, highlight=False)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The numbers of level 3 in `tavq demo`, and the same numbers of two floors: features that nobody trained."""
+"""The numbers of level 3 in `tavq demo` for two floors: features that nobody trained."""
 
 from __future__ import annotations
 
@@ -6,31 +6,16 @@ from typing import Any
 
 import torch
 
-from tavq_plugin.cli.demo_table import STORED_METRICS
+from tavq_plugin.cli.demo_metrics import stored_codes
 from tavq_plugin.evaluation.encoded_images import codebook_sizes
 from tavq_plugin.evaluation.evaluate import score_codes
 from tavq_plugin.evaluation.floors.features import floors
 from tavq_plugin.evaluation.judges import Judges
-from tavq_plugin.evaluation.results import RunResults
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float
 
 SHOWN = {"mean-colour": "mean colour", "patch-kmeans": "patch k-means"}  # floor → its column
-
-
-def stored_codes(results: RunResults) -> dict[str, Any]:
-    """The numbers of level 3, the codes that a user stores; None where there is no value."""
-    values, psnr = results.values, results.per_image["psnr"]
-    return {
-        "stored": {metric: values.get(f"{metric}_3") for metric in STORED_METRICS},
-        "chance": {metric: results.chance.get(f"{metric}_3", [None])[0] for metric in STORED_METRICS},
-        "psnr": values["psnr"],
-        "psnr_standard_error": (psnr.std() / len(psnr) ** 0.5).item(),
-        "bits": values.get("bits_3"),
-        "usage": values.get("usage"),
-        "perplexity": values.get("perplexity"),
-    }
 
 
 @torch.no_grad()

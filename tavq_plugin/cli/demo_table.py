@@ -18,6 +18,11 @@ STORED_METRICS = {  # metric, without its level → its label
     "word_map": "word mAP, pooled codes, %",
 }
 """The probes' scores of level 3, the codes that a user stores."""
+MASS_ROWS = {  # figure of `word_mass` → its label
+    "inside": "word mass in its object, %",
+    "area": "  the object's area, %",
+    "times": "  mass / area (chance 1)",
+}
 
 
 def tables(content: dict[str, Any]) -> Group:
@@ -75,13 +80,18 @@ def _all_levels(content: dict[str, Any]) -> Table:
     row("R@10, pooled codes, %", lambda run: _each(by_level(run["retrieval_fitted"], "r10")))
     row("word mAP, pooled codes, %", lambda run: _each([run["word_map"][level] for level in LEVELS]))
     row("plan entropy / max", lambda run: _each(run["plan_entropy"], digits=2))
+    for key, label in MASS_ROWS.items():
+        if any(run["word_mass"] for run in runs.values()):
+            cells = [_number(run["word_mass"] and run["word_mass"][key], 1) for run in runs.values()]
+            shown.add_row(label, *cells)
     row("seconds per step", lambda run: f"{run['seconds_per_step']:.3f}")
     row("plug-in, % of step", lambda run: f"{100 * run['plugin_share']:.1f}")
     for k in ("r10", "r50"):
         cells = [_each(by_level(run["retrieval"], k)) for run in runs.values()]
         shown.add_row(f"own head R@{k[1:]}, % (chance {protocol['chance'][k]:.0f})", *cells)
     shown.caption = (
-        "The decoder reads level 3 alone. Own heads were trained with the loss, so they flatter their own run: they "
+        "The decoder reads level 3 alone. Word mass: of words that name one object, the share of level 1's transport "
+        "inside that object's box. Own heads were trained with the loss, so they flatter their own run: they "
         "show that the loss was learned, but do not compare runs."
     )
     return shown

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,13 +14,17 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.cli.demo import SCENES_WEIGHT, demo_recipe, run_demo
+from tavq_plugin.cli.demo import run_demo
 from tavq_plugin.cli.demo_folder import open_unfinished
+from tavq_plugin.cli.demo_settings import demo_settings
 from tavq_plugin.cli.demo_table import STORED_METRICS, tables
 from tavq_plugin.data.synthetic_scenes import write_scenes
+from tavq_plugin.io.file_hash import sha256_of
 from tavq_plugin.io.ownership import MARKER, claim
 from tavq_plugin.training import TrainedRun, fit
 from tavq_plugin.training.build import build
+from tavq_plugin.training.demo_recipe import PACKAGED, PACKAGED_RECIPE, SHA256, packaged_checkpoint
+from tavq_plugin.training.recipe_yaml import read_recipe
 from tavq_plugin.training.timer import StepTimer
 
 pytest.importorskip("taming")
@@ -31,13 +38,15 @@ def run(*arguments):
     return CliRunner().invoke(app, [*SMALL, *map(str, arguments)], env={"COLUMNS": "120"})
 
 
+def said(result):
+    """What a command printed, on one line."""
+    return " ".join(result.output.split())
+
+
 def demo_of_seed_1(out, train):
     """Run the demo with seed 1, training by `train`; returns what it printed."""
     console = Console(file=io.StringIO(), width=120)
-    recipe = demo_recipe(resolution=32, steps=3, seed=1)
-    run_demo(
-        data=None, recipe=recipe, weight=SCENES_WEIGHT, out=out, n_train=32, n_eval=12, console=console, train=train
-    )
+    run_demo(demo_settings(steps=3, seed=1, n_train=32, n_eval=12), out=out, console=console, train=train)
     return console.file.getvalue()
 
 
@@ -68,6 +77,7 @@ def test_everything_is_written(done):
         assert set(metrics["retrieval_fitted"]["level1"]) == {"r1", "r10", "r50"}
         assert (metrics["retrieval"] is None) == (name == "lambda-0")
         assert len(metrics["plan_entropy"]) == len(metrics["marginal_error"]) == 3
+        assert (metrics["word_mass"] is None) == (name == "lambda-0") and not {"history", "per_image"} & metrics.keys()
         assert 0 < metrics["plugin_share"] < 1 and metrics["seconds_per_step"] > 0
         assert 0 < metrics["usage"] <= 100 and metrics["psnr"] > 5
         files = {path.name for path in (out / name).iterdir()}
@@ -75,6 +85,20 @@ def test_everything_is_written(done):
     for picture in ("reconstructions.png", "words.png"):
         assert (out / picture).stat().st_size > 1000
     assert "PSNR" in printed and "lambda-0" in printed
+    sentence = content["verdict"]["sentence"]
+    assert sentence in " ".join(printed.split()) and "12 held-out images" in sentence
+    assert " ".join(printed.split()).startswith("starts from the VQGAN that ships with the package")
+    assert (content["protocol"]["host"], content["protocol"]["init_sha256"]) == (PACKAGED, SHA256)
+
+
+def test_the_runs_start_from_the_packaged_vqgan(done):
+    out, _ = done
+    start = load_file(packaged_checkpoint())
+    for name in ("lambda-0", "tavq", "shuffled"):
+        trained = load_file(out / name / "host.safetensors")
+        assert trained.keys() == start.keys()
+        apart = max((trained[key] - start[key]).abs().max().item() for key in start)
+        assert 0 < apart < 3 * 1e-2  # three steps of Adam
 
 
 def test_level_3_stands_beside_floors_and_chance(done):
@@ -90,9 +114,10 @@ def test_level_3_stands_beside_floors_and_chance(done):
         assert run["stored"]["word_map"] == run["word_map"]["level3"]
         assert run["stored"]["image_text_r10"] == run["retrieval_fitted"]["level3"]["r10"]
     assert content["floors"]["mean colour"]["usage"] is None and content["floors"]["patch k-means"]["usage"] > 0
-    said = " ".join(printed.split())
-    assert "One seed (0), measured on the 12 images of the tune split" in said
-    assert said.index("Level 3, the codes that are stored") < said.index("All levels") < said.index("own head")
+    line = " ".join(printed.split())
+    assert "One seed (0), measured on the 12 images of the tune split" in line
+    assert line.index("Level 3, the codes that are stored") < line.index("All levels") < line.index("own head")
+    assert line.index("own head") < line.index("written:") < line.index("95 % intervals over images")
 
 
 def test_tables_print_each_number_in_its_column_within_80_characters():
@@ -102,31 +127,34 @@ def test_tables_print_each_number_in_its_column_within_80_characters():
         "stored": stored, "chance": dict.fromkeys(STORED_METRICS, 2.04), "psnr": 16.6, "psnr_standard_error": 0.12,
         "bits": 576.0, "usage": 98.4, "perplexity": 411.2, "retrieval_fitted": levels,
         "word_map": dict.fromkeys(levels), "plan_entropy": [None] * 3, "retrieval": None, "seconds_per_step": 0.13,
-        "plugin_share": 0.123,
+        "plugin_share": 0.123, "word_mass": None,
     }  # fmt: skip
     floor = {**run, "stored": dict.fromkeys(STORED_METRICS, 5.91), "usage": None, "perplexity": None}
     protocol = {
         "split": "test", "n_eval": 500, "seed": 3, "data": "scenes", "resolution": 32, "steps": 250, "n_train": 2000,
         "chance": {"r10": 2.0, "r50": 10.0},
     }  # fmt: skip
-    runs = {"lambda-0": run, "tavq": run | {"retrieval": levels}, "shuffled": run}
+    mass = {"inside": 41.24, "area": 12.0, "times": 3.44}
+    runs = {"lambda-0": run, "tavq": run | {"retrieval": levels, "word_mass": mass}, "shuffled": run}
     console = Console(file=io.StringIO(), width=80)
     console.print(tables({"protocol": protocol, "runs": runs, "floors": {"mean colour": floor, "patch k-means": run}}))
     lines = console.file.getvalue().splitlines()
     rows = {line.split("  ")[0].strip(): line.split("  ", 1)[-1].split() for line in lines if line.strip()}
     assert "…" not in "".join(lines[2:])
     assert rows["R@10, %"] == ["12.3", "12.3", "12.3", "5.9", "12.3", "2.0"]
+    assert rows["word mass in its object, %"] == ["–", "41.2", "–"] and max(map(len, lines)) <= 80
     assert rows["codebook usage, %"] == ["98.4", "98.4", "98.4", "–", "98.4"]
     assert rows["own head R@10, % (chance 2)"] == ["–", "0.0", "30.0", "60.0", "–"]
     assert rows["own head R@50, % (chance 10)"] == rows["plan entropy / max"] == ["–", "–", "–"]
 
 
 def test_the_host_checkpoint_loads_strictly_into_a_fresh_host(done):
-    from tavq_plugin.training.build_host import small_vqgan
+    from tavq_plugin.training.build_host import build_host
 
     out, _ = done
     for name in ("lambda-0", "tavq", "shuffled"):
-        loaded = small_vqgan(32).load_state_dict(load_file(out / name / "host.safetensors"), strict=True)
+        host = build_host(read_recipe(PACKAGED_RECIPE).host, 32)
+        loaded = host.load_state_dict(load_file(out / name / "host.safetensors"), strict=True)
         assert not loaded.missing_keys and not loaded.unexpected_keys
 
 
@@ -136,6 +164,15 @@ def test_runs_differ_only_in_their_texts(done):
     assert len({history[0]["pixel"] for history in runs.values()}) == 1
     aligned = {n: [row["alignment"] for row in history if "alignment" in row] for n, history in runs.items()}
     assert not any(aligned["lambda-0"]) and aligned["tavq"][0] != aligned["shuffled"][0]
+
+
+def test_without_a_terminal_lines_have_80_columns_and_no_escape_codes(done):
+    out, _ = done
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "FORCE_COLOR")}
+    command = [sys.executable, "-m", "tavq_plugin", *SMALL, "--out", str(out)]
+    shown = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.count("kept from") == 3, shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80 and "\x1b" not in shown.stdout
 
 
 def test_finished_runs_are_reused(done):
@@ -212,12 +249,21 @@ def test_an_unfinished_run_is_kept_for_the_same_settings_and_emptied_for_others(
     assert not (open_unfinished(tmp_path / "unfinished", {"seed": 1}) / "history.json").exists()
 
 
-def test_the_demo_reads_a_folder_of_images(tmp_path):
+def test_the_demo_reads_a_folder_of_images_and_starts_from_a_given_checkpoint(done, tmp_path):
     write_scenes(tmp_path / "pack", 80, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    protocol = json.loads((tmp_path / "out" / "demo.json").read_text())["protocol"]
+    assert "trains from scratch, as the packaged VQGAN is for drawn scenes of 32 px" in said(result)
+    content = json.loads((tmp_path / "out" / "demo.json").read_text())
+    protocol = content["protocol"]
     assert protocol["data"] == str(tmp_path / "pack") and (protocol["n_train"], protocol["n_eval"]) == (32, 12)
+    assert (protocol["host"], protocol["starts_from"]) == ("small", "scratch") and "init_sha256" not in protocol
+    assert content["runs"]["tavq"]["word_mass"]["words"] > 0  # this folder has boxes
+    init = tmp_path / "out" / "lambda-0" / "host.safetensors"
+    again = run("--data", tmp_path / "pack", "--init", init, "--out", tmp_path / "again")
+    assert again.exit_code == 0 and "starts from a trained host" in said(again), again.output
+    protocol = json.loads((tmp_path / "again" / "demo.json").read_text())["protocol"]
+    assert protocol["init_sha256"] == sha256_of(init)
 
 
 def test_bad_input_is_refused_with_the_fix(tmp_path):
@@ -226,6 +272,8 @@ def test_bad_input_is_refused_with_the_fix(tmp_path):
         (("--out", tmp_path / "file"), "give --out a folder"),
         (("--out", tmp_path / "o", "--data", tmp_path / "none"), "no folder"),
         (("--out", tmp_path / "o", "--data", tmp_path), "no images in"),
+        (("--out", tmp_path / "o", "--init", tmp_path / "none.ckpt"), "no checkpoint"),
+        (("--out", tmp_path / "o", "--resolution", 64, "--init", packaged_checkpoint()), "does not fit VQGAN"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
@@ -271,9 +319,8 @@ def test_a_foreign_file_is_refused_by_name_and_left_alone(tmp_path, name):
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"years": 4}')
     result = run("--out", tmp_path)
-    said = " ".join(result.output.split())
-    assert result.exit_code == 2 and f"{tmp_path / name.split('/')[0]} is in the way" in said, result.output
-    assert "give another --out, or move it" in said
+    assert result.exit_code == 2 and f"{tmp_path / name.split('/')[0]} is in the way" in said(result), result.output
+    assert "give another --out, or move it" in said(result)
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
     assert path.read_text() == '{"years": 4}'
 

@@ -19,13 +19,13 @@ from tavq_plugin.moved import written_settings
 from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.training.build import build_tokenizer
 from tavq_plugin.training.build_host import refuse_targets
+from tavq_plugin.training.demo_recipe import METHODS, recipe_of_run
 from tavq_plugin.training.initial_checkpoint import FINISHED
 from tavq_plugin.training.recipe import Recipe
-from tavq_plugin.training.recipe_yaml import read_recipe, recipe_of
+from tavq_plugin.training.recipe_yaml import recipe_of
 from tavq_plugin.training.run_folder import finished_summary, load_weights, recipe_settings
 
 COMPARISON = ("compare.json", "shared.json")  # a folder with one of these is a comparison's
-DEMO = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run of `tavq demo` → its method
 SPEED: tuple[str, ...] = ("seconds_per_step", "plugin_share")
 
 
@@ -85,7 +85,7 @@ def runs_in(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> list[F
         found = sorted(folder.glob("*/seed*/settings.json"))
         children = sorted(found, key=lambda file: order.get(file.parent.parent.name, len(order)))
     elif (folder / "demo.json").exists():
-        children = [folder / run / "settings.json" for run in DEMO if (folder / run / "settings.json").exists()]
+        children = [folder / run / "settings.json" for run in METHODS if (folder / run / "settings.json").exists()]
     else:
         raise ValueError(
             f"{folder} is no run: it has neither settings.json (tavq train) nor {' or '.join(COMPARISON)} (tavq "
@@ -123,7 +123,7 @@ def _run(folder: Path, name: str | None, *, allow: tuple[str, ...]) -> FinishedR
         raise FileNotFoundError(f"{folder} has no {absent[0]}: train the run again")
     if settings.keys() >= {"method", "host", "corpus"}:
         return _trained_run(folder, name, settings, allow)
-    if settings.keys() >= {"run", "seed", "steps", "resolution"} and settings["run"] in DEMO:
+    if settings.keys() >= {"run", "seed", "steps", "resolution"} and settings["run"] in METHODS:
         return _demo_run(folder, name, settings)
     raise ValueError(f"{folder}/settings.json was not written by tavq train, compare or demo: give the folder of a run")
 
@@ -142,10 +142,8 @@ def _trained_run(folder: Path, name: str | None, settings: Mapping[str, Any], al
 
 
 def _demo_run(folder: Path, name: str | None, settings: Mapping[str, Any]) -> FinishedRun:
-    """A run of the demo; its host and levels are those of `tavq_plugin.cli.demo.demo_recipe`."""
-    resolution, seed = settings["resolution"], settings["seed"]
-    changed = [f"resolution={resolution}", f"seed={seed}", f"method={DEMO[settings['run']]}"]
-    changed += ["host.wrap.detach_added_levels=false", f"host.wrap.max_grid={max(16, resolution // 2)}"]
+    """A run of the demo."""
     metrics = read_json(folder / "metrics.json")
     speed = {key: float(metrics[key]) for key in SPEED}
-    return FinishedRun(name or settings["run"], seed, folder, read_recipe("small", changed), None, None, speed)
+    recipe = recipe_of_run(settings)
+    return FinishedRun(name or settings["run"], recipe.seed, folder, recipe, None, None, speed)
