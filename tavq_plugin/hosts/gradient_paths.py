@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,10 +26,11 @@ class GradientPaths(NamedTuple):
     training: bool  # whether the host was in training mode; some quantizers are straight-through only there
 
 
-def observe_gradient(adapter: Adapter, images: Tensor) -> GradientPaths | None:
+def observe_gradient(adapter: Adapter, images: Tensor, *, taps: Sequence[str]) -> GradientPaths | None:
     """Run the host with gradient, in training mode if that works, else in eval mode; None if neither works.
 
-    In a run of several processes training mode is left out, as a host may then wait for the others.
+    `taps` are those that must be upstream of the quantizer. In a run of several processes training mode is left out, as
+    a host may then wait for the others.
     """
     alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
     for training in (True, False) if alone else (False,):
@@ -36,7 +38,7 @@ def observe_gradient(adapter: Adapter, images: Tensor) -> GradientPaths | None:
         try:
             with torch.enable_grad():
                 reading = read_host(adapter, images.detach().clone().requires_grad_().clone())
-                return _paths_of(adapter, reading)
+                return _paths_of(adapter, reading, taps)
         except (HostError, ValueError):  # the eval run was read before: what fails here is training mode
             continue
         finally:
@@ -44,7 +46,7 @@ def observe_gradient(adapter: Adapter, images: Tensor) -> GradientPaths | None:
     return None
 
 
-def _paths_of(adapter: Adapter, reading: HostReading) -> GradientPaths:
+def _paths_of(adapter: Adapter, reading: HostReading, taps: Sequence[str]) -> GradientPaths:
     z_in, vectors = reading.z_in, reading.final.vectors
     if not isinstance(z_in, Tensor) or not z_in.requires_grad:
         return GradientPaths(latent=False, table=None, encoder=False, not_upstream=(), training=reading.training)
@@ -55,11 +57,11 @@ def _paths_of(adapter: Adapter, reading: HostReading) -> GradientPaths:
             (vectors * _weights(vectors)).sum(), [z_in, *parameters], allow_unused=True, retain_graph=True
         )
     reached = [gradient is not None and bool(gradient.ne(0).any()) for gradient in gradients]
-    outputs = {path: reading.seen[path].output for path in adapter.taps}
+    outputs = {path: reading.seen[path].output for path in taps}
     maps = {path: output for path, output in outputs.items() if isinstance(output, Tensor) and output.requires_grad}
-    to_taps = torch.autograd.grad(
-        (z_in * _weights(z_in)).sum(), list(maps.values()), allow_unused=True, retain_graph=True
-    )
+    to_taps: Sequence[Tensor | None] = ()
+    if maps:
+        to_taps = torch.autograd.grad((z_in * _weights(z_in)).sum(), list(maps.values()), allow_unused=True)
     not_upstream = tuple(path for path, gradient in zip(maps, to_taps, strict=True) if gradient is None)
     return GradientPaths(reached[0], any(reached[1:]) if parameters else None, True, not_upstream, reading.training)
 

@@ -136,7 +136,7 @@ def wrap(
             adapter = (adapter_for(host) or HostAdapter)(
                 host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example
             )
-            reading = _on_working_images(adapter, lambda images: _read_two_images(adapter, images))
+            reading = _on_working_images(adapter, lambda images: _read_images(adapter, images))
             goes_to = _possible_grad_to(grad_to, reading.table)
             looks_up = codebook != "own" or goes_to != "encoder"
             table = reading.table
@@ -177,8 +177,10 @@ def _on_working_images(adapter: Adapter, use: Callable[[Tensor], HostReading]) -
     return find_working(adapter.model, [gather_sharded(adapter.example_images())], use, other_sides=False)
 
 
-def _read_two_images(adapter: Adapter, images: Tensor) -> HostReading:
-    """The reading of two images of this size; of as many as there are, if the host takes no other number."""
+def _read_images(adapter: Adapter, images: Tensor) -> HostReading:
+    """The reading of these images if an adapter knows the host; else of two of this size, if the host takes two."""
+    if _taps_are_known(adapter):
+        return read_host(adapter, images)
     try:
         return read_host(adapter, noise(images, images=2))
     except HostError:
@@ -188,24 +190,29 @@ def _read_two_images(adapter: Adapter, images: Tensor) -> HostReading:
 def _verify_by_running(adapter: Adapter, reading: HostReading, *, asked: GradTo | None, goes_to: GradTo) -> str:
     """Run the host again, to check places and gradient; what is wrong with its decode, or nothing.
 
+    What an adapter for this host says of taps and decode is taken as it is, as each is tested; that keeps `wrap` quick.
     A sharded host is not checked so, as its parameters are there only in its own forward, and its gradient is averaged.
     """
     if is_sharded(adapter.model):
         return ""
-    if not _taps_are_known(adapter) and len(reading.images) == 2:
+    known = _taps_are_known(adapter)
+    if not known and len(reading.images) == 2:
         halves = read_host(adapter, halves_swapped(reading.images)[2:]).features
         verify_positions(adapter.taps, [torch.cat(pair) for pair in zip(reading.features, halves, strict=True)])
     training = reading.training
-    verify_gradient(adapter, observe_gradient(adapter, reading.images[:1]), asked, goes_to)
+    verify_gradient(
+        adapter, observe_gradient(adapter, reading.images[:1], taps=() if known else adapter.taps), asked, goes_to
+    )
     verify_latent(reading, goes_to, straight_through=adapter.straight_through)
-    return "" if training else decode_problem(adapter, reading.images[:1])
+    own_decode = isinstance(adapter, HostAdapter) and type(adapter).decode is not HostAdapter.decode
+    return "" if training or (known and own_decode) else decode_problem(adapter, reading.images[:1])
 
 
 def _taps_are_known(adapter: Adapter) -> bool:
     """Whether an adapter for this host names the taps, rather than the user or a dry run."""
     if not isinstance(adapter, HostAdapter):
         return True
-    return type(adapter).find_taps is not HostAdapter.find_taps and not adapter.taps_given
+    return type(adapter).find_taps is not HostAdapter.find_taps and not (adapter.taps_given or adapter.reads_by_parse)
 
 
 def _possible_grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:
