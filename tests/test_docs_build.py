@@ -10,6 +10,8 @@ pytest.importorskip("sphinx")
 pytest.importorskip("furo")
 pytest.importorskip("myst_parser")
 
+pytestmark = pytest.mark.slow
+
 
 def build(folder, page, builder="dummy"):
     """Sphinx' exit code and what it says, for docs/index.md in a folder with a page, a program and a folder beside."""
