@@ -55,7 +55,7 @@ def _paths_of(adapter: Adapter, reading: HostReading, taps: Sequence[str]) -> Gr
     if not isinstance(z_in, Tensor) or not z_in.requires_grad:
         return GradientPaths(latent=False, table=None, encoder=False, not_upstream=(), training=reading.training)
     parameters = _table_parameters(find_module(adapter.model, adapter.quantizer), reading.table)
-    gradients = [None] * (1 + len(parameters))
+    gradients: Sequence[Tensor | None] = [None] * (1 + len(parameters))
     if vectors.requires_grad:
         gradients = torch.autograd.grad(
             (vectors * _weights(vectors)).sum(), [z_in, *parameters], allow_unused=True, retain_graph=True

@@ -89,7 +89,7 @@ class _Undo:
             self.steps.append(lambda: np.copyto(value, before) if value.flags.writeable else None)
         elif isinstance(value, torch.Generator):
             state = value.get_state()
-            self.steps.append(lambda: value.set_state(state) and None)
+            self.steps.append(lambda: _set_state(value, state))
         elif isinstance(value, random.Random):
             stream = value.getstate()
             self.steps.append(lambda: value.setstate(stream))
@@ -127,6 +127,10 @@ def _undo_tensor(tensor: Tensor) -> Callable[[], None]:
             tensor.requires_grad_(learns)
 
     return undo
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -127,18 +127,11 @@ def within_tolerance(rows: Tensor, final: Quantized, latent: object, tolerance: 
     A straight-through z + (e − z) rounds as coarsely as z, so that rounding is allowed for.
     """
     vectors = final.vectors.detach()
-    rounding = max(torch.finfo(t.dtype).eps for t in (vectors, rows, latent) if _is_float(t))
+    other = latent.detach() if isinstance(latent, Tensor) and latent.is_floating_point() else vectors
+    rounding = max(torch.finfo(tensor.dtype).eps for tensor in (vectors, rows, other))
     largest = vectors.abs().max().double()
-    if _is_float(latent):
-        largest_latent = latent.detach().abs().max().double()  # type: ignore[attr-defined]
-    else:
-        largest_latent = largest
-    allowed = tolerance * largest + 4 * rounding * (largest + largest_latent)
+    allowed = tolerance * largest + 4 * rounding * (largest + other.abs().max().double())
     return (rows.detach().double() - vectors.double()).abs().max() <= allowed
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _difference(rows: Tensor, final: Quantized) -> float:
