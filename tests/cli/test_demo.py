@@ -250,6 +250,7 @@ def test_an_unfinished_run_is_kept_for_the_same_settings_and_emptied_for_others(
     assert not (open_unfinished(tmp_path / "unfinished", {"seed": 1}) / "history.json").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_reads_a_folder_of_images_and_starts_from_a_given_checkpoint(done, tmp_path):
     write_scenes(tmp_path / "pack", 80, resolution=32)
     result = run("--data", tmp_path / "pack", "--out", tmp_path / "out")

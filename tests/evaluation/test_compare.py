@@ -178,6 +178,7 @@ def test_a_foreign_file_is_refused_by_name_before_training(tmp_path, name):
     assert path.read_text() == '{"years": 4}' and not list(tmp_path.glob("*/*/settings.json"))
 
 
+@pytest.mark.slow
 def test_a_comparison_from_before_markers_is_reused(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     for later in ("floors", "equal-time"):  # which came after markers

@@ -210,6 +210,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_a_changed_checkpoint_is_r
         fit("noisy", replace(asked, init=""), corpus(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_not_need_its_checkpoint_and_is_one_itself(checkpoint, tmp_path):
     asked = recipe(**STARTED, init=checkpoint)
     whole = fit("vqgan", asked, corpus(), tmp_path / "run")
