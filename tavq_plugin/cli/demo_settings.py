@@ -85,9 +85,9 @@ def demo_settings(
 
 
 def _alignment(resolution: int, weight: float | None) -> dict[str, Any]:
-    """Options of the method. Below 64 px the host is small, so heads are small and not every step aligns."""
-    light = {"hidden": 128, "every": 1} if resolution < 64 else {"hidden": None, "every": 1}
+    """Options of the method. Below 64 px the host is small, and so are the heads."""
+    hidden = 128 if resolution < 64 else None
     defaults = AlignmentSettings(weight=weight)
     balance = list(defaults.balance) if isinstance(defaults.balance, tuple) else defaults.balance
     reach = {"balance": balance} if weight is None else {"weight": weight, "weight_end": 0.0}
-    return {"level_weights": list(defaults.level_weights), "contrast": defaults.contrast, **light, **reach}
+    return {"level_weights": list(defaults.level_weights), "contrast": defaults.contrast, "hidden": hidden, **reach}

@@ -85,10 +85,9 @@ def word_mass(tokenizer: Tokenizer, align: TextAlignment, corpus: Corpus) -> Wor
     sums = torch.zeros(3, len(rows), dtype=torch.float64)
     for i, (row, plan) in enumerate(zip(rows, word_plans(tokenizer, align, corpus, rows), strict=True)):
         for named in naming_words(plan.units, corpus.boxes[row]):
-            mass, inside = plan.mass[named.unit].double(), _inside(named, plan.mass)
-            if inside.any():  # a box may hold no place's centre
-                share = (mass * inside).sum() / mass.sum().clamp(min=1e-12)
-                sums[:, i] += torch.stack([share, inside.double().mean(), torch.ones_like(share)])
+            share, area = share_inside(named, plan.mass)
+            if area:  # a box may hold no place's centre
+                sums[:, i] += torch.tensor([share, area, 1.0], dtype=torch.float64)
     return WordMass(*sums)
 
 
@@ -116,11 +115,7 @@ def mass_figures(found: WordMass | None) -> dict[str, Any] | None:
 
 def share_inside(named: NamingWord, mass: Tensor) -> tuple[float, float]:
     """The share of a word's mass inside its object's box, and the box's share of the places; m h w."""
-    inside, own = _inside(named, mass), mass[named.unit]
-    return ((own * inside).sum() / own.sum().clamp(min=1e-12)).item(), inside.float().mean().item()
-
-
-def _inside(named: NamingWord, mass: Tensor) -> Tensor:
-    """Which places have their centre in the object's box; h w bool."""
     h, w = mass.shape[1:]
-    return rearrange(words_at_places([named.box], [named.word], h, w), "(h w) 1 -> h w", h=h)
+    inside = rearrange(words_at_places([named.box], [named.word], h, w), "(h w) 1 -> h w", h=h)  # their centres are
+    own = mass[named.unit].double()
+    return ((own * inside).sum() / own.sum().clamp(min=1e-12)).item(), inside.double().mean().item()

@@ -132,6 +132,7 @@ def wrap(
             "DistributedDataParallel or torch.compile; or use attach, which finds the host inside"
         )
     with restored(host):
+        # what the host draws here does not change the first weights of the added levels
         with isolated_random_state(next(host.parameters()).device):
             adapter = (adapter_for(host) or HostAdapter)(
                 host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example
