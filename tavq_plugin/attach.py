@@ -51,7 +51,7 @@ class Attachment(nn.Module):
         self.adapter, self.sizes = tokenizer.adapter, tokenizer.sizes  # not the tokenizer, which holds the host
         self.recorder = Recorder(tapped_paths(self.adapter))
         self.settings, self.codebook_loss_weight = settings, codebook_loss_weight
-        self.recorder.live = settings.is_balanced or settings.weight_at(0.0) > 0
+        self.recorder.live = settings.is_balanced or bool(settings.weight)
         self.progress = None if total_steps is None else RunProgress(total_steps)
         self.figures, self.calls, self.drift = GradientFigures(), 0, CodebookDrift()
         self.codes: Codes | None = None
@@ -70,7 +70,7 @@ class Attachment(nn.Module):
     @property
     def weight(self) -> float:
         """λ at the start: what multiplies the alignment's gradient that reaches the host; 0 with a balance."""
-        return self.settings.weight_at(0.0)
+        return self.settings.weight or 0.0
 
     @weight.setter
     def weight(self, value: float) -> None:
@@ -176,7 +176,8 @@ class Attachment(nn.Module):
         if self.progress is None:
             return f"{name} constant, as total_steps was not given"
         end = 0.0 if self.settings.is_balanced else self.settings.weight_at(1.0)
-        return f"{name} falls to {end:g} over {self.progress.total_steps:,} steps, along half a cosine"
+        first = f"rises from 0 over the first {self.settings.rise:.0%} of the run and " if self.settings.rise else ""
+        return f"{name} {first}falls to {end:g} over {self.progress.total_steps:,} steps, along half a cosine"
 
 
 _attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
@@ -220,6 +221,7 @@ def attach(
             latent and the codebook have the last level's. None: a weighted sum by `weight`. Default: that of
             `AlignmentSettings`, unless a weight is given.
         total_steps: Optimizer steps of the run; λ or ρ falls to 0 over them along half a cosine. Default: constant.
+            With alignment={"rise": 0.3}, for a trained host, it first rises from 0 over that share of them.
         codebook_loss_weight: Weight of the added levels' codebook and commitment loss.
         text_dim: Width of the text embeddings. Default: that of `store` or `encoder`.
         encoder: Embeds strings. Default: the offline MiniLM, unless `text_dim` or `store` is given.
@@ -229,8 +231,9 @@ def attach(
         **wrapping: Settings of `wrap`.
 
     Raises:
-        ValueError: A weight or the balance is out of its range, both are given, the host has an attachment already, its
-            codebook is sharded and the balance must reach it, or `wrap` or `TextAlignment` raises it.
+        ValueError: A weight or the balance is out of its range, both are given, `rise` comes without total_steps, the
+            host has an attachment already, its codebook is sharded and the balance must reach it, or `wrap` or
+            `TextAlignment` raises it.
     """
     given, host = unwrap(host), _host_in(host)
     if host in _attached:
@@ -240,6 +243,10 @@ def attach(
 
         encoder = offline_encoder()
     settings = _settings(weight=weight, balance=balance, **(alignment or {}))
+    if settings.rise and total_steps is None:
+        raise ValueError(
+            f"rise={settings.rise} is a share of the run: give total_steps=, the optimizer steps of the run"
+        )
     if isinstance(given, Tokenizer) and wrapping:
         raise ValueError(f"attach got a tokenizer and {', '.join(wrapping)}=: give settings of wrap to wrap")
     tokenizer = given if isinstance(given, Tokenizer) else wrap(host, log_summary=False, **wrapping)

@@ -294,15 +294,17 @@ def test_a_backward_without_the_hosts_loss_is_refused(host):
     one_step(host, align)
 
 
-def test_the_ratio_falls_over_the_run_and_the_count_is_saved(host):
-    optimizer, align = attached(host, balance=RATIO, total_steps=4)
+@pytest.mark.parametrize("rise", [0.0, 0.5])
+def test_the_ratio_rises_and_falls_over_the_run_and_the_count_is_saved(host, rise):
+    optimizer, align = attached(host, balance=RATIO, total_steps=4, alignment={"rise": rise})
     ratios = []
     for _ in range(5):
         before, after = watched_step(host, align)
         ratios.append(((after["latent"] - before["latent"]).norm() / before["latent"].norm()).item() if after else 0.0)
         optimizer.step()
         optimizer.zero_grad()
-    expected = [RATIO * 0.5 * (1 + math.cos(math.pi * min(1, step / 4))) for step in range(5)]
+    risen = (lambda share: min(1, share / rise)) if rise else lambda share: 1
+    expected = [RATIO * risen(step / 4) * 0.5 * (1 + math.cos(math.pi * min(1, step / 4))) for step in range(5)]
     assert ratios == pytest.approx(expected, rel=1e-3, abs=1e-6)
     state = align.state_dict()
     tavq.detach(host)
@@ -310,6 +312,15 @@ def test_the_ratio_falls_over_the_run_and_the_count_is_saved(host):
     _, again = attached(host, balance=RATIO, total_steps=10)
     again.load_state_dict(state, strict=True)
     assert again.progress.share == 0.5
+
+
+def test_a_rise_needs_the_length_of_the_run_and_is_a_share_of_it(host):
+    with pytest.raises(ValueError, match="give total_steps="):
+        attached(host, alignment={"rise": 0.3})
+    with pytest.raises(ValueError, match="below 1, got 1"):
+        attached(host, total_steps=4, alignment={"rise": 1.0})
+    _, align = attached(host, balance=RATIO, total_steps=50, alignment={"rise": 0.3})
+    assert "balance rises from 0 over the first 30% of the run and falls to 0 over 50 steps" in align.summary()
 
 
 def test_copies_are_inert_and_detach_leaves_no_trace(host):

@@ -30,7 +30,8 @@ class AlignmentSettings:
 
     With `balance`, the gradient at each tap, the latent and the codebook is ρ times as large as the host's own there,
     without the part that opposes it. Without, the gradient that reaches the host is multiplied by λ. λ and ρ fall along
-    half a cosine over the run. By default the gradients are balanced; a `weight` or balance=None makes a weighted sum.
+    half a cosine over the run; with `rise` they first rise from 0. By default the gradients are balanced; a `weight` or
+    balance=None makes a weighted sum.
 
     `weight`, `balance` and `contrast` are resolved when the settings are made: with a balance `weight` is 0, and
     without one it is a number. The settings from `levels` on are those of `TextAlignment`, except `heads_rate`.
@@ -48,6 +49,9 @@ class AlignmentSettings:
     #: ρ at the start, it falls to 0; one value, or one per level, fine → coarse: a tap has its level's, the latent and
     #: the codebook have the last level's. None: a weighted sum, by λ. "auto": `BALANCE`, unless a weight is given
     balance: Balance = "auto"
+    #: share of the run over which λ and ρ rise from 0, beside their fall: heads that are new know nothing of the text
+    #: yet, and what they send into a trained host is noise. 0: λ and ρ are greatest at the first step
+    rise: float = 0.0
     levels: Sequence[str] = GRANULARITIES  #: the text units that each level is aligned with, fine → coarse
     level_weights: Sequence[float] = (2.5, 2.5, 0.35)  #: levels 1-2 cost less, as the decoder reads only level 3
     projection: str = "mlp"
@@ -66,6 +70,8 @@ class AlignmentSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+        if not 0 <= self.rise < 1:  # NaN is refused too
+            raise ValueError(f"rise must be a share of the run, 0 or more and below 1, got {self.rise}")
         if not (math.isfinite(self.heads_rate) and self.heads_rate > 0):
             raise ValueError(f"heads_rate must be above 0 and finite, got {self.heads_rate}")
         balance = _resolved_balance(self.balance, self.weight, len(self.levels))
@@ -90,16 +96,21 @@ class AlignmentSettings:
         """λ at a share of the run, 0 to 1; always 0 if `weight` is 0."""
         start = self.weight or 0.0
         end = min(start, self.weight_end)
-        return end + (start - end) * half_cosine(progress)
+        return self._risen(progress) * (end + (start - end) * half_cosine(progress))
 
     def balance_at(self, progress: float) -> tuple[float, ...]:
         """ρ of each level at a share of the run, 0 to 1; all 0 without a balance."""
         each = _as_tuple(self.balance or 0.0)
-        return tuple(ratio * half_cosine(progress) for ratio in (each if each[1:] else each * len(self.levels)))
+        share = self._risen(progress) * half_cosine(progress)
+        return tuple(ratio * share for ratio in (each if each[1:] else each * len(self.levels)))
+
+    def _risen(self, progress: float) -> float:
+        """How far λ and ρ have risen at a share of the run; 1 from `rise` on."""
+        return min(1.0, progress / self.rise) if self.rise else 1.0
 
     def head_settings(self) -> dict[str, Any]:
         """The arguments of `TextAlignment`."""
-        own = ("weight", "weight_end", "balance", "heads_rate")
+        own = ("weight", "weight_end", "balance", "rise", "heads_rate")
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in own}
 
     def reach(self) -> str:

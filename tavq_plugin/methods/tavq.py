@@ -36,6 +36,7 @@ class TAVQ(Method):
         weight_end: λ at the end, at most `weight`.
         balance: ρ at the start, one value or one per level; it falls to 0. None: a weighted sum, by λ. "auto": that of
             `AlignmentSettings` unless a weight is given.
+        rise: Share of the run over which λ and ρ rise from 0; for heads that are new beside a trained host.
         every: Steps from one alignment to the next; the gradient is then multiplied by `every` (lazy regularisation,
             Karras et al. 2020, appendix B).
         level_weights: One weight per level, fine → coarse.
@@ -72,6 +73,7 @@ class TAVQ(Method):
         weight: float | None = None,
         weight_end: float = DEFAULTS.weight_end,
         balance: Balance = "auto",
+        rise: float = DEFAULTS.rise,
         every: int = 1,
         level_weights: Sequence[float] = DEFAULTS.level_weights,
         granularities: Sequence[str] = DEFAULTS.levels,
@@ -94,6 +96,7 @@ class TAVQ(Method):
             weight=weight,
             weight_end=weight_end,
             balance=self.auto_balance if balance == "auto" else balance,
+            rise=rise,
             levels=granularities,
             level_weights=level_weights,
             projection=projection,

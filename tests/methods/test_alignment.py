@@ -55,6 +55,8 @@ def test_the_weight_falls_from_the_first_step_with_codes():
     assert one.weight_at(step) == pytest.approx(0.4)
     _, none = made("tavq", weight=0.0, weight_end=0.5)
     assert none.weight_at(step) == 0
+    _, risen = made("tavq", weight=0.4, rise=0.5)
+    assert risen.weight_at(step) == 0  # new heads send nothing at first
 
 
 def test_shuffled_texts_are_always_another_images():
