@@ -30,7 +30,8 @@ def demo(
     data: Data = None,
     resolution: Annotated[int, typer.Option(min=16, help="Width and height of the images, in pixels.")] = 32,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps per run. Default: 600 on drawn scenes, else 250.")
+        int | None,
+        typer.Option(min=1, help="Optimizer steps per run. Default: 600 on drawn scenes of 32 px, else 250."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the shuffled texts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the runs, demo.json and the pictures.")] = Path("tavq-demo"),

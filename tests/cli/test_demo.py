@@ -43,10 +43,10 @@ def said(result):
     return " ".join(result.output.split())
 
 
-def demo_of_seed_1(out, train):
-    """Run the demo with seed 1, training by `train`; returns what it printed."""
+def demo_of_seed(seed, out, train):
+    """Run the demo with this seed, training by `train`; returns what it printed."""
     console = Console(file=io.StringIO(), width=120)
-    run_demo(demo_settings(steps=3, seed=1, n_train=32, n_eval=12), out=out, console=console, train=train)
+    run_demo(demo_settings(steps=3, seed=seed, n_train=32, n_eval=12), out=out, console=console, train=train)
     return console.file.getvalue()
 
 
@@ -57,9 +57,28 @@ def untrained(method, recipe, corpus, folder, *, progress):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """The folder of a demo, and what its command printed without a terminal."""
     out = tmp_path_factory.mktemp("demo")
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "FORCE_COLOR")}
+    environment["OMP_NUM_THREADS"] = "1"  # as in the tests: a run with another number of threads is another run
+    command = [sys.executable, "-m", "tavq_plugin", *SMALL, "--out", str(out)]
+    shown = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    return out, shown.stdout
+
+
+@pytest.fixture(scope="module")
+def again(done, tmp_path_factory):
+    """What the same command printed, and its folder: run lambda-0 has its former name, and tavq a foreign file."""
+    out = shutil.copytree(done[0], tmp_path_factory.mktemp("again") / "out")
+    (out / "tavq" / "thesis.txt").write_text("years")
+    (out / "lambda-0").rename(out / "baseline")
+    settings = out / "baseline" / "settings.json"
+    settings.write_text(settings.read_text().replace('"lambda-0"', '"baseline"'))
+    before = (out / "tavq" / "metrics.json").stat().st_mtime_ns
     result = run("--out", out)
     assert result.exit_code == 0, result.output
+    assert (out / "tavq" / "metrics.json").stat().st_mtime_ns == before
     return out, result.output
 
 
@@ -167,22 +186,15 @@ def test_runs_differ_only_in_their_texts(done):
 
 
 def test_without_a_terminal_lines_have_80_columns_and_no_escape_codes(done):
-    out, _ = done
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "FORCE_COLOR")}
-    environment["OMP_NUM_THREADS"] = "1"  # as in the tests: a run with another number of threads is another run
-    command = [sys.executable, "-m", "tavq_plugin", *SMALL, "--out", str(out)]
-    shown = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert shown.returncode == 0 and shown.stdout.count("kept from") == 3, shown.stderr
-    assert max(map(len, shown.stdout.splitlines())) <= 80 and "\x1b" not in shown.stdout
+    _, printed = done
+    assert max(map(len, printed.splitlines())) <= 80 and "\x1b" not in printed
 
 
-def test_finished_runs_are_reused(done):
-    out, _ = done
-    before, numbers = (out / "tavq" / "metrics.json").stat().st_mtime_ns, (out / "demo.json").read_text()
-    again = run("--out", out)
-    assert again.exit_code == 0 and again.output.count("kept from") == 3
-    assert (out / "tavq" / "metrics.json").stat().st_mtime_ns == before
-    assert (out / "demo.json").read_text() == numbers
+def test_finished_runs_are_reused(done, again):
+    out, printed = again
+    assert printed.count("kept from") == 3  # nothing is replaced, so the foreign file is no obstacle
+    assert (out / "demo.json").read_text() == (done[0] / "demo.json").read_text()
+    assert (out / "tavq" / "thesis.txt").read_text() == "years"
 
 
 @pytest.mark.slow
@@ -203,22 +215,19 @@ def test_after_ctrl_c_finished_runs_are_reused_and_the_stopped_run_resumes(done,
 
     out = shutil.copytree(done[0], tmp_path / "out")  # runs of seed 0, replaced one by one
     with pytest.raises(KeyboardInterrupt):
-        demo_of_seed_1(out, train)
+        demo_of_seed(1, out, train)
     assert list(json.loads((out / "demo.json").read_text())["runs"]) == ["lambda-0"]
     assert [seed_of(name) for name in ("lambda-0", "tavq", "shuffled")] == [1, 0, 0]
-    assert demo_of_seed_1(out, train).count("kept from") == 1
+    assert demo_of_seed(1, out, train).count("kept from") == 1
     assert steps[6:] == [("tavq", 3), *[("tavq-shuffled", number) for number in (1, 2, 3)]]
     assert [seed_of(name) for name in ("lambda-0", "tavq", "shuffled")] == [1, 1, 1]
     history = json.loads((out / "tavq" / "metrics.json").read_text())["history"]
     assert [row["step"] for row in history] == [0, 1, 2] and not (out / ".training").exists()
 
 
-def test_a_run_folder_named_baseline_is_renamed_and_reused(done, tmp_path):
-    out = shutil.copytree(done[0], tmp_path / "out")
-    (out / "lambda-0").rename(out / "baseline")
-    settings = out / "baseline" / "settings.json"
-    settings.write_text(settings.read_text().replace('"lambda-0"', '"baseline"'))
-    assert run("--out", out).output.count("kept from") == 3
+def test_a_run_folder_named_baseline_is_renamed_and_reused(again):
+    out, printed = again
+    assert printed.count("kept from") == 3
     assert (out / "lambda-0" / "host.safetensors").exists() and not (out / "baseline").exists()
 
 
@@ -226,7 +235,7 @@ def test_a_folder_named_baseline_with_a_foreign_file_is_left_alone(done, tmp_pat
     out = shutil.copytree(done[0], tmp_path / "out")
     (out / "lambda-0").rename(out / "baseline")
     (out / "baseline" / "thesis.txt").write_text("years")
-    assert "kept from" not in demo_of_seed_1(out, untrained)
+    assert demo_of_seed(0, out, untrained).count("kept from") == 2  # lambda-0 is made anew
     assert (out / "baseline" / "thesis.txt").read_text() == "years" and (out / "lambda-0").exists()
 
 
@@ -236,8 +245,11 @@ def test_without_texts_the_text_metrics_are_none(tmp_path):
     for number, path in enumerate(sorted((tmp_path / "pack" / "images").iterdir())):
         path.rename(tmp_path / "pack" / f"{number}{path.suffix}")
         (tmp_path / "pack" / f"{number}.txt").write_text("")
-    result = run("--data", tmp_path / "pack", "--out", tmp_path / "out", "--steps", 1)
-    assert result.exit_code == 0, result.output
+    settings = demo_settings(data=tmp_path / "pack", steps=1, n_train=32, n_eval=12)
+    console = Console(file=io.StringIO(), width=120)
+    content = run_demo(settings, out=tmp_path / "out", console=console, train=untrained)
+    console.print(tables(content))
+    assert "PSNR" in console.file.getvalue()
     metrics = json.loads((tmp_path / "out" / "demo.json").read_text())["runs"]["lambda-0"]
     assert metrics["word_map"] == {"level1": None, "level2": None, "level3": None} and metrics["psnr"] > 0
 
@@ -334,7 +346,6 @@ def test_a_run_with_a_foreign_file_is_not_replaced(done, tmp_path):
     result = run("--out", out, "--seed", 1)
     assert result.exit_code == 2 and "thesis.txt is in the way" in " ".join(result.output.split()), result.output
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert run("--out", out).output.count("kept from") == 3  # nothing is replaced, so the file is no obstacle
 
 
 @pytest.mark.slow
@@ -352,5 +363,5 @@ def test_a_demo_from_before_markers_is_reused_or_replaced(done, tmp_path):
     assert run("--out", out).output.count("kept from") == 3
     for marker in out.rglob(MARKER):
         marker.unlink()
-    assert "kept from" not in demo_of_seed_1(out, untrained)
+    assert "kept from" not in demo_of_seed(1, out, untrained)
     assert json.loads((out / "tavq" / "settings.json").read_text())["seed"] == 1 and not (out / ".training").exists()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
 from tavq_plugin.cli.demo_settings import N_EVAL, N_TRAIN
-from tavq_plugin.training.demo_recipe import PACKAGED, STEPS
+from tavq_plugin.training.demo_recipe import PACKAGED, PACKAGED_SIDE, STEPS
 
 HEAVY = ("torch", "numpy", "transformers", "PIL", "pyarrow", "einops", "ot")
 
@@ -44,6 +44,6 @@ def test_no_help_loads_torch():
 
 def test_the_help_of_demo_shows_the_defaults():
     shown = " ".join(CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert f"Default: {STEPS[PACKAGED]} on drawn scenes, else {STEPS['small']}." in shown
+    assert f"Default: {STEPS[PACKAGED]} on drawn scenes of {PACKAGED_SIDE} px, else {STEPS['small']}." in shown
     assert f"Default: {N_TRAIN['folder']}, or {N_TRAIN['scenes']} drawn scenes." in shown
     assert f"Default: {N_EVAL['folder']}, or {N_EVAL['scenes']} drawn scenes." in shown

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from tavq_plugin.evaluation.evaluate import evaluate_run
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import PRIMARY
 from tavq_plugin.evaluation.plan import plan_of, split_overrides
+from tavq_plugin.evaluation.report.markdown import terminal
 from tavq_plugin.evaluation.settings import EvaluationSettings
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.hosts.tokenizer import wrap
@@ -38,15 +40,19 @@ def run(*arguments):
     return CliRunner().invoke(app, ["compare", *SMALL, *map(str, arguments)], env={"COLUMNS": "200"})
 
 
+QUICKLY = EvaluationSettings(attentive=False, transport_images=3, permutations=3)
+
+
 def small_plan(out, **changed):
-    """The plan of `run`."""
+    """The plan of `run`, with an evaluation that takes less time than the command's."""
     settings = {"methods": "vqgan,tavq", "seeds": "0,1", "resolution": 16, "steps": 2, "n_train": 24, "n_eval": 14}
-    return plan_of(out=out, **{**settings, "overrides": ["batch_size=4", "checkpoint_every=1"], **changed})
+    settings |= {"overrides": ["batch_size=4", "checkpoint_every=1"], **changed}
+    return replace(plan_of(out=out, **settings), evaluation=QUICKLY)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A comparison that was stopped in its second run and then finished by the same command."""
+    """A comparison that was stopped in its second run and then finished by the same plan."""
     out = tmp_path_factory.mktemp("compare")
     seen = []
 
@@ -63,10 +69,26 @@ def done(tmp_path_factory):
         "mtime": first.stat().st_mtime_ns,
         "runs": sorted(p.parent for p in out.glob("*/*/measured.json")),
     }
-    result = run("--out", out)
-    assert result.exit_code == 0, result.output
+    content = compare(small_plan(out))
     assert first.stat().st_mtime_ns == before["mtime"]  # finished runs are kept
-    return out, before, result.output
+    return out, before, terminal(content)
+
+
+@pytest.fixture(scope="module")
+def with_a_broken_run(done, tmp_path_factory):
+    """What the command printed, and its folder: two methods on a custom host for one step, one of which breaks."""
+    pytest.importorskip("vector_quantize_pytorch")
+    out = tmp_path_factory.mktemp("custom")
+    shutil.copytree(done[0] / "data", out / "data")  # the same images and texts, which need not be encoded again
+    host = "host={target: helpers.toy_corpus.Averaged, wrap: {codebook: own, codebook_size: 16}}"
+    broken = "tavq.options.weight=1.0e+39"  # overflows float32
+    one = ("--out", out, "--set", host, "--seeds", "0", "--steps", 1, "--set", broken)
+    refused = run(*one)
+    assert refused.exit_code == 2 and "host.target 'helpers.toy_corpus.Averaged' is outside" in " ".join(
+        refused.output.split()
+    )
+    assert {path.name for path in out.iterdir()} == {"data"}
+    return run(*one, "--allow", "helpers"), out
 
 
 def test_after_ctrl_c_only_the_finished_run_has_results(done):
@@ -103,7 +125,7 @@ def test_the_table_has_every_method_metric_and_seed(done):
         assert (out / name).stat().st_size > 500
 
 
-def test_at_equal_time_methods_of_other_speed_train_once_more(done, tmp_path):
+def test_at_equal_time_methods_of_other_speed_train_once_more(done):
     out, _, _ = done
     content = json.loads((out / "compare.json").read_text())
     seconds = {name: table["seconds_per_step"]["mean"] for name, table in content["methods"].items()}
@@ -115,8 +137,6 @@ def test_at_equal_time_methods_of_other_speed_train_once_more(done, tmp_path):
     assert again.exists() == (steps != 2)
     if again.exists():
         assert json.loads((again / "history.json").read_text())["history"][-1]["step"] == steps - 1
-    result = run("--out", tmp_path / "one", "--methods", "vqgan", "--seeds", "0")
-    assert result.exit_code == 0 and "one method alone" in " ".join(result.output.split()), result.output
 
 
 def test_runs_of_one_seed_see_the_same_images(done):
@@ -149,18 +169,9 @@ def test_a_setting_that_differs_between_runs_is_refused_unless_it_is_an_option_o
     assert split_overrides(["tavq.options.weight=0.5", "steps=3"]) == (["steps=3"], {"tavq": {"weight": 0.5}})
 
 
-def test_a_custom_host_is_compared_only_if_its_package_is_allowed(tmp_path):
-    pytest.importorskip("vector_quantize_pytorch")
-    host = ("--set", "host={target: helpers.toy_corpus.Averaged, wrap: {codebook: own, codebook_size: 16}}")
-    one = (*host, "--methods", "vqgan", "--seeds", "0", "--steps", 1)
-    refused = run("--out", tmp_path / "out", *one)
-    assert refused.exit_code == 2 and "host.target 'helpers.toy_corpus.Averaged' is outside" in " ".join(
-        refused.output.split()
-    )
-    assert not (tmp_path / "out").exists()
-    result = run("--out", tmp_path / "out", *one, "--allow", "helpers")
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "out" / "vqgan" / "seed0" / "measured.json").exists()
+def test_a_custom_host_is_compared_only_if_its_package_is_allowed(with_a_broken_run):
+    _, out = with_a_broken_run  # refused without --allow, before anything was written
+    assert (out / "vqgan" / "seed0" / "measured.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -191,31 +202,35 @@ def test_a_comparison_from_before_markers_is_reused(done, tmp_path):
         assert name in file.read_text()
         file.write_text(file.read_text().replace(name, old))
     before = file.stat().st_mtime_ns
-    result = run("--out", out)
-    assert result.exit_code == 0, result.output
+    compare(small_plan(out))
     assert (out / "tavq" / "seed1" / "measured.json").stat().st_mtime_ns == before
     (out / "tavq" / "seed1" / "measured.json").unlink()  # as if the process was killed before it wrote this file
     (out / MARKER).unlink()
-    assert run("--out", out).exit_code == 0 and (out / "tavq" / "seed1" / "measured.json").exists()
+    compare(small_plan(out))
+    assert (out / "tavq" / "seed1" / "measured.json").exists()
 
 
-def test_a_broken_run_is_named_and_the_others_continue(tmp_path):
-    broken = ("--set", "tavq.options.weight=1.0e+39")  # overflows float32
-    result = run("--out", tmp_path, "--seeds", "0", *broken)
+def test_a_broken_run_is_named_and_the_others_continue(with_a_broken_run):
+    result, out = with_a_broken_run
     assert result.exit_code == 1, result.output
-    content = json.loads((tmp_path / "compare.json").read_text())
+    said = " ".join(result.output.split())
+    content = json.loads((out / "compare.json").read_text())
     why = content["failed"]["tavq, seed 0"]
-    assert f"broke: tavq, seed 0: {why}" in " ".join(result.output.split()) and "at step" in why
+    assert f"broke: tavq, seed 0: {why}" in said and "at step" in why
     assert list(content["methods"]) == ["vqgan"] and list(content["failed"]) == ["tavq, seed 0"]
     assert "seeds 0,1,2" in content["absent"]["vqgan"]["stability_codes"]
+    assert "one method alone" in said and content["headline"] in said and "PSNR, dB ↑" in said  # so no equal time
+    known = content["methods"]["vqgan"].keys() | content["absent"]["vqgan"].keys()
+    assert {"attentive_r10_3", "image_text_ot_r10_3"} <= known
 
 
-def test_a_full_disk_is_explained(tmp_path):
-    def full(name):
+def test_a_full_disk_is_explained(done, tmp_path):
+    def full(name, step, steps):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    shutil.copytree(done[0] / "data", tmp_path / "data")
     with pytest.raises(OSError, match=r"the disk is full at .*run the same command again; finished runs are kept"):
-        compare(small_plan(tmp_path, methods="vqgan", seeds="0"), finished=full)
+        compare(small_plan(tmp_path, methods="vqgan", seeds="0"), report=full)
 
 
 def test_a_corpus_without_text_has_image_metrics_and_reasons_for_missing_text_metrics():
