@@ -87,7 +87,8 @@ def run_demo(
     evaluation = EvaluationSettings(
         probe_rows=probe_rows(corpus), transport_images=0, judges=(), min_text=0, attentive=False
     )
-    targets = TextTargets(corpus, evaluation)
+    # without boxes: no table of the demo shows the probes that read them, and they take seconds
+    targets = TextTargets(replace(corpus, boxes=()), evaluation)
     judges = Judges(None, corpus.images[corpus.n_train :], names=evaluation.judges)
     former = read_json(out / "demo.json", strict=False)
     content: dict[str, Any] = {"protocol": protocol, "runs": {}, "floors": {}}
@@ -98,7 +99,7 @@ def run_demo(
         kept = _kept_run(out / name, recipe, corpus, asked)
         if kept is not None:
             console.print(f"{name}: kept from {out / name}, finished with these settings")
-        runs[name] = kept or _new_run(name, out, recipe, targets, judges, asked, console, train)
+        runs[name] = kept or _new_run(name, out, recipe, corpus, targets, judges, asked, console, train)
         content["runs"][name] = {key: value for key, value in runs[name].metrics.items() if key not in KEPT_WITH_RUN}
         save_json(out / "demo.json", content)
     former = former if former and former.get("protocol") == protocol else {}
@@ -127,6 +128,7 @@ def _new_run(
     name: str,
     out: Path,
     recipe: Recipe,
+    corpus: Corpus,
     targets: TextTargets,
     judges: Judges,
     asked: dict[str, Any],
@@ -135,11 +137,11 @@ def _new_run(
 ) -> DemoRun:
     """Train a run, or resume it, evaluate it, and write its folder."""
     training = open_unfinished(out / ".training", asked)
-    fitted = _train_on_screen(name, recipe, targets.corpus, training, console, train)
+    fitted = _train_on_screen(name, recipe, corpus, training, console, train)
     tokenizer, align = fitted.tokenizer, _align_of(fitted.method)
     results = evaluate_run(tokenizer, targets, judges)
     own_heads = None if align is None else own_head_retrieval(tokenizer, align, targets)
-    mass = None if align is None else word_mass(tokenizer, align, targets.corpus)
+    mass = None if align is None else word_mass(tokenizer, align, corpus)
     metrics = demo_metrics(results, own_heads, mass, fitted)
     save_run(out / name, tokenizer, align, asked, metrics)
     remove_unfinished(training)

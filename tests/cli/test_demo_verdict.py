@@ -68,9 +68,13 @@ def test_what_cannot_be_told_is_not_claimed(word_map, noise, words):
     assert words in verdict_of(word_map, noise=noise)["sentence"]
 
 
-def test_a_gain_that_only_one_probe_finds_is_not_claimed():
+def test_the_probe_on_pooled_codes_is_told_and_decides_nothing():
     word_map = {"lambda-0": 30.0, "tavq": 33.0, "shuffled": 30.0}
-    sentence = verdict_of(word_map, pooled={"tavq": -3.0})["sentence"]
+    sentence = verdict_of(word_map, pooled={"tavq": -3.5})["sentence"]
+    assert sentence.startswith("After 300 steps, the stored codes of tavq say more about the words of a text than")
+    assert "decides nothing here (docs/demo.md), the two differences are (-0.50, " in sentence
+    other = {"lambda-0": 30.0, "tavq": 30.0, "shuffled": 30.0}
+    sentence = verdict_of(other, pooled={"tavq": 3.0})["sentence"]
     assert sentence.startswith("This run of 300 steps is too short to tell")
 
 
