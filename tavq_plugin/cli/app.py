@@ -31,7 +31,7 @@ def demo(
     resolution: Annotated[int, typer.Option(min=16, help="Width and height of the images, in pixels.")] = 32,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Optimizer steps per run. Default: 600 on drawn scenes of 32 px, else 250."),
+        typer.Option(min=1, help="Optimizer steps per run. Default: 350 on drawn scenes of 32 px, else 250."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the shuffled texts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the runs, demo.json and the pictures.")] = Path("tavq-demo"),

@@ -14,6 +14,8 @@ from tavq_plugin.training.recipe import Recipe
 
 N_TRAIN = {"scenes": 1200, "folder": 3000}  # training images, at most, by where they come from
 N_EVAL = {"scenes": 800, "folder": 500}  # held-out images, at most; the spread falls with their number
+# from the packaged VQGAN: new heads beside a trained host, and few steps (docs/demo.md has what it gave over seeds)
+FROM_TRAINED: dict[str, Any] = {"balance": [0.25, 0.25, 0.75], "rise": 0.3}
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,24 @@ def demo_settings(
         recipe = replace(recipe, host=replace(recipe.host, wrap=wrap))
     kind = "scenes" if data is None else "folder"
     return DemoSettings(
-        data, host, recipe, _alignment(resolution, weight), n_train or N_TRAIN[kind], n_eval or N_EVAL[kind], start
+        data,
+        host,
+        recipe,
+        _alignment(resolution, weight, host),
+        n_train or N_TRAIN[kind],
+        n_eval or N_EVAL[kind],
+        start,
     )
 
 
-def _alignment(resolution: int, weight: float | None) -> dict[str, Any]:
+def _alignment(resolution: int, weight: float | None, host: str) -> dict[str, Any]:
     """Options of the method. Below 64 px the host is small, and so are the heads."""
     hidden = 128 if resolution < 64 else None
     defaults = AlignmentSettings(weight=weight)
-    balance = list(defaults.balance) if isinstance(defaults.balance, tuple) else defaults.balance
-    reach = {"balance": balance} if weight is None else {"weight": weight, "weight_end": 0.0}
+    if weight is not None:
+        reach: dict[str, Any] = {"weight": weight, "weight_end": 0.0}
+    elif host == PACKAGED:
+        reach = FROM_TRAINED
+    else:
+        reach = {"balance": list(defaults.balance) if isinstance(defaults.balance, tuple) else defaults.balance}
     return {"level_weights": list(defaults.level_weights), "contrast": defaults.contrast, "hidden": hidden, **reach}

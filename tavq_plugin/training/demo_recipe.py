@@ -16,9 +16,9 @@ PACKAGED = "demo-vqgan"  # name of the packaged VQGAN
 PACKAGED_SIDE = 32  # pixels
 PACKAGED_RECIPE = Path(str(files("tavq_plugin.training") / "packaged" / "demo_vqgan.yaml"))  # it was trained by this
 SHA256 = "0735adaaed7fe7c0bdb36cb2eb02cc6cdec791c628153123bc3197c8f040d975"
-STEPS = {PACKAGED: 600, "small": 250}  # optimizer steps of one run of the demo, by its host
+STEPS = {PACKAGED: 350, "small": 250}  # optimizer steps of one run of the demo, by its host
 FURTHER = (  # how the packaged VQGAN is trained on: in float32, by a schedule that ends at 0
-    "batch_size=8", "precision=no", "ema=0", "log_every=1", "optimizer.learning_rate=4e-4",
+    "batch_size=8", "precision=no", "ema=0", "log_every=1", "optimizer.learning_rate=1e-3",
     "optimizer.schedule=cosine", "start.settle_share=0", "start.revive_every=0",
 )  # fmt: skip
 METHODS = {"lambda-0": "vqgan", "tavq": "tavq", "shuffled": "tavq-shuffled"}  # run of the demo → its method

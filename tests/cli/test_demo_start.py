@@ -55,13 +55,15 @@ def test_other_resolutions_train_from_scratch_and_say_so(resolution, host):
     assert settings.checkpoint.keys() == ({"init_sha256"} if host == PACKAGED else set())
 
 
-def test_the_alignment_is_balanced_by_the_default_unless_a_weight_is_given():
+def test_the_alignment_is_balanced_unless_a_weight_is_given():
     from tavq_plugin.losses.alignment_settings import AlignmentSettings
 
-    alignment = demo_settings().alignment
+    from_scratch = demo_settings(resolution=64).alignment
     default = AlignmentSettings().balance
-    assert alignment["balance"] == (list(default) if isinstance(default, tuple) else default)
-    assert "weight" not in alignment
+    assert from_scratch["balance"] == (list(default) if isinstance(default, tuple) else default)
+    from_trained = demo_settings().alignment
+    assert AlignmentSettings(balance=from_trained["balance"], rise=from_trained["rise"]).balance_at(0.0) == (0, 0, 0)
+    assert "weight" not in from_scratch and "weight" not in from_trained
     weighted = demo_settings(weight=0.1)
     assert weighted.alignment["weight"] == 0.1 and "balance" not in weighted.alignment
     assert weighted.recipe.host.wrap["detach_added_levels"] is False
