@@ -44,7 +44,13 @@ class PythaeVQVAE(HostAdapter):
 
     def encode(self, images: Tensor) -> None:
         """Encoder and quantizer."""
-        self.model.quantizer(self.model.encoder(images).embedding.movedim(1, -1))
+        latent = self.model.encoder(images).embedding
+        if latent.ndim != 4:
+            raise ValueError(
+                f"this encoder gives {tuple(latent.shape)}, one vector per image, and a map (b c h w) was needed: "
+                "build pythae's VQVAE with a convolutional encoder="
+            )
+        self.model.quantizer(latent.movedim(1, -1))
 
     def smallest_images(self) -> Tensor:
         """One image of the size that the host was configured for."""

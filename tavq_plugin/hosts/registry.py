@@ -28,6 +28,7 @@ HOSTS = {
     "pythae.models.vq_vae.vq_vae_model.VQVAE": f"{_HERE}.pythae_vqvae:PythaeVQVAE",
     "ldm.models.autoencoder.VQModelInterface": f"{_HERE}.latent_diffusion:Interface",
     "models.vqvae.VQVAE": f"{_HERE}.var:VAR",
+    "models.modeling_magvitv2.MAGVITv2": f"{_HERE}.show_o:MAGVITv2",
     "modeling.titok.TiTok": f"{_HERE}.titok:TiTok",
     "modules.Model": f"{_HERE}.cvq_vae:CVQ",
     "rqvae.models.rqvae.rqvae.RQVAE": f"{_HERE}.rq_vae:RQVAE",
@@ -64,6 +65,10 @@ QUANTIZERS = {
     "enhancing.modules.stage1.quantizers.GumbelQuantizer": f"{_HERE}.vit_vqgan:ViTQuantizer",
     "codebook.Codebook": f"{_HERE}.dome272:CodebookQuantizer",
     "vqvae.Quantize": f"{_HERE}.rosinality:RosinalityQuantizer",
+    "taming.modules.vqvae.quantize.SimVQ": f"{_HERE}.simvq:SimVQQuantizer",
+    "optvq.models.quantizer.VectorQuantizer": f"{_HERE}.optvq:OptVQQuantizer",
+    "models.vq_vae.VectorQuantizer": f"{_HERE}.pytorch_vae:PyTorchVAEQuantizer",
+    "models.modeling_magvitv2.LFQuantizer": f"{_HERE}.show_o:SignQuantizer",
 }
 
 
