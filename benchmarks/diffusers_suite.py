@@ -76,7 +76,7 @@ def run_suite(kind: str, suite: str) -> dict[str, Any]:
     """The outcome of each test in this process, whose folder is the checkout."""
     from diffusers import VQModel  # before the checkout's own is found
 
-    outcomes, plugins = Outcomes(), []
+    outcomes = Outcomes()
     attached = AttachedModels(VQModel) if kind == "attached" else None
     plugins = [outcomes, *([attached] if attached else [])]
     pytest.main([suite, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"], plugins=plugins)
@@ -93,7 +93,9 @@ def run_apart(kind: str, suite: str, checkout: Path) -> dict[str, Any]:
             command, cwd=checkout, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
         )
         if not out.exists():
-            raise RuntimeError(f"the {kind} run ended with code {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+            raise RuntimeError(
+                f"the {kind} run ended with code {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
+            )
         return json.loads(out.read_text(encoding="utf-8"))
 
 
