@@ -58,6 +58,7 @@ QUANTIZERS = {
     "src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize.LFQ": f"{_HERE}.seed_voken:MagvitLFQQuantizer",
     "src.IBQ.modules.vqvae.quantize.IndexPropagationQuantize": f"{_HERE}.seed_voken:IBQQuantizer",
     "models.quant.VectorQuantizer2": f"{_HERE}.var:VARQuantizer",
+    "models.quant.VectorQuantizerM": f"{_HERE}.unitok:UniTokQuantizer",
     "modeling.quantizer.quantizer.VectorQuantizer": f"{_HERE}.titok:TiTokQuantizer",
     "quantise.VectorQuantiser": f"{_HERE}.cvq_vae:CVQQuantizer",
     "rqvae.models.rqvae.quantizations.RQBottleneck": f"{_HERE}.rq_vae:RQQuantizer",

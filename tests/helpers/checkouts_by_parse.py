@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from helpers.import_checkout import importable, module, nothing
-from helpers.tiny_hosts import DDCONFIG, Case
+from helpers.tiny_hosts import DDCONFIG, Autoencoder, Case
 from torch import Tensor, nn
 
 from tavq_plugin.types import Quantized
@@ -42,6 +44,14 @@ def parse_channels_last(z: Tensor, output: tuple) -> Quantized:
     """(vectors b h w c, indices), without a loss, as minDALL-E's."""
     vectors, indices = output
     return on_grid(vectors.movedim(-1, 1), indices, vectors.new_zeros(()))
+
+
+def unscripted() -> AbstractContextManager[Any]:
+    """Leave functions as they are where `torch.jit.script` decorates them.
+
+    TorchScript changes a function's kernels after its first calls, so that a bare twin, run later, differs in rounding.
+    """
+    return patch.object(torch.jit, "script", lambda function: function)
 
 
 def movq() -> Case:
@@ -154,6 +164,16 @@ def show_o() -> Case:
     return Case(model, run=run, modes=("encoder",), forwards=False, pickles=False)
 
 
+def unitok(codebooks: int = 1) -> Case:
+    """UniTok's quantizer in a user's own autoencoder; its ViTamin has no small size."""
+    utils = module("utils", dist=Namespace(initialized=lambda: False))
+    with importable("FoundationVision/UniTok", bare=["models"], utils=utils):
+        from models.quant import VectorQuantizerM
+
+        quantizer = VectorQuantizerM(32 * codebooks, 8, use_entropy_loss=True, num_codebooks=codebooks)
+    return Case(Autoencoder(quantizer, tokens=True), pickles=False)
+
+
 def laskin() -> Case:
     """MishaLaskin's VQVAE; its encoder has two resolutions, and there is no decode(vectors)."""
     with importable("MishaLaskin/vqvae"):
@@ -177,7 +197,7 @@ def unleashing() -> Case:
     of_logs = ("load_model", "load_stats", "log", "save_images")
     members = {"lpips": (), "utils.data_utils": of_data, "utils.log_utils": of_logs}
     stand_ins = {name: module(name, **dict.fromkeys(names, nothing)) for name, names in members.items()}
-    with importable("samb-t/unleashing-transformers", bare=["models", "utils"], **stand_ins):
+    with unscripted(), importable("samb-t/unleashing-transformers", bare=["models", "utils"], **stand_ins):
         from models.vqgan import VQAutoEncoder
 
         sizes = dict(n_channels=3, nf=32, res_blocks=1, codebook_size=32, emb_dim=8, ch_mult=[1, 1, 2], img_size=32)
@@ -198,7 +218,7 @@ def codeformer() -> Case:
     utils = module("basicsr.utils", get_root_logger=nothing)
     registry = module("basicsr.utils.registry", ARCH_REGISTRY=Registry)
     stand_ins = {part.__name__: part for part in (utils, registry)}
-    with importable("sczhou/CodeFormer", bare=["basicsr", "basicsr.archs"], **stand_ins):
+    with unscripted(), importable("sczhou/CodeFormer", bare=["basicsr", "basicsr.archs"], **stand_ins):
         from basicsr.archs.vqgan_arch import VQAutoEncoder
 
         model = VQAutoEncoder(32, 32, [1, 1, 2], res_blocks=1, attn_resolutions=[], codebook_size=32, emb_dim=8)
@@ -231,6 +251,7 @@ CHECKOUTS_BY_PARSE: dict[str, Callable[[], Case]] = {
     "optvq-nearest": lambda: optvq("basevq"),
     "pytorch-vae": pytorch_vae,
     "show-o": show_o,
+    "unitok": unitok,
     "laskin": laskin,
     "unleashing-transformers": unleashing,
     "codeformer": codeformer,
