@@ -1,7 +1,8 @@
 """diffusers VQModel, also as MoVQ (norm_type="spatial"; seen: 0.42.1).
 
 Quirks: `encode().latents` is unquantized and `decode` quantizes. `decode(..., force_not_quantize=True)` takes quantized
-vectors; MoVQ's decoder reads them a second time in its norms. Indices are flat. The quantizer is taming's, with
+vectors, but indices in aMUSEd's tokenizer (`lookup_from_codebook=True`), so the parts of `decode` are called here.
+MoVQ's decoder reads the vectors a second time in its norms. Indices are flat. The quantizer is taming's, with
 `legacy=True` by default.
 """
 
@@ -44,4 +45,5 @@ class DiffusersVQ(HostAdapter):
 
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized vectors to images; b c h w -> b 3 h w."""
-        return self.model.decode(z_q, force_not_quantize=True).sample
+        model = self.model
+        return model.decoder(model.post_quant_conv(z_q), z_q if model.config.norm_type == "spatial" else None)

@@ -33,7 +33,10 @@ from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.types import Quantized
 
 TESTS = Path(__file__).parents[1] / "tests"
-PACKAGES = ("torch", "taming-transformers-rom1504", "diffusers", "vector-quantize-pytorch", "transformers")
+PACKAGES = (
+    "torch", "taming-transformers-rom1504", "diffusers", "vector-quantize-pytorch", "transformers", "monai",
+    "muse-maskgit-pytorch", "pythae",
+)  # fmt: skip
 HEAD = ("host", "taps", "levels", "tests", "result")
 
 

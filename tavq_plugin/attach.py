@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import gather_sharded, is_sharded, require_synchronized, unwrap
+from tavq_plugin.distributed import is_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.codebook_drift import CodebookDrift
 from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
 from tavq_plugin.hosts.summary import Summary, logger, summarize
@@ -115,17 +115,12 @@ class Attachment(nn.Module):
             figures=self.figures,
         )
         self.alignment.last.add("codebook_loss", codes.loss)
-        if self.drift.is_due(self.calls) and self._looks_codebook_up():
-            call = seen[self.adapter.quantizer]
-            final = self.adapter.parse(call.z_in, call.output)
-            self.drift.check(self.adapter, call.z_in, final, gather_sharded(self.adapter.codebook()), self.calls)
+        if self.drift.is_due(self.calls):
+            self.drift.check_call(self.adapter, self.hierarchy, seen[self.adapter.quantizer], self.calls)
         if self.drift.found is not None:
             self.alignment.last.before_reading(self.drift.warn)
         self.codes = replace(codes, copies=())  # they hold the host's tensors
         return value + self.codebook_loss_weight * codes.loss
-
-    def _looks_codebook_up(self) -> bool:
-        return self.hierarchy.codebook == "shared" or self.hierarchy.grad_to != "encoder"
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: everything but the latest codes, which are part of a graph."""

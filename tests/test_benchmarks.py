@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -94,6 +95,27 @@ def test_the_hosts_table(benchmark, monkeypatch, tmp_path):
     assert rows["lucidrains-lfq"]["result"] == "fails test_a[lucidrains-lfq-train]: 2 is not 3"
     assert rows["dome272"]["result"].startswith("absent: no checkout of dome272/VQGAN-pytorch")
     assert "| dome272 |" in out.with_suffix(".md").read_text()
+
+
+def test_the_models_of_another_suite_are_attached_and_its_outcomes_compared(benchmark):
+    pytest.importorskip("diffusers")
+    suite, tiny = benchmark("diffusers_suite"), benchmark("helpers.tiny_hosts").tiny
+    model, other = tiny("diffusers"), torch.nn.Linear(2, 2)
+    plugin = suite.AttachedModels(type(model))
+    try:
+        for _ in range(2):
+            model(torch.rand(1, 3, 32, 32)), other(torch.rand(1, 2))
+        assert plugin.attached == 1 and not plugin.refused
+        assert any(module._forward_hooks for module in model.modules())
+        plugin.pytest_runtest_teardown()
+        assert not any(module._forward_hooks for module in model.modules())
+    finally:
+        plugin.handle.remove()
+    bare = {"outcomes": {"a": "passed", "b": "passed", "c": "failed"}}
+    attached = {"outcomes": {"a": "passed", "b": "failed", "c": "failed"}, "attached": 1, "refused": {}}
+    found = suite.compared(bare, attached)
+    assert found["differs"] == {"b": ["passed", "failed"]}
+    assert found["bare"] == {"passed": 2, "failed": 1} and found["with attachments"] == {"passed": 1, "failed": 2}
 
 
 def test_the_store_table_is_of_equal_rows(benchmark, tmp_path):

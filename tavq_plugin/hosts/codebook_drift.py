@@ -7,6 +7,9 @@ import warnings
 import torch
 from torch import Tensor
 
+from tavq_plugin.distributed import gather_sharded
+from tavq_plugin.hosts.hierarchy import Hierarchy
+from tavq_plugin.hosts.hooks import Capture
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.verify_reading import look_up, within_tolerance
 from tavq_plugin.types import Quantized
@@ -51,6 +54,12 @@ class CodebookDrift:
             latent = z_in if final.latent is None else final.latent
             same = within_tolerance(rows, final, latent, max(self.tolerance, MOVED) if moved else self.tolerance)
         self.found, self.step = ~same if self.found is None else self.found | ~same, step
+
+    def check_call(self, adapter: Adapter, hierarchy: Hierarchy, call: Capture, step: int) -> None:
+        """Compare the vectors of one call of the quantizer with the codebook, if the levels look that up."""
+        if hierarchy.codebook == "shared" or hierarchy.grad_to != "encoder":
+            final = adapter.parse(call.z_in, call.output)
+            self.check(adapter, call.z_in, final, gather_sharded(adapter.codebook()), step)
 
     def warn(self) -> None:
         """Read the answer, which makes the device wait; warn, once for this object, if the tables drifted apart."""

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.data.corpus import Corpus
-from tavq_plugin.hosts.hooks import find_module
+from tavq_plugin.hosts.codebook_drift import CodebookDrift
+from tavq_plugin.hosts.hooks import find_module, tapped
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, Step, texts_of
 from tavq_plugin.training.build_host import find_reconstruction
@@ -20,7 +21,7 @@ from tavq_plugin.training.codebook_restarts import encode_latents
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.schedule import Phase
 from tavq_plugin.training.timer import StepTimer
-from tavq_plugin.types import TextBatch, Units
+from tavq_plugin.types import Codes, TextBatch, Units
 
 TEXT_BYTES = 2**30  # a larger table of text embeddings stays off the GPU
 
@@ -47,6 +48,7 @@ class TrainingStep(nn.Module):
         self.tokenizer, self.method, self.recipe, self.phase = tokenizer, method, recipe, phase
         self.timer: StepTimer  # set by the training loop
         self.last: Step
+        self.drift = CodebookDrift()  # its answer is read with the history's rows
         self._not_saved = (corpus, perceptual)  # in a tuple, so that the network is not a submodule
 
     def forward(self, rows: Tensor, images: Tensor, number: int, settling: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,7 +60,7 @@ class TrainingStep(nn.Module):
                 reconstruction = adapter.decode(encode_latents(adapter, images)).float()
                 return reconstruction, self._pixel_terms(reconstruction, images)
             with _in_float32(self.tokenizer, enabled=bf16):
-                output, codes = self.tokenizer(images)
+                output, codes = self._output_and_codes(images, number + 1)
             found = find_reconstruction(output)
             assert found is not None  # `refuse_resolution` refuses such a host
             reconstruction = found.float()
@@ -77,6 +79,16 @@ class TrainingStep(nn.Module):
                 f"method {self.method.name} and the trainer both have a loss term {double[0]}: rename the method's"
             )
         return reconstruction, terms | added
+
+    def _output_and_codes(self, images: Tensor, step: int) -> tuple[Any, Codes]:
+        """The tokenizer's; in some steps of a method that uses the added levels, their codebook is checked too."""
+        if not (self.method.levels and self.drift.is_due(step)):
+            return self.tokenizer(images)
+        adapter = self.tokenizer.adapter
+        with tapped(adapter.model, at=[adapter.quantizer]) as recorder:
+            output, codes = self.tokenizer(images)
+        self.drift.check_call(adapter, self.tokenizer.hierarchy, recorder.take()[adapter.quantizer], step)
+        return output, codes
 
     def _pixel_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
         """The terms that compare pixels: L1, and the perceptual loss if there is one."""

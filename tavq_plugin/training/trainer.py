@@ -197,6 +197,7 @@ def run_steps(
                 times.clear()
                 row = with_diagnostics(loop, row, history)
                 history.append(row)
+                loop.module.drift.warn()
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
             if progress is not None:
                 progress(loop.number, row)

@@ -1,67 +1,18 @@
-"""Tiny hosts from codebases that are on no package index, imported from checkouts and never copied.
-
-TAVQ_HOSTS names a folder of checkouts, each in a folder `owner+name`; tests of an absent one skip, visibly. While a
-codebase is imported, stand-ins replace modules that no longer exist, or that only its training needs.
-"""
+"""Tiny hosts from codebases that are on no package index, imported from checkouts and never copied."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
 import torch
+from helpers.checkouts_by_parse import CHECKOUTS_BY_PARSE
+from helpers.import_checkout import importable, module, nothing
 from helpers.tiny_hosts import DDCONFIG, Case
 from torch import Tensor, nn
-
-
-@contextmanager
-def importable(repository: str, **stand_ins: ModuleType) -> Iterator[None]:
-    """Put a checkout on the import path inside the block; then forget its modules, as names collide."""
-    root = os.environ.get("TAVQ_HOSTS")
-    if not root:
-        pytest.skip(f"TAVQ_HOSTS names no folder of checkouts; {repository} is looked for there")
-    folder = Path(root) / repository.replace("/", "+")
-    if not folder.is_dir():
-        pytest.skip(f"no checkout of {repository} at {folder}")
-    before = dict(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        sys.modules.update(stand_ins)
-        importlib.invalidate_caches()
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        new = [(name, module) for name, module in sys.modules.items() if name not in before]
-        theirs = [name for name, module in new if _inside(module, folder)] + list(stand_ins)
-        for name in theirs:
-            del sys.modules[name]
-        sys.modules.update({name: module for name, module in before.items() if name in stand_ins})
-
-
-def _inside(module: ModuleType, folder: Path) -> bool:
-    spec = getattr(module, "__spec__", None)
-    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
-    return any(str(place).startswith(str(folder)) for place in places if place)
-
-
-def module(name: str, **members: object) -> ModuleType:
-    """A stand-in module."""
-    stand_in = ModuleType(name)
-    vars(stand_in).update(members)
-    return stand_in
-
-
-def nothing(*args: object, **kwargs: object) -> nn.Module:
-    """Stand in for a loss or a scheduler that only training calls."""
-    return nn.Identity()
 
 
 def llamagen() -> Case:
@@ -236,6 +187,7 @@ CHECKOUTS: dict[str, Callable[[], Case]] = {
     "vit-vqgan": vit_vqgan,
     "dome272": dome272,
     "rosinality": rosinality,
+    **CHECKOUTS_BY_PARSE,
 }
 
 

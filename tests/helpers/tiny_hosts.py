@@ -38,6 +38,8 @@ class Case:
     decodes: bool = True  # from vectors to what `run` gives
     one_table: bool = True  # the final vectors are rows of one table, not sums of several
     pickles: bool = True
+    takes: Callable[[Tensor], Any] = lambda images: images  # what the host's forward takes for these images
+    replaces_buffers: bool = False  # its training forward puts a new tensor in a buffer's place
     passes_gradient: bool = True  # from what `run` gives to the encoder, which a balance needs
     settings: dict[str, Any] = field(default_factory=dict)  # settings that wrap needs
 
@@ -110,14 +112,14 @@ def taming_inside() -> Case:
     return Case(Autoencoder(VectorQuantizer2(32, 8, beta=0.25)))
 
 
-def diffusers(norm: str = "group") -> Case:
-    """diffusers' VQModel with three resolutions; norm="spatial" makes it MoVQ."""
+def diffusers(norm: str = "group", **settings: Any) -> Case:
+    """diffusers' VQModel with three resolutions; norm="spatial" makes it MoVQ, lookup_from_codebook=True aMUSEd's."""
     package = pytest.importorskip("diffusers")
     channels = (32, 32, 32) if norm == "spatial" else (16, 16, 32)
     model = package.VQModel(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=channels, norm_num_groups=8, latent_channels=8, vq_embed_dim=8, num_vq_embeddings=32,
-        norm_type=norm,
+        norm_type=norm, **settings,
     )  # fmt: skip
     return Case(model)
 
@@ -160,6 +162,68 @@ def transformers(name: str) -> Case:
     return Case(Emu3VQVAE(config), run=through, forwards=False, passes_gradient=False)  # tokens lie between
 
 
+def monai() -> Case:
+    """MONAI's VQVAE with two spatial dimensions and three downsamplings."""
+    pytest.importorskip("monai")
+    from monai.networks.nets.vqvae import VQVAE
+
+    down, up = ((2, 4, 1, 1),) * 3, ((2, 4, 1, 1, 0),) * 3
+    sizes = dict(
+        channels=(16, 16, 16), num_res_channels=(16, 16, 16), num_res_layers=1, num_embeddings=32, embedding_dim=8
+    )
+    model = VQVAE(2, 3, 3, downsample_parameters=down, upsample_parameters=up, **sizes)
+    return Case(model, grids=(16, 8, 4), modes=("encoder",))
+
+
+def muse() -> Case:
+    """muse-maskgit-pytorch's VQGanVAE without its discriminator; its quantizer is an LFQ."""
+    package = pytest.importorskip("muse_maskgit_pytorch")
+    settings = dict(dim=16, layers=3, codebook_size=32, lfq_kwargs=dict(diversity_gamma=4.0), use_vgg_and_gan=False)
+
+    def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        return model(images), images.new_zeros(())
+
+    return Case(package.VQGanVAE(**settings), grids=(16, 8, 4), run=run, modes=("codebook", "both"))
+
+
+def pythae(*, ema: bool = False) -> Case:
+    """pythae's VQVAE around a convolutional encoder and decoder of a user's own."""
+    pytest.importorskip("pythae")
+    from pythae.models import VQVAE, VQVAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+            self.first = nn.Sequential(nn.Conv2d(8, 12, 4, 2, 1), nn.ReLU())
+            self.second = nn.Conv2d(12, 8, 4, 2, 1)
+
+        def forward(self, images: Tensor) -> ModelOutput:
+            return ModelOutput(embedding=self.second(self.first(self.stem(images))))
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(8, 3, 3, padding=1))
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.up(z))
+
+    config = VQVAEConfig(input_dim=(3, 32, 32), latent_dim=8, num_embeddings=32, use_ema=ema)
+
+    def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = model({"data": images})
+        return output.recon_x, output.vq_loss
+
+    modes = ("encoder",) if ema else ("encoder", "codebook", "both")
+    return Case(
+        VQVAE(config, encoder=Encoder(), decoder=Decoder()), run=run, modes=modes, pickles=False,
+        takes=lambda images: {"data": images}, replaces_buffers=ema,
+    )  # fmt: skip
+
+
 SCALES = dict(dim=8, codebook_size=32, scales=(1, 2, 4, 8), kmeans_init=False, accept_image_fmap=True)
 HOSTS: dict[str, Callable[[], Case]] = {
     "taming-vq": lambda: taming("vq"),
@@ -170,6 +234,11 @@ HOSTS: dict[str, Callable[[], Case]] = {
     "taming-lightning-gumbel": lambda: taming_lightning("gumbel"),
     "diffusers": diffusers,
     "diffusers-movq": lambda: diffusers("spatial"),
+    "diffusers-amused": lambda: diffusers(lookup_from_codebook=True),
+    "monai": monai,
+    "muse": muse,
+    "pythae": pythae,
+    "pythae-ema": lambda: pythae(ema=True),
     "lucidrains-vq": lambda: lucidrains(
         "VectorQuantize", dict(dim=8, codebook_size=32), tokens=True, modes=("encoder",)
     ),

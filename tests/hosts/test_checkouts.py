@@ -3,8 +3,13 @@
 import os
 
 import pytest
+import torch
+from einops import rearrange
 from helpers.checkouts import CHECKOUTS, build
+from helpers.checkouts_by_parse import unitok
 from helpers.conformance import *  # noqa: F403
+
+import tavq_plugin as tavq
 
 if not os.environ.get("TAVQ_HOSTS"):
     pytest.skip("TAVQ_HOSTS names no folder of checkouts (owner+name each)", allow_module_level=True)
@@ -13,3 +18,24 @@ if not os.environ.get("TAVQ_HOSTS"):
 @pytest.fixture(params=sorted(CHECKOUTS))
 def case(request):
     return build(request.param)
+
+
+def test_several_codebooks_of_unitok_are_one_level():
+    """There is no single table, so the added levels have their own; the host's picture stays."""
+    case = unitok(2)
+    host = case.model.eval()
+    with pytest.raises(ValueError, match='codebook="own"'):
+        tavq.wrap(host)
+    tokenizer = tavq.wrap(host, codebook="own", codebook_size=32, grad_to="encoder")
+    output, codes = tokenizer(case.images)
+    parts = zip(host.vq.codebooks, halves(host, case.images), strict=True)
+    rows = [part.codebook(part.f_to_idx(latent)) for part, latent in parts]
+    expected = rearrange(torch.cat(rows, -1), "b (h w) c -> b c h w", h=8)
+    torch.testing.assert_close(codes.final.quantized, expected)
+    torch.testing.assert_close(tokenizer.decode(codes), output[0])
+
+
+def halves(host, images):
+    """What each of the two codebooks of an `Autoencoder` gets; b 3 h w -> two of b n c."""
+    latent = host.to_codes(host.second(host.first(host.stem(images))))
+    return rearrange(latent, "b c h w -> b (h w) c").chunk(2, dim=-1)
