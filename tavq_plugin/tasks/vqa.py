@@ -193,7 +193,7 @@ def answers(model: CausalModel, given: Tensor, questions: Sequence[str], vocabul
 
 
 def drawn_questions(questions: Questions, images: Tensor, draw: torch.Generator) -> Tensor:
-    """Up to PER_IMAGE different questions of each image; b int64 -> b p int64, rows; the padding row where none is left."""
+    """Up to PER_IMAGE different questions of each image; b int64 -> b p int64, rows, or padding where none is left."""
     rows = questions.of_image[images]
     order = torch.rand(rows.shape, generator=draw).masked_fill(rows == len(questions.asked), 2.0).argsort(1)
     return rows.gather(1, order[:, :PER_IMAGE])
