@@ -44,8 +44,8 @@ def asked():
     vocabulary = Vocabulary.of(texts)
     with drawn_from(0):
         model = CausalModel(CodeEmbedding(run.train, 32), len(vocabulary), ModelSettings(32, 2, 2), longest=99).eval()
-    questions, optimizer = questions_of(data.held_out, vocabulary), torch.optim.Adam(model.parameters(), 1e-2)
-    for step in range(25):
+    questions, optimizer = questions_of(data.held_out, vocabulary), torch.optim.Adam(model.parameters(), 5e-3)
+    for step in range(80):
         draw = torch.Generator().manual_seed(step)
         loss = packed_loss(model, run.held_out.tokens, questions, drawn_questions(questions, torch.arange(3), draw))
         optimizer.zero_grad()
