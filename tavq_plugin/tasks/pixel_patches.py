@@ -39,4 +39,4 @@ class PixelPatches(nn.Module):
             )
         height, width = self.grid.height, self.grid.width
         patches = rearrange(to_float(images), "b c (h p) (w q) -> b (h w) (c p q)", h=height, w=width)
-        return self.rows(2 * patches) + self.place
+        return self.rows(patches) + self.place
