@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tavq_plugin.tasks.words import words_of
+from tavq_plugin.tasks.vocabulary import words_of
 
 OF_SCENES = {  # the questions on drawn scenes: pattern → kind; the first that fits
     r"what colour is the background": "background", r"how many shapes": "count", r"what colour is the": "colour",

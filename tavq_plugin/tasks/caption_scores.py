@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tavq_plugin.tasks.words import words_of
+from tavq_plugin.tasks.vocabulary import words_of
 
 JAVA = "pycocoevalcap computes it with a Java program, which is not part of this package"
 NO_PACKAGE = 'pycocoevalcap is not installed: pip install "tavq-plugin[tasks]"'

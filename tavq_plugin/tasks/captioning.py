@@ -26,7 +26,7 @@ from tavq_plugin.tasks.task import (
     Workplace,
 )
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
-from tavq_plugin.tasks.words import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share, words_of
+from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share, words_of
 
 LONGEST = 127  # words of a caption; the rest is cut
 CONTENT = frozenset((*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *TEXTURES, *ROWS, *COLUMNS))

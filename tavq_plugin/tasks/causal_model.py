@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tavq_plugin.side_effects import isolated_random_state
 from tavq_plugin.tasks.task import ModelSettings
-from tavq_plugin.tasks.words import END, PADDING, START, UNKNOWN, padded
+from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, padded
 
 NOT_TRAINED = -100  # a target that the loss leaves out
 NEVER_WRITTEN = [PADDING, START, UNKNOWN]

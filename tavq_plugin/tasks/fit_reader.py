@@ -14,7 +14,7 @@ from tavq_plugin.tasks.causal_model import CausalModel
 from tavq_plugin.tasks.fit_model import fit_model
 from tavq_plugin.tasks.reading_conditions import ReadingCondition
 from tavq_plugin.tasks.task import TaskSettings
-from tavq_plugin.tasks.words import Vocabulary
+from tavq_plugin.tasks.vocabulary import Vocabulary
 
 ReaderLoss = Callable[[CausalModel, Tensor, Tensor, torch.Generator], Tensor]
 """(model, what it reads of every training image, positions in the images that are trained b, random numbers)."""

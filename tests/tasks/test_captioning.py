@@ -13,7 +13,7 @@ from tavq_plugin.tasks.code_embedding import CodeEmbedding
 from tavq_plugin.tasks.fit_model import FitSettings
 from tavq_plugin.tasks.task import ModelSettings, TaskSettings, Workplace
 from tavq_plugin.tasks.task_data import TaskData
-from tavq_plugin.tasks.words import END, START, UNKNOWN, padded
+from tavq_plugin.tasks.vocabulary import END, START, UNKNOWN, padded
 
 pytest.importorskip("pycocoevalcap")
 TINY = TaskSettings(ModelSettings(32, 2, 2), FitSettings(steps=3, batch_size=4, warmup=1))

@@ -15,7 +15,7 @@ from tavq_plugin.tasks.causal_model import (
 from tavq_plugin.tasks.code_embedding import CodeEmbedding
 from tavq_plugin.tasks.task import ModelSettings
 from tavq_plugin.tasks.tokens import CodeSequences
-from tavq_plugin.tasks.words import END, PADDING, START, padded
+from tavq_plugin.tasks.vocabulary import END, PADDING, START, padded
 
 WORDS = 20
 TOKENS = torch.randint(len(PALETTE), (3, LAYOUT.length), generator=torch.Generator().manual_seed(0))

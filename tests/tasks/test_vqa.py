@@ -12,6 +12,7 @@ from tavq_plugin.tasks.code_embedding import CodeEmbedding
 from tavq_plugin.tasks.fit_model import FitSettings
 from tavq_plugin.tasks.task import ModelSettings, TaskSettings, Workplace
 from tavq_plugin.tasks.task_data import TaskImages
+from tavq_plugin.tasks.vocabulary import START, Vocabulary
 from tavq_plugin.tasks.vqa import (
     PER_IMAGE,
     QUESTION_WEIGHT,
@@ -23,7 +24,6 @@ from tavq_plugin.tasks.vqa import (
     questions_of,
     right_answers,
 )
-from tavq_plugin.tasks.words import START, Vocabulary
 
 TINY = TaskSettings(ModelSettings(32, 2, 2), FitSettings(steps=3, batch_size=4, warmup=1))
 

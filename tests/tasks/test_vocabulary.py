@@ -2,7 +2,7 @@
 
 import torch
 
-from tavq_plugin.tasks.words import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share
+from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share
 
 TEXTS = ["The red circle is large.", "A man's T-shirt, at the top left."]
 
