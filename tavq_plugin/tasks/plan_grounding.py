@@ -1,0 +1,193 @@
+"""Grounding without training: where the transport plan of an aligned run sends the words of a phrase.
+
+The plan of an image and its text tells for each place how much of its mass goes to each unit of the text. The units that
+belong to a phrase give a map of mass, its peak points at the object, and a rule makes a box of it. How the maps of several
+words are joined, which level is read, and the rule are chosen on training images. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tavq_plugin.evaluation.plan_maps import plan_maps
+from tavq_plugin.pixels import to_float
+from tavq_plugin.tasks.grounding_scores import box_scores
+from tavq_plugin.tasks.mass_boxes import RULES, BoxRule, peaks_of
+from tavq_plugin.tasks.phrases import Phrases, words_of
+from tavq_plugin.tasks.task import Condition, EncodedRun
+from tavq_plugin.tasks.task_data import TaskData
+from tavq_plugin.text.cache import TextCache
+from tavq_plugin.text.encoder import TextEncoder
+
+PLAN = "training-free"  # the condition
+SHUFFLED = "training-free, shuffled texts"  # its control
+CHOICE_IMAGES = 200  # training images that the reading and the rule are chosen on
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+BATCH = 64  # images, or phrases
+JOINED = ("mean", "product")  # of the maps of a phrase's words
+
+
+class PlanNotAtHand(Exception):
+    """The run cannot ground by its plan; says why."""
+
+
+@dataclass(frozen=True)
+class PlanReading:
+    """Which part of the plan stands for a phrase."""
+
+    level: int
+    joined: str  #: "mean" of the maps of its words, or their "product", which is high where all of them are
+
+
+class Asked(NamedTuple):
+    """A phrase and the text that the image is matched with."""
+
+    phrase: str
+    text: str  # the image's own text; with the phrase as one more sentence, if the text lacks one of its words
+    image: int
+
+
+def plan_conditions(
+    run: EncodedRun, data: TaskData, train: Phrases, held_out: Phrases, encoder: TextEncoder
+) -> tuple[dict[str, Condition], dict[str, Any]]:
+    """The scores of the plan's boxes and of its control, by condition; and what was chosen on training images.
+
+    In the control, each phrase is looked for with the phrase and the text of another image.
+
+    Raises PlanNotAtHand with the reason, if the run or the data cannot give a plan.
+    """
+    align = run.align
+    if align is None:
+        raise PlanNotAtHand(
+            "this run has no heads that match codes with text, because it was trained without alignment"
+        )
+    if encoder.dim != align.text_dim:
+        raise PlanNotAtHand(
+            f"the run's heads read texts of width {align.text_dim} and this encoder's are {encoder.dim} wide: use the "
+            "encoder that the run was trained with"
+        )
+    levels = [i for i, granularity in enumerate(align.levels) if granularity != "sentence"]
+    if not levels:
+        raise PlanNotAtHand("the run aligns whole sentences alone, and a phrase is a part of one")
+    if not (data.train.captions and data.held_out.captions):
+        raise PlanNotAtHand(
+            "the images have no captions, and the plan needs a text in which the phrase is one of several"
+        )
+    plans = TextPlans(run, encoder)
+    chosen_on = train.of_images(CHOICE_IMAGES)
+    if not len(chosen_on):
+        raise PlanNotAtHand(f"none of the first {CHOICE_IMAGES} training images has a phrase to choose the rule on")
+    plans.texts.add([own[0] for own in data.train.captions[: chosen_on.n_images] if own])  # their mean is subtracted
+    asked = plans.asked(chosen_on, data.train.captions)
+    choices = [PlanReading(level, joined) for level in levels for joined in JOINED]
+    best = (-1.0, choices[0], BoxRule(RULES[0], SHARES[0]))
+    for reading in choices:
+        maps = plans.maps(asked, data.train.images, reading)
+        for rule in (BoxRule(name, share) for name in RULES for share in SHARES):
+            overlap = box_scores(list(rule.boxes(maps)[:, None]), chosen_on).values["mean_iou"]
+            best = max(best, (overlap, reading, rule), key=lambda found: found[0])
+    overlap, reading, rule = best
+    asked = plans.asked(held_out, data.held_out.captions)
+    others = [asked[j]._replace(image=own.image) for own, j in zip(asked, _another_image(asked), strict=True)]
+    conditions = {}
+    for name, questions in ((PLAN, asked), (SHUFFLED, others)):
+        maps = plans.maps(questions, data.held_out.images, reading)
+        conditions[name] = box_scores(list(rule.boxes(maps)[:, None]), held_out, peaks=peaks_of(maps))
+    chosen = {
+        "granularity": align.levels[reading.level],
+        "level": reading.level + 1,
+        "joined": reading.joined,
+        "rule": rule.rule,
+        "share": rule.share,
+        "training phrases": len(chosen_on),
+        "training mean_iou": overlap,
+    }
+    return conditions, chosen
+
+
+class TextPlans:
+    """Maps of mass for phrases, by an aligned run."""
+
+    def __init__(self, run: EncodedRun, encoder: TextEncoder) -> None:
+        if run.align is None:
+            raise PlanNotAtHand("this run has no heads that match codes with text")
+        self.tokenizer, self.align = run.tokenizer.eval(), run.align.eval()
+        self.texts = TextCache(encoder)
+
+    def asked(self, phrases: Phrases, captions: Sequence[Sequence[str]]) -> list[Asked]:
+        """Each phrase with the text that its image is matched with: the first caption."""
+        made = []
+        for phrase, image in zip(phrases.texts, phrases.images.tolist(), strict=True):
+            text = captions[image][0].strip() if captions[image] else ""
+            if not set(words_of(phrase)) <= set(words_of(text)):
+                text = f"{text} There is a {phrase}.".strip()
+            made.append(Asked(phrase, text, image))
+        return made
+
+    def maps(self, asked: Sequence[Asked], images: Tensor, reading: PlanReading) -> Tensor:
+        """The mass of each phrase over the grid of one level, sum 1; k h w. Where no unit has a word of it, uniform."""
+        codes = self._codes(sorted({one.image for one in asked}), images, reading.level)
+        granularity, parts = self.align.levels[reading.level], []
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            quantized = torch.stack([codes[one.image] for one in batch])
+            units = self.texts.batch([one.text for one in batch], quantized.device, learn=False)[granularity]
+            for one, mass in zip(batch, plan_maps(self.align, quantized, units, reading.level).cpu(), strict=True):
+                rows = phrase_units(one.phrase, self.texts.splitter(one.text).texts(granularity))
+                parts.append(join_maps(mass[rows], reading.joined))
+        return torch.stack(parts)
+
+    @torch.no_grad()
+    def _codes(self, rows: Sequence[int], images: Tensor, level: int) -> dict[int, Tensor]:
+        device = next(self.align.parameters()).device
+        made: dict[int, Tensor] = {}
+        for part in torch.tensor(rows).split(BATCH):
+            quantized = self.tokenizer.encode(to_float(images[part]).to(device)).levels[level].quantized
+            made |= dict(zip(part.tolist(), quantized, strict=True))
+        return made
+
+
+def phrase_units(phrase: str, units: Sequence[str]) -> list[int]:
+    """Which units of a text stand for a phrase: those with the largest share of words in common; all words, if single.
+
+    >>> phrase_units("large red star", ["red", "star", "blue"])
+    [0, 1]
+    >>> phrase_units("large red star", ["red star", "blue star", "picture"])
+    [0]
+    """
+    own = set(words_of(phrase))
+    of_units = [set(words_of(unit)) for unit in units]
+    shares = [len(own & words) / max(1, len(own | words)) for words in of_units]
+    if all(len(words) <= 1 for words in of_units):
+        return [i for i, share in enumerate(shares) if share > 0]
+    most = max(shares, default=0.0)
+    return [i for i, share in enumerate(shares) if share == most > 0]
+
+
+def join_maps(mass: Tensor, joined: str) -> Tensor:
+    """One map of the maps of several units, sum 1; m h w -> h w. Uniform if there is none.
+
+    >>> join_maps(torch.tensor([[[3.0, 1.0]], [[1.0, 3.0]]]), "mean")
+    tensor([[0.5000, 0.5000]])
+    """
+    if not len(mass):
+        return torch.full(mass.shape[1:], 1 / (mass.shape[1] * mass.shape[2]))
+    own = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-30)  # each word counts alike
+    if joined == "product":
+        floor = 1e-3 / (mass.shape[1] * mass.shape[2])  # a word that is nowhere near does not rule a place out
+        own = (own + floor).log().mean(0, keepdim=True).exp()
+    total = own.mean(0)
+    return total / total.sum().clamp(min=1e-30)
+
+
+def _another_image(asked: Sequence[Asked]) -> Iterator[int]:
+    """For each phrase the number of one of another image; its own if there is only one image."""
+    n = len(asked)
+    for i, one in enumerate(asked):
+        others = ((i + n // 2 + step) % n for step in range(n))
+        yield next((j for j in others if asked[j].image != one.image), i)
