@@ -55,7 +55,8 @@ def _around_the_peak(mass: Tensor, share: float) -> Tensor:
     (h, w), boxes = mass.shape[1:], []
     for own in mass.numpy():
         parts, _ = label(own >= share * own.max())
-        rows, columns = find_objects(parts == parts[np.unravel_index(own.argmax(), own.shape)])[0]
+        peak = parts[np.unravel_index(own.argmax(), own.shape)]
+        rows, columns = find_objects(parts)[peak - 1]
         boxes.append([columns.start / w, rows.start / h, columns.stop / w, rows.stop / h])
     return torch.tensor(boxes).view(-1, 4)
 

@@ -1,8 +1,8 @@
 """Grounding without training: where the transport plan of an aligned run sends the words of a phrase.
 
-The plan of an image and its text tells for each place how much of its mass goes to each unit of the text. The units that
-belong to a phrase give a map of mass, its peak points at the object, and a rule makes a box of it. How the maps of several
-words are joined, which level is read, and the rule are chosen on training images. Nothing is trained.
+The plan of an image and its text tells how much of each place's mass goes to each unit of the text. The units that
+belong to a phrase give a map of mass; its peak points at the object, and a rule makes a box of the map. Which level is
+read, how the maps of several words are joined, and the rule are chosen on training images. Nothing is trained.
 """
 
 from __future__ import annotations
