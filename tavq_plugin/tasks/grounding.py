@@ -87,8 +87,8 @@ class Grounding:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """Settings that two CPU cores can train."""
-        fit = FitSettings(steps=60 if quick else 1500, batch_size=32, warmup=10 if quick else 100)
-        return TaskSettings(ModelSettings(width=128, layers=3), fit, quick=quick)
+        fit = FitSettings(steps=60 if quick else 2000, learning_rate=3e-3, warmup=10 if quick else 100)
+        return TaskSettings(ModelSettings(width=64, layers=2), fit, quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train heads on the codes and on the controls, and measure the boxes of the held-out phrases.
