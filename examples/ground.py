@@ -15,11 +15,11 @@ from tavq_plugin.tasks.grounding import Grounding
 from tavq_plugin.tasks.task import EncodedRun, TaskResult, Workplace
 from tavq_plugin.tasks.task_data import TaskData, drawn_data
 from tavq_plugin.tasks.tokens import CodeSequences, LevelGrid, TokenLayout
-from tavq_plugin.text.encoder import offline_encoder
+from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.training.build_host import small_vqgan
 
 
-def aligned_run(data: TaskData, encoder: tavq.TextEncoder, *, steps: int) -> EncodedRun:
+def aligned_run(data: TaskData, encoder: TextEncoder, *, steps: int) -> EncodedRun:
     """A small tokenizer that learns to reconstruct images and to match their codes with their captions; its tokens."""
     images, texts = to_float(data.train.images), [captions[0] for captions in data.train.captions]
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def aligned_run(data: TaskData, encoder: tavq.TextEncoder, *, steps: int) -> Enc
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    tokenizer.eval(), align.eval()
+    tokenizer.eval()
     vectors = tokenizer.adapter.codebook().detach()
     train, held_out = (
         tokens_of(tokenizer, part.images, vectors, data.fingerprint) for part in (data.train, data.held_out)
