@@ -8,14 +8,17 @@ read, how the maps of several words are joined, and the rule are chosen on train
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from tavq_plugin.evaluation.plan_maps import plan_maps
+from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.losses.code_distribution import CodeDistribution
+from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.pixels import to_float
+from tavq_plugin.side_effects import eval_without_trace
 from tavq_plugin.tasks.grounding_scores import box_scores
 from tavq_plugin.tasks.mass_boxes import RULES, BoxRule, peaks_of
 from tavq_plugin.tasks.phrases import Phrases, words_of
@@ -29,26 +32,18 @@ SHUFFLED = "training-free, shuffled texts"  # its control
 CHOICE_IMAGES = 200  # training images that the reading and the rule are chosen on
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BATCH = 64  # images, or phrases
-JOINED = ("mean", "product")  # of the maps of a phrase's words
+JOINED = ("mean", "product")  # of the maps of a phrase's units: high where any of them is, or where all are
 
 
 class PlanNotAtHand(Exception):
     """The run cannot ground by its plan; says why."""
 
 
-@dataclass(frozen=True)
-class PlanReading:
-    """Which part of the plan stands for a phrase."""
-
-    level: int
-    joined: str  #: "mean" of the maps of its words, or their "product", which is high where all of them are
-
-
 class Asked(NamedTuple):
     """A phrase and the text that the image is matched with."""
 
     phrase: str
-    text: str  # the image's own text; with the phrase as one more sentence, if the text lacks one of its words
+    text: str  # the image's own text; with the phrase as one more sentence, if the text has none of its words
     image: int
 
 
@@ -74,34 +69,38 @@ def plan_conditions(
     levels = [i for i, granularity in enumerate(align.levels) if granularity != "sentence"]
     if not levels:
         raise PlanNotAtHand("the run aligns whole sentences alone, and a phrase is a part of one")
+    if any(cast(CodeDistribution, align.distribution[level]).kind != "all" for level in levels):
+        raise PlanNotAtHand("the run matches samples of its codes with text, so its plan has no places")
     if not (data.train.captions and data.held_out.captions):
         raise PlanNotAtHand(
             "the images have no captions, and the plan needs a text in which the phrase is one of several"
         )
-    plans = TextPlans(run, encoder)
+    plans = TextPlans(run.tokenizer, align, encoder)
     chosen_on = train.of_images(CHOICE_IMAGES)
     if not len(chosen_on):
         raise PlanNotAtHand(f"none of the first {CHOICE_IMAGES} training images has a phrase to choose the rule on")
     plans.texts.add([own[0] for own in data.train.captions[: chosen_on.n_images] if own])  # their mean is subtracted
     asked = plans.asked(chosen_on, data.train.captions)
-    choices = [PlanReading(level, joined) for level in levels for joined in JOINED]
-    best = (-1.0, choices[0], BoxRule(RULES[0], SHARES[0]))
-    for reading in choices:
-        maps = plans.maps(asked, data.train.images, reading)
-        for rule in (BoxRule(name, share) for name in RULES for share in SHARES):
-            overlap = box_scores(list(rule.boxes(maps)[:, None]), chosen_on).values["mean_iou"]
-            best = max(best, (overlap, reading, rule), key=lambda found: found[0])
-    overlap, reading, rule = best
+    found = list[tuple[float, int, str, BoxRule]]()
+    for level in levels:
+        of_units = plans.unit_maps(asked, data.train.images, level)
+        for joined in JOINED:
+            maps = torch.stack([join_maps(mass, joined) for mass in of_units])
+            for rule in (BoxRule(name, share) for name in RULES for share in SHARES):
+                overlap = box_scores(list(rule.boxes(maps)[:, None]), chosen_on).values["mean_iou"]
+                found.append((overlap, level, joined, rule))
+    overlap, level, joined, rule = max(found, key=lambda choice: choice[0])
     asked = plans.asked(held_out, data.held_out.captions)
     others = [asked[j]._replace(image=own.image) for own, j in zip(asked, _another_image(asked), strict=True)]
     conditions = {}
     for name, questions in ((PLAN, asked), (SHUFFLED, others)):
-        maps = plans.maps(questions, data.held_out.images, reading)
+        of_units = plans.unit_maps(questions, data.held_out.images, level)
+        maps = torch.stack([join_maps(mass, joined) for mass in of_units])
         conditions[name] = box_scores(list(rule.boxes(maps)[:, None]), held_out, peaks=peaks_of(maps))
     chosen = {
-        "granularity": align.levels[reading.level],
-        "level": reading.level + 1,
-        "joined": reading.joined,
+        "granularity": align.levels[level],
+        "level": level + 1,
+        "joined": joined,
         "rule": rule.rule,
         "share": rule.share,
         "training phrases": len(chosen_on),
@@ -111,38 +110,36 @@ def plan_conditions(
 
 
 class TextPlans:
-    """Maps of mass for phrases, by an aligned run."""
+    """Maps of mass for phrases, by an aligned run; the tokenizer and the heads stay as they were."""
 
-    def __init__(self, run: EncodedRun, encoder: TextEncoder) -> None:
-        if run.align is None:
-            raise PlanNotAtHand("this run has no heads that match codes with text")
-        self.tokenizer, self.align = run.tokenizer.eval(), run.align.eval()
-        self.texts = TextCache(encoder)
+    def __init__(self, tokenizer: Tokenizer, align: TextAlignment, encoder: TextEncoder) -> None:
+        self.tokenizer, self.align, self.texts = tokenizer, align, TextCache(encoder)
 
     def asked(self, phrases: Phrases, captions: Sequence[Sequence[str]]) -> list[Asked]:
         """Each phrase with the text that its image is matched with: the first caption."""
         made = []
         for phrase, image in zip(phrases.texts, phrases.images.tolist(), strict=True):
             text = captions[image][0].strip() if captions[image] else ""
-            if not set(words_of(phrase)) <= set(words_of(text)):
+            if not set(words_of(phrase)) & set(words_of(text)):
                 text = f"{text} There is a {phrase}.".strip()
             made.append(Asked(phrase, text, image))
         return made
 
-    def maps(self, asked: Sequence[Asked], images: Tensor, reading: PlanReading) -> Tensor:
-        """The mass of each phrase over the grid of one level, sum 1; k h w. Where no unit has a word of it, uniform."""
-        codes = self._codes(sorted({one.image for one in asked}), images, reading.level)
-        granularity, parts = self.align.levels[reading.level], []
-        for start in range(0, len(asked), BATCH):
-            batch = asked[start : start + BATCH]
-            quantized = torch.stack([codes[one.image] for one in batch])
-            units = self.texts.batch([one.text for one in batch], quantized.device, learn=False)[granularity]
-            for one, mass in zip(batch, plan_maps(self.align, quantized, units, reading.level).cpu(), strict=True):
-                rows = phrase_units(one.phrase, self.texts.splitter(one.text).texts(granularity))
-                parts.append(join_maps(mass[rows], reading.joined))
-        return torch.stack(parts)
+    def unit_maps(self, asked: Sequence[Asked], images: Tensor, level: int) -> list[Tensor]:
+        """For each phrase the mass of its units over the grid of one level; k × (m h w), m may be 0."""
+        granularity, made = self.align.levels[level], list[Tensor]()
+        with eval_without_trace(self.tokenizer), eval_without_trace(self.align):
+            codes = self._codes(sorted({own.image for own in asked}), images, level)
+            for start in range(0, len(asked), BATCH):
+                batch = asked[start : start + BATCH]
+                texts = [own.text for own in batch]
+                quantized = torch.stack([codes[own.image] for own in batch])
+                units = self.texts.batch(texts, quantized.device, learn=False)[granularity]
+                maps = plan_maps(self.align, quantized, units, level).cpu()
+                for own, names, mass in zip(batch, self.texts.units(texts, granularity), maps, strict=True):
+                    made.append(mass[phrase_units(own.phrase, names)])
+        return made
 
-    @torch.no_grad()
     def _codes(self, rows: Sequence[int], images: Tensor, level: int) -> dict[int, Tensor]:
         device = next(self.align.parameters()).device
         made: dict[int, Tensor] = {}

@@ -1,15 +1,21 @@
 """Grounding by a plan: a made-up run whose transport is known, its controls, and what it says when it cannot."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tavq_plugin.losses.text_alignment import TextAlignment
-from tavq_plugin.tasks.phrases import unique_phrases
-from tavq_plugin.tasks.plan_grounding import PLAN, SHUFFLED, PlanNotAtHand, join_maps, phrase_units, plan_conditions
+from tavq_plugin.tasks.phrases import Phrases, unique_phrases
+from tavq_plugin.tasks.plan_grounding import (
+    PLAN,
+    SHUFFLED,
+    PlanNotAtHand,
+    TextPlans,
+    join_maps,
+    phrase_units,
+    plan_conditions,
+)
 from tavq_plugin.tasks.task import EncodedRun
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 from tavq_plugin.tasks.tokens import CodeSequences, LevelGrid, TokenLayout
@@ -33,9 +39,13 @@ class WordEncoder:
 class ColourTokenizer(nn.Module):
     """The code of a place is the axis of its colour, read from the image's red channel."""
 
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
     def encode(self, images):
         axes = ((images[:, 0] + 1) * 127.5).round().long()[:, ::2, ::2]
-        vectors = F.one_hot(axes, WIDTH).float().permute(0, 3, 1, 2)
+        vectors = self.scale * F.one_hot(axes, WIDTH).permute(0, 3, 1, 2)
         return Codes((Level(vectors, vectors, axes, vectors.new_zeros(())),))
 
 
@@ -103,6 +113,7 @@ def test_a_head_that_knows_nothing_finds_little():
     [
         (lambda: None, {}, "no heads .* trained without alignment"),
         (lambda: TextAlignment(WIDTH, WIDTH, levels=("sentence",)), {}, "whole sentences alone"),
+        (lambda: TextAlignment(WIDTH, WIDTH, distribution="subsample", samples=4), {}, "samples of its codes"),
         (lambda: TextAlignment(WIDTH, WIDTH + 1), {}, "width 9 and this encoder's are 8 wide"),
         (aligned, {"captions": False}, "no captions"),
     ],
@@ -127,9 +138,16 @@ def test_maps_are_joined_where_every_word_is_or_where_any_is():
     assert join_maps(maps[:0], "product").flatten().tolist() == [0.25] * 4
 
 
-def test_texts_that_lack_a_word_get_the_phrase_as_one_more_sentence():
-    from tavq_plugin.tasks.plan_grounding import TextPlans
+def test_texts_without_any_of_its_words_get_the_phrase_as_one_more_sentence():
+    phrases = Phrases(["red hat", "green hat"], torch.tensor([0, 0]), torch.zeros(2, 4), 1)
+    asked = TextPlans(ColourTokenizer(), aligned(), WordEncoder()).asked(phrases, [("A red wall.",)])
+    assert [own.text for own in asked] == ["A red wall.", "A red wall. There is a green hat."]
 
-    phrases = SimpleNamespace(texts=["red", "green hat"], images=torch.tensor([0, 0]))
-    asked = TextPlans(run_with(aligned()), WordEncoder()).asked(phrases, [("A red wall.",)])
-    assert [one.text for one in asked] == ["A red wall.", "A red wall. There is a green hat."]
+
+def test_the_run_is_left_as_it_was():
+    align = aligned().train()
+    data = TaskData("blocks", split_of(4, 0), split_of(4, 1), (), "blocks")
+    phrases = [unique_phrases(side) for side in (data.train, data.held_out)]
+    run = run_with(align)
+    plan_conditions(run, data, *phrases, WordEncoder())
+    assert align.training and run.tokenizer.training
