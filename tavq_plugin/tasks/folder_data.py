@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -59,6 +59,9 @@ def folder_data(
     records = _records(Path(folder))
     train, held_out, _ = split_records(records, n_train=n_train, n_eval=n_eval)
     both = [*train, *held_out]
+    notes = [_Notes(_captions(record), _boxes(record), _questions(record)) for record in both]  # refused before images
+    classes = _classes(both)
+    masks = [_label_map(record, classes, resolution) for record in both] if classes else []
     images = torch.empty(len(both), 3, resolution, resolution, dtype=torch.uint8)
     for i, record in enumerate(both):
         images[i] = read_image(cast("Path | bytes", record.image), resolution)
@@ -68,18 +71,23 @@ def folder_data(
     left_out = left_out_records(images, both, names) if all(isinstance(r.image, Path) for r in both) else {}
     for reason, count in Counter(left_out.values()).items():
         tell(f"left out {count} {reason}")
-    kept = [i for i in range(len(both)) if i not in left_out]
-    both, images, n = [both[i] for i in kept], images[kept], sum(names[i] == "train" for i in kept)
-    if min(n, len(both) - n) < MIN_IMAGES:
+    rows = {name: [i for i in range(len(both)) if names[i] == name and i not in left_out] for name in ("train", "tune")}
+    if min(map(len, rows.values())) < MIN_IMAGES:
         raise ValueError(
-            f"{folder} gives {n} images to train and {len(both) - n} to measure on: at least {MIN_IMAGES} of each are "
-            "needed; give a folder with more images, or larger --train and --eval"
+            f"{folder} gives {len(rows['train'])} images to train and {len(rows['tune'])} to measure on: at least "
+            f"{MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
         )
-    classes = _classes(both)
-    masks = [_label_map(record, classes, resolution) for record in both] if classes else []
-    splits = [_task_images(images[part], both[part], masks[part]) for part in (slice(0, n), slice(n, len(both)))]
-    name = f"{folder}, {resolution} px"
-    return TaskData(name, splits[0], splits[1], classes, _fingerprint(splits, classes))
+    splits = [_task_images(images[part], [notes[i] for i in part], [masks[i] for i in part if masks])
+              for part in rows.values()]  # fmt: skip
+    return TaskData(f"{folder}, {resolution} px", splits[0], splits[1], classes, _fingerprint(splits, classes))
+
+
+class _Notes(NamedTuple):
+    """What is written about one image."""
+
+    captions: tuple[str, ...]
+    boxes: list[dict[str, Any]]
+    questions: list[dict[str, str]]
 
 
 def _records(folder: Path) -> list[Record]:
@@ -91,17 +99,11 @@ def _records(folder: Path) -> list[Record]:
     return [record for record in records if record.image is not None]
 
 
-def _task_images(images: Tensor, records: Sequence[Record], masks: Sequence[Tensor]) -> TaskImages:
+def _task_images(images: Tensor, notes: Sequence[_Notes], masks: Sequence[Tensor]) -> TaskImages:
     """One split; what no image of it has is empty."""
-    captions, boxes = [_captions(record) for record in records], [_boxes(record) for record in records]
-    questions = [_questions(record) for record in records]
-    return TaskImages(
-        images,
-        captions=captions if any(captions) else (),
-        boxes=boxes if any(boxes) else (),
-        questions=questions if any(questions) else (),
-        labels=torch.stack(list(masks)) if masks else None,
-    )
+    captions, boxes, questions = ([*each] if any(each) else () for each in zip(*notes, strict=True))
+    labels = torch.stack(list(masks)) if masks else None
+    return TaskImages(images, captions=captions, boxes=boxes, questions=questions, labels=labels)
 
 
 def _captions(record: Record) -> tuple[str, ...]:
