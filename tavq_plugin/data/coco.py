@@ -54,7 +54,8 @@ def from_coco(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record
                 continue
             size = (row.get("width"), row.get("height"))
             own = tuple({**box, "size": size} for box in boxes.get(row["id"], ()))
-            yield Record(f"{split}/{row['file_name']}", path, captions_as_text(captions[row["id"]]), split, "coco", own)
+            name, each = f"{split}/{row['file_name']}", captions[row["id"]]
+            yield Record(name, path, captions_as_text(each), split, "coco", own, captions=tuple(each))
 
 
 def read_coco_json(file: Path, *parts: str) -> dict[str, Any]:

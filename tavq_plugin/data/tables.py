@@ -57,12 +57,13 @@ def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = Fals
     return Record(
         id=str(name),
         image=None if image is None else path_inside(folder, image),
+        masks=tuple(path_inside(folder, mask) for mask in masks),
         text="" if row.get("flag") else text.strip() or captions_as_text(captions),  # a flagged text is not used
         split=row.get("split"),
         source=row.get("source"),
         boxes=tuple(boxes),
         qa=tuple(qa),
-        masks=tuple(path_inside(folder, mask) for mask in masks),
+        captions=() if row.get("flag") else tuple(captions),
         captioner=json.dumps(captioner) if any(captioner) else None,
     )
 

@@ -9,19 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tavq_plugin.data.corpus import MIN_IMAGES, left_out_records
 from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import open_image, read_image
+from tavq_plugin.data.label_maps import label_classes, label_maps
 from tavq_plugin.data.published import published_reader
 from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Record
 from tavq_plugin.data.splits import split_records
-from tavq_plugin.tasks.task_data import BACKGROUND, TaskData, TaskImages
+from tavq_plugin.tasks.task_data import TaskData, TaskImages
 
 KEPT = 0.5  # a box stays if at least this share of it is inside the central square, which is all that models see
 OVERHANG = 1.0  # pixels by which a box may exceed its image, as annotations are rounded
@@ -52,16 +51,16 @@ def folder_data(
         progress: Called with the number of images that are read, and of all.
 
     Raises:
-        ValueError: A split has fewer than two images, a box is outside its image, a question is empty, or a mask has
-            another size than the others of its image; the message names the record.
+        ValueError: A split has fewer than two images, a box is outside its image, a question is empty, or masks
+            of one image have different sizes; the message names the record.
         FileNotFoundError: There is no such folder or file.
     """
     records = _records(Path(folder))
     train, held_out, _ = split_records(records, n_train=n_train, n_eval=n_eval)
     both = [*train, *held_out]
     notes = [_Notes(_captions(record), _boxes(record), _questions(record)) for record in both]  # refused before images
-    classes = _classes(both)
-    masks = [_label_map(record, classes, resolution) for record in both] if classes else []
+    classes = label_classes(both)
+    labels = label_maps(both, classes, resolution) if classes else None
     images = torch.empty(len(both), 3, resolution, resolution, dtype=torch.uint8)
     for i, record in enumerate(both):
         images[i] = read_image(cast("Path | bytes", record.image), resolution)
@@ -77,8 +76,10 @@ def folder_data(
             f"{folder} gives {len(rows['train'])} images to train and {len(rows['tune'])} to measure on: at least "
             f"{MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
         )
-    splits = [_task_images(images[part], [notes[i] for i in part], [masks[i] for i in part if masks])
-              for part in rows.values()]  # fmt: skip
+    splits = [
+        _task_images(images[part], [notes[i] for i in part], None if labels is None else labels[part])
+        for part in rows.values()
+    ]
     return TaskData(f"{folder}, {resolution} px", splits[0], splits[1], classes, _fingerprint(splits, classes))
 
 
@@ -99,10 +100,9 @@ def _records(folder: Path) -> list[Record]:
     return [record for record in records if record.image is not None]
 
 
-def _task_images(images: Tensor, notes: Sequence[_Notes], masks: Sequence[Tensor]) -> TaskImages:
+def _task_images(images: Tensor, notes: Sequence[_Notes], labels: Tensor | None) -> TaskImages:
     """One split; what no image of it has is empty."""
     captions, boxes, questions = ([*each] if any(each) else () for each in zip(*notes, strict=True))
-    labels = torch.stack(list(masks)) if masks else None
     return TaskImages(images, captions=captions, boxes=boxes, questions=questions, labels=labels)
 
 
@@ -181,48 +181,6 @@ def _in_square(corners: Sequence[float], size: tuple[int, int]) -> list[float] |
     clipped = [min(1.0, max(0.0, value)) for value in moved]
     areas = [max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (clipped, moved)]
     return clipped if areas[0] >= KEPT * areas[1] else None
-
-
-def _classes(records: Sequence[Record]) -> tuple[str, ...]:
-    """The classes of the records' masks, the background first; () if there are none.
-
-    A mask's class is its file's name after the number: 00042_hair.png, and 00042_l_eye.png of class l_eye.
-    """
-    found = sorted({_class_of(path) for record in records for path in record.masks})
-    return (BACKGROUND, *found) if found else ()
-
-
-def _class_of(path: Path) -> str:
-    return path.stem.partition("_")[2] or path.stem
-
-
-def _label_map(record: Record, classes: tuple[str, ...], resolution: int) -> Tensor:
-    """The class of each pixel; r r uint8. Greater masks are painted first, so that an eye stays visible on the skin.
-
-    ValueError if masks of one image have different sizes or are not square with their image.
-    """
-    masks = []
-    for path in record.masks:
-        mask = np.asarray(open_image(path).convert("L")) > 127
-        masks.append((int(mask.sum()), classes.index(_class_of(path)), mask))
-        if mask.shape != masks[0][2].shape:
-            raise ValueError(
-                f"{path} has {mask.shape[1]} × {mask.shape[0]} pixels, and another mask of {record.id} has "
-                f"{masks[0][2].shape[1]} × {masks[0][2].shape[0]}: give masks of one size"
-            )
-    labels = np.zeros(masks[0][2].shape if masks else (resolution, resolution), dtype=np.uint8)
-    for _, label, mask in sorted(masks, key=lambda part: -part[0]):
-        labels[mask] = label
-    return torch.from_numpy(_central_square(labels, resolution))
-
-
-def _central_square(labels: np.ndarray, resolution: int) -> np.ndarray:
-    """The central square of a label map at this resolution; classes are never mixed."""
-    height, width = labels.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(labels[top : top + side, left : left + side])
-    return np.array(square.resize((resolution, resolution), Image.Resampling.NEAREST))
 
 
 def _fingerprint(splits: Sequence[TaskImages], classes: tuple[str, ...]) -> str:

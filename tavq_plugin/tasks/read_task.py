@@ -9,10 +9,10 @@ from typing import Any
 from tavq_plugin.evaluation.sources.finished_runs import unfinished_runs
 from tavq_plugin.evaluation.sources.read_sources import FinishedRun, Source, read_sources
 from tavq_plugin.tasks.folder_data import folder_data
-from tavq_plugin.tasks.registry import task_names, task_of
 from tavq_plugin.tasks.run_tasks import Reporting, TaskPlan
 from tavq_plugin.tasks.task import Task
 from tavq_plugin.tasks.task_data import TaskData, drawn_data
+from tavq_plugin.tasks.task_registry import task_names, task_of
 
 RESOLUTION = 32  # pixels, where no run says
 IMAGES = {False: (3000, 400), True: (300, 60)}  # quick → training and held-out images, at most

@@ -7,7 +7,7 @@ from helpers.toy_corpus import corpus, recipe
 from typer.testing import CliRunner
 
 from tavq_plugin.cli.app import app
-from tavq_plugin.tasks.registry import TASKS
+from tavq_plugin.tasks.task_registry import TASKS
 from tavq_plugin.training import fit
 
 pytest.importorskip("taming")
