@@ -175,7 +175,8 @@ def _verified_layout(
                 "residual and multi-scale quantizers; these tasks need a host with one index for one vector"
             )
         looked_up.append(vectors)
-        grids.append(LevelGrid(*level.indices.shape[1:], len(table)))
+        _, height, width = level.indices.shape
+        grids.append(LevelGrid(height, width, len(table)))
     try:
         own, ours = to_uint8(tokenizer.decode(codes)), to_uint8(tokenizer.adapter.decode(looked_up[0]))
     except NotImplementedError:  # a host without a decoder: tasks that read codes can still be run

@@ -18,7 +18,7 @@ from tavq_plugin.data.images import open_image, read_image
 from tavq_plugin.data.label_maps import label_classes, label_maps
 from tavq_plugin.data.published import published_reader
 from tavq_plugin.data.read import read_records
-from tavq_plugin.data.records import Record
+from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.splits import split_records
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 
@@ -55,7 +55,7 @@ def folder_data(
             of one image have different sizes; the message names the record.
         FileNotFoundError: There is no such folder or file.
     """
-    records = _records(Path(folder))
+    records = _records(Path(folder), tell)
     train, held_out, _ = split_records(records, n_train=n_train, n_eval=n_eval)
     both = [*train, *held_out]
     notes = [_Notes(_captions(record), _boxes(record), _questions(record)) for record in both]  # refused before images
@@ -91,12 +91,17 @@ class _Notes(NamedTuple):
     questions: list[dict[str, str]]
 
 
-def _records(folder: Path) -> list[Record]:
-    """The records with an image of a folder; a broken one raises ValueError."""
+def _records(folder: Path, tell: Callable[[str], None]) -> list[Record]:
+    """The records with an image of a folder. Of a user's own, a broken one raises ValueError; of a published data set,
+    it is left out, counted and told.
+    """
     if folder.is_dir() and ((folder / "captions.jsonl").exists() or published_reader(folder) is None):
         records: Sequence[Record] = ImageTextFolder.read(folder).records
     else:
-        records = list(read_records(folder))
+        rejected: list[Rejection] = []
+        records = list(read_records(folder, rejected.append))
+        if rejected:
+            tell(f"left out {len(rejected):,} broken records; the first: {rejected[0]}")
     return [record for record in records if record.image is not None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tavq_plugin.tasks.task import TaskSettings
 
@@ -35,20 +35,25 @@ def _replaced(settings: Any, name: str, path: Sequence[str], text: str) -> Any:
         near = get_close_matches(name, everything, 1)
         mend = f"did you mean {near[0]}?" if near else f"give one of {', '.join(everything)}"
         raise ValueError(f"{name} is not a setting of a task: {mend}")
-    value = getattr(settings, first)
-    return replace(settings, **{first: _replaced(value, name, rest, text) if rest else _as_type(value, name, text)})
+    kind = get_type_hints(type(settings))[first]
+    value = _replaced(getattr(settings, first), name, rest, text) if rest else _as_type(kind, name, text)
+    return replace(settings, **{first: value})
 
 
-def _as_type(value: Any, name: str, text: str) -> Any:
-    """The text as a value of the same type."""
-    if isinstance(value, bool):
+def _as_type(kind: Any, name: str, text: str) -> Any:
+    """The text as a value of the field's type; "none" stands for None where that is allowed."""
+    kinds = get_args(kind) or (kind,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    (kind, *_) = (each for each in kinds if each is not type(None))
+    if kind is bool:
         if text not in ("true", "false"):
             raise ValueError(f"{name}={text}: give true or false")
         return text == "true"
     try:
-        return type(value)(text)
-    except ValueError as error:
-        raise ValueError(f"{name}={text}: give a value like {value!r}") from error
+        return kind(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={text}: give a value of type {kind.__name__}") from error
 
 
 def _dotted(settings: dict[str, Any], where: str = "") -> list[str]:

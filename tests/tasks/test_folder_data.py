@@ -114,6 +114,25 @@ def celeba(folder: Path, *, mask=(8, 8)):
     return folder
 
 
+def test_records_that_a_published_data_set_lacks_are_told(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    rows = {split: [{"id": i, "file_name": f"{i}.png"} for i in range(4)] for split in ("train2017", "val2017")}
+    draw = np.random.default_rng(2)
+    for split, images in rows.items():
+        (tmp_path / split).mkdir()
+        for row in images[1:]:  # the first one is missing
+            pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / row["file_name"])
+        captions = [{"image_id": row["id"], "caption": f"{split} {row['id']}"} for row in images]
+        file = tmp_path / "annotations" / f"captions_{split}.json"
+        file.write_text(json.dumps({"images": images, "annotations": captions}))
+    said = []
+    data = folder_data(tmp_path, resolution=8, tell=said.append)
+    assert "left out 2 broken records; the first: " in said[0] and "0.png" in said[0]
+    assert [caption for (caption,) in data.held_out.captions] == ["val2017 1", "val2017 2", "val2017 3"]
+    assert len(data.train) == 2 and all(caption.startswith("train2017") for (caption,) in data.train.captions)
+
+
 def test_masks_become_label_maps(tmp_path):
     data = folder_data(celeba(tmp_path / "faces"), resolution=8, tell=pytest.fail)
     eye, skin = data.classes.index("l_eye"), data.classes.index("skin")
