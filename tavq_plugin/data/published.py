@@ -69,8 +69,9 @@ def from_cub(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]
             phrase = name.split("/")[0].partition(".")[2].replace("_", " ").lower() or "bird"
             box = ({"phrase": phrase, "xywh": [float(x) for x in boxes[number]]},) if number in boxes else ()
             yield Record(
-                name, path, captions_as_text(lines), "train" if split.get(number) == "1" else "test", "cub", box
-            )
+                name, path, captions_as_text(lines), "train" if split.get(number) == "1" else "test", "cub", box,
+                captions=tuple(lines),
+            )  # fmt: skip
 
 
 def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
@@ -88,7 +89,8 @@ def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[R
         lines = read_lines(texts / f"{path.stem}.txt", reject)
         if lines is not None:
             own = masks.get(int(path.stem), []) if path.stem.isdigit() else []
-            yield Record(path.name, path, captions_as_text(lines), source="celeba-hq", masks=tuple(own))
+            text, captions = captions_as_text(lines), tuple(lines)
+            yield Record(path.name, path, text, source="celeba-hq", masks=tuple(own), captions=captions)
 
 
 def from_tar_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
