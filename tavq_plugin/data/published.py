@@ -61,8 +61,9 @@ def from_cub(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]
             phrase = name.split("/")[0].partition(".")[2].replace("_", " ").lower() or "bird"
             box = ({"phrase": phrase, "xywh": [float(x) for x in boxes[number]]},) if number in boxes else ()
             yield Record(
-                name, path, captions_as_text(lines), "train" if split.get(number) == "1" else "test", "cub", box
-            )
+                name, path, captions_as_text(lines), "train" if split.get(number) == "1" else "test", "cub", box,
+                captions=tuple(lines),
+            )  # fmt: skip
 
 
 def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
@@ -80,7 +81,8 @@ def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[R
         lines = read_lines(texts / f"{path.stem}.txt", reject)
         if lines is not None:
             own = masks.get(int(path.stem), []) if path.stem.isdigit() else []
-            yield Record(path.name, path, captions_as_text(lines), source="celeba-hq", masks=tuple(own))
+            text, captions = captions_as_text(lines), tuple(lines)
+            yield Record(path.name, path, text, source="celeba-hq", masks=tuple(own), captions=captions)
 
 
 def from_coco(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
@@ -100,7 +102,8 @@ def from_coco(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record
                 continue
             size = (row.get("width"), row.get("height"))
             own = tuple({**box, "size": size} for box in boxes.get(row["id"], ()))
-            yield Record(f"{split}/{row['file_name']}", path, captions_as_text(captions[row["id"]]), split, "coco", own)
+            name, each = f"{split}/{row['file_name']}", captions[row["id"]]
+            yield Record(name, path, captions_as_text(each), split, "coco", own, captions=tuple(each))
 
 
 def from_tar_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:

@@ -60,6 +60,7 @@ def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = Fals
         source=row.get("source"),
         boxes=tuple(boxes),
         qa=tuple(qa),
+        captions=() if row.get("flag") else tuple(captions),
         captioner=json.dumps(captioner) if any(captioner) else None,
     )
 

@@ -86,6 +86,7 @@ class Workplace:
     shared: Path  #: folder for models that read no codes, such as the upper bound from pixels: one for all runs
     encoder: TextEncoder  #: frozen text encoder, for tasks that read text
     progress: Callable[[str, int, int], None] = lambda name, done, total: None
+    weights: Path | None = None  #: folder with weights of judging networks, for the metrics that need them
 
 
 class Task(Protocol):
