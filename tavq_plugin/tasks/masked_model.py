@@ -87,17 +87,20 @@ def masked_loss(
     prompt: Prompt | None = None,
     drop: float = 0.1,
     label_smoothing: float = 0.0,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of masked tokens; b n -> scalar.
 
     The share that is masked is cos(π/2 · u) with u uniform for each image, at least one place. The prompt of an image
     is left out with probability `drop`, which guidance needs. Smoothing spreads over the tokens that a place can hold.
+    If `context` is given, its tokens are what the model sees at the other places.
     """
     b, n = tokens.shape
     counts = (torch.cos(torch.rand(b, 1, generator=draw) * math.pi / 2) * n).ceil().clamp(min=1)
     hidden = (torch.rand(b, n, generator=draw).argsort(1).argsort(1) < counts).to(tokens.device)
     keep = (torch.rand(b, generator=draw) >= drop).to(tokens.device)
-    known = model(tokens.masked_fill(hidden, model.layout.mask), None if prompt is None else prompt.kept(keep))
+    seen = (tokens if context is None else context).masked_fill(hidden, model.layout.mask)
+    known = model(seen, None if prompt is None else prompt.kept(keep))
     places = hidden.nonzero()[:, 1]
     log_p = model.logits(known[hidden], places).log_softmax(1)
     loss = F.nll_loss(log_p, tokens[hidden])

@@ -127,9 +127,9 @@ def test_a_tiny_model_learns_which_tokens_go_together(kind):
         optimizer.step()
     model.eval()
     for order in ORDERS:
-        made = sample(model, torch.full((64, 9), layout.mask), SamplingSettings(steps=9, order=order, order_noise=30))
-        alike = (made == made[:, :1]).all(1)
-        assert alike.float().mean() > 0.9
+        settings = SamplingSettings(steps=9, order=order, order_noise=30, temperature=0.7)
+        made = sample(model, torch.full((64, 9), layout.mask), settings)
+        assert (made == made[:, :1]).all(1).float().mean() > 0.9  # by chance: 4 ** -8
         assert len(made[:, 0].unique()) == 4
     one_known = torch.full((4, 9), layout.mask)
     one_known[:, 4] = torch.arange(4)
