@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.tasks.decode_tokens import decode_tokens
-from tavq_plugin.tasks.fit_masked import LEARNT, SAMPLES, commonest_tokens, fit_masked, parameters_of
+from tavq_plugin.tasks.fit_masked import LEARNT, SAMPLES, commonest_tokens, fit_masked, parameters_of, sampling_of
 from tavq_plugin.tasks.masked_model import MaskedModel, sample
 from tavq_plugin.tasks.reading_conditions import SHUFFLED, other_rows
 from tavq_plugin.tasks.sampling import SamplingSettings
@@ -40,11 +40,12 @@ class Completion:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """Those of unconditional generation, so that one model serves both."""
-        return Unconditional().settings(quick=quick)
+        return replace(Unconditional().settings(quick=quick), sampling=LIKELIEST)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Complete every held-out image by the codes around the hole, and by the controls."""
         layout, true, images = run.train.layout, run.held_out.tokens, data.held_out.images
+        how = sampling_of(settings, run)
         holes = drawn_holes(len(images), images.shape[-1], seed=0)  # the same holes for every run and seed
         hidden = hidden_places(layout, holes)
         seed = settings.fit.seed or run.seed
@@ -59,7 +60,7 @@ class Completion:
             SHUFFLED: (shuffled, true[other_rows(len(true), seed)]),
             LEARNT: (unconditional_model(run, settings, at, embedding="indices"), true),
         }
-        filled = {name: _filled(model, tokens, hidden) for name, (model, tokens) in given.items()}
+        filled = {name: _filled(model, tokens, hidden, how) for name, (model, tokens) in given.items()}
         conditions, shown = {}, {}
         for name, tokens in filled.items():
             kept = (tokens == given[name][1])[~hidden]
@@ -77,19 +78,26 @@ class Completion:
                 "images": len(images),
                 "hidden_share": hidden.float().mean().item(),
                 "parameters": parameters_of(own),
-                "sampling": asdict(LIKELIEST),
+                "sampling": asdict(how),
             },
         )
 
 
-def complete(run: EncodedRun, model: MaskedModel, images: Tensor, tokens: Tensor, holes: Tensor) -> Tensor:
+def complete(
+    run: EncodedRun,
+    model: MaskedModel,
+    images: Tensor,
+    tokens: Tensor,
+    holes: Tensor,
+    settings: SamplingSettings = LIKELIEST,
+) -> Tensor:
     """Images with their holes filled in; n 3 r r uint8, n s, n r r bool -> n 3 r r uint8. Other pixels stay exact.
 
     Raises ValueError for holes of another size.
     """
     if holes.shape != (len(images), *images.shape[-2:]):
         raise ValueError(f"got holes of shape {tuple(holes.shape)} for images of shape {tuple(images.shape)}")
-    made = decode_tokens(run, _filled(model, tokens, hidden_places(run.train.layout, holes)))
+    made = decode_tokens(run, _filled(model, tokens, hidden_places(run.train.layout, holes), settings))
     return pasted(images, made, holes)
 
 
@@ -137,8 +145,8 @@ def psnr_inside(made: Tensor, images: Tensor, holes: Tensor) -> Tensor:
     return (10 * torch.log10(255**2 * counts / squares.clamp(min=1))).float()
 
 
-def _filled(model: MaskedModel, tokens: Tensor, hidden: Tensor) -> Tensor:
-    return sample(model, tokens.masked_fill(hidden, model.layout.mask), LIKELIEST)
+def _filled(model: MaskedModel, tokens: Tensor, hidden: Tensor, settings: SamplingSettings) -> Tensor:
+    return sample(model, tokens.masked_fill(hidden, model.layout.mask), settings)
 
 
 def _scored(

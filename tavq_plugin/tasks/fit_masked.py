@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tavq_plugin.methods.base import drawn_from
 from tavq_plugin.tasks.fit_model import FitSettings, fit_model
 from tavq_plugin.tasks.masked_model import MaskedModel, Prompt, masked_loss
+from tavq_plugin.tasks.sampling import SamplingSettings
 from tavq_plugin.tasks.task import EncodedRun, ModelSettings, TaskSettings, Workplace
 
 LEARNT = "learnt embedding"
@@ -20,10 +21,10 @@ DROP = 0.1  # probability that an image is trained without its prompt, which gui
 SAMPLES = 8  # images of each condition that the page shows
 
 
-def masked_settings(*, steps: int, quick: bool) -> TaskSettings:
+def masked_settings(sampling: SamplingSettings, *, steps: int, quick: bool) -> TaskSettings:
     """Settings of the tasks with a masked model."""
     fit = FitSettings(steps=40 if quick else steps, warmup=10 if quick else 50, learning_rate=2e-3)
-    return TaskSettings(ModelSettings(layers=3), fit, quick)
+    return TaskSettings(ModelSettings(layers=3), fit, quick, sampling)
 
 
 def fit_masked(
@@ -84,6 +85,11 @@ def made_prompt(model: MaskedModel, given: Any) -> Prompt:
     if model.condition is None:
         raise ValueError("this model was trained without a condition: it takes no prompt")
     return model.condition(given)
+
+
+def sampling_of(settings: TaskSettings, run: EncodedRun) -> SamplingSettings:
+    """How samples of a run are drawn; the seed is the run's, unless the settings have one."""
+    return replace(settings.sampling, seed=settings.sampling.seed or run.seed)
 
 
 def parameters_of(model: nn.Module) -> int:

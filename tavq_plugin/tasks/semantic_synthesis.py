@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tavq_plugin.tasks.decode_tokens import decode_tokens
-from tavq_plugin.tasks.fit_masked import LEARNT, SAMPLES, fit_masked, made_prompt, masked_settings, parameters_of
+from tavq_plugin.tasks.fit_masked import (
+    LEARNT,
+    SAMPLES,
+    fit_masked,
+    made_prompt,
+    masked_settings,
+    parameters_of,
+    sampling_of,
+)
 from tavq_plugin.tasks.masked_model import MaskedModel, Prompt, sample
 from tavq_plugin.tasks.pixel_net import PixelNet
 from tavq_plugin.tasks.reading_conditions import other_rows
@@ -75,7 +83,7 @@ class SemanticSynthesis:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """The task's own default settings."""
-        return masked_settings(steps=STEPS, quick=quick)
+        return masked_settings(SAMPLING, steps=STEPS, quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes, with learnt rows and on wrong pairs; sample for each map; measure beside controls."""
@@ -89,7 +97,7 @@ class SemanticSynthesis:
             LEARNT: (labels, true),
             SHUFFLED: (labels[other_rows(len(labels), seed)], true[other_rows(len(true), seed)]),
         }
-        how = replace(SAMPLING, seed=run.seed)
+        how = sampling_of(settings, run)
         conditions, shown, parameters = {}, {}, 0
         for name, (trained_on, given) in maps.items():
             model = label_model(run, data, trained_on, settings, at, name=name)

@@ -18,7 +18,15 @@ from tavq_plugin.tasks.attribute_classifier import (
 )
 from tavq_plugin.tasks.decode_tokens import decode_tokens
 from tavq_plugin.tasks.feature_distance import FeatureDistances
-from tavq_plugin.tasks.fit_masked import LEARNT, SAMPLES, fit_masked, made_prompt, masked_settings, parameters_of
+from tavq_plugin.tasks.fit_masked import (
+    LEARNT,
+    SAMPLES,
+    fit_masked,
+    made_prompt,
+    masked_settings,
+    parameters_of,
+    sampling_of,
+)
 from tavq_plugin.tasks.masked_model import MaskedModel, sample
 from tavq_plugin.tasks.reading_conditions import other_rows
 from tavq_plugin.tasks.sampling import SamplingSettings
@@ -30,7 +38,7 @@ from tavq_plugin.text.store import TextStore
 
 STEPS = 400  # of the model's training
 GUIDANCE = 2.5
-SAMPLING = SamplingSettings(guidance=GUIDANCE)
+SAMPLING = SamplingSettings(steps=8, guidance=GUIDANCE)
 SHUFFLED = "shuffled texts"
 AGREEMENT = "attribute_agreement"
 UNGUIDED = "_unguided"  # ends the name of a metric of samples without guidance
@@ -55,7 +63,7 @@ class TextToImage:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """The task's own default settings."""
-        return masked_settings(steps=STEPS, quick=quick)
+        return masked_settings(SAMPLING, steps=STEPS, quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes, with learnt rows and on wrong pairs; sample for each text; measure beside controls."""
@@ -68,22 +76,22 @@ class TextToImage:
         wrong = torch.cat([other_rows(n_train, seed), n_train + other_rows(len(data.held_out), seed)])
         texts_of = {OF_CODES: straight, LEARNT: straight, SHUFFLED: wrong}
         models = {name: text_model(run, store, settings, at, rows=rows, name=name) for name, rows in texts_of.items()}
-        settings_of = {"": replace(SAMPLING, seed=run.seed), UNGUIDED: replace(SAMPLING, guidance=1.0, seed=run.seed)}
+        guided = sampling_of(settings, run)
+        judge = _Judge(data.held_out, classifier, distances)
         conditions, shown = {}, {}
         for name, model in models.items():
             given = texts_of[name][n_train:]
-            made = {
-                suffix: decode_tokens(run, from_texts(model, store, given, how)) for suffix, how in settings_of.items()
-            }
-            scores = [_scored(images, suffix, data.held_out, classifier, distances) for suffix, images in made.items()]
-            conditions[name] = _merged(scores)
-            shown[name] = made[""]
-        reconstructed = decode_tokens(run, run.held_out.tokens)
-        for name, images in {"reconstructions": reconstructed, "real images": data.held_out.images}.items():
-            conditions[name] = _scored(images, "", data.held_out, classifier, distances)
+            shown[name] = decode_tokens(run, from_texts(model, store, given, guided))
+            conditions[name] = judge(shown[name])
+        plain = decode_tokens(
+            run, from_texts(models[OF_CODES], store, straight[n_train:], replace(guided, guidance=1.0))
+        )
+        conditions[OF_CODES] = judge(shown[OF_CODES], unguided=plain)
         missing = dict(distances.missing)
         if data.held_out.scenes:
             conditions["majority"] = _majority(data)
+            conditions["reconstructions"] = judge.attributes(decode_tokens(run, run.held_out.tokens))
+            conditions["real images"] = judge.attributes(data.held_out.images)
         else:
             missing[AGREEMENT] = "the attributes are those of drawn scenes, and these images are no scenes"
         return TaskResult(
@@ -100,7 +108,7 @@ class TextToImage:
                 "texts_without_units": int(without_units(store, straight[n_train:]).sum()),
                 "classifier_agreement_with_real_scenes": accuracy,
                 "parameters": parameters_of(models[OF_CODES]),
-                "sampling": asdict(settings_of[""]),
+                "sampling": asdict(guided),
             },
         )
 
@@ -146,22 +154,28 @@ def from_prompts(
     return decode_tokens(run, from_texts(model, store, torch.arange(len(prompts)), settings))
 
 
-def _scored(
-    images: Tensor, suffix: str, held_out: TaskImages, classifier: AttributeClassifier, distances: FeatureDistances
-) -> Condition:
-    values = {f"{name}{suffix}": value for name, value in distances(images).items()}
-    if not held_out.scenes:
-        return Condition(values)
-    true, asked = attributes_of(held_out.scenes), asked_attributes(held_out.scenes)
-    each = agreement(classifier.judge(images).present, true, asked)
-    return Condition({f"{AGREEMENT}{suffix}": each.mean().item(), **values}, {f"{AGREEMENT}{suffix}": each})
+class _Judge:
+    """Measures one image for each held-out image."""
 
+    def __init__(self, held_out: TaskImages, classifier: AttributeClassifier, distances: FeatureDistances) -> None:
+        self.scenes, self.classifier, self.distances = held_out.scenes, classifier, distances
 
-def _merged(scores: Sequence[Condition]) -> Condition:
-    return Condition(
-        {name: value for score in scores for name, value in score.values.items()},
-        {name: each for score in scores for name, each in score.per_image.items()},
-    )
+    def __call__(self, images: Tensor, *, unguided: Tensor | None = None) -> Condition:
+        """Attributes and distances of guided images, and beside them of images without guidance."""
+        values, per_image = {}, {}
+        for suffix, made in {"": images, UNGUIDED: unguided}.items():
+            if made is None:
+                continue
+            found = self.attributes(made) if self.scenes else Condition({})
+            values |= {f"{name}{suffix}": value for name, value in {**found.values, **self.distances(made)}.items()}
+            per_image |= {f"{name}{suffix}": each for name, each in found.per_image.items()}
+        return Condition(values, per_image)
+
+    def attributes(self, images: Tensor) -> Condition:
+        """How many of the asked attributes are as they should be."""
+        true, asked = attributes_of(self.scenes), asked_attributes(self.scenes)
+        each = agreement(self.classifier.judge(images).present, true, asked)
+        return Condition({AGREEMENT: each.mean().item()}, {AGREEMENT: each})
 
 
 def _majority(data: TaskData) -> Condition:

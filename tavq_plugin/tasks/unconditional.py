@@ -11,14 +11,21 @@ from torch import Tensor
 from tavq_plugin.tasks.attribute_classifier import attribute_classifier
 from tavq_plugin.tasks.decode_tokens import decode_tokens
 from tavq_plugin.tasks.feature_distance import OF_CLASSIFIER, FeatureDistances
-from tavq_plugin.tasks.fit_masked import LEARNT, SAMPLES, commonest_tokens, fit_masked, masked_settings, parameters_of
+from tavq_plugin.tasks.fit_masked import (
+    LEARNT,
+    SAMPLES,
+    commonest_tokens,
+    fit_masked,
+    masked_settings,
+    parameters_of,
+    sampling_of,
+)
 from tavq_plugin.tasks.masked_model import MaskedModel, sample
 from tavq_plugin.tasks.sampling import SamplingSettings
 from tavq_plugin.tasks.task import OF_CODES, Condition, EncodedRun, Sample, TaskResult, TaskSettings, Workplace
 from tavq_plugin.tasks.task_data import TaskData
 
 STEPS = 600  # of the model's training
-SAMPLING = SamplingSettings()
 
 
 class Unconditional:
@@ -39,7 +46,7 @@ class Unconditional:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """The task's own default settings."""
-        return masked_settings(steps=STEPS, quick=quick)
+        return masked_settings(SamplingSettings(), steps=STEPS, quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes, sample in Halton order and by confidence, and measure both beside the controls."""
@@ -48,12 +55,13 @@ class Unconditional:
         distances = FeatureDistances(data.held_out.images[:n], classifier, at)
         model = unconditional_model(run, settings, at)
         learnt = unconditional_model(run, settings, at, embedding="indices")
-        by_seed = replace(SAMPLING, seed=run.seed)
+        how = sampling_of(settings, run)
+        other = "confidence" if how.order == "halton" else "halton"
         rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(run.seed))[:n]
         tokens = {
-            OF_CODES: sampled(model, n, by_seed),
-            "confidence order": sampled(model, n, replace(by_seed, order="confidence")),
-            LEARNT: sampled(learnt, n, by_seed),
+            OF_CODES: sampled(model, n, how),
+            f"{other} order": sampled(model, n, replace(how, order=other)),
+            LEARNT: sampled(learnt, n, how),
             "shuffled codes": _shuffled_places(run.train.tokens, n, run.seed),
             "majority": commonest_tokens(run).expand(n, -1),
             "reconstructions": run.train.tokens[rows],
@@ -68,7 +76,7 @@ class Unconditional:
                 "images": n,
                 "classifier_agreement_with_real_scenes": accuracy,
                 "parameters": parameters_of(model),
-                "sampling": asdict(by_seed),
+                "sampling": asdict(how),
                 "shuffled codes": "each place has the code of another image: only frequencies are left",
             },
         )

@@ -54,7 +54,8 @@ def test_a_task_measures_the_codes_and_its_controls(task, controls, given, at):
     assert all(task.main_metric in condition.values for condition in result.conditions.values())
     for condition in result.conditions.values():
         for metric, each in condition.per_image.items():
-            assert each.shape == (12,) and each.mean().item() == pytest.approx(condition.values[metric], abs=1e-6)
+            assert each.shape == (12,)
+            assert each.mean().item() == pytest.approx(condition.values[metric], abs=1e-6)
     assert result.samples and all(image.dtype == torch.uint8 for row in result.samples for image in row.images)
     assert torch.equal(state, torch.get_rng_state())
     again = task.run(run, data, TINY, at)  # the models are loaded
