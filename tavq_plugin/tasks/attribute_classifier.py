@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tavq_plugin.data.synthetic_scenes import BACKGROUNDS, COLOURS, SHAPES, Scene
 from tavq_plugin.methods.base import drawn_from
 from tavq_plugin.tasks.fit_model import FitSettings, fit_model
-from tavq_plugin.tasks.pixel_net import FEATURES, PixelNet
+from tavq_plugin.tasks.pixel_net import FEATURES, PixelNet, judge_settings
 from tavq_plugin.tasks.task import Workplace
 from tavq_plugin.tasks.task_data import TaskData, TaskImages, drawn_data
 
@@ -117,9 +117,9 @@ def attribute_classifier(data: TaskData, at: Workplace, *, quick: bool) -> tuple
     """
     resolution = data.train.images.shape[-1]
     if not data.train.scenes:
-        n_train, n_eval = (n // 10 if quick else n for n in DRAWN)
+        n_train, n_eval = (n // 30 if quick else n for n in DRAWN)
         data = drawn_data(resolution=resolution, n_train=n_train, n_eval=n_eval)
-    settings = FitSettings(steps=40 if quick else 800, warmup=10 if quick else 50, learning_rate=4e-3)
+    settings = judge_settings(800, quick=quick)
     folder = at.shared / f"attribute-classifier-{resolution}"
     model = _fitted(data, settings, folder, at)
     return model, real_agreement(model, data.held_out)

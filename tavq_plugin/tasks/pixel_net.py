@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.pixels import to_float
+from tavq_plugin.tasks.fit_model import FitSettings
 
 WORKING_SIDE = 32  # larger images are read at this side, or up to twice as large
 WIDTHS = (32, 48, 64)  # channels at that side, at half of it, and at a quarter
@@ -46,6 +47,13 @@ class PixelNet(nn.Module):
         x = self.head(self.up_fine(torch.cat([_resized(x, fine), fine], 1)))
         pixels = F.interpolate(x, images.shape[-2:], mode="bilinear") if x.shape[-2:] != images.shape[-2:] else x
         return PixelAnswers(pixels, deep.mean((2, 3)))
+
+
+def judge_settings(steps: int, *, quick: bool) -> FitSettings:
+    """How a network that judges generated images is trained."""
+    if quick:
+        return FitSettings(steps=40, batch_size=16, warmup=10, learning_rate=4e-3)
+    return FitSettings(steps=steps, learning_rate=4e-3)
 
 
 def _conv(given: int, made: int, stride: int = 1) -> nn.Sequential:

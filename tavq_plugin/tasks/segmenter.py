@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.methods.base import drawn_from
-from tavq_plugin.tasks.fit_model import FitSettings, fit_model
-from tavq_plugin.tasks.pixel_net import PixelNet
+from tavq_plugin.tasks.fit_model import fit_model
+from tavq_plugin.tasks.pixel_net import PixelNet, judge_settings
 from tavq_plugin.tasks.task import Workplace
 from tavq_plugin.tasks.task_data import TaskData
 
@@ -32,7 +32,7 @@ def segmenter(data: TaskData, at: Workplace, *, quick: bool) -> PixelNet:
     if data.train.labels is None:
         raise ValueError("these images have no label maps: a segmenter cannot be trained")
     images, labels = data.train.images, data.train.labels
-    settings = FitSettings(steps=40 if quick else 500, warmup=10 if quick else 50, learning_rate=4e-3)
+    settings = judge_settings(500, quick=quick)
     with drawn_from(settings.seed):
         model = PixelNet(images.shape[-1], len(data.classes))
 
