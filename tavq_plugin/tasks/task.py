@@ -12,6 +12,7 @@ from torch import Tensor
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.tasks.fit_model import FitSettings
+from tavq_plugin.tasks.sampling import SamplingSettings
 from tavq_plugin.tasks.task_data import TaskData
 from tavq_plugin.tasks.tokens import CodeSequences
 from tavq_plugin.text.encoder import TextEncoder
@@ -36,6 +37,7 @@ class TaskSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     quick: bool = False  #: few steps, to see that everything works
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)  #: of the tasks that generate images
 
 
 @dataclass(frozen=True)
