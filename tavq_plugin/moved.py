@@ -162,7 +162,7 @@ NAMES: dict[str, str] = {
     "data.corpus:corpus_in": "data.corpus:load_or_build_corpus",
     "data.images:to_float": "pixels:to_float",
     "data.layouts:celeba_hq": "data.published:from_celeba_hq",
-    "data.layouts:coco": "data.published:from_coco",
+    "data.layouts:coco": "data.coco:from_coco",
     "data.layouts:cub": "data.published:from_cub",
     "data.layouts:layout_of": "data.published:published_reader",
     "data.layouts:tars": "data.published:from_tar_folder",

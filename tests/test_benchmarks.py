@@ -72,6 +72,20 @@ def test_the_distributions_table(benchmark, tmp_path):
     assert "| all |" in out.with_suffix(".md").read_text()
 
 
+def test_the_sampling_table_of_the_tasks(benchmark, tmp_path):
+    pytest.importorskip("tavq_plugin.tasks.masked_model")
+    from tavq_plugin.tasks.task import ModelSettings
+
+    out = tmp_path / "s.json"
+    arguments = ["--json", str(out), "--rounds", "2", "--batch", "2", "--images", "2", "--threads", "1"]
+    benchmark("task_sampling").main(arguments, side=4, model=ModelSettings(32, 2, 2))
+    content = json.loads(out.read_text())
+    cache = content["cache"]
+    assert cache["same_codes"] > 0.8 and cache["ratio_low"] <= cache["ratio"] <= cache["ratio_high"]
+    assert content["halton"]["images"] == 2 and content["halton"]["wall_s_low"] > 0
+    assert "16 codes × 2 images, cached" in out.with_suffix(".md").read_text()
+
+
 def test_the_hosts_table(benchmark, monkeypatch, tmp_path):
     """Rows of a host that passes, one that fails and one that is absent; the suite itself runs in tests/hosts."""
     pytest.importorskip("vector_quantize_pytorch")

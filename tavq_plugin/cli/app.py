@@ -11,11 +11,13 @@ from rich.console import Console
 from tavq_plugin.cli import text
 from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
 from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, options_given
+from tavq_plugin.cli.tasks import task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(text.caption)
 app.command()(text.prepare)
 app.add_typer(text.store, name="store")
+app.command()(task)
 
 BROKEN = 1  # exit code of a finished comparison in which a run broke
 

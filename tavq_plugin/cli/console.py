@@ -14,6 +14,7 @@ from tavq_plugin.io.progress import progress_bar
 
 if TYPE_CHECKING:
     from tavq_plugin.evaluation.compare import ReportProgress
+    from tavq_plugin.tasks.run_tasks import Reporting
 
 
 @contextmanager
@@ -64,3 +65,24 @@ def evaluations_progress(console: Console) -> Iterator[tuple[Callable[[str, int]
             progress.advance(task)
 
         yield started, finished
+
+
+@contextmanager
+def tasks_progress(console: Console) -> Iterator[Reporting]:
+    """Show a progress bar over tasks and runs and, below it, one over the steps of what is trained now."""
+    from tavq_plugin.tasks.run_tasks import Reporting
+
+    with progress_bar(console) as progress:
+        tasks, part = progress.add_task("tasks", total=None), progress.add_task("", total=None, visible=False)
+
+        def started(label: str, number: int) -> None:
+            progress.update(tasks, description=label, total=number)
+
+        def finished(label: str) -> None:
+            progress.advance(tasks)
+            progress.update(part, visible=False)
+
+        def report(name: str, done: int, total: int) -> None:
+            progress.update(part, description=name, completed=done, total=total, visible=True)
+
+        yield Reporting(console.print, started, finished, report)

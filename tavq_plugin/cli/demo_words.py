@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.evaluation.plan_maps import plan_maps
 from tavq_plugin.evaluation.probes.word_in_box import words_at_places
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.losses.text_alignment import TextAlignment
@@ -70,8 +71,7 @@ def word_plans(tokenizer: Tokenizer, align: TextAlignment, corpus: Corpus, rows:
     for start in range(0, len(rows), BATCH):
         part = list(rows[start : start + BATCH])
         fine = tokenizer.encode(to_float(corpus.images[part])).levels[0].quantized
-        plan = align.match(fine, corpus.store.batch(part)[granularity], 0).plan()
-        maps = rearrange(plan, "b (h w) m -> b m h w", h=fine.shape[2])
+        maps = plan_maps(align, fine, corpus.store.batch(part)[granularity], 0)
         for row, mass in zip(part, maps, strict=True):
             units = corpus.store.units(row, granularity)
             yield WordPlan(units, mass[: len(units)])

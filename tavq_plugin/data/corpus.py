@@ -149,7 +149,7 @@ def read_splits(
     records = [record for split in splits for record in split]
     images = load_images([cast(Path, record.image) for record in records], resolution)  # all are files in a folder
     names = [name for name, split in zip(splits._fields, splits, strict=True) for _ in split]
-    left_out = _left_out(images, records, names)
+    left_out = left_out_records(images, records, names)
     reasons = dict(Counter(left_out.values()))
     kept = [i for i in range(len(records)) if i not in left_out]
     sizes = {name: sum(names[i] == name for i in kept) for name in splits._fields}
@@ -167,8 +167,8 @@ def read_splits(
     return ReadSplits(images[torch.tensor(kept)], texts, [list(records[i].boxes) for i in kept], sizes, reasons)
 
 
-def _left_out(images: Tensor, records: Sequence[Record], names: Sequence[str]) -> dict[int, str]:
-    """The rows that are left out, with the reason."""
+def left_out_records(images: Tensor, records: Sequence[Record], names: Sequence[str]) -> dict[int, str]:
+    """The rows that are left out because another split has the same picture, with the reason; n 3 r r uint8."""
     places = {split: [i for i, name in enumerate(names) if name == split] for split in ("train", "tune", "test")}
     files = [cast(Path, record.image) for record in records]
     left_out: dict[int, str] = {}

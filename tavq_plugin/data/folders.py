@@ -84,7 +84,8 @@ def from_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Reco
             continue
         text = read_lines(path.with_suffix(".txt"), reject)
         if text is not None:
-            yield Record(id=path.relative_to(folder).as_posix(), image=path, text=captions_as_text(text))
+            name = path.relative_to(folder).as_posix()
+            yield Record(id=name, image=path, text=captions_as_text(text), captions=tuple(text))
 
 
 def _walk(folder: Path, reject: Reject, parents: frozenset[str] = frozenset()) -> Iterator[Path]:

@@ -1,13 +1,14 @@
-"""Readers of the paper's data as published (CUB-200-2011, CelebA-HQ, COCO), and of folders of archives."""
+"""Which reader reads a folder as published; and the readers of CUB-200-2011, CelebA-HQ and folders of archives."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Any
 
+from tavq_plugin.data.coco import from_coco, is_coco
+from tavq_plugin.data.coco_qa import from_coco_qa, is_coco_qa
+from tavq_plugin.data.daquar import daquar_sets, from_daquar
 from tavq_plugin.data.records import (
     IMAGE_ENDINGS,
     Record,
@@ -19,6 +20,7 @@ from tavq_plugin.data.records import (
     raise_rejection,
     read_lines,
 )
+from tavq_plugin.data.refcoco import from_refcoco, refs_files
 from tavq_plugin.data.tars import from_tars
 
 RecordReader = Callable[[Path, Reject], Iterator[Record]]
@@ -36,8 +38,14 @@ def published_reader(folder: Path) -> RecordReader | None:
     """
     if (folder / "images.txt").is_file() and (folder / "train_test_split.txt").is_file():
         return from_cub
-    if next((folder / "annotations").glob("captions_*.json"), None):
+    if is_coco(folder):
         return from_coco
+    if refs_files(folder):
+        return from_refcoco
+    if is_coco_qa(folder):
+        return from_coco_qa
+    if daquar_sets(folder):
+        return from_daquar
     if (folder / _CELEBA_IMAGES[0]).is_dir() or (folder / _CELEBA_TEXTS[0]).is_dir():
         return from_celeba_hq
     if _archives(folder):
@@ -61,8 +69,9 @@ def from_cub(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]
             phrase = name.split("/")[0].partition(".")[2].replace("_", " ").lower() or "bird"
             box = ({"phrase": phrase, "xywh": [float(x) for x in boxes[number]]},) if number in boxes else ()
             yield Record(
-                name, path, captions_as_text(lines), "train" if split.get(number) == "1" else "test", "cub", box
-            )
+                name, path, captions_as_text(lines), "train" if split.get(number) == "1" else "test", "cub", box,
+                captions=tuple(lines),
+            )  # fmt: skip
 
 
 def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
@@ -80,27 +89,8 @@ def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[R
         lines = read_lines(texts / f"{path.stem}.txt", reject)
         if lines is not None:
             own = masks.get(int(path.stem), []) if path.stem.isdigit() else []
-            yield Record(path.name, path, captions_as_text(lines), source="celeba-hq", masks=tuple(own))
-
-
-def from_coco(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
-    """COCO: annotations/captions_SPLIT.json, instances_SPLIT.json if present, images in SPLIT/."""
-    for file in sorted((folder / "annotations").glob("captions_*.json")):
-        split = file.stem.removeprefix("captions_")
-        content = _json(file)
-        captions: dict[int, list[str]] = defaultdict(list)
-        for row in content["annotations"]:
-            captions[row["image_id"]].append(row["caption"])
-        boxes = _coco_boxes(file.with_name(f"instances_{split}.json"))
-        for number, row in enumerate(content["images"], 1):
-            try:
-                path = path_inside(folder, f"{split}/{row['file_name']}")
-            except ValueError as error:
-                reject(Rejection(str(file), number, f"image {row['id']}: {error}"))
-                continue
-            size = (row.get("width"), row.get("height"))
-            own = tuple({**box, "size": size} for box in boxes.get(row["id"], ()))
-            yield Record(f"{split}/{row['file_name']}", path, captions_as_text(captions[row["id"]]), split, "coco", own)
+            text, captions = captions_as_text(lines), tuple(lines)
+            yield Record(path.name, path, text, source="celeba-hq", masks=tuple(own), captions=captions)
 
 
 def from_tar_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
@@ -110,23 +100,6 @@ def from_tar_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[
 
 def _archives(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.tar") if not is_hidden(PurePath(path.name)))
-
-
-def _coco_boxes(file: Path) -> dict[int, list[dict[str, Any]]]:
-    boxes: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    if file.is_file():
-        content = _json(file)
-        names = {row["id"]: row["name"] for row in content["categories"]}
-        for row in content["annotations"]:
-            boxes[row["image_id"]].append({"phrase": names[row["category_id"]], "xywh": row["bbox"]})
-    return boxes
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); fetch it again") from error
 
 
 def _columns(file: Path, reject: Reject) -> Iterator[list[str]]:

@@ -31,6 +31,7 @@ class Record:
     boxes: tuple[dict[str, Any], ...] = ()
     qa: tuple[dict[str, Any], ...] = ()
     masks: tuple[Path, ...] = ()
+    captions: tuple[str, ...] = ()  # those that `text` joins, one by one; () if the text is one
     captioner: str | None = None  # JSON of model, revision and prompt, for a text of `tavq caption`
     line: int | None = None  # number of the line or row in the file
 

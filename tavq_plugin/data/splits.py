@@ -12,6 +12,7 @@ Split = Literal["tune", "test"]
 HELD_OUT: tuple[Split, ...] = ("tune", "test")
 SPLIT_BY_NAME: dict[str, Split] = {
     "val": "tune", "valid": "tune", "validation": "tune", "dev": "tune", "tune": "tune", "test": "test",
+    "val2014": "tune", "val2017": "tune", "testA": "test", "testB": "test",  # of COCO and RefCOCO
 }  # fmt: skip
 SHARE = {"tune": 0.15, "test": 1 / 6}  # of the records that are drawn for a split
 MOST = {"tune": 500, "test": 1000}  # records that are drawn for a split, at most
@@ -30,7 +31,7 @@ def split_records(
 ) -> Splits:
     """Three splits; what is drawn depends on `seed` and the records alone, not on `n_train` or `n_eval`.
 
-    Splits that the records name (val, valid, validation, dev, tune; test) are used. A split that they do not name is
+    Splits that the records name (those of `SPLIT_BY_NAME`) are used. A split that they do not name is
     drawn from the other records: 15 % of them to tune, at most 500, and a sixth to test, at most 1,000. The draw and
     the training split take only records from the sources of the named held-out records, if there are such.
 

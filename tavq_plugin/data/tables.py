@@ -41,13 +41,15 @@ def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = Fals
     if not isinstance(name, (str, int)) or name == "":
         raise ValueError('no "image" and no "id"; give one object per line with the image\'s file name')
     text = row.get("long_text") or row.get("text") or row.get("caption") or ""
-    captions, boxes, qa = (row.get(key) or [] for key in ("captions", "boxes", "qa"))
+    captions, boxes, qa, masks = (row.get(key) or [] for key in ("captions", "boxes", "qa", "masks"))
     if not isinstance(text, str) or not (
         isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
     ):
         raise ValueError('"long_text" must be a string and "captions" a list of strings')
     if not isinstance(boxes, list) or not isinstance(qa, list):
         raise ValueError('"boxes" and "qa" must be lists')
+    if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
+        raise ValueError('"masks" must be a list of file names, one per part of the image: "masks/a_hair.png"')
     for string in (str(name), text, *captions):
         if has_surrogates(string):
             raise ValueError(f"not UTF-8: {string[:40]!r}; save the file as UTF-8")
@@ -55,11 +57,13 @@ def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = Fals
     return Record(
         id=str(name),
         image=None if image is None else path_inside(folder, image),
+        masks=tuple(path_inside(folder, mask) for mask in masks),
         text="" if row.get("flag") else text.strip() or captions_as_text(captions),  # a flagged text is not used
         split=row.get("split"),
         source=row.get("source"),
         boxes=tuple(boxes),
         qa=tuple(qa),
+        captions=() if row.get("flag") else tuple(captions),
         captioner=json.dumps(captioner) if any(captioner) else None,
     )
 

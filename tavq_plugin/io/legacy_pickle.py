@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +74,38 @@ class PickledMapping:
     def __new__(cls, *args: Any) -> collections.OrderedDict:  # type: ignore[misc]  # see above
         """Drop the arguments (such as a default factory); the unpickler adds the entries."""
         return collections.OrderedDict()
+
+
+class _PlainUnpickler(pickle._Unpickler):  # the one written in Python: a hostile index cannot make it reserve memory
+    """Reads values that need no class; the strings of Python 2 are UTF-8."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every global, before it is imported."""
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse references to values outside the file."""
+        raise pickle.UnpicklingError("it refers to a value outside the file")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """The lists, dictionaries, strings and numbers of a plain pickle file, of any protocol; nothing in it is run.
+
+    Bytes of Python 2 that are not UTF-8 become lone surrogates. Raises ValueError if the file names a class or a
+    function, or is not a complete pickle.
+    """
+    with path.open("rb") as file:
+        try:
+            return _PlainUnpickler(file, encoding="utf-8", errors="surrogateescape").load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} is refused: {error}, and only lists, dictionaries, strings and numbers are read from a "
+                "pickle; nothing was run. If you trust its source, save its content as JSON"
+            ) from error
+        except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"{path} is not a complete pickle ({type(error).__name__}: {error}); fetch it again"
+            ) from error
 
 
 def safe_globals(further: Sequence[str] = ()) -> list[Callable | tuple[Callable, str]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.tasks.fit_model import FitSettings
+from tavq_plugin.tasks.sampling import SamplingSettings
 from tavq_plugin.tasks.task_data import TaskData
 from tavq_plugin.tasks.tokens import CodeSequences
 from tavq_plugin.text.encoder import TextEncoder
@@ -36,6 +37,7 @@ class TaskSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     quick: bool = False  #: few steps, to see that everything works
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)  #: of the tasks that generate images
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Workplace:
     shared: Path  #: folder for models that read no codes, such as the upper bound from pixels: one for all runs
     encoder: TextEncoder  #: frozen text encoder, for tasks that read text
     progress: Callable[[str, int, int], None] = lambda name, done, total: None
+    weights: Path | None = None  #: folder with weights of judging networks, for the metrics that need them
 
 
 class Task(Protocol):

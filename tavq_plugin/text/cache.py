@@ -108,6 +108,12 @@ class TextCache:
         self.without_text += sum(not any(self._texts[text or ""].values()) for text in texts)
         return batch
 
+    def units(self, texts: Sequence[str | None], granularity: str) -> list[list[str]]:
+        """The units of some texts, in the order that `batch` gives them."""
+        self.add(texts, learn=False)
+        names = list(self._vocabulary)
+        return [[names[row] for row in self._texts[text or ""][granularity]] for text in texts]
+
     def _grow(self, rows: Tensor) -> None:
         """Append rows; a full table doubles, so each row is copied only a few times."""
         end = len(self._vocabulary)

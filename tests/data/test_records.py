@@ -91,7 +91,7 @@ def test_coco_with_captions_and_boxes(tmp_path):
     rejected = []
     (record,) = read_records(tmp_path, rejected.append)
     assert (record.id, record.text, record.split) == ("val2017/000000000007.jpg", "A dog. A brown dog.", "val2017")
-    assert record.boxes == ({"phrase": "dog", "xywh": [1, 2, 3, 4], "size": (12, 10)},)
+    assert record.boxes == ({"phrase": "dog", "xywh": [1, 2, 3, 4], "unique": True, "size": (12, 10)},)
     assert len(rejected) == 1 and "8.jpg" in rejected[0].reason
 
 

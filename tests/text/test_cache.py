@@ -45,6 +45,13 @@ def test_a_text_seen_before_is_not_encoded_again(encoder):
     assert encoder.stats.strings == strings
 
 
+def test_the_names_of_units_stand_in_the_order_of_the_batch(encoder):
+    cache, store = TextCache(encoder), TextStore.build(TEXTS, encoder)
+    for granularity in GRANULARITIES:
+        assert cache.units(TEXTS, granularity) == [store.units(row, granularity) for row in range(4)]
+    assert not any(mean.any() for mean in cache.means.values())
+
+
 def test_missing_text_is_a_masked_row_and_counted(encoder):
     cache = TextCache(encoder)
     units = cache.batch([None, "  "])["phrase"]

@@ -34,13 +34,13 @@ def markdown(content: Mapping[str, Any]) -> str:
     differences = difference_table(content)
     if differences.rows:
         further += _section("Differences", [differences], [])
-    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", _joined([*_first_parts(content), *further]))  # no HTML from data
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", joined([*_first_parts(content), *further]))  # no HTML from data
 
 
 def terminal(content: Mapping[str, Any]) -> str:
     """The report without its appendix and its table of differences. Raises ValueError as `markdown` does."""
     refuse_former_content(content)
-    return _joined(_first_parts(content))
+    return joined(_first_parts(content))
 
 
 def _first_parts(content: Mapping[str, Any]) -> Iterator[str]:
@@ -78,12 +78,12 @@ def _section(title: str, tables: Iterable[Table], sentences: Iterable[str]) -> I
     yield f"## {title}"
     for table in tables:
         yield f"{table.title}:"
-        yield from _table_parts(table)
+        yield from table_parts(table)
         yield "\n".join(f"- {note}" for note in table.notes)
     yield " ".join(sentences)
 
 
-def _table_parts(table: Table) -> Iterator[str]:
+def table_parts(table: Table) -> Iterator[str]:
     """The table, split by its columns into as many as its width needs; the first column is in each."""
     heads = [_head_text(column) for column in table.columns]
     widths = [
@@ -133,7 +133,7 @@ def _cell_text(cell: Cell) -> str:
     return f"{f'**{text}**' if cell.best else text} {cell.mark}".rstrip()
 
 
-def _joined(parts: Iterable[str]) -> str:
+def joined(parts: Iterable[str]) -> str:
     """Paragraphs with their lines broken at the width; tables as they are."""
     return "\n\n".join("\n".join(map(_broken, part.splitlines())) for part in parts if part) + "\n"
 

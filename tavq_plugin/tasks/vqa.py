@@ -1,0 +1,296 @@
+"""Visual question answering: a small causal model reads the codes of an image and a question, and writes the answer."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from tavq_plugin.tasks.answer_scores import (
+    NO_WORDNET,
+    answer_scores,
+    common_kinds,
+    kind_of,
+    wordnet_likeness,
+    wups,
+)
+from tavq_plugin.tasks.causal_model import NOT_TRAINED, CausalModel, likeliest, word_loss
+from tavq_plugin.tasks.fit_reader import fit_reader
+from tavq_plugin.tasks.reading_conditions import reading_conditions
+from tavq_plugin.tasks.task import (
+    OF_CODES,
+    Condition,
+    EncodedRun,
+    ModelSettings,
+    Sample,
+    TaskResult,
+    TaskSettings,
+    Workplace,
+)
+from tavq_plugin.tasks.task_data import TaskData, TaskImages
+from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share, words_of
+
+PER_IMAGE = 8  # questions of an image in one step, all in one pass
+QUESTION_WEIGHT = 0.2  # of the loss on the questions' words, which tell what the image shows
+LONGEST_ANSWER = 8  # words
+MAJORITY = "majority"
+BATCH = 50  # images of an evaluation pass
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of one split in one list, as text and as numbers."""
+
+    image: Tensor  #: q int64: the image of each
+    asked: Sequence[Mapping[str, str]]  #: q
+    kinds: Sequence[str]  #: q
+    words: Tensor  #: q + 1, t: the question, START, the answer, END, padding; the last row is padding alone
+    is_answer: Tensor  #: q + 1, t bool: words of the answer and END
+    of_image: Tensor  #: n most, int64: rows of each image's questions, then q
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the model reads; q + 1, t-1."""
+        return self.words[:, :-1]
+
+    @property
+    def targets(self) -> Tensor:
+        """The word after each; q + 1, t-1."""
+        return self.words[:, 1:]
+
+
+class Vqa:
+    """Answer questions; an answer counts if all its words are the true ones."""
+
+    name: ClassVar[str] = "vqa"
+    main_metric: ClassVar[str] = "answer_accuracy"
+    smaller_is_better: ClassVar[bool] = False
+
+    def unfit(self, data: TaskData) -> str:
+        """Why these data cannot serve, or ""."""
+        for part, images in (("training", data.train), ("held-out", data.held_out)):
+            if sum(bool(of_image) for of_image in images.questions) < 2:
+                return (
+                    f"{data.name}: fewer than two {part} images have questions with answers; give data that have them "
+                    "(drawn scenes, DAQUAR, COCO-QA)"
+                )
+        return ""
+
+    def settings(self, *, quick: bool) -> TaskSettings:
+        """Three layers and 300 steps of 16 images; 30 steps if quick."""
+        settings = TaskSettings(quick=quick)
+        steps = 30 if quick else 300
+        return replace(
+            settings,
+            model=ModelSettings(layers=3),
+            fit=replace(settings.fit, steps=steps, batch_size=16, learning_rate=2e-3, warmup=min(30, steps // 3)),
+        )
+
+    def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
+        """Train on the codes and on each control, and measure on the held-out images."""
+        if problem := self.unfit(data):
+            raise ValueError(problem)
+        vocabulary = Vocabulary.of(_texts(data.train))
+        train, held_out = (questions_of(part, vocabulary) for part in (data.train, data.held_out))
+        with_questions = (train.of_image[:, 0] < len(train.asked)).nonzero().flatten()
+        width = max(train.words.shape[1], held_out.words.shape[1])
+        likeness = wordnet_likeness()
+
+        def loss_of(net: CausalModel, given: Tensor, rows: Tensor, draw: torch.Generator) -> Tensor:
+            images = with_questions[rows]
+            return packed_loss(net, given[images], train, drawn_questions(train, images, draw))
+
+        conditions: dict[str, Condition] = {}
+        samples, parameters = list[Sample](), 0
+        for condition in reading_conditions(self.name, run, data, settings, at):
+            model = fit_reader(
+                condition, loss_of, vocabulary=vocabulary, longest=width, n=len(with_questions), settings=settings,
+                made_from={"task": self.name, "per_image": PER_IMAGE, "question_weight": QUESTION_WEIGHT},
+                progress=lambda done, total, name=condition.name: at.progress(f"{self.name}, {name}", done, total),
+            )  # fmt: skip
+            right = right_answers(model, condition.held_out, held_out)
+            conditions[condition.name] = _measured(right, held_out, len(data.held_out))
+            if likeness is not None:
+                given = condition.held_out[held_out.image]
+                written = answers(model, given, [item["question"] for item in held_out.asked], vocabulary)
+                near = [
+                    wups(text, item["answer"], likeness) for text, item in zip(written, held_out.asked, strict=True)
+                ]
+                values = {**conditions[condition.name].values, "wups": sum(near) / len(near)}
+                conditions[condition.name] = replace(conditions[condition.name], values=values)
+            if condition.name == OF_CODES:
+                parameters = sum(p.numel() for p in model.parameters())
+                samples = _samples(model, condition.held_out, held_out, data.held_out, vocabulary)
+        guesses = majority_answers(train, held_out)
+        right = torch.tensor(
+            [words_of(guess) == words_of(item["answer"]) for guess, item in zip(guesses, held_out.asked, strict=True)]
+        )
+        conditions[MAJORITY] = _measured(right, held_out, len(data.held_out))
+        missing = {} if likeness is not None else {"wups": NO_WORDNET}
+        protocol = _protocol(data, settings, vocabulary, train, held_out) | {"parameters": parameters}
+        return TaskResult(conditions, missing, samples, protocol)
+
+
+def questions_of(images: TaskImages, vocabulary: Vocabulary) -> Questions:
+    """The questions of all images, as numbers. ValueError for an empty question or answer."""
+    asked, image, rows, starts = list[Mapping[str, str]](), list[int](), list[list[int]](), list[int]()
+    for i, of_image in enumerate(images.questions):
+        for item in of_image:
+            question, answer = prompt_of(item["question"], vocabulary), vocabulary.numbers(item["answer"])
+            if not answer:
+                raise ValueError(f"image {i}: the answer to {item['question']!r} has no words; leave the question out")
+            asked.append(item)
+            image.append(i)
+            rows.append([*question, *answer, END])
+            starts.append(len(question))
+    words = padded([*rows, []])
+    places = torch.arange(words.shape[1])
+    is_answer = (places >= torch.tensor([*starts, words.shape[1]])[:, None]) & (words != PADDING)
+    of_each = defaultdict(list)
+    for row, i in enumerate(image):
+        of_each[i].append(row)
+    most = max((len(of_each[i]) for i in of_each), default=0)
+    of_image = torch.full((len(images), most), len(asked))
+    for i, its_rows in of_each.items():
+        of_image[i, : len(its_rows)] = torch.tensor(its_rows)
+    return Questions(torch.tensor(image), asked, [kind_of(item) for item in asked], words, is_answer, of_image)
+
+
+def prompt_of(question: str, vocabulary: Vocabulary) -> list[int]:
+    """A question as the model reads it: its words, then START. ValueError for an empty one.
+
+    >>> prompt_of("", Vocabulary(()))
+    Traceback (most recent call last):
+    ValueError: the question '' has no words; give a question such as "How many shapes are there?"
+    """
+    numbers = vocabulary.numbers(question)
+    if not numbers:
+        raise ValueError(
+            f'the question {question!r} has no words; give a question such as "How many shapes are there?"'
+        )
+    return [*numbers, START]
+
+
+def answers(model: CausalModel, given: Tensor, questions: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """The answer that the model writes to each question, one per row of `given`: codes b n, or images.
+
+    Raises ValueError for an empty question, or if there is not one per row.
+    """
+    prompts, device, texts = [prompt_of(question, vocabulary) for question in questions], _device(model), list[str]()
+    if len(prompts) != len(given):
+        raise ValueError(f"got {len(prompts)} questions for {len(given)} rows of codes: give one question per row")
+    for start in range(0, len(prompts), 4 * BATCH):
+        part = slice(start, start + 4 * BATCH)
+        written = model.write(given[part].to(device), prompts[part], at_most=LONGEST_ANSWER)
+        texts += [vocabulary.text(row) for row in written]
+    return texts
+
+
+def drawn_questions(questions: Questions, images: Tensor, draw: torch.Generator) -> Tensor:
+    """Up to PER_IMAGE different questions of each image; b int64 -> b p int64, rows, or padding where none is left."""
+    rows = questions.of_image[images]
+    order = torch.rand(rows.shape, generator=draw).masked_fill(rows == len(questions.asked), 2.0).argsort(1)
+    return rows.gather(1, order[:, :PER_IMAGE])
+
+
+def packed_loss(model: CausalModel, given: Tensor, questions: Questions, rows: Tensor) -> Tensor:
+    """The loss on the answers, and with a small weight on the questions' words; b n, b p rows -> scalar."""
+    logits, picked = _in_one_pass(model, given, questions, rows)
+    device, t = logits.device, logits.shape[2]
+    targets, is_answer = questions.targets[picked, :t].to(device), questions.is_answer[picked, 1 : t + 1].to(device)
+    known = (targets != PADDING) & (targets != UNKNOWN)
+    loss = word_loss(logits.flatten(1, 2), targets.masked_fill(~(known & is_answer), NOT_TRAINED).flatten(1))
+    of_question = known & ~is_answer & (targets != START)
+    asked = word_loss(logits.flatten(1, 2), targets.masked_fill(~of_question, NOT_TRAINED).flatten(1))
+    return loss + QUESTION_WEIGHT * asked
+
+
+@torch.no_grad()
+def right_answers(model: CausalModel, given: Tensor, questions: Questions) -> Tensor:
+    """Whether the model writes each answer exactly, word by likeliest word; n images' codes -> q bool.
+
+    That is so if each word of the answer, and END, is the likeliest after the true words before it, which one pass
+    shows for all questions about an image.
+    """
+    right = torch.zeros(len(questions.asked) + 1, dtype=torch.bool)
+    images = (questions.of_image[:, 0] < len(questions.asked)).nonzero().flatten()
+    for part in images.split(BATCH):
+        rows = questions.of_image[part]
+        logits, picked = _in_one_pass(model, given[part], questions, rows)
+        t = logits.shape[2]
+        hit = likeliest(logits.flatten(0, 1)).cpu().view(*rows.shape, t) == questions.targets[picked, :t]
+        right[rows] = (hit | ~questions.is_answer[picked, 1 : t + 1]).all(2)
+    return right[:-1]
+
+
+def majority_answers(train: Questions, held_out: Questions) -> list[str]:
+    """For each held-out question the commonest training answer to its kind, or to all where the kind is new."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for kind, item in zip(train.kinds, train.asked, strict=True):
+        counts[kind][item["answer"]] += 1
+        counts[""][item["answer"]] += 1
+    commonest = {kind: min(found, key=lambda text: (-found[text], text)) for kind, found in counts.items()}
+    return [commonest.get(kind, commonest[""]) for kind in held_out.kinds]
+
+
+def _in_one_pass(model: CausalModel, given: Tensor, questions: Questions, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of several questions about each image, side by side; b n, b p -> b p t v, and the rows."""
+    device, inputs = _device(model), questions.inputs[rows]
+    t = int((questions.targets[rows] != PADDING).sum(2).max())
+    words = rearrange(inputs[..., :t], "b p t -> b (p t)").to(device)
+    blocks = torch.arange(rows.shape[1], device=device).repeat_interleave(t).expand(len(rows), -1)
+    logits = model(given.to(device), words, blocks)
+    return rearrange(logits, "b (p t) v -> b p t v", t=t), rows
+
+
+def _device(model: CausalModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _texts(images: TaskImages) -> list[str]:
+    return [text for of_image in images.questions for item in of_image for text in (item["question"], item["answer"])]
+
+
+def _measured(right: Tensor, questions: Questions, n: int) -> Condition:
+    scores = answer_scores(right, common_kinds(questions.kinds), questions.image, n)
+    return Condition(scores.values, scores.per_image)
+
+
+def _samples(
+    model: CausalModel, given: Tensor, questions: Questions, images: TaskImages, vocabulary: Vocabulary
+) -> list[Sample]:
+    """One question about each of the first images: another place of their lists each, to show several kinds."""
+    rows, first = list[int](), questions.image.unique()[:SAMPLES].tolist()
+    for turn, i in enumerate(first):
+        its_rows = [row for row in questions.of_image[i].tolist() if row < len(questions.asked)]
+        rows.append(its_rows[turn % len(its_rows)])
+    asked = [questions.asked[row] for row in rows]
+    written = answers(model, given[first], [item["question"] for item in asked], vocabulary)
+    return [
+        Sample(item["question"], (images.images[i],), text, item["answer"])
+        for i, item, text in zip(first, asked, written, strict=True)
+    ]
+
+
+def _protocol(
+    data: TaskData, settings: TaskSettings, vocabulary: Vocabulary, train: Questions, held_out: Questions
+) -> dict[str, Any]:
+    parts = {"train": (data.train, train), "held_out": (data.held_out, held_out)}
+    return {
+        "images": {name: len(images) for name, (images, _) in parts.items()},
+        "images_without_questions": {
+            name: len(images) - len(questions.image.unique()) for name, (images, questions) in parts.items()
+        },
+        "questions": {name: len(questions.asked) for name, (_, questions) in parts.items()},
+        "unknown_words": {name: unknown_share(_texts(images), vocabulary) for name, (images, _) in parts.items()},
+        "vocabulary": len(vocabulary),
+        "steps": settings.fit.steps,
+        "batch_size": settings.fit.batch_size,
+        "questions_per_image_and_step": PER_IMAGE,
+    }
