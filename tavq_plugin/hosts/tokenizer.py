@@ -19,6 +19,7 @@ from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
 from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.summary import DryRun, logger, summarize
+from tavq_plugin.hosts.tokens import read_tokens, tokens_problem, vectors_of_tokens
 from tavq_plugin.hosts.trial_run import HostError, HostReading, find_working, noise, read_host
 from tavq_plugin.hosts.verify_decode import decode_problem
 from tavq_plugin.hosts.verify_reading import (
@@ -47,6 +48,7 @@ class Tokenizer(nn.Module):
         self.adapter, self.code_width, self.sizes = adapter, code_width, sizes
         self.on_copies = False
         self.decode_fails = ""  # why `decode` cannot give the host's own images; found by `wrap`
+        self.tokens_fail = ""  # why tokens do not give the host's own vectors; found by `wrap`
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own output, and the codes of every level."""
@@ -70,6 +72,27 @@ class Tokenizer(nn.Module):
         if self.decode_fails:
             raise ValueError(self.decode_fails)
         return self.adapter.decode(codes.final.quantized)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Numbers of the host's own codes, without gradient; b 3 h w -> b h w, int64.
+
+        Where the host has several codes per place, and its adapter reads them, the shape is the host's own, such as
+        b h w depth. The host runs in the mode it is in: call host.eval() if a training forward moves its codebook.
+        """
+        with torch.no_grad(), tapped(self.host, at=[self.adapter.quantizer]) as recorder:
+            self.adapter.encode(images)
+        call = recorder.take()[self.adapter.quantizer]
+        return read_tokens(self.adapter, call.z_in, call.output)
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Images from what `tokens` returned, as the host decodes them, without gradient; b h w -> b 3 h w.
+
+        ValueError if the tokens are no numbers of codes, or if `wrap` saw that the host decodes something else.
+        """
+        if self.decode_fails or self.tokens_fail:
+            raise ValueError(self.tokens_fail or self.decode_fails)
+        with torch.no_grad():
+            return self.adapter.decode(vectors_of_tokens(self.adapter, tokens))
 
     def send_gradient(self, grad_to: GradTo) -> None:
         """Change where a loss on the codes sends its gradient; ValueError if the host makes that impossible."""
@@ -143,6 +166,7 @@ def wrap(
             table = reading.table
             verify_quantized(adapter, reading, table if looks_up else None)
             verify_taps(adapter, reading)
+            tokens_fail = tokens_problem(adapter, reading)  # before another run moves the codebook
             decode_fails = _verify_by_running(adapter, reading, asked=grad_to, goes_to=goes_to)
         features, final, width = reading.features, reading.final, reading.final.vectors.shape[1]
         if table is not None and table.shape[1] != width:
@@ -166,7 +190,7 @@ def wrap(
         codebook=None if table is None else (table.shape[0], table.shape[1]),
     )
     tokenizer = Tokenizer(adapter, hierarchy, width, sizes)
-    tokenizer.decode_fails = decode_fails
+    tokenizer.decode_fails, tokenizer.tokens_fail = decode_fails, tokens_fail
     if log_summary:
         logger.info("wrapped: %s", tokenizer)
     return tokenizer
