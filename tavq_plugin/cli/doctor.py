@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tavq_plugin.cli.doctor_report import PLACES, Findings, Report
-from tavq_plugin.hosts.hooks import find_module
+from tavq_plugin.hosts.call_sites import holding_module
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.types import GRANULARITIES, Codes, Units
@@ -67,7 +67,7 @@ def examine(
 
 def _describe(name: str, tokenizer: Tokenizer) -> Report:
     adapter, grad_to = tokenizer.adapter, tokenizer.hierarchy.grad_to
-    quantizer = type(find_module(adapter.model, adapter.quantizer))
+    quantizer = type(holding_module(adapter.model, adapter.quantizer))
     without_gradient = "the codebook takes no gradient (EMA, constant, frozen): the alignment trains the encoder"
     return Report(
         host=name,
