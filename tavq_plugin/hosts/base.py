@@ -16,6 +16,7 @@ from tavq_plugin.hosts.find_table import FoundTable, TableForm, can_be_looked_up
 from tavq_plugin.hosts.find_taps import find_taps
 from tavq_plugin.hosts.host_functions import HostFunction, HostTable, takes
 from tavq_plugin.hosts.protocols import QuantizerAdapter
+from tavq_plugin.hosts.quantizer_candidates import quantizer_candidates
 from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, quantizer_adapter_for
 from tavq_plugin.hosts.trial_run import Found, HostReading, find_working, noise, run_host
 from tavq_plugin.types import Quantized
@@ -60,6 +61,15 @@ class HostAdapter:
         forward: str | Callable[..., Any] | None = None,
     ) -> None:
         self.model: Any = model  # Any: each host has methods of its own
+        given: dict[str, Any] = {
+            "taps": taps,
+            "quantizer": quantizer,
+            "layout": layout,
+            "parse": parse,
+            "example": example,
+        }
+        given |= {"codebook": codebook, "encode": encode, "decode": decode, "forward": forward}
+        self.settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.given_forward = None if forward is None else HostFunction(model, forward, "forward")
         self.given = frozenset(
             name
@@ -107,11 +117,13 @@ class HostAdapter:
                 f"{cls.__qualname__} holds {len(paths)} known quantizers ({', '.join(paths)}): name the one to align "
                 "in quantizer="
             )
+        candidates = quantizer_candidates(self.model)
+        listed = f"In this host these look like quantizers: {', '.join(candidates)}. " if candidates else ""
         raise ValueError(
-            f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it. Known quantizers: "
-            f"{', '.join(sorted(QUANTIZERS))}. For another, pass quantizer= (its path) and parse= (a function of its "
-            "input and output that returns Quantized), and taps= (two module paths of the encoder, fine to coarse) "
-            "where a dry run cannot find them"
+            f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it: pass quantizer= (its path) "
+            "and parse= (a function of its input and output that returns Quantized), and taps= (two module paths of "
+            f"the encoder, fine to coarse) where a dry run cannot find them. {listed}Known quantizers: "
+            f"{', '.join(sorted(QUANTIZERS))}"
         )
 
     def find_taps(self) -> tuple[str, ...]:

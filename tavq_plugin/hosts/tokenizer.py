@@ -186,7 +186,7 @@ def wrap(
             if isinstance(adapter, HostAdapter) and adapter.find_table(reading):
                 reading = _on_working_images(adapter)
             goes_to = _possible_grad_to(grad_to, reading.table)
-            looks_up = lookup != "own" or goes_to != "encoder"
+            looks_up = lookup != "own" or (goes_to != "encoder" and getattr(reading.final, "looked_up", None) is None)
             table = reading.table
             verify_quantized(adapter, reading, table if looks_up else None)
             verify_taps(adapter, reading)
@@ -287,7 +287,7 @@ def _taps_are_known(adapter: Adapter) -> bool:
 
 def _is_given(adapter: Adapter, name: str) -> bool:
     """Whether the user gave the function of this name."""
-    return isinstance(adapter, HostAdapter) and name in adapter.given
+    return isinstance(adapter, HostAdapter) and name in adapter.settings
 
 
 def _possible_grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:

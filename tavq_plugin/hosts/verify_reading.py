@@ -41,7 +41,9 @@ def verify_quantized(adapter: Adapter, reading: HostReading, table: Tensor | Non
             f"the indices run from {low} to {high}{codes}, and 0 to k - 1 was needed: let {READS} return the numbers "
             "of the codebook's rows"
         )
-    if table is not None:
+    if final.looked_up is not None:
+        _verify_looked_up(reading, final.looked_up)
+    elif table is not None:
         _verify_rows(adapter, reading, table)
 
 
@@ -71,18 +73,24 @@ def _verify_shapes(final: Quantized, images: int, width: int | None) -> None:
         )
 
 
+def _verify_looked_up(reading: HostReading, looked_up: Tensor) -> None:
+    """Refuse codes that the user says make up the vectors, if they do not."""
+    vectors = reading.final.vectors
+    if looked_up.shape != vectors.shape:
+        raise ValueError(
+            f"looked_up= of {READS} is {describe(looked_up)}, and the vectors' {describe(vectors)} was needed"
+        )
+    if vectors.isfinite().all() and not equals_vectors(looked_up, reading):
+        raise ValueError(
+            f"looked_up= of {READS} differs from the vectors by up to {_difference(looked_up, reading.final):.3g}, and "
+            "the same values were needed: return the codes that make up the vectors, with gradient to the codebook"
+        )
+
+
 def _verify_rows(adapter: Adapter, reading: HostReading, table: Tensor) -> None:
     """Refuse indices, vectors and a codebook that do not belong together."""
     final = reading.final
     if not final.vectors.isfinite().all():  # nothing can be compared; whoever reads the codes says that they are NaN
-        return
-    if final.looked_up is not None:
-        if not equals_vectors(final.looked_up, reading):
-            raise ValueError(
-                f"looked_up= of {READS} differs from the vectors by up to {_difference(final.looked_up, final):.3g}, "
-                "and the same values were needed: return the codes that make up the vectors, with gradient to the "
-                "codebook"
-            )
         return
     if getattr(getattr(adapter, "quantizer_adapter", adapter), "sums_lookups", False):
         return

@@ -194,6 +194,13 @@ def test_training_code_that_calls_the_hosts_parts_is_recorded_too():
     tavq.detach(host)
 
 
+def test_an_unknown_host_is_told_what_looks_like_a_quantizer_in_it():
+    with pytest.raises(ValueError, match=r"pass quantizer= .*'vq' \(Quantizer, with table 16×8\)\. Known quantizers: "):
+        tavq.wrap(Host(Quantizer()))
+    with pytest.raises(ValueError, match=r"look like quantizers: 'quantize' \(a method\)\. Known"):
+        tavq.wrap(ByMethod())
+
+
 def test_paths_that_lead_nowhere_are_refused():
     with pytest.raises(ValueError, match=r"no module 'vq\.quantise': vq holds no modules"):
         wrap(Host(Quantizer()), quantizer="vq.quantise")

@@ -180,3 +180,45 @@ def test_parse_may_take_the_module():
     host = Looks(Bare()).eval()
     tokenizer = wrap(host, parse=read)
     torch.testing.assert_close(tokenizer.decode(tokenizer.encode(IMAGES)), host(IMAGES)[0])
+
+
+class Product(nn.Module):
+    """Two codebooks, one for each half of the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = nn.ParameterList(nn.Parameter(torch.randn(16, 4) * 0.3) for _ in range(2))
+
+    def forward(self, z):
+        indices = [nearest(half, table) for half, table in zip(z.chunk(2, 1), self.tables, strict=True)]
+        q = torch.cat([rearrange(t[i], "b h w c -> b c h w") for t, i in zip(self.tables, indices, strict=True)], 1)
+        return z + (q - z).detach(), torch.stack(indices, -1), (q - z.detach()).square().mean()
+
+
+def parse_product(z, output, module):
+    """One level of concatenated vectors; the indices are the first codebook's."""
+    vectors, indices, loss = output
+    rows = [rearrange(t[indices[..., i]], "b h w c -> b c h w") for i, t in enumerate(module.tables)]
+    return Quantized(vectors, indices[..., 0], loss, looked_up=torch.cat(rows, 1))
+
+
+def test_several_codebooks_are_one_level_of_concatenated_vectors():
+    own = dict(codebook="own", codebook_size=16)
+    with pytest.raises(ValueError, match=r"no explicit codebook \(k c\): give codebook=.*codebook=\"own\""):
+        wrap(Host(Product()), parse=parse_product)
+    host = Host(Product()).eval()
+    tokenizer = wrap(host, parse=parse_product, grad_to="both", **own)
+    codes = tokenizer.encode(IMAGES)
+    torch.testing.assert_close(tokenizer.decode(codes), host(IMAGES)[0])
+    codes.final.quantized[:, 0].sum().backward()
+    assert host.vq.tables[0].grad.norm() > 0 and host.stem.weight.grad.norm() > 0
+    with pytest.raises(ValueError, match="tokens cannot be decoded"):
+        tokenizer.decode_tokens(tokenizer.tokens(IMAGES))
+    for grad_to in ("encoder", "both"):
+        with pytest.raises(ValueError, match="looked_up= of parse= .* differs from the vectors"):
+            wrap(
+                host,
+                parse=lambda z, output, module: parse_product(z, output, module)._replace(looked_up=output[0] * 2),
+                grad_to=grad_to,
+                **own,
+            )
