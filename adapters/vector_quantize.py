@@ -94,6 +94,16 @@ class ResidualQuantizer:
         """The first stage's table, behind `project_out`; k c."""
         return self.module.project_out(self.module.layers[0].codebook)
 
+    def read_tokens(self, z_in: Tensor, output: tuple) -> Tensor:
+        """Numbers of every stage's codes; b h w q."""
+        b, _, h, w = self.parse(z_in, output).vectors.shape
+        return output[1].reshape(b, h, w, -1).long()
+
+    def vectors_of(self, tokens: Tensor) -> Tensor:
+        """The sum of every stage's codes; b h w q -> b c h w."""
+        vectors = self.module.get_output_from_indices(rearrange(tokens, "b h w q -> b (h w) q"))
+        return rearrange(vectors, "b (h w) c -> b c h w", h=tokens.shape[1])
+
 
 class HierarchicalQuantizer:
     """HierarchicalVQ on maps: (q, indices of each scale, loss); here the finest's indices and all scales' vectors."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tavq_plugin.cli.doctor_report import PLACES, Findings, Report
-from tavq_plugin.hosts.hooks import find_module
+from tavq_plugin.hosts.call_sites import holding_module
+from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.types import GRANULARITIES, Codes, Units
@@ -32,21 +33,25 @@ def examine(
     align: nn.Module | Iterable[nn.Module] | None = None,
     *,
     captions: str | Path | None = None,
+    resolution: int | None = None,
     **wrapping: Any,
 ) -> Report:
     """Try one training step, and report on the taps, the levels and their gradients, the optimizer and the texts.
 
-    The host runs one forward pass in training mode, so a codebook moved by EMA moves once.
+    The host is checked as `tavq.wrap` checks it, then runs one forward pass in training mode. It is left as it was.
 
     Args:
-        host: The model to train.
+        host: The model to train, or the tokenizer that `wrap` made of it, whose settings are then used.
         optimizer: The host's optimizer. Default: not examined.
         align: What `tavq.attach` returned, or the modules whose parameters the optimizer must hold. Default: a note
             says that no heads were given.
         captions: Folder with captions.jsonl, or with a .txt file of the same name for each image. Default: not
             examined.
-        **wrapping: Settings of `tavq.wrap`.
+        resolution: Side of the images to train on, pixels. Default: that of `example`, else of the example images.
+        **wrapping: Settings of `tavq.wrap`. Default: those of `align`.
     """
+    wrapping = {**_settings_of(align), **_settings_of(host), **wrapping}
+    host = host.host if isinstance(host, Tokenizer) else host
     report = Report(host=f"{type(host).__module__}.{type(host).__qualname__}")
     try:
         tokenizer = wrap(host, log_summary=False, **wrapping)
@@ -54,7 +59,8 @@ def examine(
         report.problems.append(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
     else:
         report = _describe(report.host, tokenizer)
-        report.levels, gradients = _try_step(tokenizer)
+        with restored(host), torch.enable_grad():
+            report.image, report.levels, gradients = _try_step(tokenizer, resolution)
         report.gradient = gradients.norms
         report.add(gradients.findings)
         if optimizer is not None:
@@ -65,38 +71,54 @@ def examine(
     return report
 
 
+def _settings_of(value: object) -> dict[str, Any]:
+    """The settings with which an attachment or a tokenizer was made; none of anything else."""
+    return dict(getattr(getattr(value, "adapter", None), "settings", {}))
+
+
 def _describe(name: str, tokenizer: Tokenizer) -> Report:
     adapter, grad_to = tokenizer.adapter, tokenizer.hierarchy.grad_to
-    quantizer = type(find_module(adapter.model, adapter.quantizer))
+    quantizer = type(holding_module(adapter.model, adapter.quantizer))
+    refused = list(dict.fromkeys(text for text in (tokenizer.decode_fails, tokenizer.tokens_fail) if text))
     without_gradient = "the codebook takes no gradient (EMA, constant, frozen): the alignment trains the encoder"
     return Report(
         host=name,
         adapter=f"{type(adapter).__module__}.{type(adapter).__qualname__}",
         quantizer=f"{adapter.quantizer} ({quantizer.__module__}.{quantizer.__qualname__})",
         taps=list(adapter.taps),
+        table=getattr(adapter, "table_name", ""),
         codebook=None if tokenizer.sizes.codebook is None else list(tokenizer.sizes.codebook),
         grad_to=grad_to,
-        notes=[without_gradient] if grad_to == "encoder" else [],
+        notes=[*([without_gradient] if grad_to == "encoder" else []), *(f"not needed to train: {t}" for t in refused)],
     )
 
 
-def _try_step(tokenizer: Tokenizer) -> tuple[list[list[int]], Gradients]:
-    """Shapes of each level's indices in a training forward pass, and the gradients of each level's alignment."""
+def _try_step(tokenizer: Tokenizer, resolution: int | None) -> tuple[list[int], list[list[int]], Gradients]:
+    """h w of the images, shapes of each level's indices in training mode, and each level's alignment gradients."""
+    images = example_images(tokenizer, resolution)
+    size = list(images.shape[2:])
     try:
-        codes = training_codes(tokenizer)
+        codes = training_codes(tokenizer, images)
     except Exception as error:  # the host may raise anything, and all of it belongs in the report
-        problem = f"a forward pass in training mode fails: {type(error).__name__}: {error}"
-        return [], Gradients({}, set(), Findings([problem]))
-    return [list(level.indices.shape) for level in codes.levels], level_gradients(tokenizer, codes)
+        at = f" on images of {'×'.join(map(str, size))} pixels"
+        problem = f"a forward pass in training mode{at} fails: {type(error).__name__}: {error}"
+        return size, [], Gradients({}, set(), Findings([problem]))
+    return size, [list(level.indices.shape) for level in codes.levels], level_gradients(tokenizer, codes)
 
 
-def training_codes(tokenizer: Tokenizer) -> Codes:
-    """Codes of two random images in training mode; the host's training flags are restored."""
+def example_images(tokenizer: Tokenizer, resolution: int | None = None) -> Tensor:
+    """Two images of noise from -1 to 1, of the host's size or the given side; b c h w."""
+    images = tokenizer.adapter.example_images()
+    size = images.shape[2:] if resolution is None else (resolution, resolution)
+    return torch.rand(2, images.shape[1], *size).to(images) * 2 - 1
+
+
+def training_codes(tokenizer: Tokenizer, images: Tensor) -> Codes:
+    """Codes of images in training mode; the host's training flags are restored."""
     flags = [(module, module.training) for module in tokenizer.host.modules()]
     try:
-        images = tokenizer.adapter.example_images()
         tokenizer.host.train()
-        return tokenizer.encode(torch.rand_like(images.expand(2, *images.shape[1:])) * 2 - 1)
+        return tokenizer.encode(images)
     finally:
         for module, training in flags:
             module.training = training

@@ -25,8 +25,10 @@ class Report(Findings):
     adapter: str | None = None
     quantizer: str | None = None
     taps: list[str] = field(default_factory=list)
+    image: list[int] = field(default_factory=list)  # h w of the images, pixels
     levels: list[list[int]] = field(default_factory=list)  # b h w of each level's indices, fine to coarse
     codebook: list[int] | None = None  # k c
+    table: str = ""  # which tensor it is, if that had to be found or was named
     grad_to: str | None = None
     gradient: dict[str, dict[str, float]] = field(default_factory=dict)  # granularity → norm at stem, codebook, head
     text: dict[str, float] = field(default_factory=dict)
@@ -49,9 +51,11 @@ def lines(report: Report) -> list[str]:
         out += [f"adapter    {report.adapter}", f"quantizer  {report.quantizer}"]
         out += [f"tap {i}      {path}" for i, path in enumerate(report.taps, 1)]
         codebook = "not explicit" if report.codebook is None else "×".join(map(str, report.codebook))
+        codebook += f" ({report.table})" if report.table else ""
         out += [f"codebook   {codebook}", f"gradient   {GRADIENT.get(report.grad_to or '', 'unknown')}"]
     if report.levels:
-        out += [f"grids      {', '.join('×'.join(map(str, level[1:])) for level in report.levels)} (example images)"]
+        on = f"images of {'×'.join(map(str, report.image))} pixels" if report.image else "example images"
+        out += [f"grids      {', '.join('×'.join(map(str, level[1:])) for level in report.levels)} ({on})"]
     if report.gradient:
         out += ["gradient norm of the alignment with random text, at the encoder's stem, the codebook and the head:"]
         out += ["           " + "".join(f"{place:>10}" for place in PLACES)]
@@ -62,6 +66,10 @@ def lines(report: Report) -> list[str]:
     if report.text:
         shown = {name.replace("s_a_text", "s per text").replace("_", " "): value for name, value in report.text.items()}
         out += ["text       " + ", ".join(f"{value:g} {name}" for name, value in shown.items())]
-    out += [f"note       {note}" for note in report.notes]
-    out += [f"PROBLEM    {problem}" for problem in report.problems]
+    out += [f"note       {_one_line(note)}" for note in report.notes]
+    out += [f"PROBLEM    {_one_line(problem)}" for problem in report.problems]
     return [*out, "a training step would work" if report.ok else "a training step would NOT work"]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tavq_plugin.distributed import gather_sharded
+from tavq_plugin.hosts.call_sites import find_callee, find_module, holding_module, split_number
+from tavq_plugin.hosts.find_table import FoundTable, TableForm, can_be_looked_up, find_table, matches
 from tavq_plugin.hosts.find_taps import find_taps
-from tavq_plugin.hosts.hooks import find_module
+from tavq_plugin.hosts.host_functions import HostFunction, HostTable, takes
 from tavq_plugin.hosts.protocols import QuantizerAdapter
+from tavq_plugin.hosts.quantizer_candidates import quantizer_candidates
 from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, quantizer_adapter_for
-from tavq_plugin.hosts.trial_run import Found, find_working, noise, run_host
+from tavq_plugin.hosts.trial_run import Found, HostReading, find_working, noise, run_host
 from tavq_plugin.types import Quantized
 
 LAYOUTS = ("b c h w", "b h w c", "b n c", "n b c", "b c n")
@@ -27,10 +30,16 @@ class HostAdapter:
     Args:
         model: The host.
         taps: Paths of two encoder modules, fine to coarse. Default: found by one dry forward.
-        quantizer: Path of the quantizer. Default: the only module whose class is in the registry.
+        quantizer: Path of the quantizer's module, method or function. Default: the only module whose class is in the
+            registry.
         layout: Axis order of the tapped features, one of `LAYOUTS`; n tokens must make a square. Default: "b c h w".
-        parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the registry's adapter.
+        parse: Reads the quantizer: (its input, its output), and the module if it takes three arguments, -> Quantized.
+            Default: the registry's adapter.
         example: Images the host accepts, b c h w; only their size and range matter. Default: 64×64 pixels.
+        codebook: Path of the table, or a function of the host that gives it, k c. Default: the quantizer adapter's.
+        encode: Runs the host through its quantizer: a method's name, or a function of images. Default: `forward`.
+        decode: Quantized map -> image; a method's name or a function. Default: the host's `decode`.
+        forward: Runs the whole host: a method's name, or a function of images. Default: the host itself.
 
     Raises:
         ValueError: The layout or the quantizer is unknown, the host holds several known quantizers, or the quantizer
@@ -44,26 +53,57 @@ class HostAdapter:
         taps: Sequence[str] | None = None,
         quantizer: str | None = None,
         layout: str | None = None,
-        parse: Callable[[Any, Any], Quantized] | None = None,
+        parse: Callable[..., Quantized] | None = None,
         example: Tensor | None = None,
+        codebook: str | Callable[[nn.Module], Tensor] | None = None,
+        encode: str | Callable[..., Any] | None = None,
+        decode: str | Callable[..., Tensor] | None = None,
+        forward: str | Callable[..., Any] | None = None,
     ) -> None:
         self.model: Any = model  # Any: each host has methods of its own
+        given: dict[str, Any] = {
+            "taps": taps,
+            "quantizer": quantizer,
+            "layout": layout,
+            "parse": parse,
+            "example": example,
+        }
+        given |= {"codebook": codebook, "encode": encode, "decode": decode, "forward": forward}
+        self.settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.given_forward = None if forward is None else HostFunction(model, forward, "forward")
+        self.given = frozenset(
+            name
+            for name, value in (("codebook", codebook), ("encode", encode), ("decode", decode))
+            if value is not None
+        )
+        # what the user gives comes before the methods of this class and its subclasses
+        if encode is not None:
+            vars(self)["encode"] = HostFunction(model, encode, "encode")
+        if decode is not None:
+            vars(self)["decode"] = HostFunction(model, decode, "decode")
+        if codebook is not None:
+            vars(self)["codebook"] = HostTable(model, codebook)
         self.example = example
         self._size: Tensor | None = None  # images that the host took in a dry run
-        self.layout = layout or "b c h w"
+        self.layout, self.layout_given = layout or LAYOUTS[0], layout is not None
+        self._no_maps: set[str] = set()  # paths of modules that a check found to be no feature maps
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}: give one of {', '.join(map(repr, LAYOUTS))}")
         self.quantizer = quantizer or self.find_quantizer()
         self._parse = parse
         self.custom_straight_through = True  # of a quantizer that `parse` reads: `wrap` observes it
-        if parse is None and quantizer_adapter_for(find_module(model, self.quantizer)) is None:
-            cls = type(find_module(model, self.quantizer))
+        self.found_table: FoundTable | None = None  # of such a quantizer, if `wrap` found another than its only matrix
+        if parse is None and quantizer_adapter_for(holding_module(model, self.quantizer)) is None:
+            cls = type(holding_module(model, self.quantizer))
             raise ValueError(
                 f"no adapter reads the quantizer at {self.quantizer!r}, {cls.__module__}.{cls.__qualname__}, and its "
                 "return value is never guessed: pass parse=, a function of its input and output that returns "
                 "Quantized(vectors, indices, loss)"
             )
         self.taps_given = bool(taps)
+        no_modules = [path for path in taps or () if find_callee(model, path) is not None]
+        if no_modules:
+            raise ValueError(f"taps= got {no_modules[0]!r}, a method: name two modules of the encoder, fine to coarse")
         self.taps = tuple(taps) if taps else self.find_taps()
 
     def find_quantizer(self) -> str:
@@ -77,30 +117,66 @@ class HostAdapter:
                 f"{cls.__qualname__} holds {len(paths)} known quantizers ({', '.join(paths)}): name the one to align "
                 "in quantizer="
             )
+        candidates = quantizer_candidates(self.model)
+        listed = f"In this host these look like quantizers: {', '.join(candidates)}. " if candidates else ""
         raise ValueError(
-            f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it. Known quantizers: "
-            f"{', '.join(sorted(QUANTIZERS))}. For another, pass quantizer= (its path) and parse= (a function of its "
-            "input and output that returns Quantized), and taps= (two module paths of the encoder, fine to coarse) "
-            "where a dry run cannot find them"
+            f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it: pass quantizer= (its path) "
+            "and parse= (a function of its input and output that returns Quantized), and taps= (two module paths of "
+            f"the encoder, fine to coarse) where a dry run cannot find them. {listed}Known quantizers: "
+            f"{', '.join(sorted(QUANTIZERS))}"
         )
 
     def find_taps(self) -> tuple[str, ...]:
-        """Paths of two encoder modules, found by a dry run on noise."""
+        """Paths of two encoder modules, found by a dry run on noise.
+
+        Where no layout was given and no map is b c h w, tokens are tried: b n c.
+        """
 
         def use(images: Tensor) -> tuple[str, str]:
             def run() -> None:
                 run_host(self.encode, images.requires_grad_().clone())  # a clone, as the host may work in place
 
-            return find_taps(self.model, self.quantizer, run, parse=self.parse, as_map=self._as_map)
+            return find_taps(
+                self.model, self.quantizer, run, parse=self.parse, as_map=self._as_map, excluded=self._no_maps
+            )
 
-        return self.on_working_images(use)
+        try:
+            return self.on_working_images(use)
+        except ValueError as error:
+            if self.layout_given or self.layout != LAYOUTS[0]:
+                raise
+            self.layout = "b n c"
+            try:
+                return self.on_working_images(use)
+            except ValueError:
+                self.layout = LAYOUTS[0]
+                raise error from None
+
+    def try_other_taps(self, wrong: str) -> bool:
+        """Look for other taps than a module that is no feature map, and those like it; whether there are any.
+
+        Those like it have the same class and the same name in another block. If False, the taps are as before.
+        """
+        kind, name = type(find_module(self.model, wrong)), split_number(wrong)[0].rpartition(".")[2]
+        before = self.taps
+        self._no_maps |= {
+            path
+            for path, module in self.model.named_modules()
+            if type(module) is kind and path.rpartition(".")[2] == name
+        }
+        try:
+            self.taps = self.find_taps()
+        except ValueError:
+            self.taps = before
+        return self.taps != before
 
     @property
     def quantizer_adapter(self) -> QuantizerAdapter:
         """The adapter of the module that is at the path `quantizer` now."""
-        module = find_module(self.model, self.quantizer)
+        module = holding_module(self.model, self.quantizer)
         if self._parse:
-            return CustomQuantizer(module, self._parse, straight_through=self.custom_straight_through)
+            straight = self.custom_straight_through
+            return CustomQuantizer(module, self._parse, straight_through=straight, found=self.found_table)
         adapter = quantizer_adapter_for(module)
         if adapter is None:
             raise ValueError(f"no adapter reads the quantizer that is now at {self.quantizer!r}: wrap the host again")
@@ -133,7 +209,7 @@ class HostAdapter:
 
     def encode(self, images: Tensor) -> None:
         """Run the whole host, as its parts are unknown here; subclasses stop after the quantizer."""
-        self.model(images)
+        (self.given_forward or self.model)(images)
 
     def example_images(self) -> Tensor:
         """Noise of the size and range of the user's example, else of `smallest_images()`; on the host's device."""
@@ -169,13 +245,39 @@ class HostAdapter:
         """The host's own `decode`; b c h w -> b 3 h w."""
         if not callable(getattr(self.model, "decode", None)):
             raise NotImplementedError(
-                f"{type(self.model).__name__} has no decode(vectors) of its own: decode by the host's own parts"
+                f"{type(self.model).__name__} has no decode(vectors) of its own: give decode=, a function of the "
+                "quantized map that returns the image, such as decode=lambda z_q, host: host.decoder(z_q)"
             )
         return self.model.decode(z_q)
 
     def codebook(self) -> Tensor | None:
         """The live codebook, k c; None where the quantizer has no explicit one."""
         return self.quantizer_adapter.codebook()
+
+    def find_table(self, reading: HostReading) -> bool:
+        """Look for the table that one run of the host looked up, if it is not the expected one; whether it was found.
+
+        With an adapter for the quantizer's class, or a function in codebook=, nothing is looked for.
+        """
+        final, given = reading.final, vars(self).get("codebook")
+        if not can_be_looked_up(final):
+            return False
+        module = holding_module(self.model, self.quantizer)
+        if given is not None:
+            return given.find_form(module, reading)
+        if not self.reads_by_parse:
+            return False
+        table = reading.table
+        if table is not None and matches(TableForm(), table, module, reading):
+            return False
+        self.found_table = find_table(module, reading)
+        return self.found_table is not None
+
+    @property
+    def table_name(self) -> str:
+        """What was found to be the codebook, or what the user named, for a summary; empty if it is the expected one."""
+        given = vars(self).get("codebook")
+        return str(given) if given is not None else str(self.found_table or "")
 
     def last_layer(self) -> Tensor | None:
         """Weight of the decoder's `conv_out`; None where there is none."""
@@ -221,15 +323,28 @@ class EmbeddingQuantizer:
 
 
 class CustomQuantizer:
-    """The adapter of a quantizer that the user's `parse` reads; its codebook is its only k c parameter."""
+    """The adapter of a quantizer that the user's `parse` reads; its codebook is the found table, or its only matrix."""
 
     def __init__(
-        self, module: nn.Module, parse: Callable[[Any, Any], Quantized], *, straight_through: bool = True
+        self,
+        module: nn.Module,
+        parse: Callable[..., Quantized],
+        *,
+        straight_through: bool = True,
+        found: FoundTable | None = None,
     ) -> None:
-        self.module, self.parse, self.straight_through = module, parse, straight_through
+        self.module, self._parse, self.straight_through, self.found = module, parse, straight_through, found
+
+    def parse(self, z_in: Any, output: Any) -> Quantized:
+        """What the user's function returns; it gets the module if it takes three arguments."""
+        if takes(self._parse, 2):
+            return self._parse(z_in, output)
+        return self._parse(z_in, output, self.module)
 
     def codebook(self) -> Tensor | None:
-        """The only k c parameter, parametrized or not; None if there is none, or several."""
+        """The found table; else the only k c parameter, parametrized or not; None if there is none, or several."""
+        if self.found is not None:
+            return self.found.table(self.module)
         tables: list[Tensor] = [
             p for name, p in self.module.named_parameters() if p.ndim == 2 and "parametrizations." not in name
         ]

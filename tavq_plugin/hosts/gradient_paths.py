@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from tavq_plugin.hosts.base import HostAdapter
-from tavq_plugin.hosts.hooks import find_module
+from tavq_plugin.hosts.call_sites import holding_module
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.trial_run import HostError, HostReading, read_host
 from tavq_plugin.types import GradTo
@@ -54,7 +54,7 @@ def _paths_of(adapter: Adapter, reading: HostReading, taps: Sequence[str]) -> Gr
     z_in, vectors = reading.z_in, reading.final.vectors
     if not isinstance(z_in, Tensor) or not z_in.requires_grad:
         return GradientPaths(latent=False, table=None, encoder=False, not_upstream=(), training=reading.training)
-    parameters = _table_parameters(find_module(adapter.model, adapter.quantizer), reading.table)
+    parameters = _table_parameters(adapter, reading.table)
     gradients: Sequence[Tensor | None] = [None] * (1 + len(parameters))
     if vectors.requires_grad:
         gradients = torch.autograd.grad(
@@ -75,13 +75,18 @@ def _weights(like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(like)
 
 
-def _table_parameters(quantizer: nn.Module, table: Tensor | None) -> list[Tensor]:
-    """The quantizer's parameters from which the codebook is computed."""
-    parameters: list[Tensor] = [p for p in quantizer.parameters() if p.requires_grad]
-    if table is None or not table.requires_grad or not parameters:
+def _table_parameters(adapter: Adapter, table: Tensor | None) -> list[Tensor]:
+    """The parameters from which the codebook is computed: the quantizer's, if any of them, else the host's."""
+    if table is None or not table.requires_grad:
         return []
-    found = torch.autograd.grad(table, parameters, torch.ones_like(table), allow_unused=True, retain_graph=True)
-    return [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
+    for module in (holding_module(adapter.model, adapter.quantizer), adapter.model):
+        parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        if parameters:
+            found = torch.autograd.grad(table, parameters, torch.ones_like(table), allow_unused=True, retain_graph=True)
+            reached = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
+            if reached:
+                return reached
+    return []
 
 
 def verify_gradient(adapter: Adapter, paths: GradientPaths | None, asked: GradTo | None, grad_to: GradTo) -> None:

@@ -93,10 +93,11 @@ class Hierarchy(nn.Module):
 
         If `loss_moves_host` is false, the added levels' own loss does not move the host's codebook.
         """
-        if codebook is None and (self.codebook == "shared" or self.grad_to != "encoder"):
+        looks_up = self.codebook == "shared" or (self.grad_to != "encoder" and final.looked_up is None)
+        if codebook is None and looks_up:
             raise ValueError(
-                'this host has no explicit codebook (k c): wrap it with codebook="own", codebook_size=..., '
-                'grad_to="encoder"'
+                "this host has no explicit codebook (k c): give codebook=, its path or a function of the host; or "
+                'codebook="own", codebook_size=..., grad_to="encoder"'
             )
         if self.detach_added_levels:
             features = [feature.detach() for feature in features]

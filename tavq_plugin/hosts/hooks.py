@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from tavq_plugin.hosts.call_sites import (
+    Handle,
+    PatchWhileCalled,
+    find_callee,
+    find_module,
+    hook_calls,
+    in_backward,
+    split_number,
+)
 
 COMPILED = (
     "If torch.compile ran a module before it was hooked, its hooks never fire: attach before the first compiled call, "
@@ -36,13 +46,30 @@ class Recorder:
         self.paths = tuple(paths)
         self.live = True
         self.seen: dict[str, Capture] = {}
+        self.counts: Counter[str] = Counter()  # calls of this forward pass, if a path names one of several
 
     def record(self, path: str, call: Capture) -> None:
-        """Store a call. A path that is called again begins a new forward pass, so the earlier one is dropped."""
-        if self.live:
-            if path in self.seen:
-                self.seen.clear()
+        """Store a call. A path that is called again begins a new forward pass, so the earlier one is dropped.
+
+        Where paths name one of several calls, a pass ends with the last path's; further calls are not stored.
+        """
+        if not self.live:
+            return
+        if any("#" in named for named in self.paths):
+            if self.paths[-1] in self.seen and path != split_number(self.paths[-1])[0]:
+                self.begin()
+            self.counts[path] += 1
+            if path not in self.paths:
+                path = f"{path}#{self.counts[path]}"
+        if path in self.seen:
+            self.begin()
+        if path in self.paths:
             self.seen[path] = call
+
+    def begin(self) -> None:
+        """Forget the calls so far: a new forward pass begins."""
+        self.seen.clear()
+        self.counts.clear()
 
     def take(self) -> dict[str, Capture]:
         """Return the latest forward pass and forget it.
@@ -50,6 +77,7 @@ class Recorder:
         Raises RuntimeError if there is none, a tap never fired, or a captured output was changed in place since.
         """
         seen, self.seen = self.seen, {}
+        self.counts.clear()
         if not seen:
             raise RuntimeError(
                 "no forward of the host was recorded since the last alignment: call align(texts) once, "
@@ -70,8 +98,12 @@ class Recorder:
                 )
         return seen
 
+    def is_live(self) -> bool:
+        """Whether calls are recorded."""
+        return self.live
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "live": False, "seen": {}}
+        return {"paths": self.paths, "live": False, "seen": {}, "counts": Counter()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         twin = Recorder(self.paths)
@@ -87,17 +119,13 @@ class _RecordingHook:
         self.recorder, self.path = recorder, path
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if _in_backward():
+        if in_backward():
             return  # activation checkpointing runs the module a second time
         z_in = args[0] if args else next(iter(kwargs.values()), None)
         version = None
         if isinstance(output, Tensor) and not output.is_inference():
             version = output._version
         self.recorder.record(self.path, Capture(z_in, output, version, torch.is_grad_enabled()))
-
-
-def _in_backward() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def require_gradient(seen: dict[str, Capture]) -> None:
@@ -116,23 +144,45 @@ def require_gradient(seen: dict[str, Capture]) -> None:
         )
 
 
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path. If there is none, ValueError names the nearest parent and its children."""
-    module = model
-    for depth, name in enumerate(path.split(".")):
-        module = getattr(module, "_orig_mod", module)  # look inside torch.compile's wrapper
-        children = dict(module.named_children())
-        if name not in children:
-            parent = ".".join(path.split(".")[:depth]) or type(model).__name__
-            raise ValueError(f"no module {path!r}: {parent} holds {', '.join(children) or 'no modules'}")
-        module = children[name]
-    return module
+def install_hooks(model: nn.Module, recorder: Recorder) -> list[Any]:
+    """Hook every path of the recorder; the caller removes the handles. If a path is wrong, no hook is installed.
+
+    A method or function is patched only while the host's forward runs (see `PatchWhileCalled`).
+    """
+    paths = bare_paths(recorder.paths)
+    callees = {path: find_callee(model, path) for path in paths}
+    modules = {path: find_module(model, path) for path in paths if callees[path] is None}
+    handles: list[Any] = []
+    for path in paths:
+        hook = _RecordingHook(recorder, path)
+        if path in modules:
+            handles.append(modules[path].register_forward_hook(hook, with_kwargs=True))
+        else:
+            last = next(named for named in recorder.paths if split_number(named)[0] == path)
+            patching = PatchWhileCalled(model, last, hook, is_live=recorder.is_live)
+            for module in (model, next(iter(modules.values()))):
+                handles.append(module.register_forward_pre_hook(patching.begin))
+            handles.append(model.register_forward_hook(patching.end, always_call=True))
+            handles.append(Handle(patching.end))
+    if any("#" in path for path in recorder.paths):
+        handles.append(model.register_forward_pre_hook(_BeginPass(recorder)))
+    return handles
 
 
-def install_hooks(model: nn.Module, recorder: Recorder) -> list[RemovableHandle]:
-    """Hook every path of the recorder; the caller removes the handles. If a path is wrong, no hook is installed."""
-    modules = [(path, find_module(model, path)) for path in recorder.paths]
-    return [module.register_forward_hook(_RecordingHook(recorder, path), with_kwargs=True) for path, module in modules]
+def bare_paths(paths: Sequence[str]) -> tuple[str, ...]:
+    """The paths without the numbers of calls, each once."""
+    return tuple(dict.fromkeys(split_number(path)[0] for path in paths))
+
+
+class _BeginPass:
+    """A forward pre-hook of the host: an earlier pass that an error ended is forgotten."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        if not in_backward():
+            self.recorder.begin()
 
 
 @contextmanager
@@ -146,8 +196,10 @@ def tapped(model: nn.Module, *, at: Sequence[str]) -> Iterator[Recorder]:
     (tensor([0.]), 0)
     """
     recorder = Recorder(at)
-    handles = install_hooks(model, recorder)
+    handles: list[Any] = []
     try:
+        for path in bare_paths(at):
+            handles.append(hook_calls(model, path, _RecordingHook(recorder, path)))
         yield recorder
     finally:
         for handle in handles:

@@ -94,6 +94,9 @@ def summarize(adapter: Adapter, hierarchy: Hierarchy, sizes: DryRun) -> Summary:
     ]
     levels.append(LevelSummary(adapter.quantizer, width, sizes.grids[-1], host_codes))
     host_codebook = "not explicit" if sizes.codebook is None else _size_text(sizes.codebook)
+    name = getattr(adapter, "table_name", "")
+    if name and sizes.codebook is not None:
+        host_codebook += f" ({name})"
     gradient = GRADIENT[hierarchy.grad_to]
     if hierarchy.detach_added_levels:
         gradient += "; the added levels send none to the host"

@@ -19,12 +19,13 @@ from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
 from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.summary import DryRun, logger, summarize
+from tavq_plugin.hosts.tokens import read_tokens, tokens_problem, vectors_of_tokens
 from tavq_plugin.hosts.trial_run import HostError, HostReading, find_working, noise, read_host
 from tavq_plugin.hosts.verify_decode import decode_problem
 from tavq_plugin.hosts.verify_reading import (
     halves_swapped,
+    position_problem,
     verify_latent,
-    verify_positions,
     verify_quantized,
     verify_taps,
 )
@@ -47,12 +48,13 @@ class Tokenizer(nn.Module):
         self.adapter, self.code_width, self.sizes = adapter, code_width, sizes
         self.on_copies = False
         self.decode_fails = ""  # why `decode` cannot give the host's own images; found by `wrap`
+        self.tokens_fail = ""  # why tokens do not give the host's own vectors; found by `wrap`
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Codes]:
         """The host's own output, and the codes of every level."""
         require_synchronized(self.hierarchy, "tokenizer")
         with tapped(self.host, at=tapped_paths(self.adapter)) as recorder:
-            output = self.host(images, *args, **kwargs)
+            output = (getattr(self.adapter, "given_forward", None) or self.host)(images, *args, **kwargs)
         seen = recorder.take()
         if torch.is_grad_enabled():
             require_gradient(seen)
@@ -70,6 +72,27 @@ class Tokenizer(nn.Module):
         if self.decode_fails:
             raise ValueError(self.decode_fails)
         return self.adapter.decode(codes.final.quantized)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Numbers of the host's own codes, without gradient; b 3 h w -> b h w, int64.
+
+        Where the host has several codes per place, and its adapter reads them, the shape is the host's own, such as
+        b h w depth. The host runs in the mode it is in: call host.eval() if a training forward moves its codebook.
+        """
+        with torch.no_grad(), tapped(self.host, at=[self.adapter.quantizer]) as recorder:
+            self.adapter.encode(images)
+        call = recorder.take()[self.adapter.quantizer]
+        return read_tokens(self.adapter, call.z_in, call.output)
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Images from what `tokens` returned, as the host decodes them, without gradient; b h w -> b 3 h w.
+
+        ValueError if the tokens are no numbers of codes, or if `wrap` saw that the host decodes something else.
+        """
+        if self.decode_fails or self.tokens_fail:
+            raise ValueError(self.tokens_fail or self.decode_fails)
+        with torch.no_grad():
+            return self.adapter.decode(vectors_of_tokens(self.adapter, tokens))
 
     def send_gradient(self, grad_to: GradTo) -> None:
         """Change where a loss on the codes sends its gradient; ValueError if the host makes that impossible."""
@@ -90,10 +113,13 @@ def wrap(
     taps: Sequence[str] | None = None,
     quantizer: str | None = None,
     layout: str | None = None,
-    parse: Callable[[Any, Any], Quantized] | None = None,
+    parse: Callable[..., Quantized] | None = None,
     example: Tensor | None = None,
+    encode: str | Callable[..., Any] | None = None,
+    decode: str | Callable[..., Tensor] | None = None,
+    forward: str | Callable[..., Any] | None = None,
     grad_to: GradTo | None = None,
-    codebook: str = "shared",
+    codebook: str | Callable[[nn.Module], Tensor] = "shared",
     codebook_size: int | None = None,
     max_grid: int = 64,
     detach_added_levels: bool = False,
@@ -108,14 +134,23 @@ def wrap(
     Args:
         host: The user's own model, outside DistributedDataParallel and torch.compile.
         taps: Paths of two encoder modules, fine to coarse. Default: the adapter's, else found by one dry forward.
-        quantizer: Path of the quantizer. Default: the adapter's, else the only module of a known quantizer class.
+        quantizer: Path of the quantizer: a module ("vq"), a method ("vq.forward", "quantize_fn") or a function
+            ("package.module:function"); "vq#1" is the first of several calls in one forward pass. Default: the
+            adapter's, else the only module of a known quantizer class.
         layout: Axis order of the tapped features, such as "b c h w" or "b n c". Default: "b c h w".
-        parse: Reads the quantizer: (its input, its output) -> Quantized. Default: the adapter of the known quantizer.
+        parse: Reads the quantizer: (its input, its output) -> Quantized, or (its input, its output, the quantizer's
+            module). Default: the adapter of the known quantizer.
         example: Images the host accepts, b c h w; noise of their size and range is used. Default: the adapter's
             smallest, else 64×64 pixels, or another size that works.
+        encode: Runs the host through its quantizer, as its forward cannot: the name of a method, or a function of
+            images, or of images and the host. What it returns does not matter. Default: `forward`.
+        decode: Quantized map -> image, b c h w -> b 3 h w; given as `encode` is. Default: the host's `decode`.
+        forward: Runs the whole host, if it takes more than images: `lambda images, host: host({"image": images})`;
+            given as `encode` is. Default: the host itself.
         grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both". Default: "both" if the
             codebook learns by gradient, else (EMA, constant, frozen) "encoder".
-        codebook: What levels 1-2 look up: "shared", the host's codebook, or "own", one codebook each.
+        codebook: What levels 1-2 look up: "shared", the host's codebook; "own", one codebook each; or the host's, by
+            its path, or by a function of the host that gives it, k c.
         codebook_size: Number of codes of each own codebook. Default: as many as the host's.
         max_grid: A tapped feature with more places per side than this is pooled before the nearest-code search.
         detach_added_levels: If true, levels 1-2 train without sending gradient to the host.
@@ -131,28 +166,41 @@ def wrap(
             f"wrap(host) got the host inside {type(host).__name__}: wrap the host itself, then put the tokenizer in "
             "DistributedDataParallel or torch.compile; or use attach, which finds the host inside"
         )
+    table_source = None if codebook in ("shared", "own") else codebook
+    lookup = "own" if codebook == "own" else "shared"
     with restored(host):
         # what the host draws here does not change the first weights of the added levels
         with isolated_random_state(next(host.parameters()).device):
+            functions = {"codebook": table_source, "encode": encode, "decode": decode, "forward": forward}
             adapter = (adapter_for(host) or HostAdapter)(
-                host, taps=taps, quantizer=quantizer, layout=layout, parse=parse, example=example
+                host,
+                taps=taps,
+                quantizer=quantizer,
+                layout=layout,
+                parse=parse,
+                example=example,
+                **{name: value for name, value in functions.items() if value is not None},
             )
-            reading = _on_working_images(adapter, lambda images: _read_images(adapter, images))
+            reading = _on_working_images(adapter)
+            reading = _with_maps_of_the_image(adapter, reading)
+            if isinstance(adapter, HostAdapter) and adapter.find_table(reading):
+                reading = _on_working_images(adapter)
             goes_to = _possible_grad_to(grad_to, reading.table)
-            looks_up = codebook != "own" or goes_to != "encoder"
+            looks_up = lookup != "own" or (goes_to != "encoder" and getattr(reading.final, "looked_up", None) is None)
             table = reading.table
             verify_quantized(adapter, reading, table if looks_up else None)
             verify_taps(adapter, reading)
+            tokens_fail = tokens_problem(adapter, reading)  # before another run moves the codebook
             decode_fails = _verify_by_running(adapter, reading, asked=grad_to, goes_to=goes_to)
         features, final, width = reading.features, reading.final, reading.final.vectors.shape[1]
         if table is not None and table.shape[1] != width:
             table = None  # the host's is not looked up, and no table of codes as they are
-        if codebook == "own" and codebook_size is None and table is not None:
+        if lookup == "own" and codebook_size is None and table is not None:
             codebook_size = len(table)
         hierarchy = Hierarchy(
             [feature.shape[1] for feature in features],
             width,
-            codebook=codebook,
+            codebook=lookup,
             codebook_size=codebook_size,
             grad_to=goes_to,
             straight_through=adapter.straight_through,
@@ -166,16 +214,39 @@ def wrap(
         codebook=None if table is None else (table.shape[0], table.shape[1]),
     )
     tokenizer = Tokenizer(adapter, hierarchy, width, sizes)
-    tokenizer.decode_fails = decode_fails
+    tokenizer.decode_fails, tokenizer.tokens_fail = decode_fails, tokens_fail
     if log_summary:
         logger.info("wrapped: %s", tokenizer)
     return tokenizer
 
 
-def _on_working_images(adapter: Adapter, use: Callable[[Tensor], HostReading]) -> HostReading:
+def _on_working_images(adapter: Adapter) -> HostReading:
+    def use(images: Tensor) -> HostReading:
+        return _read_images(adapter, images)
+
     if isinstance(adapter, HostAdapter):
         return adapter.on_working_images(use)
     return find_working(adapter.model, [gather_sharded(adapter.example_images())], use, other_sides=False)
+
+
+def _with_maps_of_the_image(adapter: Adapter, reading: HostReading) -> HostReading:
+    """The reading, with other taps where a dry run chose what is no map of the image; ValueError if there are none.
+
+    What an adapter for this host says of taps is taken as it is, and a sharded host is not judged.
+    """
+    if is_sharded(adapter.model) or _taps_are_known(adapter):
+        return reading
+    while len(reading.images) == 2:
+        halves = read_host(adapter, halves_swapped(reading.images)[2:]).features
+        wrong = None
+        for path, *pair in zip(adapter.taps, reading.features, halves, strict=True):
+            wrong = wrong or position_problem(path, torch.cat(pair))
+        if wrong is None:
+            break
+        if not isinstance(adapter, HostAdapter) or adapter.taps_given or not adapter.try_other_taps(wrong.path):
+            raise ValueError(wrong.text)
+        reading = _on_working_images(adapter)
+    return reading
 
 
 def _read_images(adapter: Adapter, images: Tensor) -> HostReading:
@@ -197,15 +268,13 @@ def _verify_by_running(adapter: Adapter, reading: HostReading, *, asked: GradTo 
     if is_sharded(adapter.model):
         return ""
     known = _taps_are_known(adapter)
-    if not known and len(reading.images) == 2:
-        halves = read_host(adapter, halves_swapped(reading.images)[2:]).features
-        verify_positions(adapter.taps, [torch.cat(pair) for pair in zip(reading.features, halves, strict=True)])
     training = reading.training
     verify_gradient(
         adapter, observe_gradient(adapter, reading.images[:1], taps=() if known else adapter.taps), asked, goes_to
     )
     verify_latent(reading, goes_to, straight_through=adapter.straight_through)
     own_decode = isinstance(adapter, HostAdapter) and type(adapter).decode is not HostAdapter.decode
+    own_decode = own_decode and not _is_given(adapter, "decode")
     return "" if training or (known and own_decode) else decode_problem(adapter, reading.images[:1])
 
 
@@ -214,6 +283,11 @@ def _taps_are_known(adapter: Adapter) -> bool:
     if not isinstance(adapter, HostAdapter):
         return True
     return type(adapter).find_taps is not HostAdapter.find_taps and not (adapter.taps_given or adapter.reads_by_parse)
+
+
+def _is_given(adapter: Adapter, name: str) -> bool:
+    """Whether the user gave the function of this name."""
+    return isinstance(adapter, HostAdapter) and name in adapter.settings
 
 
 def _possible_grad_to(asked: GradTo | None, table: Tensor | None) -> GradTo:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tavq_plugin.distributed import gather_sharded, is_sharded
-from tavq_plugin.hosts.hooks import Capture, find_module, tapped
+from tavq_plugin.hosts.call_sites import hook_calls, split_number
+from tavq_plugin.hosts.hooks import Capture, bare_paths, tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.types import Quantized
 
@@ -111,15 +113,14 @@ def read_host(adapter: Adapter, images: Tensor) -> HostReading:
     with torch.enable_grad():
         former = gather_sharded(adapter.codebook())
     former = None if former is None else former.detach().clone()
-    with tapped(adapter.model, at=paths) as recorder, count_calls(adapter.model, adapter.quantizer) as calls:
+    with tapped(adapter.model, at=paths) as recorder, count_calls(adapter.model, paths) as calls:
         # a sharded host gathers its parameters only in its own forward
-        run_host(adapter.model if is_sharded(adapter.model) else adapter.encode, images)
-    if len(calls) > 1:
-        raise ValueError(several_calls(adapter.quantizer, len(calls)))
+        run_host(whole_run(adapter) if is_sharded(adapter.model) else adapter.encode, images)
+    require_one_call(adapter.quantizer, calls)
     try:
         seen = recorder.take()
     except RuntimeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error}{_several_calls(paths, calls)}") from error
     features = [adapter.tokens(seen[path].output, level) for level, path in enumerate(adapter.taps)]
     call = seen[adapter.quantizer]
     final = parsed(adapter.parse, call.z_in, call.output)
@@ -128,27 +129,43 @@ def read_host(adapter: Adapter, images: Tensor) -> HostReading:
     return HostReading(images, features, seen, call.z_in, final, table, former, adapter.model.training)
 
 
+def whole_run(adapter: Adapter) -> Callable[..., Any]:
+    """Runs the whole host: the user's forward=, else the host itself."""
+    return getattr(adapter, "given_forward", None) or adapter.model
+
+
 @contextmanager
-def count_calls(model: nn.Module, path: str) -> Iterator[list[str]]:
-    """A list that gets the path at each call of the module at it, inside the block."""
-    calls: list[str] = []
-    handle = find_module(model, path).register_forward_hook(lambda module, args, output: calls.append(path))
-    try:
+def count_calls(model: nn.Module, paths: Sequence[str]) -> Iterator[Counter[str]]:
+    """How often each path is called inside the block, by its path without a number."""
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for path in bare_paths(paths):
+            handle = hook_calls(model, path, lambda *_, path=path: calls.update([path]))
+            stack.callback(handle.remove)
         yield calls
-    finally:
-        handle.remove()
 
 
-def several_calls(path: str, count: int) -> str:
-    """The error for a quantizer that runs several times in one forward pass."""
-    return (
-        f"the quantizer {path!r} runs {count} times in one forward pass of the host, and which call gives the codes is "
-        "not guessed: let the host call it once, on all its inputs in one batch, or put the call that gives the codes "
-        "into a module of its own and name that in quantizer="
-    )
+def require_one_call(path: str, calls: Counter[str]) -> None:
+    """Raise ValueError if a quantizer runs several times in a forward pass, and its path does not say which counts."""
+    if calls[path] > 1:
+        raise ValueError(
+            f"the quantizer {path!r} runs {calls[path]} times in one forward pass of the host, and which call gives "
+            f'the codes is not guessed: name it by its number from 1, such as quantizer="{path}#1"; or let the host '
+            "call it once, on all its inputs in one batch"
+        )
 
 
-def parsed(parse: Callable[[Any, Any], Quantized], z_in: Any, output: Any) -> Quantized:
+def _several_calls(paths: Sequence[str], calls: Counter[str]) -> str:
+    """Which paths run several times, for an error."""
+    several = {path: count for path in paths if (count := calls[split_number(path)[0]]) > 1}
+    if not several:
+        return ""
+    named = ", ".join(f"{path!r} {count} times" for path, count in several.items())
+    first = split_number(next(iter(several)))[0]
+    return f". In one forward pass the host runs {named}: name one of the calls, such as {first}#1"
+
+
+def parsed(parse: Callable[..., Quantized], z_in: Any, output: Any) -> Quantized:
     """What `parse` reads; an error of its own gets a note on what it was given."""
     try:
         return parse(z_in, output)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,11 +16,26 @@ from torch import nn
 from tavq_plugin.hosts.instantiate import instantiate
 
 
-def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
-    """The host, optimizer and attachment that "file.py:function", "module:function" or a YAML file gives.
+class Setup(NamedTuple):
+    """What a user's function or YAML file gives."""
 
-    The function is the user's own code; it runs, and returns host, (host, optimizer) or (host, optimizer, align). A
-    YAML file has `target` and `params`, and is built by `instantiate`, which refuses what could run code.
+    host: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    align: Any  # what `attach` returned, or modules whose parameters the optimizer must hold; None if not given
+    wrapping: dict[str, Any]  # arguments of `wrap`
+
+
+def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, torch.optim.Optimizer | None, Any]:
+    """The host, optimizer and attachment that a target gives; see `load_target`."""
+    return load_target(target, allow=allow)[:3]
+
+
+def load_target(target: str, *, allow: Sequence[str] = ()) -> Setup:
+    """What "file.py:function", "module:function" or a YAML file gives.
+
+    The function is the user's own code; it runs, and returns host, (host, optimizer) or (host, optimizer, align), each
+    also with a dict of `wrap`'s arguments as the last entry. A YAML file has `target` and `params`, and is built by
+    `instantiate`, which refuses what could run code.
 
     Raises:
         ValueError: target names neither kind, or gives no torch.nn.Module; the user's code raised an error; or
@@ -31,36 +46,77 @@ def load_setup(target: str, *, allow: Sequence[str] = ()) -> tuple[nn.Module, to
         config = _read_config(Path(target))
         built = instantiate(config["target"], config.get("params") or {}, allow=allow)
     else:
-        source, colon, name = target.rpartition(":")
-        if not colon:
-            raise ValueError(f"{target!r}: give file.py:function, package.module:function, or a YAML file")
+        source, name = _parts_of(target)
         built = _call(target, source, name)
-    parts = (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
-    if not isinstance(parts[0], nn.Module):
-        raise ValueError(f"{target} returned a {type(parts[0]).__name__}: return the host, a torch.nn.Module")
-    return parts
+    parts = list(built) if isinstance(built, tuple) else [built]
+    wrapping = parts.pop() if len(parts) > 1 and isinstance(parts[-1], dict) else {}
+    host, optimizer, align = (*parts, None, None, None)[:3]
+    if not isinstance(host, nn.Module):
+        raise ValueError(f"{target} returned a {type(host).__name__}: return the host, a torch.nn.Module")
+    return Setup(host, optimizer, align, wrapping)
+
+
+def load_function(name: str, *, beside: str) -> Callable[..., Any]:
+    """A function by its name in the file or module of another target, or by a target of its own.
+
+    Raises ValueError or FileNotFoundError as `load_target` does.
+    """
+    source, name = _parts_of(name if ":" in name else f"{beside.rpartition(':')[0]}:{name}")
+    return _find_function(f"{source}:{name}", source, name)
+
+
+def _parts_of(target: str) -> tuple[str, str]:
+    source, colon, name = target.rpartition(":")
+    if not colon or not source:
+        raise ValueError(f"{target!r}: give file.py:function, package.module:function, or a YAML file")
+    return source, name
 
 
 def _call(target: str, source: str, name: str) -> Any:
     """What the user's function returns. An error of the user's code becomes a ValueError that names the target."""
+    with _named_errors(target, source, name):
+        return _find_function(target, source, name)()
+
+
+def _find_function(target: str, source: str, name: str) -> Callable[..., Any]:
+    """The user's function; the file or module runs."""
     if source.endswith(".py") and not Path(source).is_file():
         raise FileNotFoundError(f"no file {source}")
+    with _named_errors(target, source, name):
+        module = _import_module(source)
+    function = getattr(module, name, None)
+    if callable(function):
+        return function
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    raise _SetupError(
+        f"{source} has no function {name!r}; it has {', '.join(functions) or 'none'}: give {source}:FUNCTION, a "
+        "function that returns the host"
+    )
+
+
+class _SetupError(ValueError):
+    """An error about the target that already says what to do."""
+
+
+@contextmanager
+def _named_errors(target: str, source: str, name: str) -> Iterator[None]:
+    """Turn what the user's code raises into a ValueError that names the target; its folder can be imported from."""
     folder = Path(source).parent if source.endswith(".py") else Path()
     try:
         with _importable(folder.resolve()):
-            module = _import_module(source)
-            function = getattr(module, name, None)
-            if callable(function):
-                return function()
+            yield
+    except (_SetupError, FileNotFoundError) as error:
+        if isinstance(error, _SetupError) or str(error) == f"no file {source}":
+            raise
+        raise _user_error(target, name, error) from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything; a script may call sys.exit
-        raise ValueError(
-            f"{target} raised {type(error).__name__}: {error}. Fix: call {name}() in Python, where it must return the "
-            "host; put a script's own work below if __name__ == '__main__'"
-        ) from error
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise ValueError(
-        f"{source} has no function {name!r}; it has {', '.join(functions) or 'none'}: give {source}:FUNCTION, a "
-        "function that returns the host"
+        raise _user_error(target, name, error) from error
+
+
+def _user_error(target: str, name: str, error: BaseException) -> ValueError:
+    return _SetupError(
+        f"{target} raised {type(error).__name__}: {error}. Fix: call {name}() in Python, where it must return the "
+        "host; put a script's own work below if __name__ == '__main__'"
     )
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.protocols import Adapter
-from tavq_plugin.hosts.trial_run import count_calls, describe, several_calls
+from tavq_plugin.hosts.trial_run import count_calls, describe, require_one_call, whole_run
 
 TOLERANCE = 1e-2  # largest difference of the images, as a share of the largest pixel
 
@@ -24,29 +24,28 @@ def decode_problem(adapter: Adapter, images: Tensor) -> str:
     """
     host = adapter.model
     try:
-        with tapped(host, at=[adapter.quantizer]) as recorder, count_calls(host, adapter.quantizer) as calls:
-            output = host(images)
-        if len(calls) == 1:
+        with tapped(host, at=[adapter.quantizer]) as recorder, count_calls(host, [adapter.quantizer]) as calls:
+            output = whole_run(adapter)(images)
+        if calls:
             call = recorder.take()[adapter.quantizer]
             decoded = adapter.decode(adapter.parse(call.z_in, call.output).vectors)
     except Exception:  # the host may raise anything: then there is nothing to compare, and its own call says why
         return ""
-    if len(calls) > 1:
-        raise ValueError(several_calls(adapter.quantizer, len(calls)))
+    require_one_call(adapter.quantizer, calls)
     if not calls or not isinstance(decoded, Tensor):
         return ""
     own = [image for image in _tensors(output) if image.shape == decoded.shape and image.is_floating_point()]
     if not own or any(_agree(decoded, image) for image in own):
         return ""
-    again = _tensors(host(images))
+    again = _tensors(whole_run(adapter)(images))
     if not any(torch.equal(image, other) for image in own for other in again if other.shape == image.shape):
         return ""  # random: no two calls agree
     nearest = min(float((decoded - image).abs().max()) for image in own)
     return (
         f"decode gives another image than the host: decode of the vectors that {adapter.quantizer!r} returned differs "
         f"from the host's own output, {describe(output)}, by {nearest:.3g}. The host's decode reads something else "
-        "than these vectors (unquantized latents, indices, several maps): decode by the host itself, or write an "
-        "adapter for it, with a decode of its own"
+        "than these vectors (unquantized latents, indices, several maps): give decode=, a function of the vectors "
+        "that returns the image, or write an adapter for it, with a decode of its own"
     )
 
 

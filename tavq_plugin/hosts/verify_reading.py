@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,9 @@ def verify_quantized(adapter: Adapter, reading: HostReading, table: Tensor | Non
             f"the indices run from {low} to {high}{codes}, and 0 to k - 1 was needed: let {READS} return the numbers "
             "of the codebook's rows"
         )
-    if table is not None:
+    if final.looked_up is not None:
+        _verify_looked_up(reading, final.looked_up)
+    elif table is not None:
         _verify_rows(adapter, reading, table)
 
 
@@ -71,18 +73,24 @@ def _verify_shapes(final: Quantized, images: int, width: int | None) -> None:
         )
 
 
+def _verify_looked_up(reading: HostReading, looked_up: Tensor) -> None:
+    """Refuse codes that the user says make up the vectors, if they do not."""
+    vectors = reading.final.vectors
+    if looked_up.shape != vectors.shape:
+        raise ValueError(
+            f"looked_up= of {READS} is {describe(looked_up)}, and the vectors' {describe(vectors)} was needed"
+        )
+    if vectors.isfinite().all() and not equals_vectors(looked_up, reading):
+        raise ValueError(
+            f"looked_up= of {READS} differs from the vectors by up to {_difference(looked_up, reading.final):.3g}, and "
+            "the same values were needed: return the codes that make up the vectors, with gradient to the codebook"
+        )
+
+
 def _verify_rows(adapter: Adapter, reading: HostReading, table: Tensor) -> None:
     """Refuse indices, vectors and a codebook that do not belong together."""
     final = reading.final
     if not final.vectors.isfinite().all():  # nothing can be compared; whoever reads the codes says that they are NaN
-        return
-    if final.looked_up is not None:
-        if not equals_vectors(final.looked_up, reading):
-            raise ValueError(
-                f"looked_up= of {READS} differs from the vectors by up to {_difference(final.looked_up, final):.3g}, "
-                "and the same values were needed: return the codes that make up the vectors, with gradient to the "
-                "codebook"
-            )
         return
     if getattr(getattr(adapter, "quantizer_adapter", adapter), "sums_lookups", False):
         return
@@ -95,9 +103,8 @@ def _verify_rows(adapter: Adapter, reading: HostReading, table: Tensor) -> None:
         f"{_difference(look_up(final.indices, table), final):.3g}, with entries of up to "
         f"{float(final.vectors.detach().abs().max()):.3g}{found}. Fix: if the indices are wrong, correct {READS}; if "
         "the vectors are sums of several codes (residual stages, scales), return those as Quantized(..., looked_up=); "
-        "if the host looks up another table than its parameter (normalised, projected, transposed), give "
-        'codebook="own", codebook_size=, grad_to="encoder", or write an adapter whose codebook() returns the table '
-        "that the decoder reads"
+        "if the host looks up a table that it computes, give codebook=, a function of the host such as lambda host: "
+        'host.vq.codes(), or codebook="own", codebook_size=, grad_to="encoder"'
     )
 
 
@@ -187,28 +194,36 @@ def halves_swapped(images: Tensor) -> Tensor:
     return torch.stack([first, second, by_side, by_height])
 
 
-def verify_positions(taps: Sequence[str], features: Sequence[Tensor]) -> None:
-    """Raise ValueError unless a change of a half of the image changes the same half of each feature most.
+class PositionProblem(NamedTuple):
+    """A tap that gives no map of the image."""
+
+    path: str
+    text: str
+
+
+def position_problem(path: str, feature: Tensor) -> PositionProblem | None:
+    """What is wrong unless a change of a half of the image changes the same half of the feature most; else None.
 
     Attention weights (b heads n n), token mixtures and transposed maps fail, whatever their shape. Positional
     embeddings and padding do not matter, as they would for a shifted image.
 
     Args:
-        taps: Paths of the modules.
-        features: Their maps of `halves_swapped` images, 4 c h w each.
+        path: Of the tapped module.
+        feature: Its map of `halves_swapped` images, 4 c h w.
     """
-    for path, feature in zip(taps, features, strict=True):
-        if min(feature.shape[2:]) < SMALLEST_MAP:
-            continue
-        for name, mixed, axis in (("left", 2, -1), ("top", 3, -2)):
-            ratio = place_ratio(feature, mixed, axis)
-            if ratio < PLACE_RATIO:
-                raise ValueError(
-                    f"tap {path!r} gives {describe(feature)}, which is no map of the image: new content in its {name} "
-                    f"half changes that half of the map only {ratio:.2g} times as much as the other half (at least "
-                    f"{PLACE_RATIO} was needed). Attention weights (b heads n n) look like this: name a module whose "
-                    "output is a feature map in taps=, and give layout= if its axes are not b c h w"
-                )
+    if min(feature.shape[2:]) < SMALLEST_MAP:
+        return None
+    for name, mixed, axis in (("left", 2, -1), ("top", 3, -2)):
+        ratio = place_ratio(feature, mixed, axis)
+        if ratio < PLACE_RATIO:
+            return PositionProblem(
+                path,
+                f"tap {path!r} gives {describe(feature)}, which is no map of the image: new content in its {name} "
+                f"half changes that half of the map only {ratio:.2g} times as much as the other half (at least "
+                f"{PLACE_RATIO} was needed). Attention weights (b heads n n) look like this: name a module whose "
+                "output is a feature map in taps=, and give layout= if its axes are not b c h w",
+            )
+    return None
 
 
 def place_ratio(feature: Tensor, mixed: int, axis: int) -> float:

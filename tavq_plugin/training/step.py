@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.hosts.call_sites import holding_module
 from tavq_plugin.hosts.codebook_drift import CodebookDrift
-from tavq_plugin.hosts.hooks import find_module, tapped
+from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, Step, texts_of
 from tavq_plugin.training.build_host import find_reconstruction
@@ -127,7 +128,7 @@ def _in_float32(tokenizer: Tokenizer, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    quantizer = find_module(tokenizer.host, tokenizer.adapter.quantizer)
+    quantizer = holding_module(tokenizer.host, tokenizer.adapter.quantizer)
     casts: list[Any] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import typer
+from helpers.strange_hosts import everything, is_equal
 from helpers.tiny_hosts import Autoencoder
 from rich.console import Console
 from typer.testing import CliRunner
@@ -158,3 +159,84 @@ def test_an_ema_codebook_is_a_note_not_a_problem():
     report = examine(host, torch.optim.Adam(host.parameters()))
     assert report.ok and report.grad_to == "encoder" and any("EMA" in note for note in report.notes)
     assert not any(module._forward_hooks for module in host.modules()) and tavq.wrap(host)
+
+
+STRANGE = """
+import torch, tavq_plugin as tavq
+from helpers.strange_hosts import Host, Quantizer, parse
+
+print("a script prints")
+
+class Prints(Host):
+    def forward(self, images):
+        print("a host prints")
+        return super().forward(images)
+
+def whole():
+    host = Prints(Quantizer(transposed=True))
+    return host, torch.optim.Adam(host.parameters()), {"quantizer": "vq", "parse": parse}
+
+def bare():
+    return Prints(Quantizer())
+
+def wrong_parse(z, output):
+    return tavq.Quantized(output[0], output[1].int(), output[2])
+
+def attached():
+    host = Prints(Quantizer())
+    optimizer = torch.optim.Adam(host.parameters())
+    return host, optimizer, tavq.attach(host, optimizer, text_dim=6, quantizer="vq", parse=parse)
+
+def fails():
+    return {}["my key"]
+"""
+
+
+@pytest.fixture
+def strange(tmp_path):
+    (tmp_path / "strange_setup.py").write_text(STRANGE)
+
+    def run(name, *options):
+        return CliRunner().invoke(app, ["doctor", f"{tmp_path / 'strange_setup.py'}:{name}", *options])
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["whole", "attached"])
+def test_doctor_takes_what_wrap_takes_from_the_users_function(strange, name):
+    result = strange(name, "--json")
+    report = json.loads(result.stdout)  # and nothing else, though script and host print
+    assert result.exit_code == 0 and report["ok"] and report["quantizer"].startswith("vq ")
+    assert report["image"] == [64, 64] and [level[1] for level in report["levels"]] == [32, 16, 8]
+    assert report["table"] == ("table, transposed" if name == "whole" else "")
+
+
+def test_doctor_prints_grids_at_the_users_resolution(strange):
+    result = strange("bare", "--quantizer", "vq", "--parse", "parse", "--resolution", "128")
+    assert result.exit_code == 0 and "grids      64×64, 32×32, 16×16 (images of 128×128 pixels)" in result.stdout
+    assert "gradient   to the encoder and the codebook" in result.stdout
+
+
+def test_doctor_refuses_by_the_same_verification(strange):
+    result = strange("bare", "--quantizer", "vq", "--parse", "wrong_parse")
+    (problem,) = [line for line in result.stdout.splitlines() if line.startswith("PROBLEM")]
+    assert result.exit_code == 1 and "indices are int32" in problem and "indices.long()" in problem
+
+
+def test_a_host_that_cannot_be_built_exits_with_2(strange):
+    result = strange("fails", "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 2 and not report["ok"] and "raised KeyError: 'my key'" in report["not_built"]
+    assert "Traceback" not in result.output
+    result = strange("fails", "--debug")
+    assert result.exit_code == 2 and 'return {}["my key"]' in result.stderr and "Traceback" not in result.stdout
+    result = strange("bare", "--parse", "no_such")
+    assert result.exit_code == 2 and "has no function 'no_such'" in result.stdout
+
+
+def test_doctor_leaves_the_host_as_it_was():
+    package = pytest.importorskip("vector_quantize_pytorch")
+    host = Autoencoder(package.VectorQuantize(dim=8, codebook_size=16), tokens=True)
+    before = everything(host)
+    assert examine(tavq.wrap(host)).ok
+    assert is_equal(everything(host), before)

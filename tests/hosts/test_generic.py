@@ -103,9 +103,17 @@ def test_an_unknown_quantizers_return_value_is_never_guessed(host):
         tavq.wrap(host, quantizer="vq")
 
 
-def test_a_host_with_one_resolution_is_refused_with_what_was_found(host):
+def test_a_host_of_two_resolutions_has_its_second_tap_on_the_code_grid(host):
     host.stem, host.first, host.second = nn.Conv2d(3, 8, 4, 2, 1), nn.Identity(), nn.Conv2d(8, 16, 4, 2, 1)
-    with pytest.raises(ValueError, match=r"16×16 grid, and a dry run found: 32×32 \(first\)\. Name two .* in taps="):
+    tokenizer = tavq.wrap(host, **UNKNOWN)
+    assert tokenizer.adapter.taps == ("first", "second")
+    assert tokenizer.sizes.grids == ((32, 32), (16, 16), (16, 16))
+
+
+def test_a_host_without_feature_maps_is_refused_with_what_was_found(host):
+    host.stem, host.first, host.second = nn.Identity(), nn.Identity(), nn.Conv2d(3, 8, 4, 4)
+    host.to_codes = nn.Identity()
+    with pytest.raises(ValueError, match=r"16×16 grid, .*a dry run found: 64×64 \(first\)\. Name two .* in taps="):
         tavq.wrap(host, **UNKNOWN)
 
 

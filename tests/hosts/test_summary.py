@@ -90,8 +90,10 @@ def test_a_tokenizers_table_shows_its_settings():
 
 def test_the_summary_says_that_a_host_has_no_explicit_codebook():
     host = Plain()
-    host.vq.second = torch.nn.Linear(4, 4)  # two k c parameters: none is the codebook
-    tokenizer = tavq.wrap(host, **DESCRIPTION, codebook="own", codebook_size=5, grad_to="encoder")
+    host.vq.second = torch.nn.Linear(4, 4)  # two k c parameters, and looked_up= says that vectors are no rows of one
+    parse = DESCRIPTION["parse"]
+    sums = {**DESCRIPTION, "parse": lambda z, output: (q := parse(z, output))._replace(looked_up=q.vectors)}
+    tokenizer = tavq.wrap(host, **sums, codebook="own", codebook_size=5, grad_to="encoder")
     assert "the host's not explicit" in str(tokenizer)
     assert tokenizer.summary().splitlines()[3].split() == ["3", "vq", "4", "8×8", "-"]
 
