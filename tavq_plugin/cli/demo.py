@@ -85,7 +85,7 @@ def run_demo(
     protocol = demo_protocol(settings, corpus, encoder)
     _refuse_foreign_files(out, protocol)
     evaluation = EvaluationSettings(
-        probe_rows=probe_rows(corpus), transport_images=0, judges=(), min_text=0, attentive=False
+        probe_rows=probe_rows(corpus), transport_images=0, judges=(), ssim=False, min_text=0, attentive=False
     )
     # without boxes: no table of the demo shows the probes that read them, and they take seconds
     targets = TextTargets(replace(corpus, boxes=()), evaluation)

@@ -94,7 +94,8 @@ def score_codes(
     """
     levels, images = len(held_out.pooled), targets.corpus.images[targets.corpus.n_train :]
     if len(held_out.reconstruction):
-        results = judges.judge(held_out.reconstruction) | image_scores(held_out.reconstruction, images)
+        results = judges.judge(held_out.reconstruction)
+        results |= image_scores(held_out.reconstruction, images, with_ssim=targets.settings.ssim)
     else:
         names = ("psnr", "ssim", *(metric for metrics in METRICS_BY_JUDGE.values() for metric in metrics))
         results = RunResults(missing=dict.fromkeys(names, "these features give no image"))
@@ -111,11 +112,13 @@ def score_codes(
     return _finite(_with_all_levels(results | RunResults(artifacts=artifacts), levels))
 
 
-def image_scores(reconstruction: Tensor, images: Tensor) -> RunResults:
-    """PSNR and SSIM of each image; n 3 h w uint8, n 3 h w uint8."""
+def image_scores(reconstruction: Tensor, images: Tensor, *, with_ssim: bool = True) -> RunResults:
+    """PSNR and, unless it is left out, SSIM of each image; n 3 h w uint8, n 3 h w uint8."""
     batches = zip(reconstruction.split(50), images.split(50), strict=True)
     pairs = [(to_float(ours), to_float(truth)) for ours, truth in batches]
     quality = RunResults(per_image={"psnr": torch.cat([psnr(*pair) for pair in pairs])})
+    if not with_ssim:
+        return quality | RunResults(missing={"ssim": "SSIM was left out of this protocol"})
     if images.shape[-1] < WINDOW:
         why = f"its window is {WINDOW} pixels wide and images are {images.shape[-1]}"
         return quality | RunResults(missing={"ssim": why})

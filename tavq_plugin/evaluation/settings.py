@@ -27,6 +27,7 @@ class EvaluationSettings:
     penalties: tuple[float, ...] = PENALTIES  # ridge penalties that each probe chooses from, ascending
     attentive: bool = True  # whether the attentive probes are fitted, which takes seconds per level
     permutations: int = 20  # times that texts are dealt at random among the held-out images, to measure chance
+    ssim: bool = True  # whether SSIM is measured, which takes as long as all probes of a small run
     min_text: int = 10  # images with text that each split needs at least; 0: text may be missing altogether
 
     def __post_init__(self) -> None:
@@ -41,4 +42,7 @@ class EvaluationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON reads them: tuples are lists."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        content = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.ssim:
+            del content["ssim"]  # results that were kept before this setting existed are still these settings' results
+        return content
