@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ class Captioning:
             model = fit_reader(
                 condition, loss_of, vocabulary=vocabulary, longest=longest, n=len(train.image), settings=settings,
                 made_from={"task": self.name},
-                progress=lambda done, total, name=condition.name: at.progress(f"{self.name}, {name}", done, total),
+                progress=partial(at.progress, f"{self.name}, {condition.name}"),
             )  # fmt: skip
             right = right_words(model, condition.held_out, held_out)
             written = captions(model, condition.held_out[held_out.image], vocabulary, at_most=longest)

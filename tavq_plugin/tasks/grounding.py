@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,12 @@ class Grounding:
                 head = GroundingHead(reading.places(), reading.grids, asked.vectors, settings.model, longest=LONGEST)
             fit_model(
                 head,
-                lambda model, rows, draw, reading=reading: _loss(model, reading, asked, rows),
+                partial(_loss, reading, asked),
                 n=len(asked.train),
                 settings=replace(settings.fit, seed=reading.seed),
                 folder=reading.folder,
                 made_from={**made_from, **reading.made_from, "reads": name},
-                progress=lambda done, total, name=name: at.progress(f"{self.name}, {name}", done, total),
+                progress=partial(at.progress, f"{self.name}, {name}"),
             )
             boxes[name] = _found_boxes(head, reading, asked)
             parameters[name] = sum(parameter.numel() for parameter in head.parameters())
@@ -173,7 +174,7 @@ def _readings(run: EncodedRun, data: TaskData, settings: TaskSettings, own: Path
     }
 
 
-def _loss(head: nn.Module, reading: _Reading, asked: _Questions, rows: Tensor) -> Tensor:
+def _loss(reading: _Reading, asked: _Questions, head: nn.Module, rows: Tensor, draw: torch.Generator) -> Tensor:
     """The loss of some training phrases; rows b -> scalar."""
     device = next(head.parameters()).device
     given = reading.train[asked.train.images[rows]].to(device)

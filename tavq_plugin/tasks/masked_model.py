@@ -32,7 +32,8 @@ class Prompt(NamedTuple):
 
     def part(self, rows: slice) -> Prompt:
         """The prompts of some images."""
-        return Prompt(*(None if value is None else value[rows] for value in self))
+        at_places = None if self.at_places is None else self.at_places[rows]
+        return Prompt(self.prefix[rows], self.mask[rows], at_places)
 
 
 class MaskedModel(nn.Module):
@@ -47,6 +48,8 @@ class MaskedModel(nn.Module):
 
         super().__init__()
         self.layout, self.condition = codes.layout, condition
+        self.forbidden: Tensor
+        self.ranks: Tensor
         self.embed = CodeEmbedding(codes, settings.width, kind=settings.embedding)
         self.start = nn.Parameter(0.02 * torch.randn(settings.width))  # what an image without a prompt has instead
         config = ModernBertConfig(

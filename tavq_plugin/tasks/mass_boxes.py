@@ -62,7 +62,8 @@ def _around_the_peak(mass: Tensor, share: float) -> Tensor:
 
 
 def _smallest_boxes(mass: Tensor, share: float) -> Tensor:
-    size = [min(side, LARGEST_GRID) for side in mass.shape[1:]]
+    h, w = mass.shape[1:]
+    size = (min(h, LARGEST_GRID), min(w, LARGEST_GRID))
     pooled = F.adaptive_avg_pool2d(mass[:, None].double(), size)[:, 0]
     pooled = pooled / pooled.sum((1, 2), keepdim=True).clamp(min=1e-30)
     sums = F.pad(pooled.cumsum(1).cumsum(2), (1, 0, 1, 0))  # sums[y, x]: the mass above y and left of x

@@ -79,7 +79,7 @@ def narrowed(logits: Tensor, settings: SamplingSettings) -> Tensor:
         warpers.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1:
         warpers.append(TopPLogitsWarper(float(settings.top_p)))
-    return warpers(torch.empty(0, dtype=torch.long), logits.float())
+    return warpers(torch.empty(0, dtype=torch.long), logits.float())  # type: ignore[arg-type]
 
 
 def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -162,7 +162,8 @@ class _Judge:
 
     def __call__(self, images: Tensor, *, unguided: Tensor | None = None) -> Condition:
         """Attributes and distances of guided images, and beside them of images without guidance."""
-        values, per_image = {}, {}
+        values: dict[str, float] = {}
+        per_image: dict[str, Tensor] = {}
         for suffix, made in {"": images, UNGUIDED: unguided}.items():
             if made is None:
                 continue

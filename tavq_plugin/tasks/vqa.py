@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -112,7 +113,7 @@ class Vqa:
             model = fit_reader(
                 condition, loss_of, vocabulary=vocabulary, longest=width, n=len(with_questions), settings=settings,
                 made_from={"task": self.name, "per_image": PER_IMAGE, "question_weight": QUESTION_WEIGHT},
-                progress=lambda done, total, name=condition.name: at.progress(f"{self.name}, {name}", done, total),
+                progress=partial(at.progress, f"{self.name}, {condition.name}"),
             )  # fmt: skip
             right = right_answers(model, condition.held_out, held_out)
             conditions[condition.name] = _measured(right, held_out, len(data.held_out))
@@ -140,8 +141,8 @@ class Vqa:
 def questions_of(images: TaskImages, vocabulary: Vocabulary) -> Questions:
     """The questions of all images, as numbers. ValueError for an empty question or answer."""
     asked, image, rows, starts = list[Mapping[str, str]](), list[int](), list[list[int]](), list[int]()
-    for i, of_image in enumerate(images.questions):
-        for item in of_image:
+    for i, its_questions in enumerate(images.questions):
+        for item in its_questions:
             question, answer = prompt_of(item["question"], vocabulary), vocabulary.numbers(item["answer"])
             if not answer:
                 raise ValueError(f"image {i}: the answer to {item['question']!r} has no words; leave the question out")

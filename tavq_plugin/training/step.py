@@ -66,6 +66,7 @@ class TrainingStep(nn.Module):
             assert found is not None  # `refuse_resolution` refuses such a host
             reconstruction = found.float()
             terms = self._pixel_terms(reconstruction, images)
+        assert codes.quantizer_loss is not None  # the tokenizer's own call has it
         terms["quantizer"] = codes.quantizer_loss.float()
         terms["level"] = self.recipe.codebook_loss_weight * codes.loss
         texts = LazyTexts(self._not_saved[0], rows, images.device)
