@@ -13,7 +13,7 @@ from tavq_plugin.hosts.base import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 
-class SimVQQuantizer(EmbeddingQuantizer):
+class SimVQHostQuantizer(EmbeddingQuantizer):
     """SimVQ: ((z_q, 0, indices), losses), indices flat."""
 
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:

@@ -15,8 +15,8 @@ class QuantizerAdapter(Protocol):
     `wrap` checks it against a run of the host. Two attributes, which an adapter may leave out, say what the check would
     else refuse: `sums_lookups = True`, the vectors are sums of several codes (residual stages, scales), no rows of
     `codebook()`; `moves_codebook = True`, a training forward changes codes that learn by gradient after the lookup.
-    Where vectors are sums, the methods `read_tokens` and `vectors_of` (see `tavq_plugin.hosts.tokens`) turn them into
-    tokens and back.
+    Where vectors are sums, the methods `read_tokens` and `vectors_of` (see `tavq_plugin.hosts.token_vectors`) turn them
+    into tokens and back.
     """
 
     straight_through: bool  #: False if the quantizer passes gradient to its codebook by itself (Gumbel)

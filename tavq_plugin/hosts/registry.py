@@ -66,7 +66,7 @@ QUANTIZERS = {
     "enhancing.modules.stage1.quantizers.GumbelQuantizer": f"{_HERE}.vit_vqgan:ViTQuantizer",
     "codebook.Codebook": f"{_HERE}.dome272:CodebookQuantizer",
     "vqvae.Quantize": f"{_HERE}.rosinality:RosinalityQuantizer",
-    "taming.modules.vqvae.quantize.SimVQ": f"{_HERE}.simvq:SimVQQuantizer",
+    "taming.modules.vqvae.quantize.SimVQ": f"{_HERE}.simvq:SimVQHostQuantizer",
     "optvq.models.quantizer.VectorQuantizer": f"{_HERE}.optvq:OptVQQuantizer",
     "models.vq_vae.VectorQuantizer": f"{_HERE}.pytorch_vae:PyTorchVAEQuantizer",
     "models.modeling_magvitv2.LFQuantizer": f"{_HERE}.show_o:SignQuantizer",

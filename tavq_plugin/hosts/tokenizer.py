@@ -19,7 +19,7 @@ from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
 from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.summary import DryRun, logger, summarize
-from tavq_plugin.hosts.tokens import read_tokens, tokens_problem, vectors_of_tokens
+from tavq_plugin.hosts.token_vectors import read_tokens, tokens_problem, vectors_of_tokens
 from tavq_plugin.hosts.trial_run import HostError, HostReading, find_working, noise, read_host
 from tavq_plugin.hosts.verify_decode import decode_problem
 from tavq_plugin.hosts.verify_reading import (

@@ -77,4 +77,5 @@ def recipe_of_run(settings: Mapping[str, Any]) -> Recipe:
         host=settings.get("host", "small"), resolution=settings["resolution"], seed=settings["seed"],
         steps=settings["steps"],
     )  # fmt: skip
-    return replace(recipe, method=METHODS[settings["run"]])
+    options = {} if settings["run"] == "lambda-0" else dict(settings.get("alignment", {}))
+    return replace(recipe, method=METHODS[settings["run"]], options=options)

@@ -71,6 +71,7 @@ def test_the_network_equals_two_graph_convolutions():
 
 def test_words_without_an_edge_have_different_codes():
     lonely = WordGraph(("red", "car"), 1, (2, 2), {})
+    torch.manual_seed(0)  # for some weights both codes are 0, after the activation
     codes = Transfer(torch.eye(2), lonely, torch.Size([2, 3]), 4)(torch.zeros(2, 3))
     assert codes.shape == (2, 3) and not torch.equal(codes[0], codes[1])
 

@@ -160,11 +160,13 @@ def test_a_residual_quantizer_is_refused_by_name(tmp_path):
         encode_run(user_source(tokenizer), DATA, tmp_path)
 
 
-def test_a_run_of_the_demo_has_its_heads_too(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"alignment": {"hidden": 8, "balance": [0.25, 0.25, 0.75], "rise": 0.3}}])
+def test_a_run_of_the_demo_has_its_heads_too(tmp_path, options):
     (tmp_path / "out").mkdir()
-    settings = {"run": "tavq", "seed": 0, "steps": 1, "resolution": 16}
+    settings = {"run": "tavq", "seed": 0, "steps": 1, "resolution": 16, **options}
     tokenizer = build_tokenizer(recipe_of_run(settings))
-    align = TextAlignment(tokenizer, 6, level_weights=(2.5, 2.5, 0.35))
+    hidden = options.get("alignment", {}).get("hidden")
+    align = TextAlignment(tokenizer, 6, level_weights=(2.5, 2.5, 0.35), hidden=hidden)
     save_run(tmp_path / "out" / "tavq", tokenizer, align, settings, {"seconds_per_step": 1.0, "plugin_share": 0.1})
     run = encode_run(source_of(tmp_path / "out" / "tavq"), DATA, tmp_path / "tokens")
     assert all(torch.equal(v, align.state_dict()[name]) for name, v in run.align.state_dict().items())
