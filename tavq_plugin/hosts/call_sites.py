@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -71,10 +70,8 @@ def find_callee(model: nn.Module, path: str) -> Callee | None:
     source, colon, name = path.rpartition(":")
     if colon:
         owner: Any = sys.modules.get(source)
-        try:
-            owner = owner or import_module(source)
-        except ImportError as error:
-            raise ValueError(f"no Python module {source!r} for {path!r}: {error}") from error
+        if owner is None:  # a recipe may hold this path, and a recipe must not import what it likes
+            raise ValueError(f"the Python module {source!r} of {path!r} is not imported: the host itself imports it")
         if not callable(getattr(owner, name, None)):
             raise ValueError(f"the Python module {source!r} has no function {name!r}: correct {path!r}")
         return Callee(owner, name, model)

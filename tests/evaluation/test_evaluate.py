@@ -7,7 +7,7 @@ import torch
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.synthetic_scenes import scenes
-from tavq_plugin.evaluation.evaluate import score_codes
+from tavq_plugin.evaluation.evaluate import image_scores, score_codes
 from tavq_plugin.evaluation.floors.features import floors
 from tavq_plugin.evaluation.judges import Judges
 from tavq_plugin.evaluation.metrics.cards import card_of
@@ -96,3 +96,13 @@ def test_features_without_codes_or_image_have_the_metrics_that_need_neither(corp
     assert {"grid_r10_3", "attentive_r10_3", "image_text_r10_3", "word_map_3"} <= set(results.values)
     assert not {"usage", "tokens_3", "purity_3", "histogram_r10_3"} & set(results.values)
     assert results.missing["psnr"] == "these features give no image"
+
+
+def test_ssim_may_be_left_out_and_settings_kept_before_that_mean_the_same():
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert "ssim" in image_scores(images, images).per_image
+    without = image_scores(images, images, with_ssim=False)
+    assert "psnr" in without.per_image and "ssim" not in without.per_image and "left out" in without.missing["ssim"]
+    assert "ssim" not in EvaluationSettings().to_dict()
+    left_out = EvaluationSettings(ssim=False)
+    assert EvaluationSettings(**left_out.to_dict()) == left_out
