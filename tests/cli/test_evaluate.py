@@ -48,7 +48,7 @@ def without_numbers():
     host.encoder.conv_in.weight.data.fill_(float("nan"))
     return host
 """
-SMALL = EvaluationSettings(words=5, transport_images=10, judges=())
+SMALL = EvaluationSettings(words=5, transport_images=3, judges=(), attentive=False, permutations=3)
 
 
 def toy(n=64):

@@ -36,26 +36,32 @@ def dealt(corpus, seed):
     return replace(corpus, texts=texts, boxes=boxes, store=corpus.store.subset(rows))
 
 
-def kmeans_results(corpus):
-    """The results of patch k-means, which has codes, on a corpus."""
+@pytest.fixture(scope="module")
+def made(corpus):
+    """The floors without text and with codes, by name; none depends on the texts, as every image has one."""
     targets = TextTargets(corpus, SETTINGS)
-    judges = Judges(None, corpus.images[TRAIN:], names=())
+    assert targets.transport_images.tolist() == list(range(SETTINGS.transport_images))
     made = floors(
         corpus.images[:TRAIN], corpus.images[TRAIN:], codes=64, grid=8, seed=0,
         transport_images=targets.transport_images, untrained=None, weights=None, tell=lambda *said: None, ceilings={},
     )  # fmt: skip
-    floor = next(floor for floor in made if floor.name == "patch-kmeans")
-    return score_codes(floor.train, floor.held_out, [floor.codes], targets, judges)
+    return {floor.name: floor for floor in made}
+
+
+def kmeans_results(made, corpus):
+    """The results of patch k-means, which has codes, on a corpus."""
+    floor, judges = made["patch-kmeans"], Judges(None, corpus.images[TRAIN:], names=())
+    return score_codes(floor.train, floor.held_out, [floor.codes], TextTargets(corpus, SETTINGS), judges)
 
 
 @pytest.fixture(scope="module")
-def own(corpus):
-    return kmeans_results(corpus)
+def own(made, corpus):
+    return kmeans_results(made, corpus)
 
 
 @pytest.fixture(scope="module")
-def permuted(corpus):
-    return [kmeans_results(dealt(corpus, seed)) for seed in (1,)]
+def permuted(made, corpus):
+    return [kmeans_results(made, dealt(corpus, seed)) for seed in (1,)]
 
 
 def test_permuted_texts_give_chance_in_every_text_metric(own, permuted):
@@ -85,12 +91,8 @@ def test_tokens_and_bits_of_the_stored_codes(own):
     assert own.values["usage"] == own.values["usage_3"]
 
 
-def test_features_without_codes_or_image_have_the_metrics_that_need_neither(corpus):
-    targets = TextTargets(corpus, SETTINGS)
-    colour = next(iter(floors(
-        corpus.images[:TRAIN], corpus.images[TRAIN:], codes=64, grid=8, seed=0,
-        transport_images=targets.transport_images, untrained=None, weights=None, tell=lambda *said: None, ceilings={},
-    )))  # fmt: skip
+def test_features_without_codes_or_image_have_the_metrics_that_need_neither(made, corpus):
+    targets, colour = TextTargets(corpus, SETTINGS), made["mean-colour"]
     blind = colour.held_out._replace(reconstruction=colour.held_out.reconstruction[:0])
     results = score_codes(colour.train, blind, [None], targets, Judges(None, corpus.images[TRAIN:], names=()))
     assert {"grid_r10_3", "attentive_r10_3", "image_text_r10_3", "word_map_3"} <= set(results.values)
