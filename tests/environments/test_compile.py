@@ -124,6 +124,7 @@ def test_a_compiled_part_keeps_its_paths(tap, called):
     assert align.hierarchy.project[1].weight.grad.norm() > 0
 
 
+@pytest.mark.slow
 def test_a_tokenizer_compiles():
     tokenizer = tavq.wrap(Plain(), **DESCRIPTION)
     compiled = torch.compile(tokenizer, backend=BACKEND)

@@ -118,6 +118,7 @@ def test_a_rough_fixed_schedule_reaches_its_tolerance(n, repeated):
         assert result.converged.all()
 
 
+@pytest.mark.slow
 def test_the_fixed_schedule_compiles_without_a_break():
     x, y = (t.float() for t in clustered(2, 600, 8, 16, spread=0.5, repeated=False))
     options = {"schedule": "fixed", "tolerance": 1e-2}  # a loose tolerance makes fewer passes to compile

@@ -206,6 +206,7 @@ def test_the_next_logged_row_says_where_a_balanced_gradient_was_left_out(tmp_pat
     assert "skipped_gradients" not in summed.history[0]
 
 
+@pytest.mark.slow
 def test_what_refuses_balanced_gradients_names_the_weighted_sum(tmp_path):
     with pytest.raises(ValueError, match=r"compile='eager' hides .*options\.balance=null for a weighted sum"):
         fit("tavq", recipe(steps=1, compile="eager"), corpus(), tmp_path / "run")

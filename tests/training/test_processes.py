@@ -67,6 +67,7 @@ def test_a_sharded_run_gives_the_same_and_resumes(ranks, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_resume_and_load(ranks, tmp_path):
     (history, ours), _ = ranks.both(cases.trained, str(tmp_path / "whole"), "noisy", EVERYTHING)
     (again, resumed), _ = ranks.both(cases.trained, str(tmp_path / "stopped"), "noisy", EVERYTHING, 5)
