@@ -1,11 +1,10 @@
-"""Boxes of objects: x0, y0, x1, y1 as shares of the picture, from 0 to 1; checked, and converted from pixels."""
+"""Boxes of objects: x0, y0, x1, y1 as shares of the picture, from 0 to 1; checked, and cropped as images are."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 ROUNDING = 1e-3  # a box may lie this far outside, as a share of the picture; it is clipped
 VISIBLE = 0.5  # a box stays if at least this share of its area is inside the crop
@@ -48,27 +47,6 @@ def box_inside(corners: Sequence[float], *, of: str = "a box") -> Box:
     return box
 
 
-def box_of_pixels(xywh: Sequence[float], size: tuple[int, int], *, of: str = "a box") -> Box:
-    """A box in pixels (left, top, width, height) of a picture of this width and height, as shares of it.
-
-    Raises ValueError as `box_inside` does. One pixel outside is clipped, because published boxes are rounded.
-
-    >>> box_of_pixels([10, 0, 20, 50], (100, 50))
-    Box(x0=0.1, y0=0.0, x1=0.3, y1=1.0)
-    """
-    if len(size) != 2 or not all(size) or min(size) < 1:
-        raise ValueError(f"{of}: the picture's size is {size}: give its width and height in pixels")
-    try:
-        left, top, width, height = (float(number) for number in xywh)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{of} is {xywh!r}: give left, top, width and height in pixels") from error
-    right, bottom = left + width, top + height
-    if min(left, top) < -1 or right > size[0] + 1 or bottom > size[1] + 1:
-        raise ValueError(f"{of} is {list(xywh)} in pixels, which lies outside the picture of {size[0]} × {size[1]}")
-    clipped = (max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1]))
-    return box_inside([clipped[0] / size[0], clipped[1] / size[1], clipped[2] / size[0], clipped[3] / size[1]], of=of)
-
-
 def box_in_centre_crop(box: Box, size: tuple[int, int]) -> Box | None:
     """The box as shares of the picture's central square, which `read_image` keeps; None if most of it is cut off.
 
@@ -86,34 +64,3 @@ def box_in_centre_crop(box: Box, size: tuple[int, int]) -> Box | None:
     if kept.x1 <= kept.x0 or kept.y1 <= kept.y0 or kept.area < VISIBLE * (x1 - x0) * (y1 - y0):
         return None
     return kept
-
-
-def grounding_boxes(annotated: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The boxes of one picture as grounding needs them: {"phrase", "box", "unique"}, in the picture's central square.
-
-    Objects that the crop cuts off are left out. A phrase is unique if it names one object of those that are left; an
-    annotation with `"unique": False`, such as a crowd's, is never unique.
-
-    Args:
-        annotated: A record's boxes: {"phrase", and "box" as shares of the picture or "xywh" in its pixels}.
-        size: Width and height of the picture in pixels, before it is cropped.
-
-    Raises:
-        ValueError: A box lies outside the picture or has no area, or an annotation has no phrase.
-
-    >>> dog, cat = {"phrase": "A dog", "xywh": [0, 0, 5, 10]}, {"phrase": "cat", "xywh": [9, 0, 1, 1]}
-    >>> [own["box"] for own in grounding_boxes([dog, cat], (10, 10))]
-    [[0.0, 0.0, 0.5, 1.0], [0.9, 0.0, 1.0, 0.1]]
-    """
-    kept: dict[tuple[str, Box], dict[str, Any]] = {}
-    for own in annotated:
-        phrase = own.get("phrase")
-        if not isinstance(phrase, str) or not phrase.strip():
-            raise ValueError(f'a box has the phrase {phrase!r}: give the words that name its object as "phrase"')
-        name = f"the box of {phrase!r}"
-        whole = box_inside(own["box"], of=name) if "box" in own else box_of_pixels(own.get("xywh", ()), size, of=name)
-        box = box_in_centre_crop(whole, size)
-        if box is not None:
-            kept[phrase, box] = {"phrase": phrase, "box": list(box), "unique": own.get("unique", True)}
-    count = Counter(phrase.lower() for phrase, _ in kept)
-    return [{**own, "unique": bool(own["unique"] and count[own["phrase"].lower()] == 1)} for own in kept.values()]

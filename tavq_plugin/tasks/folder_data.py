@@ -20,9 +20,9 @@ from tavq_plugin.data.published import published_reader
 from tavq_plugin.data.read import read_records
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.splits import split_records
+from tavq_plugin.tasks.boxes import Box, box_in_centre_crop
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 
-KEPT = 0.5  # a box stays if at least this share of it is inside the central square, which is all that models see
 OVERHANG = 1.0  # pixels by which a box may exceed its image, as annotations are rounded
 Progress = Callable[[int, int], None]
 
@@ -142,10 +142,10 @@ def _boxes(record: Record) -> list[dict[str, Any]]:
     count = Counter(str(box.get("phrase", "")) for box in record.boxes)
     found = []
     for box in record.boxes:
-        corners = _in_square(_pixel_corners(record, box, size), size)
-        if corners is not None:
+        kept = box_in_centre_crop(_whole_box(record, box, size), size)
+        if kept is not None:
             phrase = str(box.get("phrase", ""))
-            found.append({**box, "phrase": phrase, "box": corners, "unique": box.get("unique", count[phrase] == 1)})
+            found.append({**box, "phrase": phrase, "box": list(kept), "unique": box.get("unique", count[phrase] == 1)})
     return found
 
 
@@ -158,8 +158,8 @@ def _image_size(record: Record) -> tuple[int, int]:
     return open_image(cast("Path | bytes", record.image)).size
 
 
-def _pixel_corners(record: Record, box: Mapping[str, Any], size: tuple[int, int]) -> list[float]:
-    """Corners in pixels, clipped to the image. ValueError if they are no box of this image."""
+def _whole_box(record: Record, box: Mapping[str, Any], size: tuple[int, int]) -> Box:
+    """A box of the whole image, clipped to it. ValueError if it is none of this image."""
     width, height = size
     try:
         if "box" in box:
@@ -175,17 +175,7 @@ def _pixel_corners(record: Record, box: Mapping[str, Any], size: tuple[int, int]
             f"{record.id}: the box {[round(value, 2) for value in (x0, y0, x1, y1)]} of {box.get('phrase')!r} is empty "
             f"or outside its image of {width} × {height} pixels: mend or delete it"
         )
-    return [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
-
-
-def _in_square(corners: Sequence[float], size: tuple[int, int]) -> list[float] | None:
-    """Corners as shares of the central square, clipped to it; None if less than half of the box is inside."""
-    side = min(size)
-    shifts = [(length - side) / 2 for length in size]
-    moved = [(value - shifts[i % 2]) / side for i, value in enumerate(corners)]
-    clipped = [min(1.0, max(0.0, value)) for value in moved]
-    areas = [max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (clipped, moved)]
-    return clipped if areas[0] >= KEPT * areas[1] else None
+    return Box(max(0.0, x0 / width), max(0.0, y0 / height), min(1.0, x1 / width), min(1.0, y1 / height))
 
 
 def _fingerprint(splits: Sequence[TaskImages], classes: tuple[str, ...]) -> str:

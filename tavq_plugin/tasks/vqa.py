@@ -21,13 +21,12 @@ from tavq_plugin.tasks.answer_scores import (
     wups,
 )
 from tavq_plugin.tasks.causal_model import NOT_TRAINED, CausalModel, likeliest, word_loss
-from tavq_plugin.tasks.fit_reader import fit_reader
+from tavq_plugin.tasks.fit_reader import fit_reader, reader_settings
 from tavq_plugin.tasks.reading_conditions import reading_conditions
 from tavq_plugin.tasks.task import (
     OF_CODES,
     Condition,
     EncodedRun,
-    ModelSettings,
     Sample,
     TaskResult,
     TaskSettings,
@@ -85,13 +84,7 @@ class Vqa:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """Three layers and 300 steps of 16 images; 30 steps if quick."""
-        settings = TaskSettings(quick=quick)
-        steps = 30 if quick else 300
-        return replace(
-            settings,
-            model=ModelSettings(layers=3),
-            fit=replace(settings.fit, steps=steps, batch_size=16, learning_rate=2e-3, warmup=min(30, steps // 3)),
-        )
+        return reader_settings(quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes and on each control, and measure on the held-out images."""
