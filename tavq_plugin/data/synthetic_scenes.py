@@ -29,6 +29,7 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checked")
 SIZES = {"small": 0.14, "large": 0.23}  # half the width, as a share of the picture
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+PLACE_NAMES = {"middle centre": "centre"}  # where the name is not row and column
 CANVAS = 128  # a scene is drawn at this side in pixels or more, and at least twice its resolution, then shrunk
 
 
@@ -58,7 +59,7 @@ class SceneObject:
     def place(self) -> str:
         """Where in the picture, in words: "top left", "centre", …"""
         row, column = ROWS[min(2, int(self.y * 3))], COLUMNS[min(2, int(self.x * 3))]
-        return {"middle centre": "centre"}.get(f"{row} {column}", f"{row} {column}")
+        return PLACE_NAMES.get(f"{row} {column}", f"{row} {column}")
 
     @property
     def phrase(self) -> str:
@@ -77,6 +78,18 @@ class Scene:
     background: str
     text: str
     qa: tuple[dict[str, str], ...]
+
+    @property
+    def caption(self) -> str:
+        """A short caption that follows from the picture alone: the objects in reading order, and the background.
+
+        >>> render(0, 3, 32).caption
+        'a small orange star at the top centre, a small purple cross at the middle left, on a beige background'
+        """
+        places = [PLACE_NAMES.get(f"{row} {column}", f"{row} {column}") for row in ROWS for column in COLUMNS]
+        ordered = sorted(self.objects, key=lambda item: (places.index(item.place), item.y, item.x))
+        named = [f"a {item.size} {item.colour} {item.shape} at the {item.place}" for item in ordered]
+        return f"{', '.join(named)}, on a {self.background} background"
 
     @property
     def boxes(self) -> tuple[dict, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,18 @@ from torch import Tensor
 from tavq_plugin.data.synthetic_scenes import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, TEXTURES
 from tavq_plugin.tasks.bits_per_code import NOTE, bits_per_code
 from tavq_plugin.tasks.caption_scores import caption_scores
-from tavq_plugin.tasks.causal_model import NOT_TRAINED, CausalModel, likeliest, word_loss
-from tavq_plugin.tasks.fit_reader import fit_reader, reader_settings
+from tavq_plugin.tasks.captioner import (
+    CAPTIONER,
+    LONGEST,
+    CaptionRows,
+    caption_rows,
+    first_captions,
+    fit_captioner,
+    reader_words,
+    with_caption,
+)
+from tavq_plugin.tasks.causal_model import NOT_TRAINED, CausalModel, likeliest
+from tavq_plugin.tasks.fit_reader import reader_settings
 from tavq_plugin.tasks.reading_conditions import reading_conditions
 from tavq_plugin.tasks.task import (
     OF_CODES,
@@ -26,9 +36,8 @@ from tavq_plugin.tasks.task import (
     Workplace,
 )
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
-from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share, words_of
+from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, Vocabulary, unknown_share, words_of
 
-LONGEST = 127  # words of a caption; the rest is cut
 CONTENT = frozenset((*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *TEXTURES, *ROWS, *COLUMNS))
 MAJORITY = "majority"
 BATCH = 100  # images of an evaluation pass
@@ -36,36 +45,17 @@ SAMPLES = 4
 FIRST = "a caption is trained and measured word by word on each image's first one, and scored against all of them"
 
 
-class CaptionRows(NamedTuple):
-    """The first caption of the images that have one, as numbers."""
-
-    image: Tensor  # m int64: positions of these images in the split
-    words: Tensor  # m t: START, the words, END, padding
-    cut: int  # captions that were longer than LONGEST
-
-    @property
-    def inputs(self) -> Tensor:
-        """What the model reads; m t-1."""
-        return self.words[:, :-1]
-
-    @property
-    def targets(self) -> Tensor:
-        """The word after each, `NOT_TRAINED` where there is none or it is unknown; m t-1."""
-        after = self.words[:, 1:]
-        return after.masked_fill((after == PADDING) | (after == UNKNOWN), NOT_TRAINED)
-
-
 class Captioning:
     """Write captions; token accuracy is measured with the true words before each (teacher forcing)."""
 
-    name: ClassVar[str] = "captioning"
+    name: ClassVar[str] = CAPTIONER
     main_metric: ClassVar[str] = "token_accuracy"
     smaller_is_better: ClassVar[bool] = False
 
     def unfit(self, data: TaskData) -> str:
         """Why these data cannot serve, or ""."""
         for part, images in (("training", data.train), ("held-out", data.held_out)):
-            if len(_with_text(images)) < 2:
+            if len(with_caption(images)) < 2:
                 return (
                     f"{data.name}: fewer than two {part} images have a caption; give data with captions "
                     "(captions.jsonl, COCO captions, Flickr8k)"
@@ -73,33 +63,22 @@ class Captioning:
         return ""
 
     def settings(self, *, quick: bool) -> TaskSettings:
-        """Three layers and 300 steps of 16 images; 30 steps if quick."""
+        """Those of the tasks that write words."""
         return reader_settings(quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes and on each control, and measure on the held-out images."""
         if problem := self.unfit(data):
             raise ValueError(problem)
-        vocabulary = Vocabulary.of(_first_texts(data.train))
-        train, held_out = (_caption_rows(part, vocabulary) for part in (data.train, data.held_out))
+        words = reader_words(data)
+        vocabulary, longest = words
+        train, held_out = (caption_rows(part, vocabulary) for part in (data.train, data.held_out))
         content = _content_words(vocabulary) if data.train.scenes else None
-        longest = max(train.words.shape[1], held_out.words.shape[1])
-
-        def loss_of(net: CausalModel, given: Tensor, rows: Tensor, draw: torch.Generator) -> Tensor:
-            device = next(net.parameters()).device
-            targets = train.targets[rows]
-            t = int((train.inputs[rows] != PADDING).sum(1).max())
-            logits = net(given[train.image[rows]].to(device), train.inputs[rows, :t].to(device))
-            return word_loss(logits, targets[:, :t].to(device))
-
         conditions: dict[str, Condition] = {}
         samples, missing, parameters = list[Sample](), dict[str, str](), 0
         for condition in reading_conditions(self.name, run, data, settings, at):
-            model = fit_reader(
-                condition, loss_of, vocabulary=vocabulary, longest=longest, n=len(train.image), settings=settings,
-                made_from={"task": self.name},
-                progress=partial(at.progress, f"{self.name}, {condition.name}"),
-            )  # fmt: skip
+            progress = partial(at.progress, f"{self.name}, {condition.name}")
+            model = fit_captioner(condition, train, words, settings, progress)
             right = right_words(model, condition.held_out, held_out)
             written = captions(model, condition.held_out[held_out.image], vocabulary, at_most=longest)
             conditions[condition.name], missing = _measured(right, written, held_out, content, data.held_out)
@@ -159,21 +138,6 @@ def word_shares(right: Tensor, counted: Tensor) -> Tensor:
     return (right & counted).sum(1).double() / counted.sum(1)
 
 
-def _with_text(images: TaskImages) -> list[int]:
-    return [i for i, texts in enumerate(images.captions) if texts and words_of(texts[0])]
-
-
-def _first_texts(images: TaskImages) -> list[str]:
-    return [images.captions[i][0] for i in _with_text(images)]
-
-
-def _caption_rows(images: TaskImages, vocabulary: Vocabulary) -> CaptionRows:
-    numbers = [vocabulary.numbers(text) for text in _first_texts(images)]
-    cut = sum(len(row) > LONGEST for row in numbers)
-    words = padded([[START, *row[:LONGEST], *([END] if len(row) <= LONGEST else [])] for row in numbers])
-    return CaptionRows(torch.tensor(_with_text(images)), words, cut)
-
-
 def _content_words(vocabulary: Vocabulary) -> Tensor:
     """Which numbers are words of content; v bool."""
     known = torch.zeros(len(vocabulary), dtype=torch.bool)
@@ -221,7 +185,9 @@ def _protocol(
         "images": {name: len(images) for name, (images, _) in parts.items()},
         "images_without_text": {name: len(images) - len(rows.image) for name, (images, rows) in parts.items()},
         "captions_cut": {name: rows.cut for name, (_, rows) in parts.items()},
-        "unknown_words": {name: unknown_share(_first_texts(images), vocabulary) for name, (images, _) in parts.items()},
+        "unknown_words": {
+            name: unknown_share(first_captions(images), vocabulary) for name, (images, _) in parts.items()
+        },
         "vocabulary": len(vocabulary),
         "steps": settings.fit.steps,
         "batch_size": settings.fit.batch_size,

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tavq_plugin.side_effects import isolated_random_state
+from tavq_plugin.tasks.code_embedding import CodeEmbedding
+from tavq_plugin.tasks.grid_convolutions import GridConvolutions
+from tavq_plugin.tasks.pixel_patches import PixelPatches
 from tavq_plugin.tasks.task import ModelSettings
 from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, padded
 
@@ -39,8 +42,8 @@ def causal_transformer(
 class CausalModel(nn.Module):
     """Codes of an image, then words; each word is predicted from all codes and the words before it.
 
-    The codes are read in both directions by one layer of their own, since the places of an image have no order; the
-    causal transformer has the remaining layers.
+    The codes are read in both directions, by convolutions and one layer of their own, since the places of an image
+    have no order; the causal transformer has the remaining layers.
 
     Args:
         prefix: What embeds the codes, `CodeEmbedding`, or the pixels, `PixelPatches`; anything -> b n d.
@@ -49,12 +52,17 @@ class CausalModel(nn.Module):
         longest: The greatest number of places and words together.
     """
 
-    def __init__(self, prefix: nn.Module, vocabulary: int, settings: ModelSettings, *, longest: int) -> None:
+    def __init__(
+        self, prefix: CodeEmbedding | PixelPatches, vocabulary: int, settings: ModelSettings, *, longest: int
+    ) -> None:
         super().__init__()
         self.prefix = prefix
-        self.read = nn.TransformerEncoderLayer(
-            settings.width, settings.heads, 4 * settings.width, dropout=0.0, activation="gelu", batch_first=True,
-            norm_first=True,
+        self.read = nn.Sequential(
+            GridConvolutions(prefix.grids, settings.width),
+            nn.TransformerEncoderLayer(
+                settings.width, settings.heads, 4 * settings.width, dropout=0.0, activation="gelu", batch_first=True,
+                norm_first=True,
+            ),
         )  # fmt: skip
         causal = ModelSettings(settings.width, max(1, settings.layers - 1), settings.heads, settings.embedding)
         self.language = causal_transformer(vocabulary, causal, longest=longest, padding=PADDING, end=END)

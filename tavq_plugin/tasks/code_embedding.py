@@ -21,6 +21,7 @@ class CodeEmbedding(nn.Module):
     def __init__(self, codes: CodeSequences, width: int, *, kind: str = "codebook") -> None:
         super().__init__()
         layout = codes.layout
+        self.grids = layout.grids
         if kind not in ("codebook", "indices"):
             raise ValueError(f'embedding={kind!r}: give "codebook" or "indices"')
         self.place = nn.Parameter(0.02 * torch.randn(layout.length, width))

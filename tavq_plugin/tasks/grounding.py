@@ -88,7 +88,7 @@ class Grounding:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """Settings that two CPU cores can train."""
-        fit = FitSettings(steps=60 if quick else 2000, learning_rate=3e-3, warmup=10 if quick else 100)
+        fit = FitSettings(steps=60 if quick else 1000, learning_rate=3e-3, warmup=10 if quick else 100)
         return TaskSettings(ModelSettings(width=64, layers=2), fit, quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:

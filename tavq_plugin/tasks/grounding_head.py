@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tavq_plugin.tasks.grid_convolutions import GridConvolutions
 from tavq_plugin.tasks.task import ModelSettings
 from tavq_plugin.tasks.tokens import LevelGrid
 
@@ -118,6 +119,7 @@ class GroundingHead(nn.Module):
 
         super().__init__()
         self.places, self.grids, self.longest = places, tuple(grids), longest
+        self.neighbours = GridConvolutions(grids, settings.width)
         self.words: Tensor
         self.centres: Tensor
         self.register_buffer("words", words.float(), persistent=False)
@@ -146,7 +148,7 @@ class GroundingHead(nn.Module):
                 f"got phrases of {int(known.sum(1).min())} to {words.shape[1]} words: give at least one, and at most "
                 f"{self.longest}, which the model was made for"
             )
-        places = self.places(given)
+        places = self.neighbours(self.places(given))
         n = places.shape[1]
         phrase = self.read_word(self.words[words.clamp(min=0)])
         states = self.transformer(

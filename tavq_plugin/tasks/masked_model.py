@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tavq_plugin.tasks.code_embedding import CodeEmbedding
+from tavq_plugin.tasks.grid_convolutions import GridConvolutions
 from tavq_plugin.tasks.halton import halton_ranks
 from tavq_plugin.tasks.sampling import SamplingSettings, draw_tokens, filled_after, guided, gumbel
 from tavq_plugin.tasks.task import ModelSettings
@@ -39,8 +40,9 @@ class Prompt(NamedTuple):
 class MaskedModel(nn.Module):
     """Predicts the token of every place from all tokens, some of them masked, and from a prompt.
 
-    The blocks are ModernBERT's, with full attention. `condition` makes the prompts of what a task is given; it is held
-    here so that it is trained and saved with the model. Raises ValueError as `CodeEmbedding` does.
+    Convolutions on the grid come before the blocks, which are ModernBERT's, with full attention. `condition` makes the
+    prompts of what a task is given; it is held here so that it is trained and saved with the model. Raises ValueError
+    as `CodeEmbedding` does.
     """
 
     def __init__(self, codes: CodeSequences, settings: ModelSettings, *, condition: nn.Module | None = None) -> None:
@@ -51,6 +53,7 @@ class MaskedModel(nn.Module):
         self.forbidden: Tensor
         self.ranks: Tensor
         self.embed = CodeEmbedding(codes, settings.width, kind=settings.embedding)
+        self.neighbours = GridConvolutions(codes.layout.grids, settings.width)
         self.start = nn.Parameter(0.02 * torch.randn(settings.width))  # what an image without a prompt has instead
         config = ModernBertConfig(
             vocab_size=1, hidden_size=settings.width, intermediate_size=2 * settings.width,
@@ -66,12 +69,13 @@ class MaskedModel(nn.Module):
     def forward(self, tokens: Tensor, prompt: Prompt | None = None) -> Tensor:
         """What the model knows of each place; b n int64 -> b n d. `logits` makes predictions of it."""
         x = self.embed(tokens)
+        if prompt is not None and prompt.at_places is not None:
+            x = x + prompt.at_places
+        x = self.neighbours(x)
         b, n, _ = x.shape
         if prompt is None:
             x = torch.cat([x, self.start.expand(b, 1, -1)], 1)
             return self.blocks(inputs_embeds=x).last_hidden_state[:, :n]
-        if prompt.at_places is not None:
-            x = x + prompt.at_places
         # the codes come first, so that a place has the same position whatever the length of the prefix
         x = torch.cat([x, self.start.expand(b, 1, -1), prompt.prefix], 1)
         mask = torch.cat([prompt.mask.new_ones(b, n + 1), prompt.mask], 1).long()

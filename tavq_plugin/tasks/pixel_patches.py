@@ -25,7 +25,7 @@ class PixelPatches(nn.Module):
                 f"images of {resolution} pixels do not divide into {grid.height} × {grid.width} patches: resize the "
                 "images to a multiple of the grid"
             )
-        self.resolution, self.grid = resolution, grid
+        self.resolution, self.grid, self.grids = resolution, grid, (grid,)
         pixels = 3 * (resolution // grid.height) * (resolution // grid.width)
         self.rows = nn.Linear(pixels, width)
         self.place = nn.Parameter(0.02 * torch.randn(grid.height * grid.width, width))

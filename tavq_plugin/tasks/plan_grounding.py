@@ -79,8 +79,9 @@ def plan_conditions(
     chosen_on = train.of_images(CHOICE_IMAGES)
     if not len(chosen_on):
         raise PlanNotAtHand(f"none of the first {CHOICE_IMAGES} training images has a phrase to choose the rule on")
-    plans.texts.add([own[0] for own in data.train.captions[: chosen_on.n_images] if own])  # their mean is subtracted
-    asked = plans.asked(chosen_on, data.train.captions)
+    texts = [longest_text(own) for own in data.train.captions]
+    plans.texts.add([text for text in texts[: chosen_on.n_images] if text])  # their mean is subtracted
+    asked = plans.asked(chosen_on, texts)
     found = list[tuple[float, int, str, BoxRule]]()
     for level in levels:
         of_units = plans.unit_maps(asked, data.train.images, level)
@@ -90,7 +91,7 @@ def plan_conditions(
                 overlap = box_scores(list(rule.boxes(maps)[:, None]), chosen_on).values["mean_iou"]
                 found.append((overlap, level, joined, rule))
     overlap, level, joined, rule = max(found, key=lambda choice: choice[0])
-    asked = plans.asked(held_out, data.held_out.captions)
+    asked = plans.asked(held_out, [longest_text(own) for own in data.held_out.captions])
     others = [asked[j]._replace(image=own.image) for own, j in zip(asked, _another_image(asked), strict=True)]
     conditions = {}
     for name, questions in ((PLAN, asked), (SHUFFLED, others)):
@@ -115,11 +116,11 @@ class TextPlans:
     def __init__(self, tokenizer: Tokenizer, align: TextAlignment, encoder: TextEncoder) -> None:
         self.tokenizer, self.align, self.texts = tokenizer, align, TextCache(encoder)
 
-    def asked(self, phrases: Phrases, captions: Sequence[Sequence[str]]) -> list[Asked]:
-        """Each phrase with the text that its image is matched with: the first caption."""
+    def asked(self, phrases: Phrases, texts: Sequence[str]) -> list[Asked]:
+        """Each phrase with the text that its image is matched with; one text for each image."""
         made = []
         for phrase, image in zip(phrases.texts, phrases.images.tolist(), strict=True):
-            text = captions[image][0].strip() if captions[image] else ""
+            text = texts[image]
             if not set(words_of(phrase)) & set(words_of(text)):
                 text = f"{text} There is a {phrase}.".strip()
             made.append(Asked(phrase, text, image))
@@ -127,17 +128,22 @@ class TextPlans:
 
     def unit_maps(self, asked: Sequence[Asked], images: Tensor, level: int) -> list[Tensor]:
         """For each phrase the mass of its units over the grid of one level; k × (m h w), m may be 0."""
-        granularity, made = self.align.levels[level], list[Tensor]()
+        granularity = self.align.levels[level]
+        pairs = list(dict.fromkeys((own.image, own.text) for own in asked))  # one plan serves all phrases of a pair
+        plans: dict[tuple[int, str], tuple[Sequence[str], Tensor]] = {}
         with eval_without_trace(self.tokenizer), eval_without_trace(self.align):
-            codes = self._codes(sorted({own.image for own in asked}), images, level)
-            for start in range(0, len(asked), BATCH):
-                batch = asked[start : start + BATCH]
-                texts = [own.text for own in batch]
-                quantized = torch.stack([codes[own.image] for own in batch])
+            codes = self._codes(sorted({image for image, _ in pairs}), images, level)
+            for start in range(0, len(pairs), BATCH):
+                batch = pairs[start : start + BATCH]
+                texts = [text for _, text in batch]
+                quantized = torch.stack([codes[image] for image, _ in batch])
                 units = self.texts.batch(texts, quantized.device, learn=False)[granularity]
                 maps = plan_maps(self.align, quantized, units, level).cpu()
-                for own, names, mass in zip(batch, self.texts.units(texts, granularity), maps, strict=True):
-                    made.append(mass[phrase_units(own.phrase, names)])
+                plans |= zip(batch, zip(self.texts.units(texts, granularity), maps, strict=True), strict=True)
+        made = list[Tensor]()
+        for own in asked:
+            names, mass = plans[own.image, own.text]
+            made.append(mass[phrase_units(own.phrase, names)])
         return made
 
     def _codes(self, rows: Sequence[int], images: Tensor, level: int) -> dict[int, Tensor]:
@@ -147,6 +153,15 @@ class TextPlans:
             quantized = self.tokenizer.encode(to_float(images[part]).to(device)).levels[level].quantized
             made |= dict(zip(part.tolist(), quantized, strict=True))
         return made
+
+
+def longest_text(captions: Sequence[str]) -> str:
+    """The caption that says the most; "" without any.
+
+    >>> longest_text(["A red ring.", "A red ring beside a star."])
+    'A red ring beside a star.'
+    """
+    return max((caption.strip() for caption in captions), key=len, default="")
 
 
 def phrase_units(phrase: str, units: Sequence[str]) -> list[int]:

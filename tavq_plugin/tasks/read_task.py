@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.evaluation.report.tasks_slot import has_page
 from tavq_plugin.evaluation.sources.finished_runs import unfinished_runs
 from tavq_plugin.evaluation.sources.read_sources import FinishedRun, Source, read_sources
 from tavq_plugin.tasks.folder_data import folder_data
@@ -62,7 +63,8 @@ def read_task(
             reporting.tell(f"{run} is not finished: left out")
     side, sizes = resolution or _resolution_of(sources), IMAGES[quick]
     images = _data(data, side, n_train or sizes[0], n_eval or sizes[1], reporting)
-    return TaskPlan(chosen, sources, images, out, quick=quick, **settings)
+    pages = [Path(place) for place in given if has_page(Path(place))]
+    return TaskPlan(chosen, sources, images, out, quick=quick, comparisons=pages, **settings)
 
 
 def _data(data: Path | None, resolution: int, n_train: int, n_eval: int, reporting: Reporting) -> TaskData:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tavq_plugin.tasks.code_embedding import CodeEmbedding
 from tavq_plugin.tasks.pixel_patches import PixelPatches
@@ -25,7 +25,7 @@ class ReadingCondition:
     name: str
     train: Tensor  #: n s int64, tokens, or n 3 r r uint8
     held_out: Tensor
-    prefix: Callable[[], nn.Module]  #: makes what embeds them, with new weights
+    prefix: Callable[[], CodeEmbedding | PixelPatches]  #: makes what embeds them, with new weights
     seed: int  #: of the model
     folder: Path
     made_from: Mapping[str, Any]  #: what the model depends on
@@ -56,7 +56,7 @@ def reading_conditions(
     of_pixels = {"data": data.fingerprint, "condition": PIXELS, "grid": [grid.height, grid.width]}
     folder = at.shared / task / f"pixels-{grid.height}x{grid.width}"
 
-    def pixel_prefix() -> nn.Module:
+    def pixel_prefix() -> PixelPatches:
         return PixelPatches(images[0].shape[-1], grid, sizes.width)
 
     conditions.append(ReadingCondition(PIXELS, *images, pixel_prefix, settings.fit.seed, folder, of_pixels))
@@ -76,5 +76,5 @@ def other_rows(n: int, seed: int) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
-def _code_prefix(run: EncodedRun, sizes: ModelSettings, kind: str) -> Callable[[], nn.Module]:
+def _code_prefix(run: EncodedRun, sizes: ModelSettings, kind: str) -> Callable[[], CodeEmbedding]:
     return lambda: CodeEmbedding(run.train, sizes.width, kind=kind)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tavq_plugin.evaluation.protocol import commit, versions
+from tavq_plugin.evaluation.report.tasks_slot import place_tasks
 from tavq_plugin.evaluation.sources.read_sources import Source, UserTokenizer, refuse_images
 from tavq_plugin.evaluation.sources.source_checks import refuse_out_among
 from tavq_plugin.io.atomic import save_json, writable
@@ -55,6 +56,7 @@ class TaskPlan:
     steps: int | None = None  #: of every model. None: each task's own
     overrides: Sequence[str] = ()  #: settings of every task, such as "model.width=64"
     weights: Path | None = None  #: folder of the weights of judging networks
+    comparisons: Sequence[Path] = ()  #: folders of comparisons whose pages get a section with the results
     settings: Mapping[str, TaskSettings] = field(init=False)  #: of each task
     unfit: Mapping[str, str] = field(init=False)  #: task → why the data cannot serve it
 
@@ -107,7 +109,7 @@ def run_tasks(
         ValueError: A run cannot be encoded, or its tokens in `plan.out` are of another tokenizer.
         FileExistsError: A file that we did not write is in the way.
     """
-    from tavq_plugin.tasks.report.write_tasks import page_template, write_tasks
+    from tavq_plugin.tasks.report.write_tasks import page_template, section, write_tasks
     from tavq_plugin.text.encoder import offline_encoder
 
     reporting = reporting or Reporting()
@@ -137,6 +139,8 @@ def run_tasks(
     }
     save_json(plan.out / "tasks.json", content)
     write_tasks(content, results, plan.out)
+    for folder in plan.comparisons:
+        reporting.tell(f"{place_tasks(folder, section(content, results))} has these results as a section")
     return content
 
 

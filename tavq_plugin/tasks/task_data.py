@@ -62,7 +62,7 @@ def _scene_images(images: Tensor, drawn: Sequence[Scene]) -> TaskImages:
         label[:] = of_object[scene.mask]
     return TaskImages(
         images,
-        captions=[(scene.text,) for scene in drawn],
+        captions=[(scene.caption, scene.text) for scene in drawn],
         boxes=[scene.boxes for scene in drawn],
         questions=[scene.qa for scene in drawn],
         labels=torch.from_numpy(labels),

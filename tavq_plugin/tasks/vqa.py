@@ -20,6 +20,7 @@ from tavq_plugin.tasks.answer_scores import (
     wordnet_likeness,
     wups,
 )
+from tavq_plugin.tasks.captioner import CAPTIONER, caption_rows, fit_captioner, reader_words
 from tavq_plugin.tasks.causal_model import NOT_TRAINED, CausalModel, likeliest, word_loss
 from tavq_plugin.tasks.fit_reader import fit_reader, reader_settings
 from tavq_plugin.tasks.reading_conditions import reading_conditions
@@ -83,29 +84,39 @@ class Vqa:
         return ""
 
     def settings(self, *, quick: bool) -> TaskSettings:
-        """Three layers and 300 steps of 16 images; 30 steps if quick."""
+        """Those of the tasks that write words, which are the captioner's, too."""
         return reader_settings(quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes and on each control, and measure on the held-out images."""
         if problem := self.unfit(data):
             raise ValueError(problem)
-        vocabulary = Vocabulary.of(_texts(data.train))
+        words = reader_words(data)
+        vocabulary = words.vocabulary
         train, held_out = (questions_of(part, vocabulary) for part in (data.train, data.held_out))
         with_questions = (train.of_image[:, 0] < len(train.asked)).nonzero().flatten()
-        width = max(train.words.shape[1], held_out.words.shape[1])
+        captions = caption_rows(data.train, vocabulary)
+        captioned = reading_conditions(CAPTIONER, run, data, settings, at)
+        starts_from = "the captioner" if len(captions.image) > 1 else "new weights"
         likeness = wordnet_likeness()
 
         def loss_of(net: CausalModel, given: Tensor, rows: Tensor, draw: torch.Generator) -> Tensor:
             images = with_questions[rows]
             return packed_loss(net, given[images], train, drawn_questions(train, images, draw))
 
+        depends = {
+            "task": self.name, "per_image": PER_IMAGE, "question_weight": QUESTION_WEIGHT, "starts_from": starts_from
+        }  # fmt: skip
         conditions: dict[str, Condition] = {}
         samples, parameters = list[Sample](), 0
-        for condition in reading_conditions(self.name, run, data, settings, at):
+        for condition, own in zip(reading_conditions(self.name, run, data, settings, at), captioned, strict=True):
+            start = None
+            if starts_from == "the captioner":
+                progress = partial(at.progress, f"{CAPTIONER}, {own.name}")
+                start = fit_captioner(own, captions, words, settings, progress)
             model = fit_reader(
-                condition, loss_of, vocabulary=vocabulary, longest=width, n=len(with_questions), settings=settings,
-                made_from={"task": self.name, "per_image": PER_IMAGE, "question_weight": QUESTION_WEIGHT},
+                condition, loss_of, vocabulary=vocabulary, longest=words.longest, n=len(with_questions),
+                settings=settings, made_from=depends, start=start,
                 progress=partial(at.progress, f"{self.name}, {condition.name}"),
             )  # fmt: skip
             right = right_answers(model, condition.held_out, held_out)
@@ -127,7 +138,10 @@ class Vqa:
         )
         conditions[MAJORITY] = _measured(right, held_out, len(data.held_out))
         missing = {} if likeness is not None else {"wups": NO_WORDNET}
-        protocol = _protocol(data, settings, vocabulary, train, held_out) | {"parameters": parameters}
+        protocol = _protocol(data, settings, vocabulary, train, held_out) | {
+            "parameters": parameters,
+            "starts_from": starts_from,
+        }
         return TaskResult(conditions, missing, samples, protocol)
 
 

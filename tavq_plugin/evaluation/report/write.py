@@ -15,6 +15,7 @@ from tavq_plugin.evaluation.report import figures, sections
 from tavq_plugin.evaluation.report.cells import base_of, shown_number
 from tavq_plugin.evaluation.report.comparison_table import refuse_former_content
 from tavq_plugin.evaluation.report.markdown import markdown
+from tavq_plugin.evaluation.report.tasks_slot import BEGIN, END, with_tasks
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import save_text
 
@@ -44,7 +45,7 @@ def write_report(
     }
     drawn = {picture: (out / picture).read_bytes() for picture in pictures}
     save_text(out / f"{name}.md", markdown(content))
-    save_text(out / f"{name}.html", page(content, codes, drawn, command=f"tavq {name}"))
+    save_text(out / f"{name}.html", with_tasks(page(content, codes, drawn, command=f"tavq {name}"), out))
     return [out / file for file in (f"{name}.md", f"{name}.html", *pictures)]
 
 
@@ -58,6 +59,7 @@ def page(
     """The HTML page: tables, cards, pictures as data URIs. All text is escaped; no scripts, no external resources."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
+        from markupsafe import Markup
     except ImportError as error:
         raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
     refuse_former_content(content)
@@ -77,6 +79,7 @@ def page(
     return templates.get_template("compare.html.j2").render(
         content={"failed": {}, "notes": [], **content},
         command=command,
+        tasks_slot=Markup(f"{BEGIN}{END}"),
         protocol={"reference": None, **content["protocol"]},
         protocol_line=sections.protocol_line(content),
         primary=primary,

@@ -58,19 +58,21 @@ def _parts(content: Mapping[str, Any], *, short: bool) -> Iterator[str]:
 def page(content: Mapping[str, Any], results: Results) -> str:
     """The HTML page: tables, and samples side by side as data URIs. All text is escaped; no scripts, no links out."""
     return page_template().render(
-        protocol_line=protocol_line(content),
+        **_section_values(content, results),
         data=content["protocol"]["data"],
-        baseline=content["protocol"]["baseline"],
-        overview=overview(content),
-        tasks=task_tables(content),
-        samples={name: sample_rows(runs) for name, runs in results.items()},
         protocol={"protocol": content["protocol"], **_task_protocols(content)},
         as_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
 
 
-def page_template() -> Any:
-    """The page's Jinja template. Raises ImportError, with the fix, if jinja2 is not installed."""
+def section(content: Mapping[str, Any], results: Results) -> str:
+    """The same tables and samples as a section of the page of a comparison."""
+    made = page_template("tasks_section.html.j2").render(**_section_values(content, results))
+    return f'<section>\n<h2 id="tasks">What the codes are good for</h2>\n{made}</section>\n'
+
+
+def page_template(name: str = "tasks.html.j2") -> Any:
+    """A Jinja template of the page. Raises ImportError, with the fix, if jinja2 is not installed."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
@@ -79,7 +81,7 @@ def page_template() -> Any:
         loader=PackageLoader("tavq_plugin.tasks", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return templates.get_template("tasks.html.j2")
+    return templates.get_template(name)
 
 
 def sample_rows(runs: Mapping[str, Mapping[int, TaskResult]]) -> list[dict[str, Any]]:
@@ -102,6 +104,16 @@ def data_uri(image: Tensor) -> str:
     file = BytesIO()
     Image.fromarray(rearrange(image, "c h w -> h w c").contiguous().numpy()).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _section_values(content: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    return {
+        "protocol_line": protocol_line(content),
+        "baseline": content["protocol"]["baseline"],
+        "overview": overview(content),
+        "tasks": task_tables(content),
+        "samples": {name: sample_rows(runs) for name, runs in results.items()},
+    }
 
 
 def _task_protocols(content: Mapping[str, Any]) -> dict[str, Any]:
