@@ -84,12 +84,12 @@ class Scene:
         """A short caption that follows from the picture alone: the objects in reading order, and the background.
 
         >>> render(0, 3, 32).caption
-        'a small orange star at the top centre, a small purple cross at the middle left, on a beige background'
+        'small orange star at top centre, small purple cross at middle left, beige background'
         """
         places = [PLACE_NAMES.get(f"{row} {column}", f"{row} {column}") for row in ROWS for column in COLUMNS]
         ordered = sorted(self.objects, key=lambda item: (places.index(item.place), item.y, item.x))
-        named = [f"a {item.size} {item.colour} {item.shape} at the {item.place}" for item in ordered]
-        return f"{', '.join(named)}, on a {self.background} background"
+        named = [f"{item.size} {item.colour} {item.shape} at {item.place}" for item in ordered]
+        return f"{', '.join(named)}, {self.background} background"
 
     @property
     def boxes(self) -> tuple[dict, ...]:

@@ -119,7 +119,7 @@ def attribute_classifier(data: TaskData, at: Workplace, *, quick: bool) -> tuple
     if not data.train.scenes:
         n_train, n_eval = (n // 30 if quick else n for n in DRAWN)
         data = drawn_data(resolution=resolution, n_train=n_train, n_eval=n_eval)
-    settings = judge_settings(800, quick=quick)
+    settings = judge_settings(500, quick=quick)
     folder = at.shared / f"attribute-classifier-{resolution}"
     model = _fitted(data, settings, folder, at)
     return model, real_agreement(model, data.held_out)

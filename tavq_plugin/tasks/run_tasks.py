@@ -28,7 +28,7 @@ from tavq_plugin.tasks.task_results import checked_result, load_result, save_res
 from tavq_plugin.tasks.task_statistics import task_statistics
 from tavq_plugin.text.encoder import TextEncoder
 
-VERSION = 1  # of what the results mean; results of another version are made anew
+VERSION = 2  # of what the results mean; results of another version are made anew
 FILES = ("tasks.json", "tasks.md", "tasks.html", "tokens/", "results/", "models/")
 
 

@@ -32,7 +32,7 @@ def segmenter(data: TaskData, at: Workplace, *, quick: bool) -> PixelNet:
     if data.train.labels is None:
         raise ValueError("these images have no label maps: a segmenter cannot be trained")
     images, labels = data.train.images, data.train.labels
-    settings = judge_settings(500, quick=quick)
+    settings = judge_settings(300, quick=quick)
     with drawn_from(settings.seed):
         model = PixelNet(images.shape[-1], len(data.classes))
 
