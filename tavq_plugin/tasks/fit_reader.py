@@ -21,8 +21,8 @@ ReaderLoss = Callable[[CausalModel, Tensor, Tensor, torch.Generator], Tensor]
 
 
 def reader_settings(*, quick: bool) -> TaskSettings:
-    """The default settings of tasks that write words: three layers and 500 steps of 16 images; 20 steps if quick."""
-    steps = 20 if quick else 500
+    """The default settings of tasks that write words: three layers and 600 steps of 16 images; 20 steps if quick."""
+    steps = 20 if quick else 600
     fit = FitSettings(steps=steps, batch_size=16, learning_rate=3e-3, warmup=min(30, steps // 3))
     return TaskSettings(ModelSettings(layers=3), fit, quick=quick)
 
