@@ -84,12 +84,12 @@ class Scene:
         """A short caption that follows from the picture alone: the objects in reading order, and the background.
 
         >>> render(0, 3, 32).caption
-        'small orange star at top centre, small purple cross at middle left, beige background'
+        'Small orange star at top centre. Small purple cross at middle left. Beige background.'
         """
         places = [PLACE_NAMES.get(f"{row} {column}", f"{row} {column}") for row in ROWS for column in COLUMNS]
         ordered = sorted(self.objects, key=lambda item: (places.index(item.place), item.y, item.x))
-        named = [f"{item.size} {item.colour} {item.shape} at {item.place}" for item in ordered]
-        return f"{', '.join(named)}, {self.background} background"
+        shown = [f"{item.size} {item.colour} {item.shape} at {item.place}" for item in ordered]
+        return " ".join(f"{part.capitalize()}." for part in (*shown, f"{self.background} background"))
 
     @property
     def boxes(self) -> tuple[dict, ...]:
