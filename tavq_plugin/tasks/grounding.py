@@ -18,7 +18,7 @@ from tavq_plugin.tasks.grounding_head import GroundingHead, best_boxes, groundin
 from tavq_plugin.tasks.grounding_scores import box_scores, centre_box, mean_box
 from tavq_plugin.tasks.phrases import Phrases, unique_phrases, word_rows, words_of
 from tavq_plugin.tasks.pixel_patches import PixelPatches
-from tavq_plugin.tasks.plan_grounding import PLAN, PlanNotAtHand, plan_conditions
+from tavq_plugin.tasks.plan_grounding import CHOICE_IMAGES, PLAN, PlanNotAtHand, plan_conditions
 from tavq_plugin.tasks.task import (
     OF_CODES,
     Condition,
@@ -129,7 +129,10 @@ class Grounding:
             "parameters": parameters,
         }
         try:
-            of_plan, protocol[PLAN] = plan_conditions(run, data, asked.train, asked.held_out, at.encoder)
+            of_plan, protocol[PLAN] = plan_conditions(
+                run, data, asked.train, asked.held_out, at.encoder,
+                choice_images=CHOICE_IMAGES // 10 if settings.quick else CHOICE_IMAGES,
+            )  # fmt: skip
             conditions |= of_plan
         except PlanNotAtHand as reason:
             missing[PLAN] = str(reason)

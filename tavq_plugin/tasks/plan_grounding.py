@@ -48,11 +48,18 @@ class Asked(NamedTuple):
 
 
 def plan_conditions(
-    run: EncodedRun, data: TaskData, train: Phrases, held_out: Phrases, encoder: TextEncoder
+    run: EncodedRun,
+    data: TaskData,
+    train: Phrases,
+    held_out: Phrases,
+    encoder: TextEncoder,
+    *,
+    choice_images: int = CHOICE_IMAGES,
 ) -> tuple[dict[str, Condition], dict[str, Any]]:
     """The scores of the plan's boxes and of its control, by condition; and what was chosen on training images.
 
-    In the control, each phrase is looked for with the phrase and the text of another image.
+    In the control, each phrase is looked for with the phrase and the text of another image. `choice_images` training
+    images are chosen on.
 
     Raises PlanNotAtHand with the reason, if the run or the data cannot give a plan.
     """
@@ -76,9 +83,9 @@ def plan_conditions(
             "the images have no captions, and the plan needs a text in which the phrase is one of several"
         )
     plans = TextPlans(run.tokenizer, align, encoder)
-    chosen_on = train.of_images(CHOICE_IMAGES)
+    chosen_on = train.of_images(choice_images)
     if not len(chosen_on):
-        raise PlanNotAtHand(f"none of the first {CHOICE_IMAGES} training images has a phrase to choose the rule on")
+        raise PlanNotAtHand(f"none of the first {choice_images} training images has a phrase to choose the rule on")
     texts = [longest_text(own) for own in data.train.captions]
     plans.texts.add([text for text in texts[: chosen_on.n_images] if text])  # their mean is subtracted
     asked = plans.asked(chosen_on, texts)

@@ -29,7 +29,7 @@ from tavq_plugin.tasks.task_statistics import task_statistics
 from tavq_plugin.text.encoder import TextEncoder
 
 VERSION = 2  # of what the results mean; results of another version are made anew
-FILES = ("tasks.json", "tasks.md", "tasks.html", "tokens/", "results/", "models/")
+FILES = ("tasks.json", "tasks.md", "tasks.html", "tasks.png", "tokens/", "results/", "models/")
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_maps_are_joined_where_every_word_is_or_where_any_is():
 
 def test_texts_without_any_of_its_words_get_the_phrase_as_one_more_sentence():
     phrases = Phrases(["red hat", "green hat"], torch.tensor([0, 0]), torch.zeros(2, 4), 1)
-    asked = TextPlans(ColourTokenizer(), aligned(), WordEncoder()).asked(phrases, [("A red wall.",)])
+    asked = TextPlans(ColourTokenizer(), aligned(), WordEncoder()).asked(phrases, ["A red wall."])
     assert [own.text for own in asked] == ["A red wall.", "A red wall. There is a green hat."]
 
 

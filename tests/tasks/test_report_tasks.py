@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tavq_plugin.tasks.report.sample_picture import sample_picture
 from tavq_plugin.tasks.report.task_tables import overview, protocol_line, task_tables
 from tavq_plugin.tasks.report.write_tasks import markdown, page, sample_rows, terminal
 from tavq_plugin.tasks.task import Condition, Sample, TaskResult
@@ -117,3 +118,17 @@ def test_the_page_shows_samples_side_by_side_and_holds_all_it_needs():
     assert "<script" not in html and "http:" not in html and "https:" not in html
     (row,) = sample_rows(runs)
     assert [run["name"] for run in row["runs"]] == ["vqgan", "tavq"] and row["truth"] == "the | truth"
+
+
+def test_the_picture_has_a_row_for_each_run_and_is_left_out_without_images(tmp_path):
+    pytest.importorskip("matplotlib")
+    image = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    large = torch.full((3, 32, 32), 200, dtype=torch.uint8)
+    runs = {name: {0: result([0.5, 0.5, 0.5], image), 1: result([0.1, 0.1, 0.1])} for name in ("vqgan", "tavq")}
+    runs["tavq"][0].samples[0] = Sample("two sizes", [image, large], "made")
+    assert sample_picture({"completion": runs}, tmp_path / "two.png")
+    assert sample_picture({"completion": {"vqgan": runs["vqgan"]}}, tmp_path / "one.png")
+    two, one = (Image.open(tmp_path / f"{name}.png") for name in ("two", "one"))
+    assert two.width == one.width and two.height > 1.9 * one.height
+    assert not sample_picture({"captioning": {"vqgan": {0: result([0.5, 0.5, 0.5])}}}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tavq_plugin.evaluation.report.markdown import joined, table_parts
 from tavq_plugin.io.atomic import save_text
+from tavq_plugin.tasks.report.sample_picture import sample_picture
 from tavq_plugin.tasks.report.task_tables import overview, protocol_line, task_tables
 from tavq_plugin.tasks.task import TaskResult
 
@@ -24,10 +25,14 @@ Results = Mapping[str, Mapping[str, Mapping[int, TaskResult]]]  # task â†’ run â
 
 
 def write_tasks(content: Mapping[str, Any], results: Results, out: Path) -> list[Path]:
-    """Write tasks.md and tasks.html into `out`; returns their paths. Samples are those of each run's first seed."""
+    """Write tasks.md, tasks.html and, if a task has samples, tasks.png; returns their paths.
+
+    Samples are those of each run's first seed.
+    """
     save_text(out / "tasks.md", markdown(content))
     save_text(out / "tasks.html", page(content, results))
-    return [out / "tasks.md", out / "tasks.html"]
+    drawn = sample_picture(results, out / "tasks.png")
+    return [out / "tasks.md", out / "tasks.html", *([out / "tasks.png"] if drawn else [])]
 
 
 def markdown(content: Mapping[str, Any]) -> str:
