@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from tavq_plugin.evaluation.eigenvectors import eigenvectors
 
 
 def cooccurrence_vectors(presence: Tensor, *, width: int = 100) -> Tensor:
@@ -26,7 +27,7 @@ def cooccurrence_vectors(presence: Tensor, *, width: int = 100) -> Tensor:
         )
     v = presence.shape[1]
     information = positive_mutual_information(presence)
-    values, vectors = torch.linalg.eigh(information)  # a symmetric matrix: its singular values are |eigenvalues|
+    values, vectors = eigenvectors(information)  # a symmetric matrix: its singular values are |eigenvalues|
     chosen = values.abs().argsort(descending=True, stable=True)[: min(width, v - 1)]
     vectors = vectors[:, chosen]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tavq_plugin.evaluation.eigenvectors import eigenvectors
+
 PENALTY = 300.0  # ridge penalty, on standardised features
 PENALTIES = tuple(10 ** (half / 2) for half in range(13))  # 1 … 10⁶, two a decade
 WIDENINGS = 4  # decades that are added, one at a time, where the best penalty is at an edge of the grid
@@ -112,7 +114,7 @@ class DecomposedFeatures:
             # The rows are centred, so XXᵀ has eigenvalue 0 for the constant vector, which the offset fits exactly.
             # Made the greatest eigenvalue, it comes last and is dropped.
             gram += (2 * gram.trace() + 1) / n
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = eigenvectors(gram)
         values, vectors = (values[:-1], vectors[:, :-1]) if self.dual else (values, vectors)
         self.values, self.vectors = values.clamp(min=0), vectors
         self.kept: Tensor | None = None
