@@ -23,7 +23,7 @@ SAMPLES = 8  # images of each condition that the page shows
 
 def masked_settings(sampling: SamplingSettings, *, steps: int, quick: bool) -> TaskSettings:
     """Settings of the tasks with a masked model."""
-    fit = FitSettings(steps=40 if quick else steps, warmup=10 if quick else 50, learning_rate=2e-3)
+    fit = FitSettings(steps=40 if quick else steps, warmup=10 if quick else 50, learning_rate=3e-3)
     return TaskSettings(ModelSettings(layers=3), fit, quick, sampling)
 
 

@@ -29,7 +29,7 @@ from tavq_plugin.tasks.task import OF_CODES, Condition, EncodedRun, Sample, Task
 from tavq_plugin.tasks.task_data import TaskData
 from tavq_plugin.tasks.tokens import TokenLayout
 
-STEPS = 600  # of the model's training
+STEPS = 300  # of the model's training
 SAMPLING = SamplingSettings(guidance=1.5)
 SHUFFLED = "shuffled label maps"
 PER_PLACE = 4  # the labels of a place are read as 4 × 4 shares of each class

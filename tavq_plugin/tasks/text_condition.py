@@ -16,27 +16,28 @@ from tavq_plugin.tasks.fit_model import MAKER
 from tavq_plugin.tasks.masked_model import Prompt
 from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.store import TextStore
-from tavq_plugin.types import GRANULARITIES, TextBatch
+from tavq_plugin.types import TextBatch
 
+READ = ("phrase", "sentence")  # their words are in them, and a prefix without single words is a third as long
 STORE, ABOUT = "texts.safetensors", "texts.json"
 
 
 class TextCondition(nn.Module):
-    """Makes a prefix of the words, phrases and sentences of texts, one vector for each unit; TextBatch -> Prompt.
+    """Makes a prefix of the phrases and sentences of texts, one vector for each; TextBatch -> Prompt.
 
-    A row of its own tells words, phrases and sentences apart. A text without units has an empty prefix.
+    A row of its own tells phrases and sentences apart. A text without units has an empty prefix.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
         self.project = nn.Linear(text_width, width)
-        self.kind = nn.Parameter(0.02 * torch.randn(len(GRANULARITIES), width))
+        self.kind = nn.Parameter(0.02 * torch.randn(len(READ), width))
 
     def forward(self, texts: TextBatch) -> Prompt:
-        """Granularity → b m d, padded -> a prefix of b (m₁ + m₂ + m₃) d."""
+        """Granularity → b m d, padded -> a prefix of b (m₁ + m₂) d."""
         device = self.kind.device
         parts, masks = [], []
-        for kind, granularity in zip(self.kind, GRANULARITIES, strict=True):
+        for kind, granularity in zip(self.kind, READ, strict=True):
             units = texts[granularity].to(device)
             scaled = units.embeddings * units.embeddings.shape[-1] ** 0.5  # of length 1 before; now entries of about 1
             parts.append(self.project(scaled) + kind)
@@ -50,7 +51,7 @@ def prompt_store(prompts: Sequence[str], encoder: TextEncoder, like: TextStore) 
     Raises ValueError for a prompt without units, or an encoder other than the training texts'.
     """
     store = TextStore.build(prompts, encoder).with_mean_of(like)
-    has_units = torch.stack([ragged.offsets.diff() > 0 for ragged in store.lists.values()]).any(0)
+    has_units = torch.stack([store.lists[kind].offsets.diff() > 0 for kind in READ]).any(0)
     for prompt, known in zip(prompts, has_units.tolist(), strict=True):
         if not known:
             raise ValueError(f"the prompt {prompt!r} has no unit: give words that say what the image shows")
@@ -76,5 +77,5 @@ def caption_store(captions: Sequence[str], encoder: TextEncoder, folder: Path, *
 
 def without_units(store: TextStore, rows: Tensor) -> Tensor:
     """Which texts have no unit at all; b bool."""
-    counts = torch.stack([ragged.offsets.diff()[rows] for ragged in store.lists.values()])
+    counts = torch.stack([store.lists[kind].offsets.diff()[rows] for kind in READ])
     return counts.sum(0) == 0

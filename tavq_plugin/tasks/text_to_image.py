@@ -36,7 +36,7 @@ from tavq_plugin.tasks.text_condition import TextCondition, caption_store, promp
 from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.store import TextStore
 
-STEPS = 400  # of the model's training
+STEPS = 500  # of the model's training
 GUIDANCE = 2.5
 SAMPLING = SamplingSettings(steps=8, guidance=GUIDANCE)
 SHUFFLED = "shuffled texts"

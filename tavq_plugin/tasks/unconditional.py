@@ -25,7 +25,7 @@ from tavq_plugin.tasks.sampling import SamplingSettings
 from tavq_plugin.tasks.task import OF_CODES, Condition, EncodedRun, Sample, TaskResult, TaskSettings, Workplace
 from tavq_plugin.tasks.task_data import TaskData
 
-STEPS = 600  # of the model's training
+STEPS = 500  # of the model's training
 
 
 class Unconditional:
@@ -46,7 +46,7 @@ class Unconditional:
 
     def settings(self, *, quick: bool) -> TaskSettings:
         """The task's own default settings."""
-        return masked_settings(SamplingSettings(), steps=STEPS, quick=quick)
+        return masked_settings(SamplingSettings(steps=16), steps=STEPS, quick=quick)
 
     def run(self, run: EncodedRun, data: TaskData, settings: TaskSettings, at: Workplace) -> TaskResult:
         """Train on the codes, sample in Halton order and by confidence, and measure both beside the controls."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tavq_plugin.tasks.text_condition import TextCondition, caption_store, prompt_store, without_units
+from tavq_plugin.tasks.text_condition import READ, TextCondition, caption_store, prompt_store, without_units
 from tavq_plugin.text.store import TextStore
 
 TEXTS = ["The red car sleeps in the house. Two men run.", "", "A blue dog runs on the boat."]
@@ -13,7 +13,7 @@ def test_a_prefix_holds_every_unit_of_its_text(encoder):
     store = TextStore.build(TEXTS, encoder)
     prompt = TextCondition(store.dim, 16)(store.batch([0, 1, 2]))
     for row in range(3):
-        units = sum(len(store.units(row, granularity)) for granularity in store.lists)
+        units = sum(len(store.units(row, granularity)) for granularity in READ)
         assert int(prompt.mask[row].sum()) == units
     assert not prompt.mask[1].any() and prompt.prefix.shape == (*prompt.mask.shape, 16)
     assert without_units(store, torch.arange(3)).tolist() == [False, True, False]
