@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
+from tavq_plugin.hosts.base import HostAdapter
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 
 
 class CVQQuantizer(EmbeddingQuantizer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 

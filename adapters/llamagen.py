@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 

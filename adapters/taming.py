@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.hosts.instantiate import instantiate
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 
 
 class TamingQuantizer(EmbeddingQuantizer):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
+from tavq_plugin.hosts.base import HostAdapter
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
+from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.hosts.quantization import with_gradient
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 

@@ -12,7 +12,8 @@ from math import isqrt
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.hosts.base import EmbeddingQuantizer, HostAdapter
+from tavq_plugin.hosts.base import HostAdapter
+from tavq_plugin.hosts.quantizer_adapters import EmbeddingQuantizer
 from tavq_plugin.types import Quantized
 
 

@@ -1,4 +1,4 @@
-"""`HostAdapter`, the default adapter of a host, and the base classes of quantizer adapters."""
+"""`HostAdapter`, the default adapter of a host."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from tavq_plugin.distributed import gather_sharded
 from tavq_plugin.hosts.call_sites import find_callee, find_module, holding_module, split_number
 from tavq_plugin.hosts.find_table import FoundTable, TableForm, can_be_looked_up, find_table, matches
 from tavq_plugin.hosts.find_taps import find_taps
-from tavq_plugin.hosts.host_functions import HostFunction, HostTable, takes
+from tavq_plugin.hosts.host_functions import HostFunction, HostTable
 from tavq_plugin.hosts.protocols import QuantizerAdapter
+from tavq_plugin.hosts.quantizer_adapters import CustomQuantizer
 from tavq_plugin.hosts.quantizer_candidates import quantizer_candidates
 from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, quantizer_adapter_for
 from tavq_plugin.hosts.trial_run import Found, HostReading, find_working, noise, run_host
@@ -295,61 +295,3 @@ class HostAdapter:
         if side**2 != feature.shape[axes.index("n")]:
             return None
         return rearrange(feature, f"{self.layout.replace('n', '(h w)')} -> b c h w", h=side)
-
-
-class EmbeddingQuantizer:
-    """Base class for quantizers that have an `embedding` and return what taming's return."""
-
-    straight_through = True
-
-    def __init__(self, module: nn.Module) -> None:
-        if getattr(module, "remap", None) is not None:
-            raise ValueError("this quantizer remaps its indices: build it without remap=, then wrap it")
-        self.module: Any = module  # Any: each quantizer has attributes of its own
-
-    def parse(self, z_in: Tensor, output: Any) -> Quantized:
-        """taming's output (vectors, loss, (_, _, indices)) as `Quantized`."""
-        vectors, loss, (_, _, indices) = output
-        return self.on_grid(vectors, indices, loss)
-
-    def codebook(self) -> Tensor:
-        """The embedding's weight, k c."""
-        return self.module.embedding.weight
-
-    @staticmethod
-    def on_grid(vectors: Tensor, indices: Tensor, loss: Tensor, latent: Tensor | None = None) -> Quantized:
-        """`Quantized` with indices of any shape, put on the vectors' grid; b c h w, (b h w), scalar -> Quantized."""
-        return Quantized(vectors, indices.reshape(len(vectors), *vectors.shape[2:]).long(), loss, latent=latent)
-
-
-class CustomQuantizer:
-    """The adapter of a quantizer that the user's `parse` reads; its codebook is the found table, or its only matrix."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        parse: Callable[..., Quantized],
-        *,
-        straight_through: bool = True,
-        found: FoundTable | None = None,
-    ) -> None:
-        self.module, self._parse, self.straight_through, self.found = module, parse, straight_through, found
-
-    def parse(self, z_in: Any, output: Any) -> Quantized:
-        """What the user's function returns; it gets the module if it takes three arguments."""
-        if takes(self._parse, 2):
-            return self._parse(z_in, output)
-        return self._parse(z_in, output, self.module)
-
-    def codebook(self) -> Tensor | None:
-        """The found table; else the only k c parameter, parametrized or not; None if there is none, or several."""
-        if self.found is not None:
-            return self.found.table(self.module)
-        tables: list[Tensor] = [
-            p for name, p in self.module.named_parameters() if p.ndim == 2 and "parametrizations." not in name
-        ]
-        for module in self.module.modules():
-            if is_parametrized(module):
-                names: Any = module.parametrizations
-                tables += [table for name in names if (table := getattr(module, name)).ndim == 2]
-        return tables[0] if len(tables) == 1 else None
