@@ -36,7 +36,7 @@ from tavq_plugin.tasks.task import (
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 from tavq_plugin.tasks.vocabulary import END, PADDING, START, UNKNOWN, Vocabulary, padded, unknown_share, words_of
 
-PER_IMAGE = 4  # questions of an image in one step, all in one pass
+PER_IMAGE = 8  # questions of an image in one step, all in one pass
 QUESTION_WEIGHT = 0.2  # of the loss on the questions' words, which tell what the image shows
 LONGEST_ANSWER = 8  # words
 MAJORITY = "majority"

@@ -65,7 +65,7 @@ def test_a_trained_classifier_is_kept_and_gives_the_same_answers(tmp_path):
 
 @pytest.mark.slow
 def test_a_quick_classifier_has_begun_to_read_scenes(tmp_path):
-    """`tavq task` prints the agreement of the one that has all of its 800 steps, which takes minutes to train."""
+    """`tavq task` prints the agreement of the one that has all of its 500 steps, which takes minutes to train."""
     data = drawn_data(resolution=32, n_train=300, n_eval=100)
     _, accuracy = attribute_classifier(data, Workplace(tmp_path, tmp_path, None), quick=True)
     assert accuracy > 0.55  # chance is .5

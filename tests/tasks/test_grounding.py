@@ -100,7 +100,7 @@ def test_data_without_boxes_are_unfit_and_refused(tmp_path):
 @pytest.mark.slow
 def test_the_head_learns_to_find_objects_by_their_codes(tmp_path):
     run, data = patch_runs(resolution=32, n_train=300, n_eval=60)
-    fit = FitSettings(steps=200, batch_size=16, learning_rate=3e-3, warmup=20)
+    fit = FitSettings(steps=120, batch_size=16, learning_rate=3e-3, warmup=20)
     settings = TaskSettings(ModelSettings(width=64, layers=2), fit)
     found = {name: each.values["acc@.5"] for name, each in Grounding().run(
         run, data, settings, workplace(tmp_path)).conditions.items()}  # fmt: skip

@@ -11,7 +11,7 @@ from tavq_plugin.tasks.causal_model import CausalModel
 from tavq_plugin.tasks.code_embedding import CodeEmbedding
 from tavq_plugin.tasks.fit_model import FitSettings
 from tavq_plugin.tasks.task import ModelSettings, TaskSettings, Workplace
-from tavq_plugin.tasks.task_data import TaskImages
+from tavq_plugin.tasks.task_data import TaskData, TaskImages
 from tavq_plugin.tasks.vocabulary import START, Vocabulary
 from tavq_plugin.tasks.vqa import (
     PER_IMAGE,
@@ -134,10 +134,21 @@ def test_data_without_questions_are_unfit():
     assert "training" in Vqa().unfit(data._replace(train=replace(data.train, questions=())))
 
 
-@pytest.mark.slow
 def test_answers_come_from_the_codes(tmp_path):
-    run, data = patch_runs(resolution=16, n_train=600, n_eval=60)
-    settings = TaskSettings(ModelSettings(64, 3, 4), FitSettings(steps=300, batch_size=16, learning_rate=3e-3))
+    run, data = patch_runs(resolution=16, n_train=120, n_eval=40)
+    asked = "What colour is the background?"
+    parts = (
+        replace(
+            part,
+            captions=[(f"A {scene.background} wall.",) for scene in part.scenes],
+            questions=[tuple(item for item in own if item["question"] == asked) for own in part.questions],
+        )
+        for part in data[1:3]
+    )
+    data = TaskData(data.name, *parts, data.classes, "backgrounds")
+    settings = TaskSettings(ModelSettings(32, 2, 4), FitSettings(steps=50, batch_size=16, learning_rate=5e-3, warmup=5))
     result = Vqa().run(run, data, settings, Workplace(tmp_path / "own", tmp_path / "shared", None))
     accuracy = {name: condition.values["answer_accuracy"] for name, condition in result.conditions.items()}
-    assert accuracy["codes"] > accuracy["shuffled codes"] + 0.05
+    assert accuracy["codes"] > 0.85 and accuracy["pixels"] > 0.7
+    assert accuracy["shuffled codes"] < 0.6 and accuracy["majority"] < 0.6
+    assert result.protocol["starts_from"] == "the captioner"
