@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from tavq_plugin.losses.point_clouds import PointClouds
@@ -32,12 +33,15 @@ class CloudTransport(NamedTuple):
 def transport_clouds(codes: PointClouds, text: PointClouds, settings: TransportSettings) -> CloudTransport:
     """The transport of every image's codes onto its text; l b n d, l b m d -> over (l b).
 
-    All points have unit length, so that |x − y|² = 2 − 2 x·y, and the solver needs the products only.
+    All points have unit length, so that |x − y|² = 2 − 2 x·y, and the solver needs the products only. A point that is
+    0, from a vector without direction, has no length: its cost is 1 less.
     """
-    options, scale, shift = vars(settings), 1.0, 0.0 * text.nonempty.flatten()
+    matched = (codes.nonempty & text.nonempty).flatten()
+    options, scale, shift = vars(settings), 1.0, 0.0 * matched
     if settings.cost == "sqeuclidean":
-        scale, shift = 2.0, 2.0 * text.nonempty.flatten()
-        options = options | {"cost": "dot"}
+        missing = (codes.masses * (codes.points == 0).all(-1)).sum(2).flatten()
+        scale, shift = 2.0, torch.where(matched, 2.0 - missing, 0.0)
+        options = options | {"cost": "dot", "unit_cost": -0.5 * (text.points == 0).all(-1).flatten(0, 1)}
         if settings.epsilon_mode == "absolute":
             options["epsilon"] = settings.epsilon / scale
     return CloudTransport(solve_clouds(codes, text, options), scale, shift)

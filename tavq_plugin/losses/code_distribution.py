@@ -43,7 +43,8 @@ class GaussianCodes(nn.Module):
         log_variance = (variance + 1e-8).log()
         shift = torch.zeros_like(log_variance)
         if self.head is not None:
-            delta, shift = self.head(torch.cat([mean, log_variance], 1)).chunk(2, 1)
+            moments = torch.cat([mean, log_variance], 1).to(self.head.weight.dtype)
+            delta, shift = self.head(moments).to(mean.dtype).chunk(2, 1)
             mean = mean + delta
         if self.covariance == "diagonal":
             return mean, (0.5 * (log_variance + shift).clamp(-20, 20)).exp()
@@ -55,6 +56,8 @@ class GaussianCodes(nn.Module):
 
     def forward(self, codes: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Codes to samples; b n c -> b s c."""
+        if not len(codes):  # an empty batch has no moments
+            return codes[:, :1].expand(-1, self.samples, -1)
         mean, factor = self.moments(codes)
         shape = (len(codes), self.samples, codes.shape[2])
         noise = torch.randn(shape, generator=generator, device=codes.device, dtype=codes.dtype)
@@ -110,6 +113,15 @@ def _cell_counts(samples: int, h: int, w: int) -> tuple[int, int]:
             f"{samples} samples do not divide a {h} × {w} grid into cells: give r·q with r ≤ {h} and q ≤ {w}"
         )
     return min(counts, key=lambda count: abs(math.log(h / count[0]) - math.log(w / count[1])))
+
+
+def refuse_masked_places(indices: Tensor, kind: str) -> None:
+    """Raise ValueError if a place is masked (index −1) and the distribution draws from every place; b h w."""
+    if (indices < 0).any():
+        raise ValueError(
+            f"indices hold a masked place (−1), and distribution={kind!r} draws from every place: give "
+            'distribution="all", where a masked place has no mass'
+        )
 
 
 class CodeDistribution(nn.Module):

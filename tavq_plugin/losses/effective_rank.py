@@ -13,7 +13,7 @@ def effective_rank(codes: Tensor) -> Tensor:
     """exp(−Σ p log p), p = σ / Σ σ, of the singular values σ of the batch's centred codes; b c h w -> scalar.
 
     A number of directions (Roy & Vetterli 2007, "The effective rank"): 1 for codes on a line, c for codes that spread
-    equally in all directions, and 0 if all codes are equal up to rounding. NaN if a code is not finite. The σ are
+    equally in all directions, and 0 if all codes are equal up to rounding or there are none. NaN if a code is not finite. The σ are
     the square roots of the eigenvalues of the c × c scatter matrix, computed in float64 one image at a time.
 
     >>> line = torch.tensor([1.0, 2.0, 4.0]) * torch.tensor([3.0, -1.0])[:, None]
@@ -22,6 +22,8 @@ def effective_rank(codes: Tensor) -> Tensor:
     """
     images = codes.flatten(2)
     b, c, n = images.shape
+    if not b:
+        return images.new_zeros((), dtype=torch.promote_types(codes.dtype, torch.float32))
     first = images[0, :, :1].double()  # equal codes then differ by exactly 0
     total, scatter = first.new_zeros(c, 1), first.new_zeros(c, c)
     with torch.autocast(codes.device.type, enabled=False):

@@ -15,7 +15,7 @@ from tavq_plugin.types import Units
 class PointClouds(NamedTuple):
     """One point cloud per level and image: points of unit length and their masses."""
 
-    points: Tensor  # l b n d, of unit length, 0 where padded
+    points: Tensor  # l b n d, of unit length, or 0: a vector without direction, and where padded
     masses: Tensor  # l b n, sum 1, or all 0 in an empty cloud; 0 where padded; a NaN is kept and counts as a mass
 
     @property
@@ -54,13 +54,13 @@ def pad_levels(rows: Tensor, slots: Sequence[Tensor], masses: Sequence[Tensor]) 
     ]
     points = rows.new_zeros(levels * b * n, rows.shape[1]).index_copy(0, torch.cat(places), rows)
     return PointClouds(
-        points.view(levels, b, n, -1), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
+        points.view(levels, b, n, rows.shape[1]), torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
     )
 
 
 def point_clouds_of(units: Sequence[Units], dtype: torch.dtype) -> PointClouds:
     """Text units as point clouds; l × b m d -> l b m d."""
-    m = max(part.mask.shape[1] for part in units)
+    m = max(1, *(part.mask.shape[1] for part in units))
     vectors = torch.stack([F.pad(part.embeddings.to(dtype), (0, 0, 0, m - part.mask.shape[1])) for part in units])
     mask = torch.stack([F.pad(part.mask, (0, m - part.mask.shape[1])) for part in units])
     weights = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tavq_plugin.distributed import require_synchronized
 from tavq_plugin.losses.cloud_transport import solve_clouds, transport_clouds
-from tavq_plugin.losses.code_distribution import CodeDistribution
+from tavq_plugin.losses.code_distribution import CodeDistribution, refuse_masked_places
 from tavq_plugin.losses.contrastive import level_contrasts, transport_contrast
 from tavq_plugin.losses.diagnostics import Diagnostics, mean_over_images
 from tavq_plugin.losses.point_clouds import PointClouds, pad_levels, point_clouds_of
@@ -26,8 +26,9 @@ class TextAlignment(nn.Module):
     """Optimal-transport alignment of quantized codes with text units (TA-VQ, sampling-based alignment).
 
     For each image and level, codes are projected to the text width by the level's head, normalised, and transported
-    onto the level's units (semi-discrete OT). An image without text gives exactly 0. `last` holds the diagnostics of
-    the last forward.
+    onto the level's units (semi-discrete OT). An image without text gives exactly 0, and so does an empty batch. `last`
+    holds the diagnostics of the last forward. After `to(torch.bfloat16)` the heads compute in bfloat16 and the
+    transport in float32; after `to(torch.float64)` both compute in float64.
 
     Args:
         tokenizer: The result of `tavq.wrap`, or a code width.
@@ -100,9 +101,19 @@ class TextAlignment(nn.Module):
         self.last = Diagnostics()
 
     def embed(self, codes: Tensor, level: int) -> Tensor:
-        """Codes as unit points in the text space; b c h w -> b n d."""
-        points = self.distribution[level](codes)
-        return F.normalize(self.project[level](points), dim=-1)
+        """Codes as unit points in the text space; b c h w -> b n d. At least float32, whatever the heads are."""
+        points = self.distribution[level](codes.to(self._dtype))
+        return F.normalize(self.project[level](points.to(self._head_dtype)).to(self._dtype), dim=-1)
+
+    @property
+    def _head_dtype(self) -> torch.dtype:
+        """That of the heads' weights: what `to` gave them."""
+        return next(self.project.parameters()).dtype
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of points, masses and transport: the heads', at least float32."""
+        return torch.promote_types(self._head_dtype, torch.float32)
 
     def units(self, texts: TextBatch | Sequence[Any]) -> TextBatch:
         """The texts as a TextBatch, made from strings (`encoder=`) or ids (`store=`) if they are not one yet."""
@@ -173,27 +184,31 @@ class TextAlignment(nn.Module):
         """The transport of one level, with a plan over every place; b c h w, b m d -> Transport over b."""
         self._check_units(quantized, units, self.levels[level])
         with torch.autocast(quantized.device.type, enabled=False):
-            points = self.embed(quantized.float(), level)
+            points = self.embed(quantized, level)
             masses = points.new_full(points.shape[:2], 1 / points.shape[1])
             text = point_clouds_of([units], points.dtype)
             return solve_clouds(PointClouds(points[None], masses[None]), text, vars(self.transport))
 
     def _point_clouds(self, codes: Codes) -> PointClouds:
-        """Every level's codes as points in the text space; repeated codes are merged, which is exact."""
+        """Every level's codes as points in the text space; repeated codes are merged, which is exact.
+
+        A place with the index −1 is masked and has no mass.
+        """
         rows, slots, masses = [], [], []
         for level, distribution, head in zip(codes.levels, self.distribution, self.project, strict=True):
-            quantized = level.quantized.float()
             if distribution.kind == "all":
-                merged = merge_repeated_codes(quantized, level.indices)
-                rows.append(apply_once_per_code(cast(nn.Sequential, head), merged.distinct, merged.group))
+                merged = merge_repeated_codes(level.quantized, level.indices, level.latent)
+                distinct = merged.distinct.to(self._head_dtype)
+                rows.append(apply_once_per_code(cast(nn.Sequential, head), distinct, merged.group))
                 slots.append(merged.slot)
-                masses.append(merged.masses)
+                masses.append(merged.masses.to(self._dtype))
             else:
-                points = distribution(quantized)
-                rows.append(head(points.flatten(0, 1)))
+                refuse_masked_places(level.indices, distribution.kind)
+                points = distribution(level.quantized.to(self._dtype))
+                rows.append(head(points.flatten(0, 1).to(self._head_dtype)))
                 slots.append(torch.arange(len(rows[-1]), device=points.device))
                 masses.append(points.new_full(points.shape[:2], 1 / points.shape[1]))
-        return pad_levels(F.normalize(torch.cat(rows), dim=-1), slots, masses)
+        return pad_levels(F.normalize(torch.cat(rows).to(self._dtype), dim=-1), slots, masses)
 
     def _check_units(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:

@@ -10,6 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+# equal codes may be off by their own size plus their latent's, times this and the precision of their numbers
+ROUNDING = 32
+
 
 class _SharedLinear(torch.autograd.Function):
     """F.linear computed once per group of equal rows; p c, group p -> p d.
@@ -44,8 +47,9 @@ def apply_once_per_code(head: nn.Sequential, x: Tensor, group: Tensor) -> Tensor
     Linear layers process one row per group; the elementwise layers between them process all rows. Groups are numbered
     from 0, and none is empty.
     """
-    rows = torch.arange(len(group), device=group.device)
-    first = rows.new_full((int(group.max()) + 1,), len(group)).scatter_reduce_(0, group, rows, "amin")
+    if not len(group):
+        return head(x)
+    first = _first_of_each(group, int(group.max()) + 1)
     if 2 * len(first) > len(group):  # few rows are shared
         return head(x)
     for layer in head:
@@ -68,36 +72,65 @@ class UniqueCodes(NamedTuple):
         return points.new_zeros(b * u, points.shape[1]).index_copy(0, self.slot, points).view(b, u, -1)
 
 
-def merge_repeated_codes(codes: Tensor, indices: Tensor) -> UniqueCodes:
+def merge_repeated_codes(codes: Tensor, indices: Tensor, latent: Tensor | None = None) -> UniqueCodes:
     """Merge the equal codes of each image into one point with their joint mass; b c h w, b h w -> UniqueCodes.
 
     This is exact for every transport cost, because equal points have equal plans. Each place gets its share of its
     point's gradient, as if it were transported alone. u is the largest number of distinct codes in an image. If
-    codes with the same index are unequal (a residual quantizer gives the indices of its first stage), none are merged.
-    A code that is not finite equals no other: its point is not finite, and its number is shared with no other image.
+    codes with the same index are unequal (a residual quantizer gives the indices of its first stage), none are merged:
+    every channel of every code is compared, up to rounding. A code that is not finite equals no other: its point is not finite, and
+    its number is shared with no other image. Half precision is computed in float32.
+
+    A place with the index −1 is masked: it has no mass and no gradient. An image of masked places alone has no points.
+
+    Args:
+        codes: Of every place.
+        indices: Of every place; −1 where masked.
+        latent: What was quantized, b c' h w. The sum x + (q − x) of a straight-through estimator rounds to the precision
+            of the larger of the two. Default: codes are equal up to float32's rounding of their own size.
+
+    Raises ValueError for an index below −1.
     """
     b, c, h, w = codes.shape
-    k = int(indices.max()) + 1
-    offset = torch.arange(b, device=indices.device)[:, None] * k
-    distinct, group, count = _distinct((indices.flatten(1) + offset).flatten(), b * k)
-    flat = rearrange(codes, "b c h w -> (b h w) c")
+    codes = codes.to(torch.promote_types(codes.dtype, torch.float32))
+    if not indices.numel():
+        return _without_points(codes)
+    least, greatest = torch.stack(indices.aminmax()).tolist()
+    if least < -1:
+        raise ValueError(f"indices hold {least}: give 0 or more, or −1 for a masked place")
+    flat, rounding = rearrange(codes, "b c h w -> (b h w) c"), _rounding(codes, latent).flatten()
+    image = torch.arange(b, device=indices.device).repeat_interleave(h * w)
+    index, slot, places = indices.flatten(), torch.arange(b * h * w, device=indices.device), h * w
+    if least < 0:
+        if greatest < 0:
+            return _without_points(codes)
+        slot = (index >= 0).nonzero()[:, 0]
+        flat, rounding, image, index = flat[slot], rounding[slot], image[slot], index[slot]
+        places = torch.bincount(image, minlength=b).clamp(min=1)[:, None].to(codes.dtype)
+    k = int(greatest) + 1
+    distinct, group, count = _distinct(index + image * k, b * k)
+    first = _first_of_each(group, len(distinct))
+    if not _equal(flat, rounding, first[group]):
+        masses = torch.zeros(b * h * w, device=codes.device, dtype=codes.dtype).index_fill(0, slot, 1.0).view(b, h * w)
+        return UniqueCodes(flat, slot, masses / places, torch.arange(len(flat), device=flat.device))
     count = count.to(codes.dtype)
     mean = codes.new_zeros(len(distinct), c).index_add(0, group, flat) / count[:, None]
-    signature, merged, image = _signature(flat), _signature(mean), distinct // k
-    largest = signature.abs().masked_fill(~signature.isfinite(), 0.0).view(b, -1).amax(1)
-    if not _equal(signature, merged[group], largest.repeat_interleave(h * w)):
-        place = torch.arange(len(flat), device=flat.device)
-        return UniqueCodes(flat, place, flat.new_full((b, h * w), 1 / (h * w)), place)
+    image = distinct // k
     per_image = torch.bincount(image, minlength=b)
     u = int(per_image.max())
     slot = torch.arange(len(distinct), device=image.device) - (per_image.cumsum(0) - per_image)[image] + image * u
-    masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count / (h * w))
+    masses = torch.zeros(b * u, device=codes.device, dtype=codes.dtype).index_copy(0, slot, count).view(b, u) / places
     own = k + torch.arange(len(distinct), device=image.device)  # no two points share these numbers
-    used, number, _ = _distinct(torch.where(merged.isfinite(), distinct - image * k, own), k + len(distinct))
-    any_of = merged.new_empty(len(used)).index_copy(0, number, merged)
-    if not _equal(merged, any_of[number], largest[image]):
+    used, number, _ = _distinct(torch.where(mean.isfinite().all(1), distinct - image * k, own), k + len(distinct))
+    if not _equal(flat[first], rounding[first], _first_of_each(number, len(used))[number]):
         number = torch.arange(len(number), device=number.device)
-    return UniqueCodes(mean, slot, masses.view(b, u), number)
+    return UniqueCodes(mean, slot, masses, number)
+
+
+def _without_points(codes: Tensor) -> UniqueCodes:
+    """No place has mass: one padded point per image."""
+    none = torch.zeros(0, dtype=torch.long, device=codes.device)
+    return UniqueCodes(codes.flatten(2).mT.reshape(-1, codes.shape[1])[:0], none, codes.new_zeros(len(codes), 1), none)
 
 
 def _distinct(values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,16 +143,23 @@ def _distinct(values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return distinct, (occurs.cumsum(0) - 1)[values], counts[distinct]
 
 
+def _first_of_each(group: Tensor, count: int) -> Tensor:
+    """The first row of each group; p -> count. Groups are numbered from 0, and none is empty."""
+    rows = torch.arange(len(group), device=group.device)
+    return rows.new_full((count,), len(group)).scatter_reduce_(0, group, rows, "amin")
+
+
 @torch.no_grad()
-def _signature(codes: Tensor) -> Tensor:
-    """A fixed projection of each code to one number; unequal codes almost never share theirs; p c -> p."""
-    direction = (
-        torch.arange(1, codes.shape[1] + 1, device=codes.device, dtype=codes.dtype) * 0.7548776662
-    ).frac() - 0.5
-    return codes @ direction
+def _rounding(codes: Tensor, latent: Tensor | None) -> Tensor:
+    """What each place's code may be off by rounding; b c h w, b c' h w -> b h w."""
+    size = codes.abs().amax(1)
+    if latent is None or latent.shape[2:] != codes.shape[2:]:
+        return size * (ROUNDING * torch.finfo(torch.float32).eps)
+    return (size + latent.abs().amax(1)) * (ROUNDING * torch.finfo(codes.dtype).eps)
 
 
-def _equal(codes: Tensor, others: Tensor, largest: Tensor) -> bool:
-    """Whether all signatures agree, up to rounding at the size of their image's largest; ignores those not finite."""
-    off = (codes - others).abs_()
-    return bool(((off <= 1e-3 * largest) | ~off.isfinite()).all())
+@torch.no_grad()
+def _equal(codes: Tensor, rounding: Tensor, other: Tensor) -> bool:
+    """Whether each code equals the one in row `other`, in every channel; ignores pairs that are not finite."""
+    off = (codes - codes[other]).abs_().amax(1)
+    return bool(((off <= rounding + rounding[other]) | ~off.isfinite()).all())

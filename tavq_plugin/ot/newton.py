@@ -224,6 +224,8 @@ def maximise(
         start: Potentials to start from, b m. Default: 0, with annealing.
         graphs: Where the CUDA graphs of fixed schedules are kept.
     """
+    if not len(problem.b):
+        return problem.b.clone(), problem.epsilon.clone()
     if adaptive or start is not None:
         return _maximise(problem, newton, adaptive, tolerance, max_passes, start)
 

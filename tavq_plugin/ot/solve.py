@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -132,12 +133,13 @@ def solve(
     tolerance: float = 1e-5,
     max_passes: int = 100,
     warm_start: Tensor | None = None,
+    unit_cost: Tensor | None = None,
 ) -> Transport:
     """Optimal transport of codes onto text units, one problem per image; b n d, b m d -> Transport over b.
 
     The gradient of `value` (for x, y, project and the weights) comes from the envelope theorem: ∂F_ε/∂C = P. Half
     precision is computed in float32, with autocast off. A problem without units or codes has value, cost and gradient
-    exactly 0. A NaN in a point that is not masked makes its own problem NaN and no other.
+    exactly 0, and a batch of no problems has an empty result. A NaN in a point that is not masked makes its own problem NaN and no other.
 
     Args:
         x: Codes, b n d; b n c with `project`.
@@ -149,17 +151,20 @@ def solve(
         project: W, c d, from the codes' width to the text's. x·W is never formed (x·W·y = x·(W y)). Default: none.
         cost: "sqeuclidean", the squared distance of x and y, or "dot", minus their product.
         epsilon: Entropic blur. Half the blur quarters the error of the cost and takes a tenth to a quarter more time;
-            give 0.01 if an error of 1e-3 of the gain matters.
+            give 0.01 if an error of 1e-3 of the gain matters. Below about 3e-4 of the cost's scale, "newton" and
+            "sinkhorn" take hundreds of passes and may stop at `max_passes` first: a warning says so.
         epsilon_mode: "relative": epsilon is a share of the RMS of each problem's row-centred cost (a scale without
             gradient); or "absolute".
         solver: "newton" (semi-dual, all codes), "sinkhorn" (the same dual by Sinkhorn steps) or "emd" (POT's exact
             solver on the CPU, the reference).
         schedule: "adaptive" stops each problem at `tolerance`, or after `max_passes`. "fixed" makes a fixed number of
             passes and reads nothing back from the device. Default: adaptive on a CPU, fixed elsewhere. `converged`
-            is right for both.
+            is that of the returned plan for both. Where rounding keeps a float32 problem from `tolerance`, "adaptive"
+            finishes it in float64.
         tolerance: L1 marginal error at which a problem has converged.
         max_passes: Passes over the codes at the target blur, at most.
         warm_start: Potentials to start from, b m. Default: none.
+        unit_cost: Added to every code's cost of a unit, b m, without gradient. Default: none.
 
     Raises:
         ValueError: Shapes do not fit, a name is unknown, or, on a CPU, a weight is negative (elsewhere a negative
@@ -169,7 +174,7 @@ def solve(
     >>> bool(solve(x, x.flip(1), epsilon=0.01).transport_cost < 1e-5)
     True
     """
-    _check_shapes(x, y, project, warm_start)
+    _check_shapes(x, y, project, warm_start, unit_cost)
     _check_settings(solver, cost, epsilon, epsilon_mode, schedule, tolerance, max_passes)
     adaptive = x.device.type == "cpu" if schedule is None else schedule == "adaptive"
     with torch.autocast(x.device.type, enabled=False):
@@ -186,13 +191,16 @@ def solve(
         relative = epsilon_mode == "relative"
         settings = SolverSettings(cost, epsilon, relative, solver, adaptive, tolerance, max_passes, uniform)
         project = None if project is None else project.to(dtype)
-        value, *rest = EntropicValue.apply(x, y, project, a, b, units, has_points, warm_start, settings)
+        unit_cost = None if unit_cost is None else unit_cost.to(dtype)
+        value, *rest = EntropicValue.apply(x, y, project, a, b, units, has_points, warm_start, unit_cost, settings)
         potentials, blur, error, reduced, constant, q = rest
         converged = error <= (1e-6 if solver == "emd" else tolerance)
         return Transport(value, potentials, blur, error, converged, a.detach(), b.detach(), reduced, constant, q)
 
 
-def _check_shapes(x: Tensor, y: Tensor, project: Tensor | None, warm_start: Tensor | None) -> None:
+def _check_shapes(
+    x: Tensor, y: Tensor, project: Tensor | None, warm_start: Tensor | None, unit_cost: Tensor | None
+) -> None:
     if x.ndim != 3 or y.ndim != 3 or len(x) != len(y) or 0 in (x.shape[1], y.shape[1]):
         raise ValueError(
             f"x is {tuple(x.shape)} and y {tuple(y.shape)}: give b n d and b m d with the same b, n and m at least 1 "
@@ -210,6 +218,8 @@ def _check_shapes(x: Tensor, y: Tensor, project: Tensor | None, warm_start: Tens
             raise ValueError(f"{name} is {tensor.dtype}: give floating point, {name}.float()")
     if warm_start is not None and warm_start.shape != y.shape[:2]:
         raise ValueError(f"warm_start is {tuple(warm_start.shape)}: give potentials, {tuple(y.shape[:2])}")
+    if unit_cost is not None and unit_cost.shape != y.shape[:2]:
+        raise ValueError(f"unit_cost is {tuple(unit_cost.shape)}: give {tuple(y.shape[:2])}")
 
 
 def _check_settings(
@@ -229,8 +239,8 @@ def _check_settings(
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, known))}")
-    if not epsilon > 0:
-        raise ValueError(f'epsilon must be above 0, got {epsilon}; for exact transport give solver="emd"')
+    if not (epsilon > 0 and isfinite(epsilon)):
+        raise ValueError(f'epsilon must be above 0 and finite, got {epsilon}; for exact transport give solver="emd"')
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance}")
     if max_passes < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from tavq_plugin.ot.emd import emd
 from tavq_plugin.ot.newton import maximise
-from tavq_plugin.ot.semidual import Problem, conditional_plan
+from tavq_plugin.ot.semidual import Problem, conditional_plan, marginal_error
+
+SMALL_BLUR = 3e-4  # share of the cost's scale below which the passes are many
 
 
 class SolverSettings(NamedTuple):
@@ -25,11 +28,16 @@ class SolverSettings(NamedTuple):
     max_passes: int
     uniform: bool  # no mask and no weights: every code has mass 1 / n
 
+    @property
+    def newton(self) -> bool:
+        """Whether passes take Newton steps; if not, Sinkhorn steps alone."""
+        return self.solver == "newton"
+
 
 class EntropicValue(torch.autograd.Function):
     """F_ε = D(g) at the maximum of the dual, where ∂D/∂g = 0 and so ∂F_ε/∂C = P.
 
-    x b n c, y b m d, project c d or None (W = 1), a b n, b b m; points without mass take no part. Saves x, y and each
+    x b n c, y b m d, project c d or None (W = 1), a b n, b b m, unit_cost b m or None; points without mass take no part. Saves x, y and each
     code's plan; the backward pass is Pᵀ y and P x, and their products with W. The part of a code's cost that all units
     share, Σ a |x W|², cannot change the plan: it is computed from the codes' moments, and the projected codes are never
     formed.
@@ -46,6 +54,7 @@ class EntropicValue(torch.autograd.Function):
         y_mask: Tensor,
         has_points: Tensor,
         warm_start: Tensor | None,
+        unit_cost: Tensor | None,
         settings: SolverSettings,
     ) -> tuple[Tensor, ...]:
         """-> value b, potentials b m, blur b, marginal error b, reduced cost b m n, constant b, plan b m n."""
@@ -70,10 +79,17 @@ class EntropicValue(torch.autograd.Function):
             reduced = reduced.mul_(-2).add_(offset[..., None])
         else:
             reduced = reduced.neg_()
+        mean_cost = None
+        if unit_cost is not None:
+            unit_cost = unit_cost.masked_fill(~y_mask, 0.0)
+            mean_cost = unit_cost.sum(1, keepdim=True) / count
+            reduced.add_((unit_cost - mean_cost).masked_fill(~y_mask, 0.0)[..., None])
         gram = moments = None
         if squared and project is not None:
             gram, moments = project @ project.mT, _second_moments(x, a, settings.uniform)
         constant = _shared_value(x, a, project, mean, mean_spread, gram, moments, squared)
+        if mean_cost is not None:
+            constant = constant + a.sum(1) * mean_cost[:, 0]
 
         cost, scale = _normalised_cost(reduced, a, count)
         if settings.solver == "emd":
@@ -81,22 +97,25 @@ class EntropicValue(torch.autograd.Function):
             blur, error = torch.zeros_like(scale), ((q @ a[..., None])[..., 0] - b).abs().sum(1)
         else:
             blur = torch.full_like(scale, settings.epsilon) / (1.0 if settings.relative else scale)
+            _warn_of_small_blur(blur, settings)
             problem = Problem.of(cost, a, b, y_mask | ~has_points[:, None], blur)
             potentials, error = maximise(
                 problem,
-                newton=settings.solver == "newton",
+                newton=settings.newton,
                 adaptive=settings.adaptive,
                 tolerance=settings.tolerance,
                 max_passes=settings.max_passes,
                 start=None if warm_start is None else warm_start.to(a.dtype) / scale[:, None],
             )
-            q, lse = conditional_plan(problem, potentials, blur)
+            q, lse, potentials, error = _certified(problem, potentials, error, settings)
             potentials, blur = potentials * scale[:, None], blur * scale
             soft_min = -blur[:, None] * lse
         value = (b * potentials).sum(1) + (a * soft_min).sum(1) + constant
 
         ctx.settings = settings
-        ctx.save_for_backward(x, y, project, a, b, q, soft_min, potentials, blur, mean, mean_spread, gram, moments)
+        ctx.save_for_backward(
+            x, y, project, a, b, q, soft_min, potentials, blur, mean, mean_spread, gram, moments, mean_cost
+        )
         centred_potentials = torch.where(b > 0, potentials - (b * potentials).sum(1, keepdim=True), 0.0)
         rest = (centred_potentials, blur, torch.where(has_points, error, 0.0), reduced, constant, q)
         ctx.mark_non_differentiable(*rest)
@@ -106,7 +125,9 @@ class EntropicValue(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """By the envelope theorem: the plan for the points, soft minima of the costs for a, g − ε Pᵀ1 / b for b."""
-        x, y, project, a, b, q, soft_min, potentials, blur, mean, mean_spread, gram, moments = ctx.saved_tensors
+        x, y, project, a, b, q, soft_min, potentials, blur, mean, mean_spread, gram, moments, mean_cost = (
+            ctx.saved_tensors
+        )
         squared, uniform = ctx.settings.cost == "sqeuclidean", ctx.settings.uniform
         mass = grad[:, None] * a
         # the plan is weight · q; a uniform mass multiplies the smaller factors instead of q
@@ -133,11 +154,63 @@ class EntropicValue(torch.autograd.Function):
             if squared:
                 to_project = to_project + 2 * torch.einsum("b,bij->ij", grad, moments) @ project
         if ctx.needs_input_grad[3]:
-            to_a = grad[:, None] * (soft_min + _shared_cost(x, project, mean, mean_spread, squared))
+            shared = _shared_cost(x, project, mean, mean_spread, squared)
+            to_a = grad[:, None] * (soft_min + (shared if mean_cost is None else shared + mean_cost))
         if ctx.needs_input_grad[4]:
             to_b = potentials - blur[:, None] * (q @ a[..., None])[..., 0] / b
             to_b = grad[:, None] * to_b.masked_fill(b == 0, 0.0)
-        return to_x, to_y, to_project, to_a, to_b, None, None, None, None
+        return to_x, to_y, to_project, to_a, to_b, None, None, None, None, None
+
+
+def _warn_of_small_blur(blur: Tensor, settings: SolverSettings) -> None:
+    """Say that the passes will be many; an absolute epsilon is read back only where passes are too; b."""
+    smallest = settings.epsilon
+    if not settings.relative:
+        smallest = blur.min().item() if settings.adaptive and len(blur) else SMALL_BLUR
+    if smallest < SMALL_BLUR:
+        warnings.warn(
+            f"epsilon={settings.epsilon:g} is {smallest:.1g} of a problem's cost scale: below {SMALL_BLUR:g}, "
+            f"solver={settings.solver!r} takes hundreds of passes and may stop before `tolerance` (`converged` tells); "
+            'give a larger epsilon, or solver="emd" for exact transport',
+            stacklevel=5,
+        )
+
+
+def _certified(
+    problem: Problem, potentials: Tensor, error: Tensor, settings: SolverSettings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The plan at the potentials, its log-sum-exp, the potentials, and the plan's own marginal error.
+
+    -> b m n, b n, b m, b. A pass finds its error with a kernel from other potentials, which at a small blur differs
+    from the plan by rounding. An adaptive schedule finishes in float64 what only that kept from the tolerance.
+    """
+    q, lse = conditional_plan(problem, potentials, problem.epsilon)
+    found = _plan_error(q, problem)
+    if not settings.adaptive or q.dtype == torch.float64 or q.device.type == "mps":  # MPS has no float64
+        return q, lse, potentials, found
+    rows = ((error <= settings.tolerance) & (found > settings.tolerance)).nonzero()[:, 0]
+    if not len(rows):
+        return q, lse, potentials, found
+    a, b = (part[rows].double() for part in (problem.a, problem.b))
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)  # in float32 they sum to 1 up to rounding only
+    exact = Problem.of(problem.cost[rows].double(), a, b, problem.unit_mask[rows] > 0, problem.epsilon[rows].double())
+    finished, _ = maximise(
+        exact,
+        newton=settings.newton,
+        tolerance=settings.tolerance / 2,  # leaves room for rounding the plan to float32
+        max_passes=settings.max_passes,
+        start=potentials[rows].double(),
+    )
+    parts = (*conditional_plan(exact, finished, exact.epsilon), finished)
+    q, lse, potentials = (
+        whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip((q, lse, potentials), parts, strict=True)
+    )
+    return q, lse, potentials, _plan_error(q, problem)
+
+
+def _plan_error(q: Tensor, problem: Problem) -> Tensor:
+    """L1 distance of a plan's unit masses from b; b m n -> b."""
+    return marginal_error(problem, (q @ problem.a[..., None])[..., 0])
 
 
 def _projected(y: Tensor, project: Tensor | None) -> Tensor:

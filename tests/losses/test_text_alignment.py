@@ -143,7 +143,10 @@ def test_bad_settings_are_refused():
         align(tavq.Codes(made_codes()[0].levels[1:]), made_texts())
 
 
-@pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"tolerance": 0.0}, {"max_passes": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"epsilon": 0.0}, {"epsilon": float("inf")}, {"epsilon": float("nan")}, {"tolerance": 0.0}, {"max_passes": 0}],
+)
 def test_bad_transport_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TransportSettings(**bad)

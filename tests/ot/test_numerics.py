@@ -80,6 +80,21 @@ def test_a_nan_stays_with_its_own_problem():
     torch.testing.assert_close(result.value[:1], clean.value)
 
 
+@pytest.mark.parametrize("solver", ["newton", "sinkhorn", "emd"])
+@pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "dot"])
+def test_a_batch_of_no_problems_has_an_empty_result(solver, schedule, cost):
+    x, y, w = torch.zeros(0, 900, 4), torch.zeros(0, 3, 5), torch.ones(4, 5)
+    for tensor in (x, y, w):
+        tensor.requires_grad_()
+    result = solve(x, y, project=w, solver=solver, schedule=schedule, cost=cost)
+    for name in ("value", "converged", "marginal_error", "epsilon", "transport_cost", "gain", "gap", "plan_entropy"):
+        assert getattr(result, name).shape == (0,), name
+    assert result.plan().shape == (0, 900, 3) and result.potentials.shape == (0, 3)
+    grads = torch.autograd.grad(result.value.sum(), (x, y, w))
+    assert all(grad.shape == t.shape and (grad == 0).all() for grad, t in zip(grads, (x, y, w), strict=True))
+
+
 class Reads(TorchDispatchMode):
     """Names of the operations that make the CPU wait for a device."""
 
@@ -167,6 +182,13 @@ def test_a_warm_start_needs_few_passes():
         ({"y": torch.zeros(1, 2, 5)}, "without project= both need the same width"),
         ({"y": torch.zeros(1, 0, 4)}, "at least 1"),
         ({"epsilon": 0}, "epsilon must be above 0"),
+        ({"epsilon": -1.0}, "epsilon must be above 0 and finite, got -1.0"),
+        ({"epsilon": float("nan")}, "epsilon must be above 0 and finite, got nan"),
+        (
+            {"epsilon": float("inf")},
+            'epsilon must be above 0 and finite, got inf; for exact transport give solver="emd"',
+        ),
+        ({"unit_cost": torch.zeros(1, 3)}, r"unit_cost is \(1, 3\): give \(1, 2\)"),
         ({"cost": "cosine"}, "cost='cosine'"),
         ({"solver": "simplex"}, "solver='simplex'"),
         ({"y_mask": torch.ones(1, 3, dtype=torch.bool)}, r"y_mask is \(1, 3\)"),

@@ -224,6 +224,22 @@ def test_a_large_problem_that_starts_on_a_sample_reaches_the_same_maximum(repeat
     torch.testing.assert_close(sampled.plan(), whole.plan(), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("solver", ["newton", "sinkhorn", "emd"])
+def test_a_cost_of_units_is_added_to_every_codes_cost(solver):
+    """−x·y − ½ |y|² is −[x, 1]·[y, ½ |y|²]: the same problem, with the cost in the points."""
+    x, y = gaussian(2, 30, 5, 4)
+    a, own = torch.rand(2, 30, generator=draw(3)).double() + 0.1, 0.5 * y.square().sum(2)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    wide = torch.cat([x, torch.ones(2, 30, 1)], 2), torch.cat([y, own[..., None]], 2)
+    options = dict(x_weight=a, y_mask=mask, cost="dot", solver=solver, tolerance=1e-11, max_passes=3000)
+    a.requires_grad_()
+    ours, theirs = solve(x, y, unit_cost=-own, **options), solve(*wide, **options)
+    for name in ("value", "transport_cost", "gain", "dual_bound", "epsilon", "potentials"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-8, atol=1e-9, msg=name)
+    torch.testing.assert_close(*(torch.autograd.grad(each.value.sum(), a)[0] for each in (ours, theirs)))
+
+
 @pytest.mark.parametrize("name", POINTS)
 def test_the_certificates_enclose_the_exact_cost(name):
     x, y = POINTS[name]
