@@ -16,6 +16,7 @@ from torch import Tensor
 from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.leakage import burst_members, find_leakage
+from tavq_plugin.data.read import without_text_reason
 from tavq_plugin.data.records import Record
 from tavq_plugin.data.splits import Split
 from tavq_plugin.data.synthetic_scenes import scenes
@@ -145,9 +146,12 @@ def read_splits(
         images, texts, drawn = scenes(n_train + 2 * n_eval, seed=0, resolution=resolution)
         sizes = {"train": n_train, "tune": n_eval, "test": n_eval}
         return ReadSplits(images, texts, [list(scene.boxes) for scene in drawn], sizes, {})
+    if source.without_text == len(source.records):
+        fields = [name for record in source.records for name in record.fields]
+        raise ValueError(without_text_reason(source.folder, len(source.records), fields))
     splits = source.split(n_train=n_train, n_eval=n_eval)
     records = [record for split in splits for record in split]
-    images = load_images([cast(Path, record.image) for record in records], resolution)  # all are files in a folder
+    images = load_images([cast(Path, record.image) for record in records], resolution)  # files, or the bytes of files
     names = [name for name, split in zip(splits._fields, splits, strict=True) for _ in split]
     left_out = left_out_records(images, records, names)
     reasons = dict(Counter(left_out.values()))
@@ -163,14 +167,14 @@ def read_splits(
         )
     texts = [records[i].text for i in kept]
     if without := sum(not text.strip() for text in texts):
-        tell(f"{without} of {len(texts)} images have no text: they are kept, but left out of retrieval")
+        tell(f"{without} of {len(texts)} without text: these images are kept, but left out of retrieval")
     return ReadSplits(images[torch.tensor(kept)], texts, [list(records[i].boxes) for i in kept], sizes, reasons)
 
 
 def left_out_records(images: Tensor, records: Sequence[Record], names: Sequence[str]) -> dict[int, str]:
     """The rows that are left out because another split has the same picture, with the reason; n 3 r r uint8."""
     places = {split: [i for i, name in enumerate(names) if name == split] for split in ("train", "tune", "test")}
-    files = [cast(Path, record.image) for record in records]
+    files = [cast("Path | bytes", record.image) for record in records]
     left_out: dict[int, str] = {}
     held_out = [*places["tune"], *places["test"]]
     leakage = find_leakage(
