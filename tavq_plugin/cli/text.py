@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli.console import report_errors
+from tavq_plugin.cli.options import TextField
 
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
@@ -32,9 +33,6 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature;
 Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
-TextField = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column or field with the text. Default: those in docs/texts.md.")
-]
 IdField = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
 ]
@@ -160,6 +158,7 @@ def prepare(
 
     Exit code 3: finished, but some records were left out. They are listed in OUT/rejected.jsonl.
     """
+    from tavq_plugin.data.decode import decode_text
     from tavq_plugin.data.read_settings import ReadSettings
     from tavq_plugin.preprocessing import prepare_store as preparing
     from tavq_plugin.preprocessing.choose_captioner import choose_shard_captions
@@ -181,7 +180,7 @@ def prepare(
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
             concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
-        stop_words = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
+        stop_words = decode_text(stop.read_bytes()).splitlines() if stop else ()
         splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(stop_words))
         if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
             console.print(f"{language} gives no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")

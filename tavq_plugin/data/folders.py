@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from tavq_plugin.data.read_counts import SYSTEM_FILES, ReadCounts
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import (
     IMAGE_ENDINGS,
     Record,
@@ -31,9 +32,10 @@ class ImageTextFolder:
 
     folder: Path
     records: tuple[Record, ...]
+    settings: ReadSettings | None = None  # how they were read
 
     @classmethod
-    def read(cls, folder: str | Path) -> ImageTextFolder:
+    def read(cls, folder: str | Path, settings: ReadSettings | None = None) -> ImageTextFolder:
         """Read a folder or file, in any form that `read_records` knows.
 
         Raises ValueError with the file and line that cannot be read, and the mend.
@@ -44,14 +46,14 @@ class ImageTextFolder:
         if not folder.exists():
             raise FileNotFoundError(f"no folder {folder}: --data takes a folder of images with text")
         table = folder / "captions.jsonl"
-        records = tuple(read_records(folder, images=True))
+        records = tuple(read_records(folder, settings=settings, images=True))
         _refuse_repeated_images(records, table if table.exists() else folder)
         if not records:
             raise ValueError(
                 f"no images in {folder}: give a folder with captions.jsonl and images/, or one of images "
                 f"({', '.join(IMAGE_ENDINGS)}) with same-named .txt files"
             )
-        return cls(folder, records)
+        return cls(folder, records, settings)
 
     @property
     def without_text(self) -> int:
