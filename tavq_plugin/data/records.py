@@ -86,8 +86,8 @@ def path_inside(folder: Path, name: str) -> Path:
             raise ValueError(f"image {name[:80]!r} is not a file name ({error})") from error
         if exists:
             return path
-        if not name.isascii() and (path := _same_in_unicode(base, path)) is not None:
-            return path
+        if not name.isascii() and (same := _same_in_unicode(base, path)) is not None:
+            return same
     raise ValueError(f"no file {name!r} in {folder / 'images'} or {folder}; add it or delete the line")
 
 

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from tavq_plugin.data.decode import decode_text
 from tavq_plugin.data.read_counts import ReadCounts
@@ -47,7 +47,8 @@ def read_rows(file: Path, reject: Reject, settings: ReadSettings, counts: ReadCo
     if ending in PARQUET:
         yield from _counted(_parquet(file, refuse), counts)
         return
-    with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as content:
+    opened: Any = gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+    with opened as content:
         try:
             yield from _counted(readers[str(ending)](content, refuse, settings), counts)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -60,7 +61,7 @@ def _counted(rows: Iterator[Row], counts: ReadCounts) -> Iterator[Row]:
         yield row
 
 
-def _lines(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Iterator[tuple[int, bytes]]:
+def _lines(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[tuple[int, bytes]]:
     """Lines up to the limit; a longer one is rejected, and never in memory as a whole."""
     number, most = 0, settings.largest_text
     while line := content.readline(most + 1):
@@ -73,7 +74,7 @@ def _lines(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Iterator[t
             line = content.readline(most)
 
 
-def _json_lines(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Iterator[Row]:
+def _json_lines(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[Row]:
     for number, line in _lines(content, refuse, settings):
         try:
             text = decode_text(line)
@@ -92,7 +93,7 @@ def _json_lines(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Itera
             yield number, row
 
 
-def _array(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Iterator[Row]:
+def _array(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[Row]:
     whole = content.read(settings.largest_json + 1)
     if reason := settings.excess(len(whole), "largest_json"):
         refuse(None, f"{reason}; or write one object per line, as .jsonl, which has no limit")
@@ -113,7 +114,7 @@ def _array(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Iterator[R
             refuse(number, f"entry {number} is no object; give one object per image")
 
 
-def _values(content: BinaryIO, refuse: Any, settings: ReadSettings) -> Iterator[Row]:
+def _values(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[Row]:
     """Rows of values; the separator is the one that the header has most of."""
     lines = _lines(content, refuse, settings)
     first = next(lines, None)

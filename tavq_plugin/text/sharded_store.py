@@ -124,8 +124,8 @@ class ShardedStore:
         for name in GRANULARITIES:
             begins, lengths = self._begins[name][places], self._lengths[name][places]
             mask = torch.from_numpy(np.arange(max(1, lengths.max(initial=0))) < lengths[:, None])
-            texts = list(zip(parts, begins.tolist(), lengths.tolist(), strict=True))
-            batch[name] = gather(name, texts, mask, self.means[name] if centred else None)
+            own = list(zip(parts, begins.tolist(), lengths.tolist(), strict=True))
+            batch[name] = gather(name, own, mask, self.means[name] if centred else None)
         return batch
 
     def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
