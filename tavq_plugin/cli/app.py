@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tavq_plugin.cli import text
 from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
-from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, options_given
+from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, TextField, options_given
 from tavq_plugin.cli.tasks import task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -109,6 +109,7 @@ def train(
         ),
     ] = None,
     allow: Allow = None,
+    text_field: TextField = None,
 ) -> None:
     """Train one tokenizer by one method. On several GPUs: `accelerate launch -m tavq_plugin train …`.
 
@@ -125,7 +126,7 @@ def train(
             return
         run_train(
             out=out, data=data, method=method, recipe=recipe, init=init, overrides=overrides or (), n_train=n_train,
-            n_eval=n_eval, allow=allow or (), console=console,
+            n_eval=n_eval, allow=allow or (), text_field=text_field, console=console,
         )  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def compare(
         ),
     ] = None,
     allow: Allow = None,
+    text_field: TextField = None,
 ) -> None:
     """Train every method on the same data by one recipe, measure all in the same way, and write a table and a page.
 
@@ -189,7 +191,7 @@ def compare(
         plan = plan_of(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
             init=init, overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
-            equal_time=equal_time, allow=allow or (),
+            equal_time=equal_time, allow=allow or (), text_field=text_field,
         )  # fmt: skip
         with runs_progress(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)

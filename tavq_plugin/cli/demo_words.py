@@ -71,7 +71,7 @@ def word_plans(tokenizer: Tokenizer, align: TextAlignment, corpus: Corpus, rows:
     for start in range(0, len(rows), BATCH):
         part = list(rows[start : start + BATCH])
         fine = tokenizer.encode(to_float(corpus.images[part])).levels[0].quantized
-        maps = plan_maps(align, fine, corpus.store.batch(part)[granularity], 0)
+        maps = plan_maps(align, fine, corpus.store.batch(rows=part)[granularity], 0)
         for row, mass in zip(part, maps, strict=True):
             units = corpus.store.units(row, granularity)
             yield WordPlan(units, mass[: len(units)])

@@ -10,7 +10,10 @@ import typer
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder with captions.jsonl, or images with same-named .txt files. Default: drawn scenes."),
+    typer.Option(help="Images and texts, in any form that prepare reads. Default: drawn scenes."),
+]
+TextField = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column or field with the text. Default: those in docs/texts.md.")
 ]
 RecipeFile = Annotated[str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")]
 Allow = Annotated[

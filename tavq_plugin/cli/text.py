@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli.console import report_errors
+from tavq_plugin.cli.options import TextField
 
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
@@ -32,6 +33,10 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature;
 Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
+IdField = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
+]
+LargestText = Annotated[int, typer.Option(min=1, help="Bytes of one row or text; longer ones are left out.")]
 Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
 
 
@@ -55,12 +60,15 @@ def caption(
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
     retries: Retries = 4,
+    text_field: TextField = None,
+    id_field: IdField = None,
 ) -> None:
     """Write a long text for every image, with a model here or on a server; continue where an earlier run stopped.
 
     Exit code 3: finished, but some images got no text. They are listed in a second file: for captions.jsonl, in
     captions.rejected.jsonl.
     """
+    from tavq_plugin.data.read_settings import ReadSettings
     from tavq_plugin.preprocessing import caption as captioning
     from tavq_plugin.preprocessing.choose_captioner import choose_captioner
     from tavq_plugin.preprocessing.rejections import rejections_path
@@ -71,7 +79,10 @@ def caption(
             model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
             dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
-        done = captioning.caption_images(data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch)
+        done = captioning.caption_images(
+            data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch,
+            settings=ReadSettings(text_field=text_field, id_field=id_field),
+        )  # fmt: skip
     console.print(
         f"{out}: {done.written:,} texts written now, {done.already_written:,} before; "
         f"{done.retried:,} asked for twice, {done.flagged:,} of them flagged as flawed"
@@ -84,8 +95,8 @@ def prepare(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder (captions.jsonl, images with .txt, CUB, CelebA-HQ, COCO, .tar), or a .jsonl, .csv, .parquet "
-            "or .tar file."
+            help="Folder (captions.jsonl, metadata.jsonl, images with .txt, CUB, CelebA-HQ, COCO, .tar, .parquet, "
+            "save_to_disk), or a .jsonl, .json, .csv, .tsv, .parquet or .tar file."
         ),
     ] = None,
     captions: Annotated[
@@ -139,11 +150,16 @@ def prepare(
     check_images: Annotated[
         bool, typer.Option(help="Decode every image, and leave out records with broken ones.")
     ] = False,
+    text_field: TextField = None,
+    id_field: IdField = None,
+    largest_text: LargestText = 16 * 2**20,
 ) -> None:
     """Split and encode texts into a store, after writing them if asked to; continue where an earlier run stopped.
 
     Exit code 3: finished, but some records were left out. They are listed in OUT/rejected.jsonl.
     """
+    from tavq_plugin.data.decode import decode_text
+    from tavq_plugin.data.read_settings import ReadSettings
     from tavq_plugin.preprocessing import prepare_store as preparing
     from tavq_plugin.preprocessing.choose_captioner import choose_shard_captions
     from tavq_plugin.text import Splitter
@@ -164,17 +180,23 @@ def prepare(
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
             concurrency=concurrency, timeout=timeout, retries=retries,
         )  # fmt: skip
-        stop_words = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
+        stop_words = decode_text(stop.read_bytes()).splitlines() if stop else ()
         splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(stop_words))
         if missing := [name for name in ("word", "phrase") if name not in splitter.supported]:
             console.print(f"{language} gives no {' and no '.join(missing)} units, only {', '.join(splitter.supported)}")
         result = preparing.prepare(
             source, out, preparing.encoder_loader(encoder, revision, pooling, dtype, device),
             splitter=splitter, shard_size=shard_size, part=preparing.parse_part(shard), captions=shard_captions,
-            check_images=check_images, ray="" if ray == "local" else ray, workers=workers,
+            check_images=check_images,
+            settings=ReadSettings(text_field=text_field, id_field=id_field, largest_text=largest_text),
+            ray="" if ray == "local" else ray, workers=workers,
         )  # fmt: skip
     state = "finished" if result.finished else "other parts are still missing"
     console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
+    if result.without_text:
+        console.print(f"{result.without_text:,} of {result.texts:,} without text; they add nothing to the loss")
+    if result.skipped:
+        console.print(result.skipped, markup=False)
     if result.in_pieces:
         console.print(
             f"{result.in_pieces:,} units exceed the encoder's limit: each was encoded in pieces, so nothing was cut off"

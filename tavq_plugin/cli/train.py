@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.training.build import describe_start
@@ -35,6 +36,7 @@ def run_train(
     n_train: int | None,
     n_eval: int,
     allow: Sequence[str],
+    text_field: str | None = None,
     console: Console,
 ) -> TrainedRun:
     """Train a run and print its figures. Under a launcher, the main process reads first and only it prints."""
@@ -55,7 +57,7 @@ def run_train(
     with state.main_process_first():
         corpus, _ = load_or_build_corpus(
             out / "data", data, settings.resolution, n_train=n_train or (SCENES if data is None else ALL),
-            n_eval=n_eval, tell=console.print,
+            n_eval=n_eval, tell=console.print, settings=ReadSettings(text_field=text_field),
         )  # fmt: skip
     with _steps_shown(console, settings.method, settings.steps) as report:
         run = fit(settings.method, settings, corpus, out, progress=report, allow=allow)

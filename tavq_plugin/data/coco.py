@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.data.decode import decode_text
 from tavq_plugin.data.records import (
     Record,
     Reject,
@@ -61,7 +62,7 @@ def from_coco(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record
 def read_coco_json(file: Path, *parts: str) -> dict[str, Any]:
     """The content of a file of annotations; raises ValueError if it is not JSON, or lacks one of its parts."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(decode_text(file.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); fetch it again") from error
     missing = [part for part in parts if not (isinstance(content, dict) and isinstance(content.get(part), list))]

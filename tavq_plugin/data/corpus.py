@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.images import load_images
 from tavq_plugin.data.leakage import burst_members, find_leakage
+from tavq_plugin.data.read import without_text_reason
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record
 from tavq_plugin.data.splits import Split
 from tavq_plugin.data.synthetic_scenes import scenes
@@ -69,7 +71,14 @@ class ReadSplits(NamedTuple):
 
 
 def load_or_build_corpus(
-    folder: Path, data: Path | None, resolution: int, *, n_train: int, n_eval: int, tell: Callable[[str], None]
+    folder: Path,
+    data: Path | None,
+    resolution: int,
+    *,
+    n_train: int,
+    n_eval: int,
+    tell: Callable[[str], None],
+    settings: ReadSettings | None = None,
 ) -> tuple[Corpus, dict[str, Any]]:
     """The corpus in a folder, with its tune split held out, and its description; built if the folder has none.
 
@@ -83,6 +92,7 @@ def load_or_build_corpus(
         n_train: Training images, at most.
         n_eval: Images to tune on, at most. The test split is always whole.
         tell: Called with each message to the user.
+        settings: The fields with id and text, and the limits of what is read. Default: `ReadSettings()`.
 
     Raises:
         ValueError: A split has fewer than two images, or the folder holds a corpus of other data or numbers.
@@ -92,7 +102,7 @@ def load_or_build_corpus(
     asked |= {"n_train_at_most": n_train, "n_eval_at_most": n_eval}
     source = None
     if data is not None:
-        source = ImageTextFolder.read(data)
+        source = ImageTextFolder.read(data, settings)
         asked["records"] = _digest(source)
     about = read_json(folder / "corpus.json", strict=False)
     ours = isinstance(about, dict) and {"asked", "protocol", "texts"} <= about.keys()
@@ -130,6 +140,7 @@ def load_corpus(folder: Path, *, split: Split = "tune") -> Corpus:
         rows = [*range(train), *range(train + tune, train + tune + test)]
         images = torch.cat([images[:train], load_file(folder / "test.safetensors")["images"]])
     store = TextStore.load(folder / "store.safetensors").subset(rows)
+    store = replace(store, ids=tuple(map(str, range(len(rows)))))  # a row's number is its id
     texts, boxes = ([side[row] for row in rows] if side else [] for side in (about["texts"], about.get("boxes")))
     return Corpus(about["asked"]["data"], images, texts, store, train, split, boxes)
 
@@ -145,9 +156,12 @@ def read_splits(
         images, texts, drawn = scenes(n_train + 2 * n_eval, seed=0, resolution=resolution)
         sizes = {"train": n_train, "tune": n_eval, "test": n_eval}
         return ReadSplits(images, texts, [list(scene.boxes) for scene in drawn], sizes, {})
+    if source.without_text == len(source.records):
+        fields = [name for record in source.records for name in record.fields]
+        raise ValueError(without_text_reason(source.folder, len(source.records), fields, source.settings))
     splits = source.split(n_train=n_train, n_eval=n_eval)
     records = [record for split in splits for record in split]
-    images = load_images([cast(Path, record.image) for record in records], resolution)  # all are files in a folder
+    images = load_images([cast(Path, record.image) for record in records], resolution)  # files, or the bytes of files
     names = [name for name, split in zip(splits._fields, splits, strict=True) for _ in split]
     left_out = left_out_records(images, records, names)
     reasons = dict(Counter(left_out.values()))
@@ -163,14 +177,14 @@ def read_splits(
         )
     texts = [records[i].text for i in kept]
     if without := sum(not text.strip() for text in texts):
-        tell(f"{without} of {len(texts)} images have no text: they are kept, but left out of retrieval")
+        tell(f"{without} of {len(texts)} without text: these images are kept, but left out of retrieval")
     return ReadSplits(images[torch.tensor(kept)], texts, [list(records[i].boxes) for i in kept], sizes, reasons)
 
 
 def left_out_records(images: Tensor, records: Sequence[Record], names: Sequence[str]) -> dict[int, str]:
     """The rows that are left out because another split has the same picture, with the reason; n 3 r r uint8."""
     places = {split: [i for i, name in enumerate(names) if name == split] for split in ("train", "tune", "test")}
-    files = [cast(Path, record.image) for record in records]
+    files = [cast("Path | bytes", record.image) for record in records]
     left_out: dict[int, str] = {}
     held_out = [*places["tune"], *places["test"]]
     leakage = find_leakage(
@@ -192,11 +206,11 @@ def _build(
     """Write the files of the corpus, and return the content of corpus.json."""
     from tavq_plugin.text.encoder import offline_encoder
 
-    encoder = offline_encoder()
     splits = read_splits(
         source, asked["resolution"], n_train=asked["n_train_at_most"], n_eval=asked["n_eval_at_most"], tell=tell
     )
     train, tune, test = (splits.sizes[name] for name in ("train", "tune", "test"))
+    encoder = offline_encoder()
     store = TextStore.build(splits.texts, encoder, centre_on=range(train))
     about = {
         "asked": asked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -41,14 +42,18 @@ class Leakage:
 
 
 def find_leakage(
-    train: Tensor, held_out: Tensor, train_files: Sequence[Path], held_out_files: Sequence[Path]
+    train: Tensor, held_out: Tensor, train_files: Sequence[Path | bytes], held_out_files: Sequence[Path | bytes]
 ) -> Leakage:
     """Compare two splits by their pictures and, if given, by their files; n 3 h w, m 3 h w uint8."""
-    known = {sha256_of(path) for path in train_files}
-    files = [i for i, path in enumerate(held_out_files) if sha256_of(path) in known]
+    known = {_sha256(file) for file in train_files}
+    files = [i for i, path in enumerate(held_out_files) if _sha256(path) in known]
     train_hashes = set(dhash(train).tolist()) - {0}  # 0 is the hash of every blank picture
     hashes = [i for i, value in enumerate(dhash(held_out).tolist()) if value in train_hashes and i not in set(files)]
     return Leakage(tuple(files), tuple(hashes))
+
+
+def _sha256(file: Path | bytes) -> str:
+    return hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256_of(file)
 
 
 def dhash(images: Tensor) -> Tensor:

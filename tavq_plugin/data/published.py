@@ -21,7 +21,7 @@ from tavq_plugin.data.records import (
     read_lines,
 )
 from tavq_plugin.data.refcoco import from_refcoco, refs_files
-from tavq_plugin.data.tars import from_tars
+from tavq_plugin.data.tars import from_tars, is_archive
 
 RecordReader = Callable[[Path, Reject], Iterator[Record]]
 _CUB_TEXTS = ("text_c10", "text", "captions")
@@ -48,9 +48,7 @@ def published_reader(folder: Path) -> RecordReader | None:
         return from_daquar
     if (folder / _CELEBA_IMAGES[0]).is_dir() or (folder / _CELEBA_TEXTS[0]).is_dir():
         return from_celeba_hq
-    if _archives(folder):
-        return from_tar_folder
-    return None
+    return from_tar_folder if archives_in(folder) else None
 
 
 def from_cub(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
@@ -95,11 +93,14 @@ def from_celeba_hq(folder: Path, reject: Reject = raise_rejection) -> Iterator[R
 
 def from_tar_folder(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
     """All archives of a folder, sorted by name."""
-    return from_tars(_archives(folder), reject)
+    return from_tars(archives_in(folder), reject)
 
 
-def _archives(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.tar") if not is_hidden(PurePath(path.name)))
+def archives_in(folder: Path) -> list[Path]:
+    """The archives directly in a folder, sorted by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_archive(path) and not is_hidden(PurePath(path.name)))
 
 
 def _columns(file: Path, reject: Reject) -> Iterator[list[str]]:

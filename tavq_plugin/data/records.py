@@ -7,11 +7,14 @@ raises ValueError.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from tavq_plugin.data.decode import decode_text
 from tavq_plugin.moved import old_names
 
 __getattr__ = old_names(__name__)  # names that moved to other files
@@ -34,6 +37,7 @@ class Record:
     captions: tuple[str, ...] = ()  # those that `text` joins, one by one; () if the text is one
     captioner: str | None = None  # JSON of model, revision and prompt, for a text of `tavq caption`
     line: int | None = None  # number of the line or row in the file
+    fields: tuple[str, ...] = ()  # of a record without text: the names of all its fields or members
 
 
 class Rejection(NamedTuple):
@@ -59,9 +63,9 @@ def raise_rejection(rejection: Rejection) -> None:
 def read_lines(file: Path, reject: Reject = raise_rejection) -> list[str] | None:
     """The lines of a text file: [] if it is missing, None if it is rejected."""
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-    except UnicodeDecodeError as error:
-        reject(Rejection(str(file), None, f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"))
+        return decode_text(file.read_bytes()).splitlines() if file.is_file() else []
+    except ValueError as error:
+        reject(Rejection(str(file), None, str(error)))
         return None
 
 
@@ -82,7 +86,35 @@ def path_inside(folder: Path, name: str) -> Path:
             raise ValueError(f"image {name[:80]!r} is not a file name ({error})") from error
         if exists:
             return path
+        if not name.isascii() and (same := _same_in_unicode(base, path)) is not None:
+            return same
     raise ValueError(f"no file {name!r} in {folder / 'images'} or {folder}; add it or delete the line")
+
+
+def _same_in_unicode(base: Path, path: Path) -> Path | None:
+    """The file of this name in another form of Unicode (macOS decomposes accents); None if there is none."""
+    base = Path(os.path.abspath(base))
+    if not path.is_relative_to(base):
+        return None
+    found = base
+    for part in path.relative_to(base).parts:
+        if not os.path.lexists(found / part):
+            part = names_in_nfc(str(found)).get(unicodedata.normalize("NFC", part), part)
+        found /= part
+    return found if found.is_file() else None
+
+
+def names_in_nfc(folder: str) -> Mapping[str, str]:
+    """The names in a folder by their NFC form; kept until the folder changes."""
+    try:
+        return _listed(folder, os.stat(folder).st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=4)
+def _listed(folder: str, changed: int) -> Mapping[str, str]:
+    return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
 
 
 def is_hidden(name: PurePath) -> bool:

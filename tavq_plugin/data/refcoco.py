@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tavq_plugin.data.coco import read_coco_json
+from tavq_plugin.data.decode import decode_text
 from tavq_plugin.data.records import Record, Reject, Rejection, has_surrogates, path_inside, raise_rejection
 from tavq_plugin.io.legacy_pickle import read_plain_pickle
 
@@ -125,6 +126,6 @@ def _list_in_json(file: Path) -> Any:
     import json
 
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return json.loads(decode_text(file.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); fetch it again") from error

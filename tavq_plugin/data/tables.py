@@ -1,15 +1,15 @@
-"""Tables of images with text: JSONL, CSV and Parquet files with one record per row."""
+"""Tables of images with text: one record per image, from one row or several that follow each other."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.data.read_counts import ReadCounts
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import (
     Record,
     Reject,
@@ -19,90 +19,162 @@ from tavq_plugin.data.records import (
     path_inside,
     raise_rejection,
 )
+from tavq_plugin.data.row_texts import IMAGE_FIELDS, row_texts
+from tavq_plugin.data.rows import Row, read_rows
+from tavq_plugin.text.text_id import text_id
 
-TABLE_ENDINGS = (".jsonl", ".csv", ".parquet")
+
+def from_table(
+    file: Path,
+    reject: Reject = raise_rejection,
+    settings: ReadSettings | None = None,
+    counts: ReadCounts | None = None,
+    *,
+    images: bool = False,
+) -> Iterator[Record]:
+    """One record per image; with `images`, a row without an image is rejected.
+
+    Rows of one image that follow each other are joined: each of their texts becomes a caption.
+    """
+    settings, counts = settings or ReadSettings(), counts or ReadCounts()
+    rows = read_rows(file, reject, settings, counts)
+    yield from records_of_rows(rows, file, file.parent, reject, settings, counts, images=images)
+    counts.check(file)
 
 
-def from_table(file: Path, reject: Reject = raise_rejection, *, images: bool = False) -> Iterator[Record]:
-    """One record per row; with `images`, a row without an image is rejected."""
-    for line, row in _rows(file, reject):
+def records_of_rows(
+    rows: Iterable[Row],
+    file: Path,
+    folder: Path,
+    reject: Reject,
+    settings: ReadSettings,
+    counts: ReadCounts,
+    *,
+    images: bool = False,
+) -> Iterator[Record]:
+    """The records of rows that were counted; a row that gives none is rejected and counted."""
+    before, joined = None, 0
+    for line, row in rows:
         try:
-            yield replace(record_from_row(row, file.parent, images=images), line=line)
+            record = record_from_row(row, folder, settings, images=images, number=line)
         except ValueError as error:
+            counts.rejected += 1
             reject(Rejection(str(file), line, str(error)))
+            continue
+        record = replace(record, line=line)
+        if before is not None and record.id == before.id and record.image == before.image:
+            before, joined = _joined(before, record), joined + 1
+            continue
+        if before is not None:
+            counts.used += joined
+            yield before
+        before, joined = record, 1
+    if before is not None:
+        counts.used += joined
+        yield before
 
 
-def record_from_row(row: Mapping[str, Any], folder: Path, *, images: bool = False) -> Record:
-    """The record of a row with image or id, and long_text, text or captions; raises ValueError with what is wrong."""
-    image = row.get("image") or row.get("file_name")
-    if (images or image is not None) and not (isinstance(image, str) and image):
-        raise ValueError('no "image"; give one object per line with the image\'s file name')
-    name = row.get("id", image) if not images else image
-    if not isinstance(name, (str, int)) or name == "":
-        raise ValueError('no "image" and no "id"; give one object per line with the image\'s file name')
-    text = row.get("long_text") or row.get("text") or row.get("caption") or ""
-    captions, boxes, qa, masks = (row.get(key) or [] for key in ("captions", "boxes", "qa", "masks"))
-    if not isinstance(text, str) or not (
-        isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
-    ):
-        raise ValueError('"long_text" must be a string and "captions" a list of strings')
+def _joined(one: Record, other: Record) -> Record:
+    """One record of two rows of an image; a text that both have stays once."""
+    texts = [record.captions or ((record.text,) if record.text else ()) for record in (one, other)]
+    captions = tuple(dict.fromkeys(caption for each in texts for caption in each))
+    boxes, qa = (
+        [*first, *(entry for entry in second if entry not in first)]
+        for first, second in ((one.boxes, other.boxes), (one.qa, other.qa))
+    )
+    return replace(
+        one,
+        text=captions_as_text(list(captions)),
+        captions=captions,
+        boxes=tuple(boxes),
+        qa=tuple(qa),
+        masks=tuple(dict.fromkeys((*one.masks, *other.masks))),
+        fields=() if captions else one.fields,
+    )
+
+
+def record_from_row(
+    row: Mapping[str, Any],
+    folder: Path,
+    settings: ReadSettings | None = None,
+    *,
+    images: bool = False,
+    number: int | None = None,
+) -> Record:
+    """The record of a row with image or id, and a text; raises ValueError with what is wrong.
+
+    Args:
+        row: The fields by name.
+        folder: Where images are.
+        settings: The fields with id and text. Default: those that are understood.
+        images: If true, the image is needed, and its name is the id.
+        number: Number of the row, counted from 1: with it, an image inside the row needs no name.
+    """
+    settings = settings or ReadSettings()
+    image = next((row[name] for name in IMAGE_FIELDS if row.get(name) not in (None, "")), None)
+    image, name = _image(image, folder)
+    if images and image is None:
+        raise ValueError(f'no "image" among the fields {_names(row)}; give the image\'s file name as "image"')
+    if settings.id_field is not None:
+        key = row.get(settings.id_field)
+        if key is None:
+            raise ValueError(f"no field {settings.id_field!r} with the id among the fields {_names(row)}")
+    else:
+        key = name if (images and name) or row.get("id") is None else row["id"]
+        if key is None and image is not None and number is not None:
+            key = number - 1  # as Hugging Face counts rows
+    if key is None or key == "":
+        raise ValueError(
+            f'no "image" and no "id" among the fields {_names(row)}; give {", ".join(IMAGE_FIELDS)} with the image\'s '
+            "file name, or name the field with the id by --id-field"
+        )
+    text, captions = row_texts(row, settings.text_field)
+    boxes, qa, masks = (row.get(key) or [] for key in ("boxes", "qa", "masks"))
     if not isinstance(boxes, list) or not isinstance(qa, list):
         raise ValueError('"boxes" and "qa" must be lists')
     if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
         raise ValueError('"masks" must be a list of file names, one per part of the image: "masks/a_hair.png"')
-    for string in (str(name), text, *captions):
+    for string in (str(key), text, *captions):
         if has_surrogates(string):
             raise ValueError(f"not UTF-8: {string[:40]!r}; save the file as UTF-8")
+        if reason := settings.excess(len(string), "largest_text"):
+            raise ValueError(f"the text {string[:40]!r} is too long: {reason}")
     captioner = [row.get(key) for key in ("model", "revision", "prompt")]
+    flagged = bool(row.get("flag"))  # a flagged text is not used
+    used = "" if flagged else text or captions_as_text(captions)
     return Record(
-        id=str(name),
-        image=None if image is None else path_inside(folder, image),
+        id=text_id(key),
+        image=image,
         masks=tuple(path_inside(folder, mask) for mask in masks),
-        text="" if row.get("flag") else text.strip() or captions_as_text(captions),  # a flagged text is not used
+        text=used,
         split=row.get("split"),
         source=row.get("source"),
         boxes=tuple(boxes),
         qa=tuple(qa),
-        captions=() if row.get("flag") else tuple(captions),
+        captions=() if flagged else tuple(captions),
         captioner=json.dumps(captioner) if any(captioner) else None,
+        fields=() if used else tuple(map(str, row)),
     )
 
 
-def _rows(file: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row with its number in the file."""
-    if file.suffix == ".parquet":
-        import pyarrow.parquet
+def _image(value: Any, folder: Path) -> tuple[Path | bytes | None, str | None]:
+    """The image of a row, a file or its bytes, and its name if it has one."""
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:  # as Hugging Face stores images
+        name = value.get("path")
+        if value.get("bytes") is not None:
+            return bytes(value["bytes"]), name or None
+        value = name
+    if value is None:
+        return None, None
+    if isinstance(value, bytes):
+        return value, None
+    if not isinstance(value, str) or not value:
+        raise ValueError(
+            f'no "image": it must be a file name or the bytes of an image, got {type(value).__name__} '
+            f"{str(value)[:40]!r}; give one object per line with the image's file name"
+        )
+    return path_inside(folder, value), value
 
-        number = 0
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    elif file.suffix == ".csv":
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            reader = csv.DictReader(lines)
-            while True:
-                try:
-                    row = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    reject(Rejection(str(file), reader.line_num, f"not CSV ({error}); mend or delete the line"))
-                else:
-                    yield reader.line_num, {key: value for key, value in row.items() if key and value}
-    else:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.removeprefix(codecs.BOM_UTF8).strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig"))  # joined files have byte-order marks inside
-                    if not isinstance(row, dict):
-                        raise ValueError("it is not an object")
-                except UnicodeDecodeError as error:
-                    reject(Rejection(str(file), number, f"not UTF-8 ({error.reason} at byte {error.start})"))
-                except (ValueError, RecursionError) as error:
-                    reject(Rejection(str(file), number, f"not JSON ({error}); mend or delete the line"))
-                else:
-                    yield number, row
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(list(map(str, row))[:12]) or "(none)"

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+import torch.distributed
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from tavq_plugin.data.images import read_image
 from tavq_plugin.data.records import Record, raise_rejection
 from tavq_plugin.data.tars import from_tars
+from tavq_plugin.text.text_id import text_id
 
 Transform = Callable[[Tensor], Tensor]  # 3 r r uint8 -> the tokenizer's input
 
@@ -75,7 +78,7 @@ class HubImageDataset(Dataset):
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
         image = image if self.transform is None else self.transform(image)
-        return image, str(index if self.id is None else row[self.id])
+        return image, text_id(index if self.id is None else row[self.id])
 
     def records(self, text: str = "text") -> Iterator[Record]:
         """Its texts as records, for `TextStore.build` or a table for `tavq prepare`; images are not read."""
@@ -83,21 +86,70 @@ class HubImageDataset(Dataset):
             raise ValueError(f"no column {text!r} among {self.rows.column_names}: give text=")
         columns = [text] if self.id is None else [text, self.id]
         for index, row in enumerate(self.rows.select_columns(columns)):
-            yield Record(str(index if self.id is None else row[self.id]), None, row[text] or "")
+            yield Record(text_id(index if self.id is None else row[self.id]), None, row[text] or "")
 
 
 class TarImageDataset(IterableDataset):
-    """Images and ids streamed from WebDataset archives; a loader's workers share them archive by archive."""
+    """Images and ids streamed from WebDataset archives; processes and their workers share them archive by archive.
 
-    def __init__(self, files: Sequence[str | Path], resolution: int, transform: Transform | None = None) -> None:
+    Ids are those that `tavq prepare` gives the same archives: "ARCHIVE/KEY" for several, "KEY" for one.
+
+    Args:
+        files: All archives, the same list in every process.
+        resolution: Side of the images, r.
+        transform: Applied to each image. Default: none.
+        part: (i, n): read only the i-th of n shares of the archives, counted from 0. Default: the process's share, if
+            torch.distributed is initialised. Give (0, 1) if something else divides the batches among processes, such
+            as `accelerate` with `dispatch_batches`.
+        archive_in_ids: Whether ids name the archive. Default: if there are several.
+
+    Raises:
+        ValueError: No archive is given, two have the same name, or there are fewer than shares.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        resolution: int,
+        transform: Transform | None = None,
+        *,
+        part: tuple[int, int] | None = None,
+        archive_in_ids: bool | None = None,
+    ) -> None:
         self.files, self.resolution, self.transform = sorted(map(Path, files)), resolution, transform
         if not self.files:
             raise ValueError("files is empty: give at least one .tar")
+        if len({file.name for file in self.files}) < len(self.files):
+            raise ValueError("two archives have the same name, so their ids would be equal: rename one")
+        self.part = part
+        self.archive_in_ids = len(self.files) > 1 if archive_in_ids is None else archive_in_ids
+        self.files_of_process()
+
+    def files_of_process(self) -> list[Path]:
+        """The archives that this process reads."""
+        index, of = self.part or _share()
+        if not 0 <= index < of or of > len(self.files):
+            raise ValueError(
+                f"share {index} of {of} of {len(self.files)} archives has none: give at least one archive per process"
+            )
+        return self.files[index::of]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker that is started anew does not know the process group: it gets the share."""
+        return {**self.__dict__, "part": self.part or _share()}
 
     def __iter__(self) -> Iterator[tuple[Tensor, str]]:
-        worker = get_worker_info()
-        own = self.files if worker is None else self.files[worker.id :: worker.num_workers]
-        for record in from_tars(own, raise_rejection):
+        worker, own = get_worker_info(), self.files_of_process()
+        if worker is not None:
+            own = own[worker.id :: worker.num_workers]
+        for record in from_tars(own, raise_rejection, archive_in_ids=self.archive_in_ids):
             if record.image is not None:
                 image = read_image(record.image, self.resolution)
                 yield image if self.transform is None else self.transform(image), record.id
+
+
+def _share() -> tuple[int, int]:
+    """The rank of this process and the number of processes; (0, 1) without torch.distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tavq_plugin.data.corpus import load_or_build_corpus
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summarise
 from tavq_plugin.evaluation.equal_time import equal_time_steps
 from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results, refuse_foreign_floors
@@ -71,7 +72,14 @@ def compare(
         claim(plan.out, FILES, MAKER, former=former_comparison(plan.out))
         plan.refuse_changed()
         numbers = {"n_train": plan.n_train, "n_eval": plan.n_eval}
-        _, about = load_or_build_corpus(plan.out / "data", plan.data, plan.recipe.resolution, **numbers, tell=tell)
+        _, about = load_or_build_corpus(
+            plan.out / "data",
+            plan.data,
+            plan.recipe.resolution,
+            **numbers,
+            tell=tell,
+            settings=ReadSettings(text_field=plan.text_field),
+        )
         require_known_hashes(plan.weights)
         targets = load_targets(plan.out, plan.evaluation)
         content: dict[str, Any] = {"protocol": comparison_protocol(plan, about, targets, workers)}

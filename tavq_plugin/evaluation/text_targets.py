@@ -110,7 +110,7 @@ class TextTargets:
     @cached_property
     def transport_units(self) -> list[Units]:
         """The text units of those images, by level."""
-        batch = self.corpus.store.batch([self.corpus.n_train + i for i in self.transport_images.tolist()])
+        batch = self.corpus.store.batch(rows=self.corpus.n_train + self.transport_images)
         return [batch[name] for name in GRANULARITIES]
 
 

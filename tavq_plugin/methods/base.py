@@ -73,4 +73,4 @@ def drawn_from(seed: int) -> Iterator[None]:
 
 def texts_of(corpus: Corpus, rows: Tensor, device: torch.device) -> TextBatch:
     """The units of these rows' texts, on a device."""
-    return corpus.store.batch(rows.tolist(), device)
+    return corpus.store.batch(device=device, rows=rows)

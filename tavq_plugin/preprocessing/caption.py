@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tavq_plugin.data.read import read_records
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.io.atomic import whole_file
 from tavq_plugin.io.progress import progress_bar
@@ -44,6 +45,7 @@ def caption_images(
     prompt: str | None = None,
     with_captions: bool = False,
     batch: int = 8,
+    settings: ReadSettings | None = None,
     progress: bool = True,
 ) -> CaptionCounts:
     """Write a text for every image of a folder or file; a second run continues where the first stopped.
@@ -55,6 +57,7 @@ def caption_images(
         prompt: What to ask. Default: `PROMPT`.
         with_captions: If true, the model is also given the image's own short captions.
         batch: Images per call of the captioner; their texts are on the disk before the next call.
+        settings: The fields with id and text, and the limits of what is read. Default: `ReadSettings()`.
         progress: If false, no progress bar is shown.
 
     Raises:
@@ -86,7 +89,7 @@ def caption_images(
         with FileLock(lock, timeout=0):
             if out != lines and out.exists() and not lines.exists():
                 _from_parquet(out, lines)
-            _append_missing(lines, run, Path(data), batch, progress)
+            _append_missing(lines, run, Path(data), batch, progress, settings)
             write_rejections(rejections_path(out), b"".join(map(rejection_line, rejections)))
             if lines != out:
                 _to_parquet(lines, out)
@@ -103,21 +106,23 @@ def working_file(out: Path) -> Path:
     return out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.unfinished.jsonl")
 
 
-def _append_missing(file: Path, run: CaptionRun, data: Path, batch: int, progress: bool) -> None:
+def _append_missing(
+    file: Path, run: CaptionRun, data: Path, batch: int, progress: bool, settings: ReadSettings | None
+) -> None:
     done = set(captions_in_file(file, run.source))
     run.counts.already_written, run.answered = len(done), bool(done)
     with file.open("ab") as lines, progress_bar(shown=progress) as bar:
         task = bar.add_task("captions", total=None, completed=len(done))
-        todo = run.with_images(_without_text(data, done, run))
+        todo = run.with_images(_without_text(data, done, run, settings))
         while chunk := list(islice(todo, batch)):
             run.write(chunk, lines)
             bar.update(task, advance=len(chunk))
 
 
-def _without_text(data: Path, done: set[int], run: CaptionRun) -> Iterator[Record]:
+def _without_text(data: Path, done: set[int], run: CaptionRun, settings: ReadSettings | None) -> Iterator[Record]:
     """Records whose ids are not done yet; a repeated id is rejected."""
     seen: set[int] = set()
-    for number, record in enumerate(read_records(data, run.reject), 1):
+    for number, record in enumerate(read_records(data, run.reject, settings), 1):
         line, name = record.line or number, id_hash(record.id)
         if name in seen:
             run.reject(Rejection(run.place, line, f"id {record.id!r} appears twice; the first record is kept"))

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tavq_plugin.data.read import read_records
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record
 from tavq_plugin.io.atomic import intended
 from tavq_plugin.io.progress import progress_bar
@@ -26,7 +27,7 @@ from tavq_plugin.preprocessing.shard_captions import ShardCaptions, all_rejectio
 from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
 from tavq_plugin.text.pretrained import Pooling
-from tavq_plugin.text.shard_file import read_shard, shard_metadata, write_shard
+from tavq_plugin.text.shard_file import Shard, read_shard, shard_metadata, write_shard
 from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.text.store import TextStore
 
@@ -41,6 +42,8 @@ class PrepareResult:
     shards: int  # of the whole store
     made: int  # shards written by this run
     rejected: int  # records left out
+    without_text: int  # texts that are empty; they add nothing to the loss
+    skipped: str  # what was not read since it is no data, in words; "" if there is none such
     in_pieces: int  # units above the encoder's limit, encoded in pieces
     finished: bool  # False if other parts of an array job are still missing
 
@@ -55,6 +58,7 @@ def prepare(
     part: tuple[int, int] = (0, 1),
     captions: ShardCaptions | None = None,
     check_images: bool = False,
+    settings: ReadSettings | None = None,
     ray: str | None = None,
     workers: int = 2,
     progress: bool = True,
@@ -73,12 +77,13 @@ def prepare(
         part: (i, n) makes only shards i, i + n, i + 2n, …, as one of n jobs.
         captions: Writes a text for each image first; images without one are rejected. Default: `data` has texts.
         check_images: If true, every image is decoded, and records with broken ones are rejected.
+        settings: The fields with id and text, and the limits of what is read. Default: `ReadSettings()`.
         ray: Address of a Ray cluster, or "" to start one on this machine. Default: work in this process.
         workers: Processes on Ray.
         progress: If false, no progress bar is shown.
 
     Raises:
-        ValueError: A setting is out of range, no record can be read, or `out` holds another store.
+        ValueError: A setting is out of range, no record can be read, none has a text, or `out` holds another store.
         FileExistsError: `out` holds foreign files with the names of a store's files.
     """
     index, of = part
@@ -88,7 +93,7 @@ def prepare(
         raise ValueError(f"shard_size must be at least 1 text, got {shard_size}")
     data, out, splitter = Path(data), Path(out), splitter or Splitter()
     refuse_foreign_list(out / REJECTED)
-    scan = scan_records(data, check_images=check_images, captions=captions)
+    scan = scan_records(data, check_images=check_images, captions=captions, settings=settings)
     count = -(-scan.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
         raise ValueError(
@@ -102,7 +107,9 @@ def prepare(
     digests: dict[int, str] = {}
 
     def unfinished(numbers: Sequence[int]) -> Iterator[tuple[int, list[Record]]]:
-        for number, records in enumerate(_chunks(data, scan.left_out, shard_size, images=captions is not None)):
+        for number, records in enumerate(
+            _chunks(data, scan.left_out, shard_size, settings, images=captions is not None)
+        ):
             path = shard_path(out, number)
             texts = records if captions is None else captions.finished_texts(records, path)
             digests[number] = records_digest(texts)
@@ -126,18 +133,19 @@ def prepare(
             for _, done in work(unfinished(claimed), out, -1):
                 made += done is True
         bar.update(task, completed=len(own))
-    texts, rejected = scan.texts, scan.rejected
+    texts, rejected, without_text = scan.texts, scan.rejected, scan.without_text
     if captions is not None:
         deque(unfinished(()), maxlen=0)  # updates `digests` with the texts written by now
         rejected += all_rejections(out)
         write_rejections(out / REJECTED, rejected)
-        texts = sum(len(read_shard(path).ids) for path in shard_paths(out))
+        written = [read_shard(path) for path in shard_paths(out)]
+        texts, without_text = sum(len(shard.ids) for shard in written), sum(map(_without_units, written))
     finished = all(is_current(shard_path(out, number), digests.get(number, ""), fingerprint) for number in range(count))
     if finished:
         Manifest(fingerprint, count, texts).write(out)
         _remove_locks(out)
     in_pieces = sum((shard_metadata(path) or {"in_pieces": 0})["in_pieces"] for path in shard_paths(out))
-    return PrepareResult(texts, count, made, rejected.count(b"\n"), in_pieces, finished)
+    return PrepareResult(texts, count, made, rejected.count(b"\n"), without_text, scan.skipped, in_pieces, finished)
 
 
 def process_shard(
@@ -230,9 +238,11 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(index), int(of)
 
 
-def _chunks(data: Path, left_out: frozenset[int], size: int, *, images: bool) -> Iterator[list[Record]]:
+def _chunks(
+    data: Path, left_out: frozenset[int], size: int, settings: ReadSettings | None, *, images: bool
+) -> Iterator[list[Record]]:
     """Lists of `size` records; without `images`, their images (which may be bytes) are dropped."""
-    records = enumerate(read_records(data, lambda _: None))
+    records = enumerate(read_records(data, lambda _: None, settings))
     kept = (
         Record(record.id, record.image if images else None, record.text, line=record.line or number + 1)
         for number, record in records
@@ -250,6 +260,12 @@ def _in_this_process(encoder: TextEncoder, make: Callable) -> Callable[..., Iter
             yield number, make(records, shard_path(out, number), encoder, wait=wait)
 
     return work
+
+
+def _without_units(shard: Shard) -> int:
+    """How many texts of a shard have no unit."""
+    lengths = torch.stack([ragged.offsets.diff() for ragged in shard.lists.values()])
+    return int((lengths.sum(0) == 0).sum())
 
 
 def _remove_locks(out: Path) -> None:

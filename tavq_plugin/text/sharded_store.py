@@ -14,7 +14,8 @@ from torch import Tensor
 from tavq_plugin.text.manifest import Manifest, finished_shard_paths
 from tavq_plugin.text.ragged import RaggedRows, centre, opaque_rows
 from tavq_plugin.text.shard_file import Shard, id_hashes, read_shard
-from tavq_plugin.text.store import Rows, TextStore
+from tavq_plugin.text.store import Rows, TextStore, texts_or_rows
+from tavq_plugin.text.text_id import refuse_ambiguous, text_id
 from tavq_plugin.types import GRANULARITIES, Units
 
 CENTRED_AT_ONCE = 16  # texts; few, so that their rows stay in the processor's cache
@@ -85,18 +86,16 @@ class ShardedStore:
         """The texts' ids, in order."""
         return (self._shards[part].ids[row] for part, row in map(self._place, range(len(self))))
 
-    def rows(self, rows: Rows) -> Tensor:
+    def rows(self, texts: Rows) -> Tensor:
         """Row numbers of texts given by id or row number, int64 b.
 
-        Raises KeyError or IndexError for texts that are not in the store.
+        A tensor or a range holds row numbers. Raises ValueError for a number in a list that is also the id of another
+        text, and KeyError or IndexError for texts that are not in the store.
         """
-        if not isinstance(rows, Tensor):
-            strings = [(i, row) for i, row in enumerate(rows) if isinstance(row, str)]
-            numbers = np.array([0 if isinstance(row, str) else int(row) for row in rows], dtype=np.int64)
-            if strings:
-                places, names = zip(*strings, strict=True)
-                numbers[list(places)] = self._find(names)
-            rows = torch.from_numpy(numbers)
+        if isinstance(texts, (Tensor, range)):
+            rows = torch.as_tensor(texts if isinstance(texts, Tensor) else [*texts])
+        else:
+            rows = torch.from_numpy(self._found([*texts]))
         rows = rows.cpu().long()
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(self)):
             raise IndexError(
@@ -104,12 +103,20 @@ class ShardedStore:
             )
         return rows
 
-    def batch(self, rows: Rows, device: torch.device | str | None = None, *, centred: bool = True) -> dict[str, Units]:
+    def batch(
+        self,
+        texts: Rows | None = None,
+        device: torch.device | str | None = None,
+        *,
+        rows: Sequence[int] | Tensor | None = None,
+        centred: bool = True,
+    ) -> dict[str, Units]:
         """Padded units of some texts: granularity → b m d, zero where masked.
 
-        If `centred`, the store's mean is subtracted, and the units are L2-normalised, float32; else they are as stored.
+        Give `texts`, ids as strings or a tensor of row numbers, or `rows`, row numbers only. If `centred`, the store's
+        mean is subtracted, and the units are L2-normalised, float32; else they are as stored.
         """
-        places = self._chosen[self.rows(rows).numpy()]
+        places = self._chosen[self.rows(texts_or_rows(texts, rows)).numpy()]
         parts = (np.searchsorted(self._starts, places, side="right") - 1).tolist()
         device = torch.device(device or "cpu")
         gather = self._padded if device.type == "cpu" else partial(self._padded_on_device, device)
@@ -117,8 +124,8 @@ class ShardedStore:
         for name in GRANULARITIES:
             begins, lengths = self._begins[name][places], self._lengths[name][places]
             mask = torch.from_numpy(np.arange(max(1, lengths.max(initial=0))) < lengths[:, None])
-            texts = list(zip(parts, begins.tolist(), lengths.tolist(), strict=True))
-            batch[name] = gather(name, texts, mask, self.means[name] if centred else None)
+            own = list(zip(parts, begins.tolist(), lengths.tolist(), strict=True))
+            batch[name] = gather(name, own, mask, self.means[name] if centred else None)
         return batch
 
     def collate(self, pairs: Sequence[tuple[Tensor, int | str]]) -> tuple[Tensor, Tensor]:
@@ -230,25 +237,46 @@ class ShardedStore:
             numbers[at + length : at + padded_to] = 0
             at += max(length, padded_to)
 
+    def _found(self, texts: Sequence[int | str]) -> np.ndarray:
+        """Row numbers of ids and row numbers; raises KeyError for an id that no text has."""
+        strings = [i for i, text in enumerate(texts) if isinstance(text, str)]
+        numbers = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+        found = np.array([0 if isinstance(text, str) else int(text) for text in texts], dtype=np.int64)
+        names = [cast(str, texts[i]) for i in strings]
+        at = self._find(names)
+        if (at < 0).any():  # a store of an earlier release may hold ids in another form
+            at = np.where(at < 0, self._find([text_id(name) for name in names]), at)
+        if missing := [name for name, row in zip(names, at, strict=True) if row < 0]:
+            raise KeyError(f"the store has no text for {missing[0]!r} ({len(missing)} of {len(texts)} ids missing)")
+        found[strings] = at
+        as_ids = self._find([str(found[i]) for i in numbers])
+        refuse_ambiguous(
+            (int(found[i]), None if row < 0 else int(row), self._id(int(found[i])))
+            for i, row in zip(numbers, as_ids, strict=True)
+        )
+        return found
+
     def _find(self, names: Sequence[str]) -> np.ndarray:
-        """Row numbers of ids; raises KeyError."""
+        """Row numbers of ids; -1 for an id that no text has."""
         wanted = id_hashes(names)
         at = np.searchsorted(self._hashes, wanted)
-        found, missing = np.zeros(len(names), dtype=np.int64), []
+        found = np.full(len(names), -1, dtype=np.int64)
         for i, name in enumerate(names):
             place = int(at[i])
             while place < len(self) and self._hashes[place] == wanted[i]:
                 row = int(self._order[place])
-                part, local = self._place(row)
-                if self._shards[part].ids[local] == name:
+                if self._id(row) == name:
                     found[i] = row
                     break
                 place += 1
-            else:
-                missing.append(name)
-        if missing:
-            raise KeyError(f"the store has no text for {missing[0]!r} ({len(missing)} of {len(names)} ids missing)")
         return found
+
+    def _id(self, row: int) -> str | None:
+        """The id of a row; None if there is no such row."""
+        if not 0 <= row < len(self):
+            return None
+        part, local = self._place(row)
+        return self._shards[part].ids[local]
 
     def _place(self, row: int) -> tuple[int, int]:
         """The number of a text's shard, and its row in the shard."""

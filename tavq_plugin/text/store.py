@@ -14,9 +14,21 @@ from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.ragged import RaggedRows, padded_units
 from tavq_plugin.text.shard_file import Shard, read_shard, write_shard
 from tavq_plugin.text.splitter import Splitter
+from tavq_plugin.text.text_id import refuse_ambiguous, text_id
 from tavq_plugin.types import GRANULARITIES, Units
 
 Rows = Sequence[int] | Sequence[str] | Tensor
+
+
+def texts_or_rows(texts: Rows | None, rows: Sequence[int] | Tensor | None) -> Rows:
+    """What `batch` was given: texts as they are, or row numbers as a tensor."""
+    if (texts is None) == (rows is None):
+        raise TypeError("give texts (ids), or rows= (row numbers), and not both")
+    if texts is not None:
+        return texts
+    if not isinstance(rows, Tensor) and any(isinstance(row, str) for row in cast(Sequence[int], rows)):
+        raise TypeError("rows= takes row numbers: give ids as the first argument")
+    return torch.as_tensor(rows, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class TextStore:
         """
         if isinstance(texts, str):
             raise TypeError("build needs a list of texts, got a single string: give [text]")
-        names = tuple(map(str, range(len(texts)))) if ids is None else tuple(ids)
+        names = tuple(map(str, range(len(texts)))) if ids is None else tuple(map(text_id, ids))
         if len(names) != len(texts):
             raise ValueError(f"{len(texts)} texts but {len(names)} ids: give one id per text")
         splitter = splitter or Splitter()
@@ -101,16 +113,16 @@ class TextStore:
         """Width d of the embeddings."""
         return self.table.shape[1]
 
-    def rows(self, rows: Rows) -> Tensor:
+    def rows(self, texts: Rows) -> Tensor:
         """Row numbers of texts given by id or row number, int64 b.
 
-        Raises KeyError or IndexError for texts that are not in the store.
+        A tensor or a range holds row numbers. Raises ValueError for a number in a list that is also the id of another
+        text, and KeyError or IndexError for texts that are not in the store.
         """
-        if not isinstance(rows, Tensor):
-            missing = [name for name in rows if isinstance(name, str) and name not in self._row]
-            if missing:
-                raise KeyError(f"the store has no text for {missing[0]!r} ({len(missing)} of {len(rows)} ids missing)")
-            rows = torch.tensor([self._row[r] if isinstance(r, str) else int(r) for r in rows], dtype=torch.long)
+        if isinstance(texts, (Tensor, range)):
+            rows = torch.as_tensor(texts if isinstance(texts, Tensor) else [*texts])
+        else:
+            rows = torch.tensor(self._found([*texts]), dtype=torch.long)
         rows = rows.to(self.table.device, torch.long)
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(self)):
             raise IndexError(
@@ -118,15 +130,35 @@ class TextStore:
             )
         return rows
 
-    def batch(self, rows: Rows, device: torch.device | str | None = None, *, centred: bool = True) -> dict[str, Units]:
+    def _found(self, texts: Sequence[int | str]) -> list[int]:
+        found = [self._row.get(text_id(text)) if isinstance(text, str) else int(text) for text in texts]
+        missing = [text for text, row in zip(texts, found, strict=True) if row is None]
+        if missing:
+            raise KeyError(f"the store has no text for {missing[0]!r} ({len(missing)} of {len(texts)} ids missing)")
+        numbers = [int(text) for text in texts if not isinstance(text, str)]
+        refuse_ambiguous(
+            (number, self._row.get(str(number)), self.ids[number] if 0 <= number < len(self) else None)
+            for number in numbers
+        )
+        return cast(list[int], found)
+
+    def batch(
+        self,
+        texts: Rows | None = None,
+        device: torch.device | str | None = None,
+        *,
+        rows: Sequence[int] | Tensor | None = None,
+        centred: bool = True,
+    ) -> dict[str, Units]:
         """Padded units of some texts: granularity → b m d float32, zero where masked.
 
-        If `centred`, the store's mean of that granularity is subtracted, and the units are L2-normalised.
+        Give `texts`, ids as strings or a tensor of row numbers, or `rows`, row numbers only. If `centred`, the store's
+        mean of that granularity is subtracted, and the units are L2-normalised.
         """
-        rows = self.rows(rows)
+        chosen = self.rows(texts_or_rows(texts, rows))
         batch = {}
         for granularity, ragged in self.lists.items():
-            units = padded_units(self.table, *ragged.pad(rows), self.means[granularity] if centred else None)
+            units = padded_units(self.table, *ragged.pad(chosen), self.means[granularity] if centred else None)
             batch[granularity] = units if device is None else units.to(device)
         return batch
 

@@ -55,7 +55,6 @@ def test_a_folder_of_images_with_text_files(tmp_path):
         ('{"image": "b.png", ', r"captions.jsonl, line 2: not JSON"),
         ({"captions": ["x"]}, 'line 2: no "image"'),
         ({"image": "b.png", "captions": "x"}, 'line 2: "long_text" must be a string'),
-        ({"image": "a.png"}, "captions.jsonl: image 'a.png' appears in two lines"),
         ({"image": "../a.png"}, "line 2: image '../a.png' leads out of"),
         ({"image": "/etc/hostname"}, "line 2: image '/etc/hostname' leads out of"),
         ({"image": "none/b.png"}, "line 2: no file 'none/b.png'"),
@@ -64,6 +63,15 @@ def test_a_folder_of_images_with_text_files(tmp_path):
 def test_a_broken_line_is_named(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         ImageTextFolder.read(pack(tmp_path / "p", {"image": "a.png"}, row))
+
+
+def test_lines_of_one_image_are_joined_and_refused_with_others_between(tmp_path):
+    a, b = ({"image": name, "long_text": f"A {name[0]}."} for name in ("a.png", "b.png"))
+    again = {"image": "a.png", "captions": ["it runs", "A a."]}
+    read = ImageTextFolder.read(pack(tmp_path / "p", a, again, b))
+    assert [(r.id, r.text) for r in read.records] == [("a.png", "A a. It runs."), ("b.png", "A b.")]
+    with pytest.raises(ValueError, match="captions.jsonl: image 'a.png' appears in two lines"):
+        ImageTextFolder.read(pack(tmp_path / "q", a, b, again))
 
 
 def test_a_linked_images_folder_is_read(tmp_path):

@@ -136,11 +136,11 @@ def test_archives_with_hostile_and_broken_members(tmp_path):
     rejected = []
     records = {record.id: record for record in read_records(tmp_path / "w", rejected.append)}
     assert {name: record.text for name, record in records.items()} == {
-        "a": "A red shape_object.",
-        "b": "A blue shape_object.",
-        "f": "",
+        "0.tar/a": "A red shape_object.",
+        "0.tar/b": "A blue shape_object.",
+        "0.tar/f": "",
     }
-    assert records["b"].image == encoded("blue")
+    assert records["0.tar/b"].image == encoded("blue")
     reasons = " ".join(r.reason for r in rejected)
     for words in ("'../out.png': a name that leads out", "'/etc/x.png'", "'c.png': not a plain file", "'d'", "'e'"):
         assert words in reasons
@@ -179,7 +179,7 @@ def test_images_and_ids_of_a_hugging_face_dataset(tmp_path):
 def test_archives_are_shared_among_workers(tmp_path):
     files = [archive(tmp_path / f"{i}.tar", [(f"{i}a.png", encoded()), (f"{i}b.png", encoded())]) for i in range(3)]
     loader = DataLoader(TarImageDataset(files, 8), batch_size=None, num_workers=2)
-    assert sorted(name for _, name in loader) == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    assert sorted(name for _, name in loader) == [f"{i}.tar/{i}{x}" for i in range(3) for x in "ab"]
     with pytest.raises(ValueError, match="files is empty"):
         TarImageDataset([], 8)
 

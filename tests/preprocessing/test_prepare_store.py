@@ -20,6 +20,7 @@ from filelock import FileLock
 from PIL import Image
 
 from tavq_plugin.data.read import read_records
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.preprocessing.prepare_store import LOCKS, prepare, process_shard
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
 from tavq_plugin.text.manifest import find_faults, shard_path
@@ -377,6 +378,36 @@ def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path, load):
     except OSError:
         pytest.skip("this file system takes only Unicode names")
     Image.new("RGB", (8, 8)).save(folder / "b.png")
+    (folder / "b.txt").write_text("a red dog")
     result = run(folder, tmp_path / "s", load)
     assert (result.texts, result.rejected) == (1, 1)
     assert "file name is not UTF-8" in (tmp_path / "s" / "rejected.jsonl").read_text()
+
+
+def test_data_without_any_text_are_refused_with_the_fields_seen(tmp_path, load):
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps({"id": str(i), "description": "a dog"}) + "\n" for i in range(3)))
+    with pytest.raises(ValueError, match=r"none of the 3 records .* Fields seen: id, description\. Fields understood: long_text, text, caption, captions, conversations"):  # fmt: skip # noqa: E501
+        run(file, tmp_path / "s", load)
+    assert not (tmp_path / "s").exists()
+    result = run(file, tmp_path / "s", load, settings=ReadSettings(text_field="description"))
+    assert (result.texts, result.without_text) == (3, 0)
+    with pytest.raises(ValueError, match="Fields understood: the field 'words' that was asked for"):
+        run(file, tmp_path / "t", load, settings=ReadSettings(text_field="words"))
+    folder = tmp_path / "f"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "t.csv").write_text("image,caption\na.png,A dog.\n")
+    with pytest.raises(ValueError, match=r"The folder holds t\.csv: give that file as --data"):
+        run(folder, tmp_path / "t", load)
+
+
+def test_texts_that_are_missing_and_files_that_are_no_data_are_counted(tmp_path, load):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    (folder / "a.txt").write_text("a red dog")
+    (folder / ".DS_Store").write_text("x")
+    result = run(folder, tmp_path / "s", load)
+    assert (result.texts, result.without_text, result.skipped) == (3, 2, "not read: 1 system files")

@@ -1,0 +1,36 @@
+"""What became of each part of the data: rows of tables, members of archives, files of folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+SYSTEM_FILES = "system files"  # .DS_Store, ._0.png, __MACOSX/0.png
+
+
+@dataclass
+class ReadCounts:
+    """Numbers of parts; a reader checks at its end that each part came out as a record, a rejection or a skip."""
+
+    parts: int = 0  #: rows, members or files
+    used: int = 0  #: parts that are in a record; a record may have several
+    rejected: int = 0  #: parts that are in a rejection
+    skipped: Counter[str] = field(default_factory=Counter)  #: kind → number of parts that are no data of ours
+
+    def check(self, place: object) -> None:
+        """Raise RuntimeError if a part is unaccounted for."""
+        out = self.used + self.rejected + self.skipped.total()
+        if self.parts != out:
+            raise RuntimeError(
+                f"{place}: {self.parts} rows, members or files came in, but {out} were accounted for; this is a fault "
+                "of the reader: please report it"
+            )
+
+    def told(self) -> str:
+        """The kinds of parts that were skipped, in words; "" if there are none.
+
+        >>> ReadCounts(skipped=Counter({"system files": 2, ".gif": 1})).told()
+        'not read: 2 system files, 1 .gif'
+        """
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.skipped.most_common())
+        return f"not read: {kinds}" if kinds else ""
