@@ -197,8 +197,9 @@ def attach(
 ) -> Attachment:
     """Add the alignment loss to training code that must not change: hooks on the host, parameters in the optimizer.
 
-    Call it after building the optimizer, and before building a learning-rate schedule. The optimizer's state may be
-    loaded before or after it, whether it was saved with the plug-in (then after it) or without. After each forward pass of the host, add `align(texts)` to the generator's loss. `tavq.detach(host)` undoes it.
+    Call it after building the optimizer, and before building a learning-rate schedule. An optimizer state that was
+    saved without the plug-in may be loaded before or after it, one that was saved with it only after it.
+    After each forward pass of the host, add `align(texts)` to the generator's loss. `tavq.detach(host)` undoes it.
 
     Args:
         host: The model in training, or the tokenizer that `wrap` made of it, whose added levels are then used; it may
@@ -227,9 +228,9 @@ def attach(
         **wrapping: Settings of `wrap`.
 
     Raises:
-        ValueError: The optimizer has a learning-rate schedule, a weight or the balance is out of its range, both are given, `rise` comes without total_steps, the
-            host has an attachment already, its codebook is sharded and the balance must reach it, or `wrap` or
-            `TextAlignment` raises it.
+        ValueError: The optimizer has a learning-rate schedule, a weight or the balance is out of its range, both are
+            given, `rise` comes without total_steps, the host has an attachment already, its codebook is sharded and the
+            balance must reach it, or `wrap` or `TextAlignment` raises it.
     """
     given, host = unwrap(host), _host_in(host)
     if host in _attached:

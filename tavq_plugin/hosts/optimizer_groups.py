@@ -41,8 +41,8 @@ class LoadedGroups:
             return None
         if len(loaded) != own.count(False):
             raise ValueError(
-                f"tavq.attach added {own.count(True)} parameter groups to the optimizer's {own.count(False)}; the state "
-                f"to load has {len(loaded)}. Load a state of the host alone or of both, or, for a state that version "
+                f"tavq.attach added {own.count(True)} parameter groups to the optimizer's {own.count(False)}; the "
+                f"state to load has {len(loaded)}. Load a state of the host alone or of both; for one that version "
                 '0.1 saved, attach with alignment={"heads_rate": 1}'
             )
         present = optimizer.state_dict()
