@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tavq_plugin.distributed import is_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.codebook_drift import CodebookDrift
 from tavq_plugin.hosts.hooks import Recorder, install_hooks, require_gradient
+from tavq_plugin.hosts.optimizer_groups import LoadedGroups, refuse_scheduled
 from tavq_plugin.hosts.summary import Summary, logger, summarize
 from tavq_plugin.hosts.tokenizer import Tokenizer, codes_from, tapped_paths, wrap
 from tavq_plugin.losses.alignment_settings import AlignmentSettings, Balance
@@ -196,7 +197,8 @@ def attach(
 ) -> Attachment:
     """Add the alignment loss to training code that must not change: hooks on the host, parameters in the optimizer.
 
-    Call it after building the optimizer, but before loading the optimizer's state or building a learning-rate schedule.
+    Call it after building the optimizer, and before building a learning-rate schedule. An optimizer state that was
+    saved without the plug-in may be loaded before or after it, one that was saved with it only after it.
     After each forward pass of the host, add `align(texts)` to the generator's loss. `tavq.detach(host)` undoes it.
 
     Args:
@@ -226,13 +228,14 @@ def attach(
         **wrapping: Settings of `wrap`.
 
     Raises:
-        ValueError: A weight or the balance is out of its range, both are given, `rise` comes without total_steps, the
-            host has an attachment already, its codebook is sharded and the balance must reach it, or `wrap` or
-            `TextAlignment` raises it.
+        ValueError: The optimizer has a learning-rate schedule, a weight or the balance is out of its range, both are
+            given, `rise` comes without total_steps, the host has an attachment already, its codebook is sharded and the
+            balance must reach it, or `wrap` or `TextAlignment` raises it.
     """
     given, host = unwrap(host), _host_in(host)
     if host in _attached:
         raise ValueError("this host has an attachment already: call tavq.detach(host) first")
+    refuse_scheduled(optimizer)
     if text_dim is None and encoder is None and store is None:
         from tavq_plugin.text.encoder import offline_encoder
 
@@ -262,6 +265,7 @@ def attach(
         optimizer.add_param_group(group)
         align._added += tuple(group["params"])
     align._optimizer = optimizer
+    align._handles.append(optimizer.register_load_state_dict_pre_hook(LoadedGroups(align._added)))
     _attached[host] = align
     if log_summary:
         logger.info("attached: %s", align)

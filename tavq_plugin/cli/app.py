@@ -269,13 +269,17 @@ def convert_checkpoint(
         list[str] | None, typer.Option(help="One more class, package.Class, to read as a plain record.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite existing files.")] = False,
+    max_growth: Annotated[
+        float, typer.Option(min=1, help="How many times as large as the source its tensors may become.")
+    ] = 4.0,
+    max_values: Annotated[int, typer.Option(min=1, help="Most values in the JSON.")] = 200_000,
 ) -> None:
     """Read an old checkpoint without running its code; write safetensors, and its configuration as JSON."""
     from tavq_plugin.io.convert_checkpoint import convert_checkpoint as convert
 
     console = Console()
     with report_errors(console, "Nothing was written"):
-        written = convert(source, out, allow=allow or (), force=force)
+        written = convert(source, out, allow=allow or (), force=force, max_growth=max_growth, max_values=max_values)
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
 
 

@@ -21,8 +21,10 @@ from tavq_plugin.io.storable import storable
 
 
 @contextmanager
-def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(target: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
     """A fresh file to write; it gets the target's name when the block ends, and is removed if the block fails.
+
+    A private file can be read by its owner alone.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -34,7 +36,9 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid4().hex[:12]}.tmp")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    handle = os.open(
+        partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600 if private else 0o666
+    )
     try:
         try:
             mode = os.fstat(handle).st_mode & 0o777
@@ -59,9 +63,9 @@ def intended(name: str) -> str | None:
     return found and found[1]
 
 
-def save_bytes(target: str | os.PathLike[str], content: bytes) -> None:
-    """Write bytes; the file is whole or absent."""
-    with whole_file(target) as partial:
+def save_bytes(target: str | os.PathLike[str], content: bytes, *, private: bool = False) -> None:
+    """Write bytes; the file is whole or absent. A private file can be read by its owner alone."""
+    with whole_file(target, private=private) as partial:
         partial.write_bytes(content)
 
 
@@ -70,9 +74,9 @@ def save_text(target: str | os.PathLike[str], text: str) -> None:
     save_bytes(target, text.encode())
 
 
-def save_json(target: str | os.PathLike[str], content: Any) -> None:
-    """Write indented JSON; the file is whole or absent."""
-    save_text(target, json.dumps(content, indent=2) + "\n")
+def save_json(target: str | os.PathLike[str], content: Any, *, private: bool = False) -> None:
+    """Write indented JSON; the file is whole or absent. A private file can be read by its owner alone."""
+    save_bytes(target, (json.dumps(content, indent=2) + "\n").encode(), private=private)
 
 
 def read_json(path: str | os.PathLike[str], *, strict: bool = True) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from tavq_plugin.io.redacted import MASK, names_a_secret, redacted
 
 # classes that only hold data, in checkpoints of taming, LDM, LlamaGen and similar projects
 CLASSES = (
@@ -26,10 +29,17 @@ CLASSES = (
     "omegaconf.nodes.FloatNode",
     "omegaconf.nodes.IntegerNode",
     "omegaconf.nodes.StringNode",
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
     "pathlib.PosixPath",
     "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "types.SimpleNamespace",
     "typing.Any",
     "typing.Dict",
     "typing.List",
@@ -37,12 +47,21 @@ CLASSES = (
 )
 # subclasses of dict
 MAPPINGS = (
+    "addict.addict.Dict",
     "collections.defaultdict",
+    "easydict.EasyDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-# types that are harmless with any arguments
-TYPES = (bool, bytes, dict, float, int, list, str, tuple)
+# types that are harmless with any arguments, and not larger than these
+TYPES = (bool, dict, float, int, list, str, tuple)
+# classes of text
+TEXTS = ("torch.torch_version.TorchVersion",)
+LONGEST_VALUE = 100_000  # characters or bytes of one value in the JSON; a longer one is left out by name
+MOST_VALUES = 200_000  # in the JSON; 10 characters of a text count as one more
+_DATA_OF_PYTHON = {"argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "types", "uuid"}
 
 
 class PickledObject:
@@ -74,6 +93,45 @@ class PickledMapping:
     def __new__(cls, *args: Any) -> collections.OrderedDict:  # type: ignore[misc]  # see above
         """Drop the arguments (such as a default factory); the unpickler adds the entries."""
         return collections.OrderedDict()
+
+
+class PickledArray(np.ndarray):
+    """Stands for numpy.ndarray; its memory comes from the values in the file, never from a size that it names."""
+
+    def __new__(cls, shape: Any = (0,), *_: Any) -> PickledArray:
+        """An empty array, which `__setstate__` fills."""
+        if tuple(shape) != (0,):
+            raise pickle.UnpicklingError("it asks for an array without giving its values")
+        return super().__new__(cls, (0,))
+
+
+def _array(_: Any, shape: Any, *__: Any) -> PickledArray:
+    return PickledArray(shape)
+
+
+def _bytes(content: Any = b"", *rest: Any) -> bytes:
+    """Bytes that the file holds; a number would make as many zeros."""
+    if isinstance(content, int):
+        raise pickle.UnpicklingError(f"it asks for {content:,} bytes without giving their values")
+    return bytes(content, *rest)
+
+
+def _scalar(dtype: Any, *value: Any) -> Any:
+    if not value and np.dtype(dtype).itemsize > 16:
+        raise pickle.UnpicklingError("it asks for a value without giving it")
+    return import_module("numpy._core.multiarray").scalar(dtype, *value)
+
+
+def may_hold_data(name: str) -> bool:
+    """Whether a global that is not allowed looks like a class that only holds data: no function, no tool of Python.
+
+    >>> [may_hold_data(n) for n in ("my.Config", "posix.system", "subprocess.Popen", "datetime.date", "my.build")]
+    [True, False, False, False, False]
+    """
+    module, _, last = name.rpartition(".")
+    root = module.partition(".")[0]
+    of_python = root in sys.stdlib_module_names or root in ("", "__builtin__", "posix", "nt", "commands")
+    return last.lstrip("_")[:1].isupper() and (not of_python or root in _DATA_OF_PYTHON)
 
 
 class _PlainUnpickler(pickle._Unpickler):  # the one written in Python: a hostile index cannot make it reserve memory
@@ -108,18 +166,20 @@ def read_plain_pickle(path: Path) -> Any:
             ) from error
 
 
-def safe_globals(further: Sequence[str] = ()) -> list[Callable | tuple[Callable, str]]:
-    """Pairs for `torch.serialization.safe_globals`: a class, and the allowed name that it stands for."""
+def safe_globals(further: Sequence[str] = (), *, mappings: Sequence[str] = ()) -> list[Callable | tuple[Callable, str]]:
+    """Pairs for `torch.serialization.safe_globals`: a class, and the allowed name that it stands for.
+
+    `further` are names of more classes, and `mappings` those of more dictionaries.
+    """
     pairs: list[Callable | tuple[Callable, str]] = [
         (type("Foreign", (PickledObject,), {"name": n}), n) for n in (*CLASSES, *further)
     ]
-    pairs += [(type("Foreign", (PickledMapping,), {}), name) for name in MAPPINGS]
+    pairs += [(type("Foreign", (PickledMapping,), {}), name) for name in (*MAPPINGS, *mappings)]
     pairs += [(kind, f"{kind.__module__}.{kind.__name__}") for kind in TYPES]
-    multiarray = import_module("numpy._core.multiarray")
-    scalar, rebuild = multiarray.scalar, multiarray._reconstruct
+    pairs += [(str, name) for name in TEXTS] + [(_bytes, "builtins.bytes")]
     for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        pairs += [(scalar, f"{core}.scalar"), (rebuild, f"{core}._reconstruct")]
-    pairs += [(np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
+        pairs += [(_scalar, f"{core}.scalar"), (_array, f"{core}._reconstruct")]
+    pairs += [(np.dtype, "numpy.dtype"), (PickledArray, "numpy.ndarray")]
     return pairs + [(kind, f"numpy.dtypes.{kind.__name__}") for kind in {type(np.dtype(c)) for c in "?bhilqBHILQefdSU"}]
 
 
@@ -128,67 +188,125 @@ class JsonContent(NamedTuple):
 
     values: Any
     tensors_left_out: list[str]  # "name: shape" of each tensor and array with more than one value
+    values_left_out: list[str]  # "name: what and why" of other values that are left out
+    masked: list[str]  # names of values in which a secret or a home folder was masked
 
 
-def json_content(value: Any, *, without: Sequence[Any] = ()) -> JsonContent:
+def json_content(value: Any, *, without: Sequence[Any] = (), most_values: int = MOST_VALUES) -> JsonContent:
     """The values of a checkpoint that JSON can hold; the objects in `without` are skipped.
 
-    >>> json_content({"a": (1, float("nan"), torch.tensor(2.0)), "b": torch.zeros(3)})
-    JsonContent(values={'a': [1, 'nan', 2.0]}, tensors_left_out=['b: 3'])
+    Values whose names or content look like keys are masked, and home folders become ~. Raises ValueError if there are
+    more than `most_values`, or they are nested too deeply.
+
+    >>> json_content({"a": (1, float("nan"), torch.tensor(2.0)), "b": torch.zeros(3), "api_key": "x"})[:2]
+    ({'a': [1, 'nan', 2.0], 'api_key': '[masked]'}, ['b: 3'])
     """
-    converter = _JsonConverter({id(part) for part in without})
-    values = converter.convert(value, "")
-    return JsonContent({} if values is _SKIPPED else values, converter.left_out)
+    converter = _JsonConverter({id(part) for part in without}, most_values)
+    try:
+        values = converter.convert(value, "")
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply to be written as JSON: save its weights alone") from error
+    return JsonContent(
+        {} if values is _SKIPPED else values, converter.left_out, converter.values_left_out, converter.masked
+    )
 
 
 _SKIPPED = object()  # in place of weights, of tensors that are left out, and of references to an enclosing object
 
 
 class _JsonConverter:
-    """Converts nested values; collects the names of the tensors that it leaves out."""
+    """Converts nested values; collects the names of the tensors and values that it leaves out or masks."""
 
-    def __init__(self, skipped: set[int]) -> None:
-        self.skipped = skipped
+    def __init__(self, skipped: set[int], most_values: int) -> None:
+        self.skipped, self.most_values = skipped, most_values
         self.left_out: list[str] = []
+        self.values_left_out: list[str] = []
+        self.masked: list[str] = []
         self.open: set[int] = set()  # objects that enclose the current one; a reference back to them is skipped
+        self.count = 0
 
-    def convert(self, value: Any, at: str) -> Any:
+    def convert(self, value: Any, at: str, *, secret: bool = False) -> Any:
         if id(value) in self.skipped or id(value) in self.open:
             return _SKIPPED
+        self._count(1)
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, float) and not math.isfinite(value):
             return str(value)
-        if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, int) and value.bit_length() > 256:
+            return self._leave_out(at, f"a number of {value.bit_length():,} bits")
+        if value is None or isinstance(value, bool | int | float):
             return value
+        if isinstance(value, str):
+            return self._text(str(value), at, secret=secret)
+        if isinstance(value, bytes | bytearray):
+            if len(value) > LONGEST_VALUE // 4:  # each byte may take four characters
+                return self._leave_out(at, f"{len(value):,} bytes")
+            return self._text(str(bytes(value)), at, secret=secret)
         if isinstance(value, Tensor | np.ndarray):
-            if (value.numel() if isinstance(value, Tensor) else value.size) == 1:
-                return self.convert(value.item(), at)
-            self.left_out.append(f"{at}: {' '.join(map(str, value.shape))}")
-            return _SKIPPED
+            return self._of_tensor(value, at)
         if isinstance(value, type):
             return getattr(value, "name", value.__name__)
         self.open.add(id(value))
         try:
-            return self._container(value, at)
+            return self._container(value, at, secret=secret)
         finally:
             self.open.remove(id(value))
 
-    def _container(self, value: Any, at: str) -> Any:
+    def _count(self, number: int) -> None:
+        self.count += number
+        if self.count > self.most_values:
+            raise ValueError(
+                f"its configuration has more than {self.most_values:,} values, or text of that length: give "
+                "--max-values a higher limit if you trust the file, or save its weights alone"
+            )
+
+    def _leave_out(self, at: str, what: str) -> Any:
+        self.values_left_out.append(f"{at}: {what}")
+        return _SKIPPED
+
+    def _text(self, text: str, at: str, *, secret: bool) -> Any:
+        if len(text) > LONGEST_VALUE:
+            return self._leave_out(at, f"a text of {len(text):,} characters")
+        self._count(len(text) // 10)
+        shown = MASK if secret and text else redacted(text)
+        if shown != text:
+            self.masked.append(at)
+        return shown
+
+    def _of_tensor(self, value: Tensor | np.ndarray, at: str) -> Any:
+        if (value.numel() if isinstance(value, Tensor) else value.size) == 1:
+            try:
+                return self.convert(value.item(), at)
+            except (RuntimeError, NotImplementedError):  # on the meta device, or of a type without such a method
+                pass
+        self.left_out.append(f"{at}: {' '.join(map(str, value.shape))}")
+        return _SKIPPED
+
+    def _container(self, value: Any, at: str, *, secret: bool) -> Any:
         if isinstance(value, PickledObject):
             for inner in ("_content", "_val"):  # omegaconf's containers and leaves
                 if inner in value.state:
-                    return self.convert(value.state[inner], at)
+                    return self.convert(value.state[inner], at, secret=secret)
             if value.name.startswith("pathlib."):
-                return "/".join(value.args).replace("//", "/")
+                parts = [str(self.convert(part, at)) for part in value.args]
+                return self._text("/".join(parts).replace("//", "/"), at, secret=secret)
             return (
-                self.convert(value.state, at) if value.state or not value.args else self.convert(list(value.args), at)
+                self.convert(value.state, at, secret=secret)
+                if value.state or not value.args
+                else self.convert(list(value.args), at, secret=secret)
             )
         if isinstance(value, Mapping):
-            named = {str(self.convert(key, at)): part for key, part in value.items()}
-            made = {key: self.convert(part, f"{at}.{key}" if at else key) for key, part in named.items()}
+            made = {}
+            for key, part in (*value.items(), *getattr(value, "__dict__", {}).items()):
+                name = str(self.convert(key, at))
+                while name in made:  # 1 and "1"
+                    name += "+"
+                made[name] = self.convert(part, f"{at}.{name}" if at else name, secret=secret or names_a_secret(name))
             return {key: part for key, part in made.items() if part is not _SKIPPED}
         if isinstance(value, list | tuple | set | frozenset | torch.Size):
-            parts = [self.convert(part, f"{at}.{i}" if at else str(i)) for i, part in enumerate(value)]
+            parts = [self.convert(part, f"{at}.{i}" if at else str(i), secret=secret) for i, part in enumerate(value)]
             return [None if part is _SKIPPED else part for part in parts]
-        return str(value)
+        if isinstance(value, torch.TypedStorage | torch.UntypedStorage):
+            return self._leave_out(at, f"memory of {value.nbytes():,} bytes")
+        return self._text(str(value), at, secret=secret)
