@@ -32,6 +32,9 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature;
 Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow an http:// server on another machine; others can read what is sent.")
+]
 Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
 
 
@@ -55,6 +58,7 @@ def caption(
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
     retries: Retries = 4,
+    insecure: Insecure = False,
 ) -> None:
     """Write a long text for every image, with a model here or on a server; continue where an earlier run stopped.
 
@@ -69,7 +73,7 @@ def caption(
     with report_errors(console, f"The texts so far are in {out}"):
         load, batch = choose_captioner(
             model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
-            dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries,
+            dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
         )  # fmt: skip
         done = captioning.caption_images(data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch)
     console.print(
@@ -118,6 +122,7 @@ def prepare(
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
     retries: Retries = 4,
+    insecure: Insecure = False,
     encoder: Annotated[
         str | None, typer.Option(help="Text model: a folder or a hub name. Default: MiniLM from the extra 'offline'.")
     ] = None,
@@ -162,7 +167,7 @@ def prepare(
         shard_captions = None if caption_model is None else choose_shard_captions(
             caption_model, server, caption_batch, prompt=prompt, with_captions=with_captions,
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
-            concurrency=concurrency, timeout=timeout, retries=retries,
+            concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
         )  # fmt: skip
         stop_words = stop.read_text(encoding="utf-8-sig").splitlines() if stop else ()
         splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(stop_words))
