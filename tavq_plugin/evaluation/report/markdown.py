@@ -28,7 +28,10 @@ WIDTH = 120  # characters of a line; a wider table is split by its columns
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The whole report as Markdown, without absolute paths. Raises ValueError for a comparison that an older version tabulated."""
+    """The whole report as Markdown, without absolute paths.
+
+    Raises ValueError for a comparison that an older version tabulated.
+    """
     refuse_former_content(content)
     content = with_short_paths(content)
     appendix = appendix_table(content)
