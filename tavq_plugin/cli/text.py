@@ -37,6 +37,9 @@ IdField = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
 ]
 LargestText = Annotated[int, typer.Option(min=1, help="Bytes of one row or text; longer ones are left out.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow an http:// server on another machine; others can read what is sent.")
+]
 Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
 
 
@@ -62,6 +65,7 @@ def caption(
     retries: Retries = 4,
     text_field: TextField = None,
     id_field: IdField = None,
+    insecure: Insecure = False,
 ) -> None:
     """Write a long text for every image, with a model here or on a server; continue where an earlier run stopped.
 
@@ -77,7 +81,7 @@ def caption(
     with report_errors(console, f"The texts so far are in {out}"):
         load, batch = choose_captioner(
             model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
-            dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries,
+            dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
         )  # fmt: skip
         done = captioning.caption_images(
             data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch,
@@ -129,6 +133,7 @@ def prepare(
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
     retries: Retries = 4,
+    insecure: Insecure = False,
     encoder: Annotated[
         str | None, typer.Option(help="Text model: a folder or a hub name. Default: MiniLM from the extra 'offline'.")
     ] = None,
@@ -178,7 +183,7 @@ def prepare(
         shard_captions = None if caption_model is None else choose_shard_captions(
             caption_model, server, caption_batch, prompt=prompt, with_captions=with_captions,
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
-            concurrency=concurrency, timeout=timeout, retries=retries,
+            concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
         )  # fmt: skip
         stop_words = decode_text(stop.read_bytes()).splitlines() if stop else ()
         splitter = Splitter(language=language, spacy=spacy, segmenter=segmenter, stop=frozenset(stop_words))

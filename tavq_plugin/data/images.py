@@ -32,7 +32,7 @@ def open_image(file: str | Path | bytes | Image.Image, *, max_pixels: int | None
     """An upright RGB image on white, from a file, its bytes, or an image that Pillow has opened.
 
     Values of more than 8 bits are scaled as `to_eight_bits` says. The size is looked at before anything is decoded.
-    `max_pixels` is by default the environment variable TAVQ_MAX_PIXELS, or else `MAX_PIXELS`.
+    `max_pixels` is by default that of `pixel_limit`.
 
     Raises ValueError if it is not an image, is truncated, has too many pixels, or does not say which value is white.
     """
@@ -40,7 +40,7 @@ def open_image(file: str | Path | bytes | Image.Image, *, max_pixels: int | None
     limit = max_pixels or pixel_limit()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here takes its place
             if not isinstance(file, Image.Image):
                 file = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
             with file as opened:
@@ -61,22 +61,23 @@ def open_image(file: str | Path | bytes | Image.Image, *, max_pixels: int | None
         ) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image that Pillow knows; replace it or leave it out") from error
-    except OverflowError as error:
-        raise ValueError(f"{name}: cannot be read ({error}); replace it or leave it out") from error
     except (OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
         # whatever Pillow raises
         raise ValueError(f"{name}: cannot be read ({error}); is it truncated? Replace it or leave it out") from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{name}: cannot be read ({error}); replace it or leave it out") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def pixel_limit() -> int:
-    """The most pixels of one image: the environment variable TAVQ_MAX_PIXELS, or else `MAX_PIXELS`."""
+    """The most pixels of one image: the environment variable TAVQ_MAX_PIXELS, or else the lower of two limits.
+
+    They are `MAX_PIXELS` and Pillow's own `Image.MAX_IMAGE_PIXELS`.
+    """
     given = os.environ.get(MAX_PIXELS_VARIABLE, "")
     if given and not (given.isascii() and given.isdigit() and int(given) > 0):
         raise ValueError(f"{MAX_PIXELS_VARIABLE} is {given!r}: give a whole number of pixels above 0")
-    return int(given) if given else MAX_PIXELS
+    return int(given) if given else min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
 
 
 def read_image(file: str | Path | bytes | Image.Image, resolution: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from tavq_plugin.data.decode import decode_text
+from tavq_plugin.data.decode import MARK, decode_text
 from tavq_plugin.data.read_counts import ReadCounts
 from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Reject, Rejection
@@ -47,8 +49,9 @@ def read_rows(file: Path, reject: Reject, settings: ReadSettings, counts: ReadCo
     if ending in PARQUET:
         yield from _counted(_parquet(file, refuse), counts)
         return
-    opened: Any = gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
-    with opened as content:
+    with file.open("rb") as plain:
+        packed = file.suffix.lower() == ".gz"
+        content = cast("IO[bytes]", gzip.GzipFile(fileobj=plain) if packed else plain)
         try:
             yield from _counted(readers[str(ending)](content, refuse, settings), counts)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -114,22 +117,23 @@ def _array(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[
             refuse(number, f"entry {number} is no object; give one object per image")
 
 
+def _texts_of_lines(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[str]:
+    """Lines that end in any way; bytes that are not UTF-8 become surrogates, by which their row is rejected later."""
+    for _, line in _lines(content, refuse, settings):
+        yield from filter(None, re.split(r"(?<=\r)(?!\n)", line.decode("utf-8", "surrogateescape")))
+
+
 def _values(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator[Row]:
     """Rows of values; the separator is the one that the header has most of."""
-    lines = _lines(content, refuse, settings)
-    first = next(lines, None)
-    if first is None:
-        return
-    header = first[1].decode("utf-8-sig", "surrogateescape")
+    lines = _texts_of_lines(content, refuse, settings)
+    header = next(lines, "").removeprefix(MARK)
     separator = max(SEPARATORS, key=header.count)  # the first of those with equal counts
-
-    def texts() -> Iterator[str]:
-        yield header
-        for _, line in lines:
-            yield line.decode("utf-8", "surrogateescape")  # a row that is not UTF-8 is rejected by itself
-
-    reader = csv.reader(texts(), delimiter=separator, skipinitialspace=True)
-    names = [name.strip() for name in next(reader, [])]
+    reader = csv.reader(chain([header], lines), delimiter=separator, skipinitialspace=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        refuse(1, f"the header is not CSV ({error}); mend it")
+        return
     if len(set(names)) < len(names):
         refuse(1, f"the header names a column twice: {', '.join(names)}; rename one")
         return

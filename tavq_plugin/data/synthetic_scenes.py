@@ -163,8 +163,8 @@ def _write_scenes(partial: Path, n: int, seed: int, resolution: int, held_out: f
             Image.fromarray(scene.image).save(partial / "images" / name)
             split = "val" if i >= n - round(held_out * n) else "train"
             row = {
-                "image": name, "long_text": scene.text, "captions": [], "boxes": scene.boxes, "qa": scene.qa,
-                "split": split, "source": "scenes",
+                "image": name, "long_text": scene.text, "captions": [scene.caption, scene.text], "boxes": scene.boxes,
+                "qa": scene.qa, "split": split, "source": "scenes",
             }  # fmt: skip
             table.write(json.dumps(row) + "\n")
 

@@ -16,6 +16,7 @@ def cooccurrence_vectors(presence: Tensor, *, width: int = 100) -> Tensor:
 
     Raises ValueError for fewer than two words, or a width below 1.
 
+    >>> import torch
     >>> texts = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).bool()
     >>> vectors = cooccurrence_vectors(texts, width=2)
     >>> torch.cosine_similarity(vectors[0], vectors[1:]).abs().round(decimals=3)

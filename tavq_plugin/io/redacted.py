@@ -1,8 +1,10 @@
-"""Take secrets and home folders out of values that are written to a file or shown."""
+"""Take secrets, home folders and absolute paths out of values that are written to a file or shown."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 MASK = "[masked]"
 _SECRET_NAME = re.compile(
@@ -39,3 +41,22 @@ def redacted(text: str, *secrets: str | None) -> str:
         if secret:
             text = text.replace(secret, MASK)
     return _HOME.sub("~", _SECRET_VALUE.sub(MASK, text))
+
+
+_PART = r"[^/\\\s:;,'\"()<>|]+"
+_ABSOLUTE = re.compile(rf"(?<![\w.~…:/\\])(?:[A-Za-z]:\\|/)(?:{_PART}[/\\])*?({_PART}[/\\]{_PART})(?![\w/\\.-])")
+
+
+def with_short_paths(value: Any) -> Any:
+    """The same nested value; of each absolute path in its texts, only the last folder and the name are kept.
+
+    >>> with_short_paths({"init": "/data/ann/runs/last.ckpt", "why": "no /x/y/z.png at https://h/a/b", "n": 1})
+    {'init': '…/runs/last.ckpt', 'why': 'no …/y/z.png at https://h/a/b', 'n': 1}
+    """
+    if isinstance(value, str):
+        return _ABSOLUTE.sub(r"…/\1", value)
+    if isinstance(value, Mapping):
+        return {key: with_short_paths(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(with_short_paths(part) for part in value) if type(value) in (list, tuple) else value
+    return value

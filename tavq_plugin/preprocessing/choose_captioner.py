@@ -11,7 +11,7 @@ from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, resolved_r
 from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 from tavq_plugin.preprocessing.shard_captions import ShardCaptions
 
-_LOCAL_OPTIONS, _SERVER_OPTIONS = ("dtype", "device"), ("concurrency", "timeout", "retries")
+_LOCAL_OPTIONS, _SERVER_OPTIONS = ("dtype", "device"), ("concurrency", "timeout", "retries", "insecure")
 
 
 def choose_captioner(model: str, server: str | None, batch: int, **options: Any) -> tuple[Callable[[], Captioner], int]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import base64
 import http.client
+import ipaddress
 import json
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,8 @@ from io import BytesIO
 from typing import Any
 
 from PIL import Image
+
+from tavq_plugin.io.redacted import redacted
 
 _REQUEST_REFUSED = {400, 413, 415, 422}  # the server refuses this request; another one may pass
 _ALL_REFUSED = {301, 302, 303, 307, 308, 401, 403, 404, 405}  # the server would refuse every request
@@ -38,7 +43,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class ServerCaptioner:
     """Posts each image to `{url}/chat/completions`.
 
-    The key is read from the environment variable OPENAI_API_KEY, if it is set, and appears in no message.
+    The key is read from the environment variable OPENAI_API_KEY, if it is set. It appears in no message and no text,
+    also if the server sends it back.
 
     Args:
         url: Address of the server, such as http://localhost:8000/v1.
@@ -52,9 +58,11 @@ class ServerCaptioner:
         first_wait: Seconds before the first retry; each further wait is twice as long. Retry-After overrides it.
         longest_wait: Longest wait before a retry, in seconds.
         seed: Seed sent with each request; a second attempt sends the next one.
+        insecure: If true, the key and the images may go over plain http:// to another machine.
 
     Raises:
-        ValueError: The address has no http:// or https://, or `concurrency` is below 1.
+        ValueError: The address has no http:// or https://, is http:// of another machine without `insecure`, or holds a
+            password; or `concurrency` is below 1.
     """
 
     def __init__(
@@ -71,10 +79,19 @@ class ServerCaptioner:
         first_wait: float = 1.0,
         longest_wait: float = 60.0,
         seed: int = 0,
+        insecure: bool = False,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(
                 f"server {url!r}: give an address with http:// or https://, such as http://localhost:8000/v1"
+            )
+        address = urllib.parse.urlsplit(url)
+        if address.username or address.password:
+            raise ValueError(f"the server's address holds a password: leave it out, and put the key into {_KEY}")
+        if address.scheme == "http" and not insecure and not _is_this_machine(address.hostname or ""):
+            raise ValueError(
+                f"server {redacted(url)}: over http://, everyone on the way can read the images and the key; give an "
+                "address with https://, or --insecure (insecure=True) if you trust the network"
             )
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1 request, got {concurrency}")
@@ -107,27 +124,27 @@ class ServerCaptioner:
         reason = ""
         for trial in range(self.retries + 1):
             try:
-                return _text_of(self._post(body))
+                return _without_key(_text_of(self._post(body)))
             except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {_body_of(error)}"
+                reason = _without_key(f"HTTP {error.code}: {_body_of(error)}")
                 if error.code in _ALL_REFUSED:
                     raise PermissionError(
                         f"{self.url} refuses every request ({reason}): check the address, --model {self.name!r} and "
                         f"the key in {_KEY}"
-                    ) from error
+                    ) from None  # the status line of the cause may hold the key
                 if error.code in _REQUEST_REFUSED:
                     break
                 wait = error.headers.get("Retry-After", "")
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason, wait = f"{type(error).__name__}: {error}", ""
+                reason, wait = _without_key(f"{type(error).__name__}: {error}")[:500], ""
             if trial < self.retries:
                 time.sleep(min(float(wait) if wait.isdigit() else self.first_wait * 2**trial, self.longest_wait))
         return ServerFailure(f"no text from the server ({reason})")
 
     def _post(self, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(_KEY):
-            headers["Authorization"] = f"Bearer {os.environ[_KEY]}"
+        if key := os.environ.get(_KEY, "").strip():
+            headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         with self._opener.open(request, timeout=self.timeout) as answer:
             content = answer.read(_MAX_ANSWER_BYTES + 1)
@@ -164,6 +181,31 @@ def _body_of(error: urllib.error.HTTPError) -> str:
 
 
 def _without_key(message: str) -> str:
-    """The message without the key, which a server may have sent back."""
-    key = os.environ.get(_KEY)
-    return message.replace(key, "[key]") if key else message
+    """The message without the key, which a server may have sent back, as it is or encoded."""
+    key = os.environ.get(_KEY, "").strip()
+    if not key:
+        return message
+    raw = key.encode()
+    forms = {
+        key,
+        urllib.parse.quote(key, safe=""),
+        base64.b64encode(raw).decode(),
+        base64.urlsafe_b64encode(raw).decode().rstrip("="),
+        raw.hex(),
+    }
+    for form in sorted(forms, key=len, reverse=True):
+        escaped = r"\\*".join(map(re.escape, form))  # JSON may put backslashes before some characters
+        message = re.sub(escaped, "[key]", message)
+    return message
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a host's name or number is that of the machine itself.
+
+    >>> [_is_this_machine(host) for host in ("localhost", "127.0.0.1", "::1", "localhost.example.com", "10.0.0.1")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -60,6 +60,7 @@ def read(place, **settings):
         ("t.csv", "image;caption\n0.png;A dog.\n"),
         ("t.tsv", "image\tcaption\n0.png\tA dog.\n"),
         ("t.csv", '\ufeffimage,"caption"\r\n0.png,"A dog."\r\n'),
+        ("t.csv", "image,caption\r0.png,A dog.\r"),
         ("T.CSV", "image,caption\n0.png,A dog.\n"),
         ("t.ndjson", '{"image": "0.png", "text": "A dog."}\n'),
         ("t.json", '[{"image": "0.png", "text": "A dog."}]'),

@@ -90,7 +90,7 @@ def test_the_vocabulary_holds_the_words_of_the_training_texts():
     texts = [corpus().store.units(row, "word") for row in range(8)]
     trained = {word for row in texts[:6] for word in row}
     assert len(training_words(corpus())) == len(trained) < len({word for row in texts for word in row})
-    none = replace(corpus(), store=corpus().store.subset([3, 3 + 1]).subset([0]), n_train=1)
+    none = replace(corpus(), store=corpus().store.subset([3, 3 + 1]).subset(["3"]), n_train=1)
     with pytest.raises(ValueError, match="no training text of small holds any"):
         training_words(none)
 

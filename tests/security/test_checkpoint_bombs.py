@@ -29,7 +29,7 @@ def saved(tmp_path, content, **options):
     return tmp_path / "a.ckpt"
 
 
-def refused(file, match, **options):
+def check_refused(file, match, **options):
     with pytest.raises(ValueError, match=match) as error:
         convert_checkpoint(file, **options)
     assert "a.ckpt" in str(error.value) and [path.name for path in file.parent.iterdir()] == ["a.ckpt"]
@@ -38,7 +38,7 @@ def refused(file, match, **options):
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 def test_bytes_that_the_file_does_not_hold_are_not_made(tmp_path, old):
     file = saved(tmp_path, {"m": W, "x": Run(bytes, 200_000_000)}, _use_new_zipfile_serialization=not old)
-    refused(file, "200,000,000 bytes without giving their values")
+    check_refused(file, "200,000,000 bytes without giving their values")
 
 
 def test_a_bytearray_of_zeros_makes_no_large_json(tmp_path):
@@ -49,7 +49,7 @@ def test_a_bytearray_of_zeros_makes_no_large_json(tmp_path):
 
 @pytest.mark.parametrize("array", [(np.ndarray, (10**9,)), (np._core.multiarray.scalar, np.dtype("S1000000000"))])
 def test_arrays_and_values_that_the_file_does_not_hold_are_not_made(tmp_path, array):
-    refused(saved(tmp_path, {"m": W, "x": Run(*array)}), "without giving")
+    check_refused(saved(tmp_path, {"m": W, "x": Run(*array)}), "without giving")
 
 
 def test_arrays_that_the_file_holds_are_read(tmp_path):
@@ -60,17 +60,19 @@ def test_arrays_that_the_file_holds_are_read(tmp_path):
 
 def test_an_expanded_tensor_is_not_written_out(tmp_path):
     file = saved(tmp_path, {"m": {"w": torch.zeros(1).expand(20_000_000_000)}})
-    refused(file, r"holds tensors of 80,000,000,000 bytes, more than 4 times its size.*--max-growth")
+    check_refused(file, r"holds tensors of 80,000,000,000 bytes, more than 4 times its size.*--max-growth")
 
 
 def test_the_limit_of_growth_is_a_setting(tmp_path):
     file = saved(tmp_path, {"m": {"w": torch.zeros(1, dtype=torch.uint8).expand(70_000_000)}})
-    refused(file, "70,000,000 bytes")
+    check_refused(file, "70,000,000 bytes")
     assert convert_checkpoint(file, max_growth=1e6)[0].stat().st_size > 70_000_000
 
 
 def test_tensors_that_expand_many_times_are_added_up(tmp_path):
-    refused(saved(tmp_path, {"m": {f"w{i}": torch.zeros(1).expand(10_000_000) for i in range(4)}}), "160,000,000 bytes")
+    check_refused(
+        saved(tmp_path, {"m": {f"w{i}": torch.zeros(1).expand(10_000_000) for i in range(4)}}), "160,000,000 bytes"
+    )
 
 
 def test_a_compressed_zip_is_refused_before_it_is_unpacked(tmp_path):
@@ -79,22 +81,22 @@ def test_a_compressed_zip_is_refused_before_it_is_unpacked(tmp_path):
         for member in large.infolist():
             small.writestr(member.filename, large.read(member), zipfile.ZIP_DEFLATED)
     (tmp_path / "large").unlink()
-    refused(tmp_path / "a.ckpt", "unpacks to 100,0.* bytes, more than 4 times")
+    check_refused(tmp_path / "a.ckpt", "unpacks to 100,0.* bytes, more than 4 times")
 
 
 def test_lists_within_lists_do_not_multiply(tmp_path):
     bomb = ["x"]
     for _ in range(40):
         bomb = [bomb, bomb]
-    refused(saved(tmp_path, {"m": W, "x": bomb}), "more than 200,000 values.*--max-values")
+    check_refused(saved(tmp_path, {"m": W, "x": bomb}), "more than 200,000 values.*--max-values")
     mapping = {"a": 1}
     for _ in range(40):
         mapping = {"a": mapping, "b": mapping}
-    refused(saved(tmp_path, {"m": W, "x": mapping}), "too many nested dictionaries")
+    check_refused(saved(tmp_path, {"m": W, "x": mapping}), "too many nested dictionaries")
 
 
 def test_a_long_text_many_times_does_not_multiply(tmp_path):
-    refused(saved(tmp_path, {"m": W, "x": ["x" * 90_000] * 2_000}), "more than 200,000 values, or text")
+    check_refused(saved(tmp_path, {"m": W, "x": ["x" * 90_000] * 2_000}), "more than 200,000 values, or text")
 
 
 def test_deep_nesting_and_circles_end(tmp_path):
@@ -104,7 +106,7 @@ def test_deep_nesting_and_circles_end(tmp_path):
         archive.writestr("a/data.pkl", deep)
         archive.writestr("a/version", "3\n")
         archive.writestr("a/byteorder", "little")
-    refused(file, "nested too deeply")
+    check_refused(file, "nested too deeply")
     circle = {"m": W}
     circle["self"] = circle
     torch.save(circle, file)
@@ -122,4 +124,4 @@ def test_a_tensor_larger_than_its_memory_is_refused(tmp_path):
     assert content.count(b"K\x4d") == 2  # once the memory's size, once the tensor's
     at = content.rindex(b"K\x4d")
     file.write_bytes(content[:at] + b"J" + struct.pack("<i", 2**30) + content[at + 2 :])
-    refused(file, "not a complete checkpoint")
+    check_refused(file, "not a complete checkpoint")

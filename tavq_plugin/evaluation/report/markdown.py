@@ -22,13 +22,18 @@ from tavq_plugin.evaluation.report.sections import (
     protocol_line,
     seed_tables,
 )
+from tavq_plugin.io.redacted import with_short_paths
 
 WIDTH = 120  # characters of a line; a wider table is split by its columns
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The whole report as Markdown. Raises ValueError for a comparison that an older version tabulated."""
+    """The whole report as Markdown, without absolute paths.
+
+    Raises ValueError for a comparison that an older version tabulated.
+    """
     refuse_former_content(content)
+    content = with_short_paths(content)
     appendix = appendix_table(content)
     further = [*_section("Appendix", [appendix], legend(content, [appendix]))]
     differences = difference_table(content)

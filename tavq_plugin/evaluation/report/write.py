@@ -18,6 +18,7 @@ from tavq_plugin.evaluation.report.markdown import markdown
 from tavq_plugin.evaluation.report.tasks_slot import BEGIN, END, with_tasks
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import save_text
+from tavq_plugin.io.redacted import with_short_paths
 
 PICTURES = {
     "reconstructions.png": "Held-out images in the first row, and each method's reconstructions below (first seed)",
@@ -56,13 +57,14 @@ def page(
     *,
     command: str = "tavq compare",
 ) -> str:
-    """The HTML page: tables, cards, pictures as data URIs. All text is escaped; no scripts, no external resources."""
+    """The HTML page: tables, cards, pictures as data URIs. All text is escaped; no scripts, no absolute paths."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
         raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
     refuse_former_content(content)
+    content = with_short_paths(content)
     templates = Environment(
         loader=PackageLoader("tavq_plugin.evaluation", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
