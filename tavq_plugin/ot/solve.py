@@ -139,7 +139,8 @@ def solve(
 
     The gradient of `value` (for x, y, project and the weights) comes from the envelope theorem: ∂F_ε/∂C = P. Half
     precision is computed in float32, with autocast off. A problem without units or codes has value, cost and gradient
-    exactly 0, and a batch of no problems has an empty result. A NaN in a point that is not masked makes its own problem NaN and no other.
+    exactly 0, and a batch of no problems has an empty result. A NaN in a point that is not masked makes its own problem
+    NaN and no other.
 
     Args:
         x: Codes, b n d; b n c with `project`.
