@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from tavq_plugin.losses.point_clouds import PointClouds
@@ -33,14 +32,13 @@ class CloudTransport(NamedTuple):
 def transport_clouds(codes: PointClouds, text: PointClouds, settings: TransportSettings) -> CloudTransport:
     """The transport of every image's codes onto its text; l b n d, l b m d -> over (l b).
 
-    All points have unit length, so that |x − y|² = 2 − 2 x·y, and the solver needs the products only. A point that is
-    0, from a vector without direction, has no length: its cost is 1 less.
+    All points have unit length, so that |x − y|² = 2 − 2 x·y, and the solver needs the products only. A text vector of
+    0 has no direction and stays 0: its cost is 1.
     """
     matched = (codes.nonempty & text.nonempty).flatten()
     options, scale, shift = vars(settings), 1.0, 0.0 * matched
     if settings.cost == "sqeuclidean":
-        missing = (codes.masses * (codes.points == 0).all(-1)).sum(2).flatten()
-        scale, shift = 2.0, torch.where(matched, 2.0 - missing, 0.0)
+        scale, shift = 2.0, 2.0 * matched
         options = options | {"cost": "dot", "unit_cost": -0.5 * (text.points == 0).all(-1).flatten(0, 1)}
         if settings.epsilon_mode == "absolute":
             options["epsilon"] = settings.epsilon / scale

@@ -13,8 +13,9 @@ def effective_rank(codes: Tensor) -> Tensor:
     """exp(−Σ p log p), p = σ / Σ σ, of the singular values σ of the batch's centred codes; b c h w -> scalar.
 
     A number of directions (Roy & Vetterli 2007, "The effective rank"): 1 for codes on a line, c for codes that spread
-    equally in all directions, and 0 if all codes are equal up to rounding or there are none. NaN if a code is not finite. The σ are
-    the square roots of the eigenvalues of the c × c scatter matrix, computed in float64 one image at a time.
+    equally in all directions, and 0 if all codes are equal up to rounding or there are none. NaN if a code is not
+    finite. The σ are the square roots of the eigenvalues of the c × c scatter matrix, computed in float64 one image at
+    a time.
 
     >>> line = torch.tensor([1.0, 2.0, 4.0]) * torch.tensor([3.0, -1.0])[:, None]
     >>> round(effective_rank(line[None, :, None]).item(), 3)

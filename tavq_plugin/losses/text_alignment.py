@@ -203,7 +203,7 @@ class TextAlignment(nn.Module):
                 slots.append(merged.slot)
                 masses.append(merged.masses.to(self._dtype))
             else:
-                refuse_masked_places(level.indices, distribution.kind)
+                refuse_masked_places(level.indices, cast(str, distribution.kind))
                 points = distribution(level.quantized.to(self._dtype))
                 rows.append(head(points.flatten(0, 1).to(self._head_dtype)))
                 slots.append(torch.arange(len(rows[-1]), device=points.device))

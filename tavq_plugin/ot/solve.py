@@ -27,7 +27,8 @@ class TransportSettings:
 
     solver: str = "newton"  #: "newton" | "sinkhorn" | "emd"
     cost: str = "sqeuclidean"  #: "sqeuclidean" | "dot"
-    epsilon: float = 0.02  #: entropic blur, as a share of each problem's own cost scale (or absolute)
+    #: entropic blur, as a share of each problem's own cost scale (or absolute); below 3e-4 of it passes are hundreds
+    epsilon: float = 0.02
     epsilon_mode: str = "relative"  #: "relative" | "absolute"
     schedule: str | None = None  #: "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere
     #: L1 marginal error at which a problem stops; the gradient's error is of that size, far below batch noise
@@ -139,7 +140,8 @@ def solve(
 
     The gradient of `value` (for x, y, project and the weights) comes from the envelope theorem: ∂F_ε/∂C = P. Half
     precision is computed in float32, with autocast off. A problem without units or codes has value, cost and gradient
-    exactly 0, and a batch of no problems has an empty result. A NaN in a point that is not masked makes its own problem NaN and no other.
+    exactly 0, and a batch of no problems has an empty result. A NaN in a point that is not masked makes its own problem
+    NaN and no other.
 
     Args:
         x: Codes, b n d; b n c with `project`.

@@ -6,12 +6,13 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tavq_plugin.ot.emd import emd
 from tavq_plugin.ot.newton import maximise
-from tavq_plugin.ot.semidual import Problem, conditional_plan, marginal_error
+from tavq_plugin.ot.semidual import PLAN_CUTOFF, Problem, conditional_plan, marginal_error
 
 SMALL_BLUR = 3e-4  # share of the cost's scale below which the passes are many
 
@@ -37,10 +38,10 @@ class SolverSettings(NamedTuple):
 class EntropicValue(torch.autograd.Function):
     """F_ε = D(g) at the maximum of the dual, where ∂D/∂g = 0 and so ∂F_ε/∂C = P.
 
-    x b n c, y b m d, project c d or None (W = 1), a b n, b b m, unit_cost b m or None; points without mass take no part. Saves x, y and each
-    code's plan; the backward pass is Pᵀ y and P x, and their products with W. The part of a code's cost that all units
-    share, Σ a |x W|², cannot change the plan: it is computed from the codes' moments, and the projected codes are never
-    formed.
+    x b n c, y b m d, project c d or None (W = 1), a b n, b b m, unit_cost b m or None; points without mass take no
+    part. Saves x, y and each code's plan; the backward pass is Pᵀ y and P x, and their products with W. The part of a
+    code's cost that all units share, Σ a |x W|², cannot change the plan: it is computed from the codes' moments, and
+    the projected codes are never formed.
     """
 
     @staticmethod
@@ -205,6 +206,7 @@ def _certified(
     q, lse, potentials = (
         whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip((q, lse, potentials), parts, strict=True)
     )
+    q = F.threshold(q, PLAN_CUTOFF[q.dtype], 0.0, inplace=True)  # that of float64 lets smaller entries through
     return q, lse, potentials, _plan_error(q, problem)
 
 
