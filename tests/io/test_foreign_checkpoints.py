@@ -133,7 +133,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
         (LFS, "is a Git LFS pointer.*git lfs pull"),
         (b'{"error": "not found"}', "is JSON"),
-        (gzip.compress(b"x"), "compressed by gzip"),
+        (gzip.compress(b"x", mtime=0), "compressed by gzip"),
         (b"", "not a complete checkpoint"),
         ("safetensors", "a safetensors file already"),
     ],

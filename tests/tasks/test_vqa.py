@@ -10,20 +10,11 @@ from tavq_plugin.methods.base import drawn_from
 from tavq_plugin.tasks.causal_model import CausalModel
 from tavq_plugin.tasks.code_embedding import CodeEmbedding
 from tavq_plugin.tasks.fit_model import FitSettings
+from tavq_plugin.tasks.questions import PER_IMAGE, drawn_questions, questions_of
 from tavq_plugin.tasks.task import ModelSettings, TaskSettings, Workplace
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 from tavq_plugin.tasks.vocabulary import START, Vocabulary
-from tavq_plugin.tasks.vqa import (
-    PER_IMAGE,
-    QUESTION_WEIGHT,
-    Vqa,
-    answers,
-    drawn_questions,
-    majority_answers,
-    packed_loss,
-    questions_of,
-    right_answers,
-)
+from tavq_plugin.tasks.vqa import QUESTION_WEIGHT, Vqa, answers, majority_answers, packed_loss, right_answers
 
 TINY = TaskSettings(ModelSettings(32, 2, 2), FitSettings(steps=3, batch_size=4, warmup=1))
 
