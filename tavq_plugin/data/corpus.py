@@ -139,7 +139,7 @@ def load_corpus(folder: Path, *, split: Split = "tune") -> Corpus:
             )
         rows = [*range(train), *range(train + tune, train + tune + test)]
         images = torch.cat([images[:train], load_file(folder / "test.safetensors")["images"]])
-    store = TextStore.load(folder / "store.safetensors").subset(rows)
+    store = TextStore.load(folder / "store.safetensors").subset(torch.tensor(rows))
     store = replace(store, ids=tuple(map(str, range(len(rows)))))  # a row's number is its id
     texts, boxes = ([side[row] for row in rows] if side else [] for side in (about["texts"], about.get("boxes")))
     return Corpus(about["asked"]["data"], images, texts, store, train, split, boxes)

@@ -239,19 +239,16 @@ def test_a_folder_named_baseline_with_a_foreign_file_is_left_alone(done, tmp_pat
     assert (out / "baseline" / "thesis.txt").read_text() == "years" and (out / "lambda-0").exists()
 
 
-def test_without_texts_the_text_metrics_are_none(tmp_path):
+def test_data_without_any_text_are_refused(tmp_path):
     write_scenes(tmp_path / "pack", 20, resolution=32)
     (tmp_path / "pack" / "captions.jsonl").unlink()
     for number, path in enumerate(sorted((tmp_path / "pack" / "images").iterdir())):
         path.rename(tmp_path / "pack" / f"{number}{path.suffix}")
         (tmp_path / "pack" / f"{number}.txt").write_text("")
     settings = demo_settings(data=tmp_path / "pack", steps=1, n_train=32, n_eval=12)
-    console = Console(file=io.StringIO(), width=120)
-    content = run_demo(settings, out=tmp_path / "out", console=console, train=untrained)
-    console.print(tables(content))
-    assert "PSNR" in console.file.getvalue()
-    metrics = json.loads((tmp_path / "out" / "demo.json").read_text())["runs"]["lambda-0"]
-    assert metrics["word_map"] == {"level1": None, "level2": None, "level3": None} and metrics["psnr"] > 0
+    with pytest.raises(ValueError, match="none of the 20 records of .*pack has a text"):
+        run_demo(settings, out=tmp_path / "out", console=Console(file=io.StringIO(), width=120), train=untrained)
+    assert not (tmp_path / "out" / "demo.json").exists()
 
 
 def test_an_unfinished_run_is_kept_for_the_same_settings_and_emptied_for_others(tmp_path):

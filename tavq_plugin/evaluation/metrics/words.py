@@ -19,7 +19,7 @@ OTHER_CODES = 5  # permutations of the images whose codes stand in for an image'
 
 def frequent_words(store: TextStore, rows: Sequence[int], count: int) -> list[str]:
     """The `count` words that occur in the most texts of these rows; ties in alphabetical order."""
-    frequency = store.subset(rows).unit_frequency("word")
+    frequency = store.subset(torch.as_tensor(rows)).unit_frequency("word")
     return sorted(frequency, key=lambda word: (-frequency[word], word))[:count]
 
 
@@ -29,7 +29,7 @@ def word_presence(store: TextStore, rows: Sequence[int], words: Sequence[str]) -
         return torch.zeros(len(rows), len(words), dtype=torch.bool)
     number = {word: i for i, word in enumerate(words)}
     column = torch.tensor([number.get(unit, -1) for unit in store.vocabulary], dtype=torch.long)
-    ids, mask = store.lists["word"].pad(store.rows(rows))
+    ids, mask = store.lists["word"].pad(store.rows(torch.as_tensor(rows)))
     table = torch.zeros(len(rows), len(words) + 1, dtype=torch.bool)  # the last column collects all other words
     table.scatter_(1, torch.where(mask, column[ids], -1) % (len(words) + 1), True)
     return table[:, : len(words)]
