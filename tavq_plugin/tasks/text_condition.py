@@ -18,7 +18,7 @@ from tavq_plugin.text.encoder import TextEncoder
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.types import TextBatch
 
-READ = ("phrase", "sentence")  # their words are in them, and a prefix without single words is a third as long
+READ = ("phrase", "sentence")  # their words are in them, and a prefix without single words is about half as long
 STORE, ABOUT = "texts.safetensors", "texts.json"
 
 
