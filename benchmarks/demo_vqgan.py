@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from common.machine import machine
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.synthetic_scenes import scenes
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None, *, held_out: int = HELD_OUT) ->
 
     run = fit("vqgan", recipe, corpus, args.out, progress=show)
     file = args.out / "host.safetensors"
+    print(machine())
     print(f"PSNR {held_out_psnr(run.tokenizer, corpus):.2f} dB on {held_out} other scenes")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(file)}")
 

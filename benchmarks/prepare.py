@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.machine import machine
 from common.result_files import save_results
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [
         f"# Memory of `tavq prepare`, shards of {SHARD:,} texts, one thread",
         "",
-        arguments.note,
+        f"{machine()}. {arguments.note}".strip(),
         "",
         "| records | shards | peak MB | CPU s | wall s |",
         "|---|---|---|---|---|",
@@ -100,7 +101,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     page = "\n".join(lines) + "\n"
     print(page)
-    content = {"shard_size": SHARD, "rows": rows, "growth": round(growth, 4), "note": arguments.note}
+    content = {
+        "shard_size": SHARD,
+        "rows": rows,
+        "growth": round(growth, 4),
+        "machine": machine(),
+        "note": arguments.note,
+    }
     save_results(arguments.out / "prepare.json", content, page)
 
 

@@ -11,9 +11,7 @@ one transaction per batch.
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +24,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
+from common.machine import machine
 from common.result_files import save_results
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -268,7 +267,7 @@ def main(argv: Sequence[str] | None = None, *, batches: Mapping[str, int] = BATC
     pyarrow.set_cpu_count(1)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         result = measure(Path(folder), arguments.images, arguments.shard, batches)
-    result |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread", "note": arguments.note}
+    result |= {"machine": f"{machine()}, one thread", "note": arguments.note}
     page = table(result)
     print(page)
     save_results(arguments.out / "store.json", result, page)

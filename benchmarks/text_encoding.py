@@ -13,7 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import argparse
 import copy
 import json
-import platform
 import resource
 import statistics
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from common.machine import machine
 from common.result_files import save_results
 
 from tavq_plugin.text import TextStore, offline_encoder, split
@@ -80,7 +80,9 @@ def measure(texts: list[str]) -> dict[str, Any]:
     pairs = {name: paired(plain, strings) for name, strings in distinct.items()}
     return {
         "images": len(texts),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "bfloat16_instructions": bfloat16_instructions(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "encoder": encoder.fingerprint,
         "units_kept": kept,
@@ -123,13 +125,11 @@ def paired(encoder: Any, strings: list[str]) -> dict[str, float]:
     }
 
 
-def cpu_name() -> str:
-    """The processor's name, and its instructions for bfloat16."""
+def bfloat16_instructions() -> str:
+    """The processor's instructions for bfloat16."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
-    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in text]
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return f"{name or platform.machine()} ({', '.join(flags) or 'no bfloat16 instructions'})"
+    return ", ".join(flag for flag in ("avx512_bf16", "amx_bf16") if flag in text) or "no bfloat16 instructions"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -138,7 +138,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"# Text of {result['images']:,} images on one core",
         "",
-        f"{result['machine']['cpu']}, {result['machine']['threads']} thread, torch {result['versions']['torch']}, "
+        f"{result['machine']}, {result['threads']} thread, {result['bfloat16_instructions']}, "
         f"transformers {result['versions']['transformers']}, {result['encoder']}.",
         "",
         "| step | CPU s | wall s | |",

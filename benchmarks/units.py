@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.machine import machine
 from common.result_files import save_results
 
 from tavq_plugin.text import Splitter
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--errors", action="store_true", help="print every unit missed or made up")
     parser.add_argument("--note", default="", help="a line about the machine for the table")
     arguments = parser.parse_args(argv)
-    result = {"splitter": Splitter().fingerprint, "note": arguments.note}
+    result = {"splitter": Splitter().fingerprint, "machine": machine(), "note": arguments.note}
     for file in FILES:
         descriptions = read(file)
         lengths = sorted(len(description.text.split()) for description in descriptions)
@@ -112,7 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     pace = result["speed"]
-    lines = ["# Splitting hand-annotated descriptions", "", f"{result['splitter']}. {result['note']}".strip()]
+    lines = [
+        "# Splitting hand-annotated descriptions",
+        "",
+        f"{result['splitter']}; {result['machine']}. {result['note']}".strip(),
+    ]
     for file in FILES:
         found = result[file]
         words = found["words"]

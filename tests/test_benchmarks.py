@@ -23,6 +23,29 @@ def benchmark(monkeypatch):
             del sys.modules[name]
 
 
+def test_a_machine_has_a_line_and_a_short_name(benchmark):
+    common = benchmark("common.machine")
+    info = "processor : 0\nmodel name\t: Intel(R) Xeon(R) Processor\ncpu family : 6\nmodel : 207\n\nmodel : 9\n"
+    assert common.cpu_name(info) == "Intel(R) Xeon(R) Processor, family 6 model 207"
+    assert common.cpu_name("model name : AMD EPYC 9554\nmodel : 17\n") == "AMD EPYC 9554"
+    found = common.Machine(common.cpu_name(info), 2, "NVIDIA H200", "570.86.15", "2.9.0")
+    assert str(found) == (
+        "Intel(R) Xeon(R) Processor, family 6 model 207, 2 cores, NVIDIA H200 (driver 570.86.15), torch 2.9.0"
+    )
+    assert found.short_name == "intel-xeon-6-207-h200"
+    assert common.Machine("AMD EPYC 9554 64-Core Processor @ 3.1GHz", 64).short_name == "amd-epyc-9554"
+    assert common.this_machine().short_name and str(common.this_machine()) == common.machine()
+
+
+def test_every_benchmark_that_saves_results_names_the_machine():
+    silent = [
+        file.name
+        for file in FOLDER.glob("*.py")
+        if "save_results(" in (text := file.read_text(encoding="utf-8")) and "machine(" not in text
+    ]
+    assert not silent
+
+
 @pytest.mark.parametrize("family", ["gaussian", "spatial", "clustered", "repeated"])
 def test_families_have_their_shapes(benchmark, family):
     problem = benchmark("common.transport_problems").transport_problem(family, 2, 256, 6, 32)

@@ -6,7 +6,9 @@ import ctypes
 import gc
 import os
 import platform
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,13 +17,70 @@ import torch
 TRANSPORT_PACKAGES = ("torch", "POT", "geomloss", "ott-jax", "flash-sinkhorn")
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a benchmark ran on; `str` gives one line for a page, `short_name` a part of a file's name."""
+
+    cpu: str  #: the processor's name
+    cores: int  #: that the system has
+    card: str = ""  #: the GPU's name; "" if there is none
+    driver: str = ""  #: of the GPU
+    torch: str = torch.__version__
+
+    @property
+    def short_name(self) -> str:
+        """The processor and the card in a few words of small letters, digits and hyphens.
+
+        >>> Machine("AMD EPYC 9554 64-Core Processor", 64, "NVIDIA H200").short_name
+        'amd-epyc-9554-h200'
+        >>> Machine("Intel(R) Xeon(R) Processor, family 6 model 207", 2).short_name
+        'intel-xeon-6-207'
+        """
+        names = re.sub(r"\((R|TM)\)|\b\d+-Core\b|\bProcessor\b|\bCPU\b|@.*|\bfamily\b|\bmodel\b", " ", self.cpu)
+        words = re.findall(r"[a-z0-9]+", f"{names} {self.card.replace('NVIDIA', '')}".lower())
+        return "-".join(words) or "unnamed"
+
+    def __str__(self) -> str:
+        driver = f" (driver {self.driver})" if self.driver else ""
+        return ", ".join(
+            [self.cpu, f"{self.cores} cores", *([self.card + driver] if self.card else []), f"torch {self.torch}"]
+        )
+
+
+def this_machine() -> Machine:
+    """The machine of this process."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return Machine(cpu_name(), os.cpu_count() or 1, card, driver_version() if card else "")
+
+
 def machine() -> str:
-    """The processor's name, its number of cores, and the GPU's name if there is one."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{gpu}"
+    """One line: the processor, its number of cores, the GPU and its driver if there is one, and torch."""
+    return str(this_machine())
+
+
+def cpu_name(info: str | None = None) -> str:
+    """The processor's name; where it says no number, as in many virtual machines, with its family and model.
+
+    `info` is the text of /proc/cpuinfo, by default that of this machine.
+    """
+    file = Path("/proc/cpuinfo")
+    if info is None:
+        info = file.read_text() if file.exists() else ""
+    facts: dict[str, str] = {}
+    for line in info.splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = " ".join(facts.get("model name", "").split()) or platform.processor() or platform.machine()
+    if "model" in facts and not re.search(r"\d", name):
+        name += f", family {facts.get('cpu family', '?')} model {facts['model']}"
+    return name
+
+
+def driver_version() -> str:
+    """The version of the NVIDIA driver; "" if the system does not tell it."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read_text()) if file.exists() else None
+    return found.group() if found else ""
 
 
 def versions(packages: Iterable[str] = TRANSPORT_PACKAGES) -> dict[str, str]:
