@@ -26,14 +26,27 @@ def encode_latents(adapter: Adapter, images: Tensor) -> Tensor:
     return recorder.take()[adapter.quantizer].z_in
 
 
+def count_codes(indices: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes was chosen; any shape int64 -> size int64.
+
+    Unlike `torch.bincount`, it does not make a GPU wait to learn the largest index.
+
+    >>> count_codes(torch.tensor([[0, 2], [2, 2]]), 4)
+    tensor([1, 0, 3, 0])
+    """
+    flat = indices.flatten()
+    return torch.zeros(size, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+
+
 class CodebookRestarts:
     """Count how often a level chooses each code and move the hardly used ones (random restarts; Dhariwal et al. 2020).
 
-    Latents are drawn from a separate random generator, so no other random stream advances.
+    Latents are drawn from a separate random generator, so no other random stream advances. The counts are on the
+    codebook's device, and nothing waits for it.
     """
 
-    def __init__(self, size: int, seed: int, *, below: float = 0.1) -> None:
-        self.uses, self.below = torch.zeros(size), below
+    def __init__(self, size: int, seed: int, *, below: float = 0.1, device: torch.device | None = None) -> None:
+        self.uses, self.below = torch.zeros(size, device=device), below
         self._draw = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -51,21 +64,23 @@ class CodebookRestarts:
 
     def count(self, level: Level) -> None:
         """Count the codes that a level chose."""
-        self.uses += torch.bincount(level.indices.flatten().cpu(), minlength=len(self.uses))
+        self.uses += count_codes(level.indices, len(self.uses))
 
     @torch.no_grad()
-    def restart_dead_codes(self, codebook: Tensor, level: Level) -> int:
+    def restart_dead_codes(self, codebook: Tensor, level: Level) -> Tensor:
         """Put each code (k c) that was used less than `below` times the mean on a random latent of the level.
 
-        Returns how many codes moved, at most one per latent. Counting then starts again from 0.
+        Returns how many codes moved, at most one per latent; scalar int64. Counting then starts again from 0.
         """
-        dead = (self.uses < self.below * self.uses.mean()).nonzero()[:, 0]
         latents = rearrange(level.latent, "b c h w -> (b h w) c")
-        dead = dead[: len(latents)]
-        chosen = torch.randperm(len(latents), generator=self._draw)[: len(dead)]
-        codebook[dead.to(codebook.device)] = latents[chosen.to(latents.device)].to(codebook.dtype)
+        chosen = torch.randperm(len(latents), generator=self._draw).to(latents.device, non_blocking=True)
+        dead = self.uses < self.below * self.uses.mean()
+        place = dead.cumsum(0) - 1  # of a dead code among the dead
+        moves = dead & (place < len(latents))
+        target = latents[chosen[place.clamp(0, len(latents) - 1)]].to(codebook.dtype)
+        codebook.copy_(torch.where(moves[:, None], target, codebook))
         self.uses.zero_()
-        return len(dead)
+        return moves.sum()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs: the counts and the random generator."""
@@ -106,7 +121,7 @@ class HostCodebookRestarts:
                 "this host's codebook is not a table that can be written: give start.settle_share=0 and "
                 "start.revive_every=0"
             )
-        restarts = CodebookRestarts(len(table), recipe.seed, below=start.revive_below)
+        restarts = CodebookRestarts(len(table), recipe.seed, below=start.revive_below, device=table.device)
         return cls(recipe, tokenizer, accelerator, restarts, phase)
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -28,16 +27,17 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.methods.base import Method, drawn_from
 from tavq_plugin.moved import old_names
 from tavq_plugin.networks.perceptual_loss import build_perceptual
-from tavq_plugin.pixels import to_float
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
 from tavq_plugin.training.build import build
-from tavq_plugin.training.codebook_restarts import HostCodebookRestarts
+from tavq_plugin.training.codebook_restarts import HostCodebookRestarts, count_codes
 from tavq_plugin.training.ema import WeightAverage
+from tavq_plugin.training.image_batches import ImageBatches
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.sampler import BatchSampler, rows_of_rank
 from tavq_plugin.training.schedule import Phase
 from tavq_plugin.training.step import TrainingStep, with_texts_on
 from tavq_plugin.training.timer import StepTimer
+from tavq_plugin.training.unread_losses import UnreadLosses
 
 __getattr__ = old_names(__name__)  # names that were renamed
 
@@ -58,12 +58,17 @@ class TrainingLoop:
         self.recipe, self.corpus, self.accelerator, self.allow = recipe, corpus, accelerator, allow
         self.phase = phase or Phase.whole(recipe)
         self.number = self.phase.first
-        self.sampler = BatchSampler(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
-        rows_of_rank(self.sampler(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
+        self.losses = UnreadLosses()
+        sampler = BatchSampler(corpus.n_train, batch_size=recipe.batch_size, seed=recipe.seed)
+        rows_of_rank(sampler(0), passes=recipe.accumulation, ranks=accelerator.num_processes, rank=0)
         self.tokenizer, self.method = built or build(recipe, corpus, allow=allow)
         perceptual = build_perceptual(recipe.perceptual, allow=allow) if self.method.perceptual else None
         if perceptual is not None:
             perceptual.to(accelerator.device)
+        self.batches = ImageBatches(
+            corpus.images[: corpus.n_train], sampler, accelerator.device,
+            at_most=1e9 * recipe.images_on_gpu, flip=recipe.flip,
+        )  # fmt: skip
         on_device = with_texts_on(accelerator.device, corpus)
         self.module = TrainingStep(self.tokenizer, self.method, on_device, perceptual, recipe, self.phase)
         self.model = accelerator.prepare(self.module)
@@ -87,35 +92,37 @@ class TrainingLoop:
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index + 104_729 * self.phase.first)
         self.module.train()
 
-    def step(self) -> dict[str, float]:
+    def step(self, *, read: bool = True) -> dict[str, float]:
         """Make one optimizer step and return its row of the history.
 
-        Raises FloatingPointError, naming the terms, if a loss term is not finite; no weight has changed then.
+        Without `read` the device is not waited for: the row has the number and the times alone, and loss terms that
+        are not finite are found at the next step that is read, or by `refuse_broken`.
+
+        Raises FloatingPointError, naming the terms, if a loss term since the latest row is not finite. Weights may have
+        changed by then.
         """
         recipe, number, accelerator = self.recipe, self.number, self.accelerator
         settling = number < self.phase.first_coded
         if self.phase.settles and number == self.phase.first_coded and self.codebook is not None:
             self.codebook.start(self.corpus)
         self._set_rates()
-        parts = rows_of_rank(
-            self.sampler(number),
-            passes=recipe.accumulation,
-            ranks=accelerator.num_processes,
-            rank=accelerator.process_index,
+        parts = self.batches.rows(
+            number, passes=recipe.accumulation, ranks=accelerator.num_processes, rank=accelerator.process_index
         )
         active = self.adversary is not None and self.adversary.is_active(number) and not settling
         adversary = self.adversary if active else None
-        rows: list[dict[str, float]] = []
         used: list[Tensor] | None = None
+        row: dict[str, float] = {}
         with self.timer.step():
-            for i, part in enumerate(parts):
+            for i, (part, flipped) in enumerate(parts):
                 with ExitStack() as stack:
                     if i < len(parts) - 1:
                         for model in [self.model, *([adversary.prepared] if adversary else [])]:
                             stack.enter_context(getattr(model, "no_sync", nullcontext)())  # only DDP has it
-                    rows.append(self._pass(part, settling, adversary))
+                    self._pass(part, self.batches.cut(part, flipped), settling, adversary)
                 if not settling:
-                    used = self._add_uses(used)
+                    if read:
+                        used = self._add_uses(used)
                     if self.codebook is not None:
                         self.codebook.count(self.module.last.codes)
             with self.timer.update(self._plugin_share):
@@ -130,13 +137,13 @@ class TrainingLoop:
                     self.codebook.after_update(number, self.module.last.codes)
             if self.average is not None and not settling:
                 self.average.update()
+            if read:  # within the step's time, as a GPU is waited for here
+                row = {**self.losses.read(), **self._usage(used), **self._skipped()}
         self.number += 1
-        row = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return {"step": number, **row, **self._usage(used), **self._skipped(), **self._times()}
+        return {"step": number, **row, **self._times()}
 
-    def _pass(self, part: Tensor, settling: bool, adversary: Adversary | None) -> dict[str, float]:
-        """Forward and backward of one pass, generator first, then discriminator; returns the terms as numbers."""
-        images = to_float(self.corpus.images[part].to(self.accelerator.device))
+    def _pass(self, part: Tensor, images: Tensor, settling: bool, adversary: Adversary | None) -> None:
+        """Forward and backward of one pass, generator first, then discriminator; its terms stay on the device."""
         reconstruction, terms = self.model(part, images, self.number, settling)
         logged = {}
         if adversary is not None:
@@ -146,23 +153,12 @@ class TrainingLoop:
                 terms["adversarial"], logged["adaptive"] = adversary.generator_term(reconstruction, own, last)
                 discriminator_loss = adversary.discriminator_loss(images, reconstruction)
             logged["discriminator"] = discriminator_loss.detach()
-        values = self._finite_means(terms | logged)
+        values = terms | logged
+        means = self._mean(torch.stack([value.detach().float() for value in values.values()]))
+        self.losses.add(self.number, list(values), means)
         self.timer.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulation)
         if adversary is not None:
             (discriminator_loss / self.recipe.accumulation).backward()
-        return values
-
-    def _finite_means(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over the processes; all processes raise FloatingPointError if one is not finite."""
-        means = self._mean(torch.stack([value.detach().float() for value in values.values()])).tolist()
-        row = dict(zip(values, means, strict=True))
-        if broken := {name: value for name, value in row.items() if not math.isfinite(value)}:
-            others = ", ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in broken)
-            raise FloatingPointError(
-                f"{', '.join(f'{name} is {value}' for name, value in broken.items())} at step {self.number} "
-                f"({others or 'nothing else'}): lower optimizer.learning_rate or the weight of that term"
-            )
-        return row
 
     def _add_uses(self, used: list[Tensor] | None) -> list[Tensor] | None:
         """Add this pass to the use counts of each level's codes; None if the host has no codebook."""
@@ -172,9 +168,7 @@ class TrainingLoop:
         codes = self.module.last.codes
         own = [len(cast(Tensor, codebook.weight)) for codebook in self.tokenizer.hierarchy.own]
         sizes = [*own, len(table)] if own else [len(table)] * len(codes.levels)
-        counts = [
-            torch.bincount(level.indices.flatten(), minlength=k) for level, k in zip(codes.levels, sizes, strict=True)
-        ]
+        counts = [count_codes(level.indices, k) for level, k in zip(codes.levels, sizes, strict=True)]
         return counts if used is None else [a + b for a, b in zip(used, counts, strict=True)]
 
     def _usage(self, used: list[Tensor] | None) -> dict[str, float]:
@@ -271,12 +265,14 @@ class TrainingLoop:
             torch.cuda.set_rng_state(streams["cuda"], self.accelerator.device)
 
     def refuse_broken(self) -> None:
-        """Raise FloatingPointError if a weight is not finite, so that no such state is saved."""
-        for name, value in self.module.named_parameters():
-            if not value.isfinite().all():
-                raise FloatingPointError(
-                    f"the weights {name} are not finite after step {self.number}: lower optimizer.learning_rate"
-                )
+        """Raise FloatingPointError if a loss or a weight is not finite, so that no such state is saved."""
+        self.losses.read()
+        names, weights = zip(*self.module.named_parameters(), strict=True)
+        finite = torch.stack([gather_sharded(weight.isfinite().all()) for weight in weights]).tolist()
+        if broken := [name for name, good in zip(names, finite, strict=True) if not good]:
+            raise FloatingPointError(
+                f"the weights {broken[0]} are not finite after step {self.number}: lower optimizer.learning_rate"
+            )
 
     def finish(self) -> None:
         """End training: use the averaged weights, remove the hooks and what the method put on the host.

@@ -9,6 +9,8 @@ from typing import Any
 from tavq_plugin.losses.alignment_settings import HEADS_RATE
 from tavq_plugin.networks.perceptual_loss import PerceptualRecipe
 
+YOUNGER = {"init": "", "flip": False, "images_on_gpu": 2.0}  # settings that older runs do not have → their default
+
 
 def _above_zero(settings: Any, *names: str) -> None:
     for name in names:
@@ -106,6 +108,9 @@ class Recipe:
     steps: int = 500  #: optimizer steps
     batch_size: int = 16  #: images of an optimizer step
     accumulation: int = 1  #: passes that a step's images are split into
+    #: mirror half of each step's images, left to right; texts that say left or right are then wrong for them
+    flip: bool = False
+    images_on_gpu: float = 2.0  #: GB of training images, as bytes, that may stay on a GPU; 0 = copy each batch there
     precision: str = "no"  #: "no": float32; "bf16": autocast, but the quantizer and all losses stay in float32
     compile: str = "no"  #: "no", or a backend of torch.compile for the tokenizer ("inductor")
     seed: int = 0
@@ -125,7 +130,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _above_zero(self, "resolution", "steps", "batch_size", "accumulation", "keep", "log_every")
-        _zero_or_more(self, "seed", "checkpoint_every", "diagnose_every", "codebook_loss_weight")
+        _zero_or_more(self, "seed", "checkpoint_every", "diagnose_every", "codebook_loss_weight", "images_on_gpu")
         _one_of(self, "precision", ("no", "bf16"))
         _one_of(self, "tracker", ("tensorboard", "wandb", "none"))
         if not 0 <= self.ema < 1:
@@ -139,8 +144,9 @@ class Recipe:
         return 0 if self.init else int(self.start.settle_share * self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain dicts and lists, for JSON and YAML; an empty `init` is left out, as in older files."""
-        return {name: value for name, value in _plain(asdict(self)).items() if name != "init" or value}
+        """The settings as plain dicts and lists, for JSON and YAML; defaults of `YOUNGER` are left out."""
+        found = _plain(asdict(self))
+        return {name: value for name, value in found.items() if name not in YOUNGER or value != YOUNGER[name]}
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from tavq_plugin.methods.base import Method
 from tavq_plugin.moved import written_settings
 from tavq_plugin.training.checkpoint import MAKER, Checkpoints
 from tavq_plugin.training.initial_checkpoint import HASH, checkpoint_settings
-from tavq_plugin.training.recipe import Recipe
+from tavq_plugin.training.recipe import YOUNGER, Recipe
 from tavq_plugin.training.recipe_yaml import RECIPE_HEAD
 
 TRAINED_FILES = ("settings.json", "recipe.yaml", "host.safetensors", "tavq.safetensors", "method.safetensors",
@@ -31,7 +31,7 @@ PARTIAL_FILES = (*TRAINED_FILES, SAFETENSORS_TEMPORARY)
 NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/", ".final/")
 """What a run writes into its folder and may overwrite there."""
 # settings that change nothing about what is learned
-BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every")
+BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every", "images_on_gpu")
 PHASES = "phases"  # total steps after the run and after each extension of it; only in settings of extended runs
 NOT_OF_RECIPE = ("corpus", HASH, PHASES)  # what settings.json holds besides the recipe
 
@@ -61,7 +61,7 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds a run of {first:,} steps that was extended to {total:,}: tavq train --out {folder} "
             f"--extend {total} loads it; give another folder for a new run"
         )
-    ours, theirs = ({"init": "", **flat_settings(side)} for side in (settings, saved))
+    ours, theirs = ({**YOUNGER, **flat_settings(side)} for side in (settings, saved))
     names = sorted((ours.keys() | theirs.keys()) - set(BOOKKEEPING))
     if HASH in ours and HASH in theirs:
         names.remove("init")  # the hash tells; the file may have moved

@@ -79,7 +79,8 @@ def fit(
         recipe: Everything else about the run.
         corpus: Images of the recipe's resolution, with their texts.
         folder: Where the run is written; created if missing.
-        progress: Called as `progress(steps_done, row)` after every step.
+        progress: Called as `progress(steps_done, row)` after every step, with the latest row that was read: that of
+            each `log_every`-th step, and of the first one of the call.
         allow: Further packages that the recipe's targets may come from.
 
     Raises:
@@ -186,21 +187,25 @@ def run_steps(
     if recipe.tracker != "none":
         accelerator.init_trackers("logs", config=flat_settings(recipe.to_dict()))
     times: list[tuple[float, float]] = []  # (seconds, plug-in's seconds) of each step since the last row
+    latest: dict[str, float] = {}
     try:
         while loop.number < end:
-            row = loop.step()
+            done = loop.number + 1
+            logged = done % recipe.log_every == 0 or done == end
+            row = loop.step(read=logged or not latest)
             times.append((row["seconds"], row["plugin_share"] * row["seconds"]))
-            logged = loop.number % recipe.log_every == 0 or loop.number == end
+            if logged or not latest:
+                latest = row
             if logged:
                 seconds, plugin = map(sum, zip(*times, strict=True))
                 row |= {"seconds": seconds / len(times), "plugin_share": plugin / seconds}
                 times.clear()
-                row = with_diagnostics(loop, row, history)
+                latest = row = with_diagnostics(loop, row, history)
                 history.append(row)
                 loop.module.drift.warn()
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
             if progress is not None:
-                progress(loop.number, row)
+                progress(loop.number, latest)
             if recipe.checkpoint_every and loop.number % recipe.checkpoint_every == 0 and loop.number < end:
                 loop.refuse_broken()
                 state = loop.state()  # gathers from all processes, so each must call it
