@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +30,7 @@ from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
 from tavq_plugin.training.build import build
 from tavq_plugin.training.codebook_restarts import HostCodebookRestarts, count_codes
+from tavq_plugin.training.compiled_parts import compile_parts
 from tavq_plugin.training.ema import WeightAverage
 from tavq_plugin.training.image_batches import ImageBatches
 from tavq_plugin.training.recipe import Recipe
@@ -80,15 +81,12 @@ class TrainingLoop:
         self.adversary = self._build_adversary()
         self.average = WeightAverage(self.module.parameters(), recipe.ema) if recipe.ema else None
         self.codebook = HostCodebookRestarts.from_recipe(recipe, self.tokenizer, accelerator, self.phase)
-        compiled = recipe.compile != "no"
-        if compiled and self.tokenizer.on_copies:
-            raise ValueError(
-                f"compile={recipe.compile!r} hides the gradient at the taps, which balanced gradients need: give "
-                'compile: "no", or options.balance=null for a weighted sum'
+        self.timer = self.module.timer = StepTimer(self.tokenizer.hierarchy)
+        self.compiled = None
+        if recipe.compile != "no":
+            self.compiled = compile_parts(
+                self.tokenizer.adapter, recipe.compile, keeps_graph=self.adversary is not None
             )
-        self.timer = self.module.timer = StepTimer(nn.Identity() if compiled else self.tokenizer.hierarchy)
-        if compiled:
-            self.tokenizer.compile(backend=recipe.compile)
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index + 104_729 * self.phase.first)
         self.module.train()
 
@@ -291,5 +289,7 @@ class TrainingLoop:
         self.module.eval()
 
     def close(self) -> None:
-        """Remove the timer's hooks."""
+        """Remove the timer's hooks and what was compiled."""
         self.timer.close()
+        if self.compiled is not None:
+            self.compiled.remove()

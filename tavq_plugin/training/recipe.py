@@ -112,7 +112,7 @@ class Recipe:
     flip: bool = False
     images_on_gpu: float = 2.0  #: GB of training images, as bytes, that may stay on a GPU; 0 = copy each batch there
     precision: str = "no"  #: "no": float32; "bf16": autocast, but the quantizer and all losses stay in float32
-    compile: str = "no"  #: "no", or a backend of torch.compile for the tokenizer ("inductor")
+    compile: str = "no"  #: "no", or a backend of torch.compile ("inductor") for the host's encoder and decoder
     seed: int = 0
     optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: float = 0.0  #: the run ends with weights averaged by this decay; 0 = with its last weights

@@ -204,11 +204,3 @@ def test_the_next_logged_row_says_where_a_balanced_gradient_was_left_out(tmp_pat
         assert [row["skipped_gradients"] for row in fitted.history] == expected
     summed = fit("tavq-weighted-sum", settings, corpus(), tmp_path / "sum", allow=["helpers"])
     assert "skipped_gradients" not in summed.history[0]
-
-
-@pytest.mark.slow
-def test_what_refuses_balanced_gradients_names_the_weighted_sum(tmp_path):
-    with pytest.raises(ValueError, match=r"compile='eager' hides .*options\.balance=null for a weighted sum"):
-        fit("tavq", recipe(steps=1, compile="eager"), corpus(), tmp_path / "run")
-    fitted = fit("tavq", recipe(steps=1, compile="eager", options={"balance": None}), corpus(), tmp_path / "run")
-    assert fitted.history[0]["alignment"] > 0
