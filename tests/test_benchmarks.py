@@ -211,3 +211,19 @@ def test_the_cost_of_a_balance_is_measured_in_turns(benchmark, tmp_path):
     extra = sides["balanced"]["convolution_backwards"] - sides["weighted sum"]["convolution_backwards"]
     assert 0 <= extra <= 2  # those of the two added levels' projections
     assert "| balanced |" in out.with_suffix(".md").read_text()
+
+
+def test_the_trainer_is_measured_beside_another_loop(benchmark, tmp_path):
+    pytest.importorskip("taming")
+    out = tmp_path / "t.json"
+    case = ("resolution=16", "host.params.n_embed=16", "adversarial.weight=0.8", "adversarial.start=0")
+    tiny = (*case, "adversarial.width=4", "adversarial.layers=1")
+    benchmark("trainer").main(["--quick", "--batch", "2", "--json", str(out)], cases={"tiny": tiny}, images=8)
+    content = json.loads(out.read_text())
+    sides = {row["side"]: row for row in content["cases"]["tiny"]}
+    assert set(sides) == {"ours", "ours, read every step", "diffusers"} and content["machine"]
+    assert sides["diffusers"]["over_diffusers"] == sides["ours, read every step"]["over_read_every_step"] == 1
+    for row in sides.values():
+        assert 0 < row["images_per_second_low"] <= row["images_per_second"] <= row["images_per_second_high"]
+    page = out.with_suffix(".md").read_text()
+    assert "| tiny | ours |" in page and content["machine_name"] in page
