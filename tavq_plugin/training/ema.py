@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tavq_plugin.distributed import load_module
 
@@ -29,7 +29,9 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Blend the current weights into the average; the first call copies them."""
-        n, averages, live = self._updates, list(self._averages.parameters()), list(self._live.parameters())
+        averages: list[Tensor] = list(self._averages.parameters())
+        live: list[Tensor] = list(self._live.parameters())
+        n = self._updates
         if n == 0:
             torch._foreach_copy_(averages, live)
         else:
