@@ -33,7 +33,8 @@ class WeightAverage:
         live: list[Tensor] = list(self._live.parameters())
         n = self._updates
         if n == 0:
-            torch._foreach_copy_(averages, live)
+            for mean, value in zip(averages, live, strict=True):
+                mean.copy_(value)  # sharded tensors have no _foreach_copy_
         else:
             torch._foreach_lerp_(averages, live, 1 - min(self._decay, (1 + n) / (10 + n)))
         self._updates = n + 1
