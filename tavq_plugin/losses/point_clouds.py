@@ -80,4 +80,4 @@ def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     vectors = F.normalize(units.embeddings.to(dtype).masked_fill(~units.mask[..., None], 0.0), dim=-1)
     masses = units.mask.to(dtype) if units.weights is None else units.weights.to(dtype).masked_fill(~units.mask, 0.0)
     total = masses.sum(-1, keepdim=True)
-    return vectors, masses / torch.where(total == 0, 1.0, total)
+    return vectors, masses / total.masked_fill(total == 0, 1.0)

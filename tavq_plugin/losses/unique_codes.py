@@ -138,7 +138,7 @@ def every_place(codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     index = indices.flatten(1)
     points = rearrange(codes, "b c h w -> b (h w) c").to(torch.promote_types(codes.dtype, torch.float32))
     masked = index < 0
-    masses = torch.where(index < -1, torch.nan, (~masked).to(points.dtype))
+    masses = (~masked).to(points.dtype).masked_fill_(index < -1, torch.nan)
     return points.masked_fill(masked[..., None], 0.0), masses / masses.sum(1, keepdim=True).clamp(min=1)
 
 

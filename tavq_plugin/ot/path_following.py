@@ -46,11 +46,11 @@ def follow_path(problem: Problem, schedule: PathSchedule) -> tuple[Tensor, Tenso
     beta = _inverse_blurs(problem.epsilon, schedule.blurs)
     gaps = [*beta.diff(dim=0), *[None] * (1 + schedule.polish)]
     regular = _regular_part(problem, schedule.damping)
-    h = torch.zeros_like(problem.b)
+    offset = problem.log_b  # log b + h, what the softmax needs
     for number, gap in enumerate(gaps):
-        h = _after_pass(problem, h, beta[min(number, schedule.blurs)], gap, regular, 1 + schedule.damping)
-    marginal = (_plan(problem, h, beta[-1]) @ problem.a[..., None])[..., 0]
-    return h * problem.epsilon[:, None], marginal_error(problem, marginal)
+        offset = _after_pass(problem, offset, beta[min(number, schedule.blurs)], gap, regular, 1 + schedule.damping)
+    marginal = (_plan(problem, offset, beta[-1]) @ problem.a[..., None])[..., 0]
+    return (offset - problem.log_b) * problem.epsilon[:, None], marginal_error(problem, marginal)
 
 
 def _regular_part(problem: Problem, damping: float) -> Tensor:
@@ -66,17 +66,19 @@ def _inverse_blurs(epsilon: Tensor, count: int) -> Tensor:
     return F.pad((first / epsilon) ** share / first, (0, 0, 1, 0))[..., None]
 
 
-def _plan(problem: Problem, h: Tensor, beta: Tensor) -> Tensor:
-    """Each code's softmax over the units at h and β; b m, b 1 -> b m n."""
-    return torch.addcmul((h + problem.log_b)[..., None], problem.cost, beta[..., None], value=-1).softmax(1)
+def _plan(problem: Problem, offset: Tensor, beta: Tensor) -> Tensor:
+    """Each code's softmax over the units at log b + h and β; b m, b 1 -> b m n."""
+    return torch.addcmul(offset[..., None], problem.cost, beta[..., None], value=-1).softmax(1)
 
 
-def _after_pass(problem: Problem, h: Tensor, beta: Tensor, gap: Tensor | None, regular: Tensor, grown: float) -> Tensor:
-    """h after a correction at β and, unless `gap` is None, a prediction at β + gap; b m, b 1, b 1 -> b m.
+def _after_pass(
+    problem: Problem, offset: Tensor, beta: Tensor, gap: Tensor | None, regular: Tensor, grown: float
+) -> Tensor:
+    """log b + h after a correction at β and, unless `gap` is None, a prediction at β + gap; b m, b 1, b 1 -> b m.
 
     regular is b m m; `grown`, 1 + the damping, multiplies the marginal on the Hessian's diagonal.
     """
-    half = _plan(problem, h, beta).mul_(problem.sqrt_a[:, None])
+    half = _plan(problem, offset, beta).mul_(problem.sqrt_a[:, None])
     if not half.is_cuda:  # products of small entries are subnormal, which only a CPU is slow at
         half = F.threshold(half, PAIR_CUTOFF[half.dtype], 0.0, inplace=True)
     root = problem.sqrt_a[..., None]
@@ -94,5 +96,5 @@ def _after_pass(problem: Problem, h: Tensor, beta: Tensor, gap: Tensor | None, r
     else:
         step = torch.cholesky_solve(right, factor)
     step = step.masked_fill_((failed > 0)[:, None, None], 0.0)
-    h = h + step[..., 0].asinh()
-    return h if gap is None else torch.addcmul(h, step[..., 1], gap)
+    offset = offset + step[..., 0].asinh()
+    return offset if gap is None else torch.addcmul(offset, step[..., 1], gap)

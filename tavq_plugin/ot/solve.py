@@ -30,8 +30,8 @@ class TransportSettings:
     #: entropic blur, as a share of each problem's own cost scale (or absolute); below 3e-4 of it passes are hundreds
     epsilon: float = 0.02
     epsilon_mode: str = "relative"  #: "relative" | "absolute"
-    #: "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere. With "fixed" nothing is read back from the device:
-    #: the alignment's points are every place's code then, where "adaptive" merges the repeated ones
+    #: "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere. With "fixed" nothing is read back from the
+    #: device: every place's code is a point of the alignment then, where "adaptive" merges the repeated ones
     schedule: str | None = None
     #: L1 marginal error at which a problem stops; the gradient's error is of that size, far below batch noise
     tolerance: float = 1e-2
@@ -289,6 +289,6 @@ def _masses(name: str, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) 
             raise ValueError(
                 f"{name} holds a negative mass, or nothing but 0: give masses of 0 or more, at least one above 0"
             )
-        weight = torch.where(bad[:, None], torch.nan, weight)  # never read back from a GPU
+        weight = weight.masked_fill(bad[:, None], torch.nan)  # never read back from a GPU
     total = weight.sum(1, keepdim=True)
-    return weight / torch.where(total == 0, 1.0, total)
+    return weight / total.masked_fill(total == 0, 1.0)
