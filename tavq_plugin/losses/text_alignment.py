@@ -153,7 +153,8 @@ class TextAlignment(nn.Module):
             self.last.add_points(points, text, self.transport)
             self.last.add_codes([level.quantized for level in codes.levels])
             value = self.losses(points, text)
-        return (value * value.new_tensor(self.level_weights)).sum()
+        # without a tensor of the weights, whose copy to a GPU would wait for it
+        return torch.stack([weight * part for weight, part in zip(self.level_weights, value, strict=True)]).sum()
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's mean loss over the images with text; l b n d, l b m d -> l. Control methods override this."""

@@ -37,7 +37,7 @@ class PathSchedule(NamedTuple):
 
 
 ROUGH_TOLERANCE = 1e-3
-ROUGH = PathSchedule(blurs=11, polish=0, damping=1e-6)
+ROUGH = PathSchedule(blurs=10, polish=0, damping=1e-6)
 FINE = PathSchedule(blurs=24, polish=4, damping=1e-6)
 
 
