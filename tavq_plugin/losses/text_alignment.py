@@ -230,8 +230,8 @@ class TextAlignment(nn.Module):
             masses.append(mass.to(self._dtype))
         n = max(part.shape[1] for part in masses)
         padded = torch.stack([F.pad(part, (0, 0, 0, n - part.shape[1])) for part in points])
-        masses = torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
-        return PointClouds(F.normalize(padded.to(self._dtype), dim=-1), masses)
+        padded_masses = torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
+        return PointClouds(F.normalize(padded.to(self._dtype), dim=-1), padded_masses)
 
     def _check_units(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:
