@@ -2,7 +2,8 @@
 
 Problems are of four families and four sizes, 4 × `--seeds` of each. For every schedule, the gradients for codes
 and texts at its plan (each image's, without the part that all of its points share) are compared by their cosine with
-those of an adaptive solve in float64 at a tolerance of 1e-7. No time is taken, so other work on the machine does not matter.
+those of an adaptive solve in float64 at a tolerance of 1e-7. No time is taken, so other work on the machine does not
+matter.
 """
 
 from __future__ import annotations
