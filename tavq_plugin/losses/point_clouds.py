@@ -23,8 +23,13 @@ class PointClouds(NamedTuple):
         """Which point clouds have points; l b bool."""
         return (self.masses != 0).any(2)
 
-    def level(self, index: int) -> tuple[Tensor, Tensor]:
-        """Points and masses of one level, without the padding that only other levels need; b n d, b n."""
+    def level(self, index: int, *, trim: bool = True) -> tuple[Tensor, Tensor]:
+        """Points and masses of one level; b n d, b n.
+
+        `trim` removes the padding that only other levels need, which reads the masses back from the device.
+        """
+        if not trim:
+            return self.points[index], self.masses[index]
         used = (self.masses[index] != 0).any(0).nonzero()
         n = int(used[-1]) + 1 if len(used) else 1
         return self.points[index, :, :n], self.masses[index, :, :n]
@@ -75,4 +80,4 @@ def text_measure(units: Units, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     vectors = F.normalize(units.embeddings.to(dtype).masked_fill(~units.mask[..., None], 0.0), dim=-1)
     masses = units.mask.to(dtype) if units.weights is None else units.weights.to(dtype).masked_fill(~units.mask, 0.0)
     total = masses.sum(-1, keepdim=True)
-    return vectors, masses / torch.where(total == 0, 1.0, total)
+    return vectors, masses / total.masked_fill(total == 0, 1.0)

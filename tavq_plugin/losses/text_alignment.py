@@ -15,7 +15,7 @@ from tavq_plugin.losses.code_distribution import CodeDistribution, refuse_masked
 from tavq_plugin.losses.contrastive import level_contrasts, transport_contrast
 from tavq_plugin.losses.diagnostics import Diagnostics, mean_over_images
 from tavq_plugin.losses.point_clouds import PointClouds, pad_levels, point_clouds_of
-from tavq_plugin.losses.unique_codes import apply_once_per_code, merge_repeated_codes
+from tavq_plugin.losses.unique_codes import apply_once_per_code, every_place, merge_repeated_codes
 from tavq_plugin.moved import renamed_arguments
 from tavq_plugin.ot.solve import Transport, TransportSettings
 from tavq_plugin.text.cache import TextCache
@@ -153,7 +153,8 @@ class TextAlignment(nn.Module):
             self.last.add_points(points, text, self.transport)
             self.last.add_codes([level.quantized for level in codes.levels])
             value = self.losses(points, text)
-        return (value * value.new_tensor(self.level_weights)).sum()
+        # without a tensor of the weights, whose copy to a GPU would wait for it
+        return torch.stack([weight * part for weight, part in zip(self.level_weights, value, strict=True)]).sum()
 
     def losses(self, codes: PointClouds, text: PointClouds) -> Tensor:
         """Each level's mean loss over the images with text; l b n d, l b m d -> l. Control methods override this."""
@@ -172,10 +173,12 @@ class TextAlignment(nn.Module):
             value = level_contrasts(codes, text, temperature=self.temperature)
         else:
             options = {"temperature": self.temperature, **vars(self.transport)}
-            each = []
+            each, trim = [], self.transport.is_adaptive(codes.points.device)
             for index in range(len(self.levels)):
-                units, weights = text.level(index)
-                each.append(transport_contrast(*codes.level(index), Units(units, weights != 0, weights), **options))
+                units, weights = text.level(index, trim=trim)
+                each.append(
+                    transport_contrast(*codes.level(index, trim=trim), Units(units, weights != 0, weights), **options)
+                )
             value = torch.stack(each)
         self.last.add("contrast", value)
         return value
@@ -190,10 +193,13 @@ class TextAlignment(nn.Module):
             return solve_clouds(PointClouds(points[None], masses[None]), text, vars(self.transport))
 
     def _point_clouds(self, codes: Codes) -> PointClouds:
-        """Every level's codes as points in the text space; repeated codes are merged, which is exact.
+        """Every level's codes as points in the text space.
 
-        A place with the index −1 is masked and has no mass.
+        With an adaptive schedule repeated codes are merged, which is exact. With a fixed one every place is a point,
+        and nothing is read back from the device. A place with the index −1 is masked and has no mass.
         """
+        if not self.transport.is_adaptive(codes.final.quantized.device):
+            return self._point_clouds_of_every_place(codes)
         rows, slots, masses = [], [], []
         for level, distribution, head in zip(codes.levels, self.distribution, self.project, strict=True):
             if distribution.kind == "all":
@@ -209,6 +215,23 @@ class TextAlignment(nn.Module):
                 slots.append(torch.arange(len(rows[-1]), device=points.device))
                 masses.append(points.new_full(points.shape[:2], 1 / points.shape[1]))
         return pad_levels(F.normalize(torch.cat(rows).to(self._dtype), dim=-1), slots, masses)
+
+    def _point_clouds_of_every_place(self, codes: Codes) -> PointClouds:
+        """The same without merging, in shapes that depend on the grids alone."""
+        points, masses = [], []
+        for level, distribution, head in zip(codes.levels, self.distribution, self.project, strict=True):
+            if distribution.kind == "all":
+                places, mass = every_place(level.quantized, level.indices)
+            else:  # draws from every place, so that an image with a masked one becomes NaN
+                places = distribution(level.quantized.to(self._dtype))
+                bad = (level.indices < 0).flatten(1).any(1, keepdim=True)
+                mass = torch.where(bad, torch.nan, places.new_full(places.shape[:2], 1 / places.shape[1]))
+            points.append(head(places.to(self._head_dtype)))
+            masses.append(mass.to(self._dtype))
+        n = max(part.shape[1] for part in masses)
+        padded = torch.stack([F.pad(part, (0, 0, 0, n - part.shape[1])) for part in points])
+        padded_masses = torch.stack([F.pad(part, (0, n - part.shape[1])) for part in masses])
+        return PointClouds(F.normalize(padded.to(self._dtype), dim=-1), padded_masses)
 
     def _check_units(self, quantized: Tensor, units: Units, granularity: str) -> None:
         if units.embeddings.shape[-1] != self.text_dim:

@@ -128,6 +128,20 @@ def merge_repeated_codes(codes: Tensor, indices: Tensor, latent: Tensor | None =
     return UniqueCodes(mean, slot, masses, number)
 
 
+def every_place(codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Every place's code as a point of its own, and their masses; b c h w, b h w -> b n c, b n.
+
+    This is `merge_repeated_codes` without merging: the same transport, in shapes that do not depend on the indices, so
+    that nothing is read back from the device. A masked place (index −1) has no mass and no gradient. An index below −1
+    makes its image NaN, as it could not be refused without reading it.
+    """
+    index = indices.flatten(1)
+    points = rearrange(codes, "b c h w -> b (h w) c").to(torch.promote_types(codes.dtype, torch.float32))
+    masked = index < 0
+    masses = (~masked).to(points.dtype).masked_fill_(index < -1, torch.nan)
+    return points.masked_fill(masked[..., None], 0.0), masses / masses.sum(1, keepdim=True).clamp(min=1)
+
+
 def _without_points(codes: Tensor) -> UniqueCodes:
     """No place has mass: one padded point per image."""
     none = torch.zeros(0, dtype=torch.long, device=codes.device)

@@ -2,7 +2,8 @@
 
 A pass computes one Hessian, evaluates several steps and takes the best one. A large problem is first solved on a
 sample of its codes. The sample's masses b are then changed so that its gradient is that of all codes (the full
-approximation scheme; Brandt 1977), which leaves a few passes over all codes.
+approximation scheme; Brandt 1977), which leaves a few passes over all codes. A fixed schedule of Newton steps follows
+the path of maximisers over the blur (`path_following`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tavq_plugin.ot.cuda_graph import GRAPHS, GraphCache
+from tavq_plugin.ot.path_following import PathSchedule, follow_path
 from tavq_plugin.ot.semidual import (
     PAIR_CUTOFF,
     TINY,
@@ -38,10 +40,7 @@ MIN_SAMPLE = 256  # fewest codes of a sample
 SAMPLE_PER_UNIT = 8  # fewest codes of a sample for each unit
 CORRECTION_BLUR = 3.0  # blur at which the sample's masses are changed, in units of the target's
 SAMPLE_TOLERANCE = 0.03  # marginal error that ends the passes over the changed sample: its sampling error is larger
-# passes of a fixed schedule over the sample, the changed sample and all codes; without a sample, their sum over all
-FIXED_PASSES = (12, 10, 20)
-FIXED_PASSES_ROUGH = (9, 4, 9)  # the same for Newton where the tolerance is `ROUGH_TOLERANCE` or more
-ROUGH_TOLERANCE = 1e-3
+FIXED_PASSES = 42  # of a fixed schedule of Sinkhorn steps, or from given potentials
 LARGE_COST = 2**14  # entries of a cost; above it, one pass less over a problem is worth a copy of the others
 
 
@@ -217,8 +216,8 @@ def maximise(
     Args:
         newton: If false, passes take Sinkhorn steps alone.
         adaptive: If true, each problem stops within `tolerance`, but may get further passes while others go on. If
-            false, the number of passes is `FIXED_PASSES`, or about half as many for a `tolerance` of `ROUGH_TOLERANCE`
-            or more; nothing is read back from the device, and a GPU replays them as one graph.
+            false, the number of passes depends on `tolerance` alone (`PathSchedule`; `FIXED_PASSES` for Sinkhorn steps
+            or with a start); nothing is read back from the device, and a GPU replays them as one graph.
         tolerance: L1 marginal error at which an adaptive schedule stops.
         max_passes: Passes at the target blur, at most; for an adaptive schedule.
         start: Potentials to start from, b m. Default: 0, with annealing.
@@ -230,6 +229,8 @@ def maximise(
         return _maximise(problem, newton, adaptive, tolerance, max_passes, start)
 
     def maximise_fixed(problem: Problem) -> tuple[Tensor, Tensor]:
+        if newton:
+            return follow_path(problem, PathSchedule.of_tolerance(tolerance))
         return _maximise(problem, newton, False, tolerance, max_passes, None)
 
     return graphs.run(maximise_fixed, problem, newton, tolerance, max_passes)
@@ -241,26 +242,25 @@ def _maximise(
     """The same as `maximise`; a large problem is solved on a sample first."""
     n, m = problem.cost.shape[2], problem.cost.shape[1]
     stride = n // max(MIN_SAMPLE, SAMPLE_PER_UNIT * m)
-    fixed = FIXED_PASSES_ROUGH if newton and tolerance >= ROUGH_TOLERANCE else FIXED_PASSES
     settings = _PassSettings.of(newton, adaptive, tolerance, max_passes, problem.b)
-    if start is not None or not newton or stride <= 1:
-        return _maximise_from(start, problem, settings, sum(fixed))
+    if start is not None or not (newton and adaptive) or stride <= 1:
+        return _maximise_from(start, problem, settings)
     sample, blur = problem.subsample(stride), CORRECTION_BLUR * problem.epsilon
     loose = settings._replace(tolerance=max(tolerance, LEVEL_TOLERANCE))
-    start, _ = _maximise_from(None, sample._replace(epsilon=blur), loose, fixed[0])
+    start, _ = _maximise_from(None, sample._replace(epsilon=blur), loose)
     sample = sample.with_gradient_of(problem, start, blur)
     near = settings._replace(tolerance=max(tolerance, SAMPLE_TOLERANCE))
-    start, _ = _maximise_from(start, sample, near, fixed[1], CORRECTION_BLUR)
-    return _maximise_from(start, problem, settings, fixed[2])
+    start, _ = _maximise_from(start, sample, near, CORRECTION_BLUR)
+    return _maximise_from(start, problem, settings)
 
 
 def _maximise_from(
-    start: Tensor | None, problem: Problem, settings: _PassSettings, fixed_passes: int, blur_factor: float = 1.0
+    start: Tensor | None, problem: Problem, settings: _PassSettings, blur_factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """The same, from `start` at `blur_factor` times the target blur, or from 0; -> b m, b."""
     progress, workspace = _Progress.start(problem, start, blur_factor, settings), torch.empty_like(problem.cost)
     if not settings.adaptive:
-        for _ in range(fixed_passes):
+        for _ in range(FIXED_PASSES):
             progress, _ = _after_pass(progress, settings, workspace)
         return progress.current.potentials, marginal_error(problem, progress.current.marginal)
     potentials, error = torch.empty_like(problem.b), torch.empty_like(problem.epsilon)

@@ -30,13 +30,19 @@ class TransportSettings:
     #: entropic blur, as a share of each problem's own cost scale (or absolute); below 3e-4 of it passes are hundreds
     epsilon: float = 0.02
     epsilon_mode: str = "relative"  #: "relative" | "absolute"
-    schedule: str | None = None  #: "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere
+    #: "adaptive" | "fixed"; None: adaptive on a CPU, fixed elsewhere. With "fixed" nothing is read back from the
+    #: device: every place's code is a point of the alignment then, where "adaptive" merges the repeated ones
+    schedule: str | None = None
     #: L1 marginal error at which a problem stops; the gradient's error is of that size, far below batch noise
     tolerance: float = 1e-2
     max_passes: int = 100  #: over the codes at the target blur, at most
 
     def __post_init__(self) -> None:
         _check_settings(**vars(self))
+
+    def is_adaptive(self, device: torch.device) -> bool:
+        """Whether the schedule is adaptive on a device."""
+        return _is_adaptive(self.schedule, device)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def solve(
     """
     _check_shapes(x, y, project, warm_start, unit_cost)
     _check_settings(solver, cost, epsilon, epsilon_mode, schedule, tolerance, max_passes)
-    adaptive = x.device.type == "cpu" if schedule is None else schedule == "adaptive"
+    adaptive = _is_adaptive(schedule, x.device)
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.float32
         for tensor in (x, y) if project is None else (x, y, project):
@@ -198,6 +204,10 @@ def solve(
         potentials, blur, error, reduced, constant, q = rest
         converged = error <= (1e-6 if solver == "emd" else tolerance)
         return Transport(value, potentials, blur, error, converged, a.detach(), b.detach(), reduced, constant, q)
+
+
+def _is_adaptive(schedule: str | None, device: torch.device) -> bool:
+    return device.type == "cpu" if schedule is None else schedule == "adaptive"
 
 
 def _check_shapes(
@@ -279,6 +289,6 @@ def _masses(name: str, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) 
             raise ValueError(
                 f"{name} holds a negative mass, or nothing but 0: give masses of 0 or more, at least one above 0"
             )
-        weight = torch.where(bad[:, None], torch.nan, weight)  # never read back from a GPU
+        weight = weight.masked_fill(bad[:, None], torch.nan)  # never read back from a GPU
     total = weight.sum(1, keepdim=True)
-    return weight / torch.where(total == 0, 1.0, total)
+    return weight / total.masked_fill(total == 0, 1.0)
