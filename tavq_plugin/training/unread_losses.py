@@ -23,7 +23,7 @@ class UnreadLosses:
     """Loss terms of one pass after another. `read` fetches them all at once, and finds those that are not finite.
 
     >>> losses = UnreadLosses()
-    >>> losses.add(7, {"pixel": torch.tensor(0.5)}, torch.tensor([0.5]))
+    >>> losses.add(7, ["pixel"], torch.tensor([0.5]))
     >>> losses.read()
     {'pixel': 0.5}
     """

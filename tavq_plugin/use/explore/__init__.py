@@ -1,1 +1,1 @@
-"""One page that shows what a run has learnt: images beside their texts, codes, words and where the plan sends them."""
+"""A page that shows what a run has learnt; empty so far."""
