@@ -1,13 +1,16 @@
 """What all commands have in common: groups, an example, --json, --debug, exit codes, errors on standard error."""
 
 import os
+import re
 import signal
 
 import pytest
 import typer
+from helpers.page_blocks import ROOT
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from tavq_plugin.cli import console
 from tavq_plugin.cli.app import COMMANDS, MIGRATE, TEXTS, TRAIN, TRY, app
 from tavq_plugin.cli.console import console_for, print_json, report_errors
 
@@ -60,6 +63,15 @@ def test_the_example_of_every_command_is_valid(tmp_path, monkeypatch):
         name, *arguments = example.split()[1:]
         assert name == function.__name__.replace("_", "-")
         assert LEAVES[(name,)].make_context(name, arguments).params, example
+
+
+def test_the_page_names_every_command_and_exit_code():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert {path[0] for path in LEAVES} <= set(re.findall(r"`([\w-]+)`", page))
+    codes = {
+        getattr(console, name) for name in ("DONE", "BROKEN", "REFUSED", "LEFT_OUT", "STOPPED", "STOPPED_BY_SCHEDULER")
+    }
+    assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
 
 
 def test_an_error_goes_to_standard_error_as_plain_text(failing, capsys):
