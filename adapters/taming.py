@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -105,7 +105,8 @@ class VQGAN(nn.Module):
         except ImportError as error:
             raise ImportError(f'taming is not importable ({error}): pip install "tavq-plugin[taming]"') from error
 
-        self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
+        with redirect_stdout(None):  # taming's Decoder prints the shape of its input
+            self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         z_channels = ddconfig["z_channels"]
         if kind in ("vq", "first"):
             self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)

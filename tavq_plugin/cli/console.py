@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from tavq_plugin.io.progress import progress_bar
 
@@ -17,20 +23,66 @@ if TYPE_CHECKING:
     from tavq_plugin.tasks.run_tasks import Reporting
 
 
-@contextmanager
-def report_errors(console: Console, after_interrupt: str) -> Iterator[None]:
-    """Print an error that the user can fix, as plain text, and exit with code 2.
+DONE, BROKEN, REFUSED, LEFT_OUT, STOPPED_BY_SCHEDULER, STOPPED = 0, 1, 2, 3, 75, 130  # exit codes; docs/commands.md
 
-    After Ctrl-C, print the sentence `after_interrupt` and exit with code 130.
+
+class StoppedByScheduler(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as schedulers of clusters do before they take a machine away."""
+
+
+def console_for(as_json: bool) -> Console:
+    """Where a command talks: standard output, or standard error where standard output is for JSON alone."""
+    return Console(stderr=as_json)
+
+
+def print_json(content: Any) -> None:
+    """Print what a command found as JSON."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def report_errors(
+    console: Console, after_interrupt: str, *, as_json: bool = False, debug: bool = False
+) -> Iterator[None]:
+    """Print an error that the user can fix to standard error, as plain text, and exit with code 2.
+
+    After Ctrl-C, print the sentence `after_interrupt` and exit with code 130; after SIGTERM, with code 75.
+
+    Args:
+        console: Where the command prints.
+        after_interrupt: What is kept after a stop, without a full stop.
+        as_json: If true, what anything prints to standard output inside the block goes to standard error.
+        debug: If true, print the traceback before the error. Default: the environment variable TAVQ_DEBUG.
     """
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        with _raising_at_sigterm(), redirect_stdout(sys.stderr) if as_json else nullcontext():
+            yield
+    except KeyboardInterrupt as stop:
+        errors.print(f"\nStopped. {after_interrupt}. Give the same command again to continue.", markup=False)
+        raise typer.Exit(STOPPED_BY_SCHEDULER if isinstance(stop, StoppedByScheduler) else STOPPED) from None
+    except (ValueError, OSError, ImportError, AttributeError, FloatingPointError) as error:
+        if debug or os.environ.get("TAVQ_DEBUG"):
+            traceback.print_exception(error)
+        errors.print(Text(type(error).__name__, style="red").append(f": {error}", style="default"))
+        raise typer.Exit(REFUSED) from None
+
+
+@contextmanager
+def _raising_at_sigterm() -> Iterator[None]:
+    """Raise StoppedByScheduler in the block at SIGTERM; only the main thread can, so others leave it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise StoppedByScheduler
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt:
-        console.print(f"\nStopped. {escape(after_interrupt)}. Give the same command again to continue.", soft_wrap=True)
-        raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError, AttributeError, FloatingPointError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @contextmanager

@@ -20,6 +20,11 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(help="One more package that a target in the recipe may name, or class that --init may hold as data."),
 ]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print only the results, as JSON, to standard output; all else to standard error."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")]
 Init = Annotated[
     str | None,
     typer.Option(

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tavq_plugin.cli.console import report_errors, tasks_progress
-
-BROKE = 1  # exit code where all is finished, but a training broke
+from tavq_plugin.cli.console import BROKEN, report_errors, tasks_progress
+from tavq_plugin.cli.options import Debug
 
 
 def task(
@@ -71,6 +70,7 @@ def task(
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of every task, such as model.width=64."),
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="One more package that a YAML or a recipe may name.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Train small models on the codes of runs, and measure what they can do: generate, ground, caption, answer.
 
@@ -83,7 +83,7 @@ def task(
     from tavq_plugin.tasks.run_tasks import run_tasks, save_copy
 
     console = Console()
-    with report_errors(console, f"Finished results are in {out}"), tasks_progress(console) as reporting:
+    with report_errors(console, f"Finished results are in {out}", debug=debug), tasks_progress(console) as reporting:
         plan = read_task(
             names, runs, data=data, out=out, quick=quick, n_train=n_train, n_eval=n_eval, resolution=resolution,
             baseline=baseline, levels=levels, weights=weights, steps=steps, overrides=overrides or (),
@@ -95,4 +95,4 @@ def task(
     console.print(terminal(content), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/tasks.html, tasks.md, tasks.json{f' and {json_file}' if json_file else ''}")
     if content["failed"]:
-        raise typer.Exit(BROKE)
+        raise typer.Exit(BROKEN)

@@ -1,19 +1,15 @@
 """`tavq doctor` on a good set-up, and on broken ones, for which it names the fix."""
 
-import io
 import json
 
 import pytest
 import torch
-import typer
 from helpers.strange_hosts import everything, is_equal
 from helpers.tiny_hosts import Autoencoder
-from rich.console import Console
 from typer.testing import CliRunner
 
 import tavq_plugin as tavq
 from tavq_plugin.cli.app import app
-from tavq_plugin.cli.console import report_errors
 from tavq_plugin.cli.doctor import examine
 from tavq_plugin.cli.doctor_report import Report, lines
 from tavq_plugin.hosts.user_setup import load_setup
@@ -104,16 +100,7 @@ def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
 
 def test_an_error_prints_square_brackets_of_a_file_name(tmp_path):
     result = CliRunner().invoke(app, ["doctor", f"{tmp_path}/a[b]c[/red].py:f"], env={"COLUMNS": "1000"})
-    assert result.exit_code == 2 and f"no file {tmp_path}/a[b]c[/red].py" in result.stdout
-
-
-def test_ctrl_c_prints_square_brackets_of_a_folder_name():
-    out = io.StringIO()
-    with pytest.raises(typer.Exit) as stopped, report_errors(Console(file=out), "Finished runs are in out[b]"):
-        raise KeyboardInterrupt
-    assert (
-        stopped.value.exit_code == 130 and "Finished runs are in out[b]. Give the same command again" in out.getvalue()
-    )
+    assert result.exit_code == 2 and f"no file {tmp_path}/a[b]c[/red].py" in result.stderr
 
 
 def test_a_report_says_that_a_codebook_is_not_explicit_and_counts_units():

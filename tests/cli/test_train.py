@@ -42,7 +42,7 @@ def test_a_finished_run_is_reused_and_changed_settings_are_refused(recipe, tmp_p
     write_scenes(tmp_path / "pack", 12, resolution=16)
     command = (recipe, "--data", tmp_path / "pack", "--out", tmp_path / "out", "--method", "tavq", "--set", "steps=2")
     code, said = run(*command, "--set", "tracker=tensorboard", "--set", "optimizer.learning_rate=2e-4")
-    assert code == 0 and "tavq, 2 steps of" in said, said
+    assert code == 0 and "tavq, 2 steps of" in said and "Working with z" not in said, said
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["method"], settings["optimizer"]["learning_rate"]) == ("tavq", 2e-4)
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["steps"] == 2
@@ -51,6 +51,10 @@ def test_a_finished_run_is_reused_and_changed_settings_are_refused(recipe, tmp_p
     logged = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     assert {"pixel", "level", "usage1", "seconds"} <= set(logged.Tags()["scalars"])
     before = (tmp_path / "out" / "host.safetensors").stat().st_mtime_ns
+    arguments = map(str, ["train", "--recipe", *command, "--train", 8, "--eval", 2, "--json"])
+    result = CliRunner().invoke(app, [*arguments, "--set", "optimizer.learning_rate=2e-4"])
+    content = json.loads(result.stdout)
+    assert content["method"] == "tavq" and content["last_row"]["pixel"] > 0 and content["seconds_per_step"] > 0
     code, said = run(*command, "--set", "optimizer.learning_rate=2e-4")
     assert code == 0 and (tmp_path / "out" / "host.safetensors").stat().st_mtime_ns == before, said
     code, said = run(recipe, "--data", tmp_path / "none", "--out", tmp_path / "other")
