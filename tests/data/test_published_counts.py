@@ -96,8 +96,10 @@ def test_coco(tmp_path):
         ("val/1.jpg", "A dog.", 1),
         ("val/2.jpg", "", 1),  # only the file of boxes has it
     ]
-    for words in ("image 8,", "image 9,", "caption 5", "lacks 'image_id'", "bbox", "no file 'val/3.jpg'", "category 4", "'id'",
-                  "image id 1 comes twice", "is no object", "other.jpg"):  # fmt: skip
+    for words in (
+        "image 8,", "image 9,", "caption 5", "lacks 'image_id'", "bbox", "no file 'val/3.jpg'", "category 4", "'id'",
+        "image id 1 comes twice", "is no object", "other.jpg",
+    ):  # fmt: skip
         assert any(words in reason for reason in reasons), (words, reasons)
     assert "1 images that no row of annotations/*_val.json names (such as extra.jpg)" in counts.told()
 
