@@ -25,6 +25,8 @@ class PickleBomb(ValueError):
 class BoundedUnpickler(pickle._Unpickler):  # the one written in Python: a hostile index cannot make it reserve memory
     """Refuses keys that take long to hash, and memory of a size that the file names but does not hold."""
 
+    stack: list[Any]  # of the class above; its type is left out there
+    append: Callable[[Any], None]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {  # type: ignore[misc]  # typeshed leaves its type out
         **pickle._Unpickler.dispatch  # type: ignore[attr-defined]
     }
