@@ -158,6 +158,9 @@ def prepare(
     text_field: TextField = None,
     id_field: IdField = None,
     largest_text: LargestText = 16 * 2**20,
+    verify_all: Annotated[
+        bool, typer.Option("--verify", help="Then read the whole store, as `tavq store verify` does.")
+    ] = False,
 ) -> None:
     """Split and encode texts into a store, after writing them if asked to; continue where an earlier run stopped.
 
@@ -206,6 +209,8 @@ def prepare(
         console.print(
             f"{result.in_pieces:,} units exceed the encoder's limit: each was encoded in pieces, so nothing was cut off"
         )
+    if verify_all and result.finished:
+        verify(out)
     _exit_if_left_out(console, result.rejected, out / "rejected.jsonl")
 
 
@@ -223,6 +228,31 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")]) 
         console.print("Delete the named shards and run the same tavq prepare again, which makes only what is missing.")
         raise typer.Exit(FAULTY)
     console.print(f"{store}: no fault found")
+
+
+@store.command()
+def info(store: Annotated[Path, typer.Argument(help="Folder of a finished store.")]) -> None:
+    """Print what a store holds: texts, shards, units of each kind, width, and what made it."""
+    from tavq_plugin.text.store_info import store_info
+
+    console = Console()
+    with report_errors(console, "Nothing was changed"):
+        for name, value in store_info(store).rows():
+            console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+@store.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
+    out: Annotated[Path, typer.Option(help="New .parquet file, or new folder for .npy files.")],
+) -> None:
+    """Write the units of a store for other programs: one Parquet row per unit, or arrays as .npy files."""
+    from tavq_plugin.text.store_export import export_store
+
+    console = Console()
+    with report_errors(console, "No file was left half-written"):
+        units = export_store(store, out)
+    console.print(f"{out}: {units:,} units")
 
 
 @store.command()

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.data.read_counts import ReadCounts
 from tavq_plugin.data.records import Record, Reject, Rejection, path_inside, raise_rejection, read_lines
+from tavq_plugin.data.unnamed_files import NamedFiles
 
 SPLITS = ("train", "test")
 KINDS = ("object", "number", "color", "location")  # by their number in types.txt
@@ -20,7 +22,7 @@ def is_coco_qa(folder: Path) -> bool:
     return any(all((folder / split / name).is_file() for name in FILES) for split in SPLITS)
 
 
-def from_coco_qa(folder: Path, reject: Reject = raise_rejection) -> Iterator[Record]:
+def from_coco_qa(folder: Path, reject: Reject = raise_rejection, counts: ReadCounts | None = None) -> Iterator[Record]:
     """COCO-QA: train/ and test/, each with questions.txt, answers.txt, img_ids.txt and types.txt; COCO's 2014 images.
 
     One record per image and split, with all its questions. Images are found in train2014/ and val2014/, or by their
@@ -28,10 +30,15 @@ def from_coco_qa(folder: Path, reject: Reject = raise_rejection) -> Iterator[Rec
 
     Raises ValueError if the four files of a split have different numbers of lines.
     """
+    counts, named = counts or ReadCounts(), NamedFiles()
+
+    def refuse(rejection: Rejection, number: int = 1) -> None:
+        counts.refuse(reject, rejection, number)
+
     for split in SPLITS:
         if not (folder / split).is_dir():
             continue
-        columns = [read_lines(folder / split / name, reject) for name in FILES]
+        columns = [read_lines(folder / split / name, refuse) for name in FILES]
         if any(column is None for column in columns):
             continue  # rejected above
         sizes = {name: len(column or ()) for name, column in zip(FILES, columns, strict=True)}
@@ -42,10 +49,10 @@ def from_coco_qa(folder: Path, reject: Reject = raise_rejection) -> Iterator[Rec
         for line, row in enumerate(zip(*(column or () for column in columns), strict=True), 1):
             question, answer, image, kind = (text.strip() for text in row)
             if not question or not answer:
-                reject(Rejection(str(folder / split / FILES[0]), line, "an empty question or answer; delete the line"))
+                refuse(Rejection(str(folder / split / FILES[0]), line, "an empty question or answer; delete the line"))
             elif not image.isdigit() or not kind.isdigit() or int(kind) >= len(KINDS):
                 reason = f"image {image!r} of kind {kind!r}: both must be numbers, and the kind below {len(KINDS)}"
-                reject(Rejection(str(folder / split / FILES[2]), line, reason))
+                refuse(Rejection(str(folder / split / FILES[2]), line, reason))
             else:
                 own[int(image)].append(
                     {"question": question, "answer": answer, "kind": KINDS[int(kind)], "source": "coco-qa"}
@@ -55,9 +62,14 @@ def from_coco_qa(folder: Path, reject: Reject = raise_rejection) -> Iterator[Rec
                 path = _image_path(folder, image_id)
             except ValueError as error:
                 place = str(folder / split / FILES[2])
-                reject(Rejection(place, None, f"image {image_id} of {len(qa)} questions: {error}"))
+                refuse(Rejection(place, None, f"image {image_id} of {len(qa)} questions: {error}"), len(qa))
                 continue
+            named.add(path)
+            counts.take(len(qa))
             yield Record(f"{split}/{path.name}", path, "", split, "coco-qa", qa=tuple(qa))
+    places = [base / name for base in (folder / "images", folder) for name in ("train2014", "val2014")]
+    named.count_others([folder / "images", *places], f"images that no row of {FILES[2]} names", counts)
+    counts.check(folder)
 
 
 def _image_path(folder: Path, image_id: int) -> Path:

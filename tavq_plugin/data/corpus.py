@@ -103,6 +103,8 @@ def load_or_build_corpus(
     source = None
     if data is not None:
         source = ImageTextFolder.read(data, settings)
+        if source.skipped:
+            tell(source.skipped)
         asked["records"] = _digest(source)
     about = read_json(folder / "corpus.json", strict=False)
     ours = isinstance(about, dict) and {"asked", "protocol", "texts"} <= about.keys()

@@ -33,6 +33,7 @@ class ImageTextFolder:
     folder: Path
     records: tuple[Record, ...]
     settings: ReadSettings | None = None  # how they were read
+    skipped: str = ""  # what was not read since it is no data, such as system files, in words
 
     @classmethod
     def read(cls, folder: str | Path, settings: ReadSettings | None = None) -> ImageTextFolder:
@@ -46,14 +47,15 @@ class ImageTextFolder:
         if not folder.exists():
             raise FileNotFoundError(f"no folder {folder}: --data takes a folder of images with text")
         table = folder / "captions.jsonl"
-        records = tuple(read_records(folder, settings=settings, images=True))
+        counts = ReadCounts()
+        records = tuple(read_records(folder, settings=settings, counts=counts, images=True))
         _refuse_repeated_images(records, table if table.exists() else folder)
         if not records:
             raise ValueError(
                 f"no images in {folder}: give a folder with captions.jsonl and images/, or one of images "
                 f"({', '.join(IMAGE_ENDINGS)}) with same-named .txt files"
             )
-        return cls(folder, records, settings)
+        return cls(folder, records, settings, counts.told())
 
     @property
     def without_text(self) -> int:

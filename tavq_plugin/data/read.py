@@ -65,7 +65,7 @@ def _records(place: Path, reject: Reject, settings: ReadSettings, counts: ReadCo
         if reader is from_tar_folder:
             return from_tars(archives_in(place), reject, settings, counts)
         if reader:
-            return reader(place, reject)
+            return reader(place, reject, counts)
         if tables := _parquets(place):
             return _from_parquets(tables, reject, settings, counts, images)
         return from_folder(place, reject, counts)

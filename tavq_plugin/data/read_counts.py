@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tavq_plugin.data.records import Reject, Rejection
+
 SYSTEM_FILES = "system files"  # .DS_Store, ._0.png, __MACOSX/0.png
 
 
@@ -16,6 +18,23 @@ class ReadCounts:
     used: int = 0  #: parts that are in a record; a record may have several
     rejected: int = 0  #: parts that are in a rejection
     skipped: Counter[str] = field(default_factory=Counter)  #: kind → number of parts that are no data of ours
+
+    def take(self, number: int = 1) -> None:
+        """Count parts that came in, and are in a record."""
+        self.parts += number
+        self.used += number
+
+    def skip(self, kind: str, number: int = 1) -> None:
+        """Count parts that came in, and are no data of ours; nothing for the number 0."""
+        if number:
+            self.parts += number
+            self.skipped[kind] += number
+
+    def refuse(self, reject: Reject, rejection: Rejection, number: int = 1) -> None:
+        """Reject parts that came in."""
+        self.parts += number
+        self.rejected += number
+        reject(rejection)
 
     def check(self, place: object) -> None:
         """Raise RuntimeError if a part is unaccounted for."""

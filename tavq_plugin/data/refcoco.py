@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tavq_plugin.data.coco import read_coco_json
 from tavq_plugin.data.decode import decode_text
+from tavq_plugin.data.read_counts import ReadCounts
 from tavq_plugin.data.records import Record, Reject, Rejection, has_surrogates, path_inside, raise_rejection
+from tavq_plugin.data.unnamed_files import NamedFiles
 from tavq_plugin.io.legacy_pickle import read_plain_pickle
 
 PARTITIONS = ("unc", "umd", "google")  # who divided the phrases into splits; figures of different ones do not compare
@@ -27,7 +29,13 @@ def refs_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def from_refcoco(folder: Path, reject: Reject = raise_rejection, *, partition: str | None = None) -> Iterator[Record]:
+def from_refcoco(
+    folder: Path,
+    reject: Reject = raise_rejection,
+    counts: ReadCounts | None = None,
+    *,
+    partition: str | None = None,
+) -> Iterator[Record]:
     """RefCOCO(+/g): refs(PARTITION).p, instances.json, and COCO's train2014 images in images/ or train2014/.
 
     One record per image and split, since splits of "google" share images. Each phrase is a box of its own.
@@ -35,12 +43,14 @@ def from_refcoco(folder: Path, reject: Reject = raise_rejection, *, partition: s
     Args:
         folder: The folder of one data set, such as refcoco+.
         reject: Called with each phrase whose image, object or split is missing.
+        counts: What became of the entries with phrases, and of images that none names.
         partition: "unc", "umd" or "google". Default: the only one that the folder has.
 
     Raises:
         ValueError: The folder has several partitions and none is named, or a file cannot be read safely.
         FileNotFoundError: The named partition or instances.json is missing.
     """
+    counts = counts or ReadCounts()
     file = _refs_file(folder, partition)
     (partition,) = _REFS.fullmatch(file.name).groups()  # type: ignore[union-attr]  # the file was found by this pattern
     refs = read_plain_pickle(file) if file.suffix == ".p" else _list_in_json(file)
@@ -48,28 +58,52 @@ def from_refcoco(folder: Path, reject: Reject = raise_rejection, *, partition: s
     if not instances.is_file():
         raise FileNotFoundError(f"no {instances}: it has the boxes of the phrases; it is published beside {file.name}")
     content = read_coco_json(instances, "images", "annotations")
-    images = {row["id"]: row for row in content["images"]}
-    boxes = {row["id"]: row["bbox"] for row in content["annotations"]}
+    images = _by_id(content["images"], "file_name", str, instances, reject, counts)
+    boxes = _by_id(content["annotations"], "bbox", list, instances, reject, counts)
     if not isinstance(refs, list):
         raise ValueError(f"{file}: holds {type(refs).__name__}, not a list of phrases; fetch it again")
     own: dict[tuple[str, Any], list[dict[str, Any]]] = defaultdict(list)
+    entries: Counter[tuple[str, Any]] = Counter()
+    named = NamedFiles()
     for number, ref in enumerate(refs, 1):
         try:
             split, found = str(ref["split"]), _boxes_of_ref(ref, images, boxes)
         except (KeyError, TypeError, ValueError) as error:
             why = str(error) if isinstance(error, ValueError) else f"it lacks {error}; fetch the file again"
-            reject(Rejection(str(file), number, why))
+            counts.refuse(reject, Rejection(str(file), number, why))
         else:
             own[split, ref["image_id"]] += found
+            entries[split, ref["image_id"]] += 1
     for (split, image_id), found in own.items():
+        number = entries[split, image_id]
         name = images[image_id]["file_name"]
         try:
             path = _image_path(folder, name)
         except ValueError as error:
-            reject(Rejection(str(instances), None, f"image {image_id} of {len(found)} phrases: {error}"))
+            rejection = Rejection(str(instances), None, f"image {image_id} of {len(found)} phrases: {error}")
+            counts.refuse(reject, rejection, number)
             continue
+        named.add(path)
+        counts.take(number)
         source = f"{folder.name} ({partition})"
         yield Record(f"{split}/{name}", path, "", split, source, _without_repeats(found))
+    places = [base / place for base in (folder / "images", folder) for place in ("", "train2014")]
+    named.count_others([*places[:2], places[3]], f"images that no row of {file.name} names", counts)
+    counts.check(folder)
+
+
+def _by_id(
+    rows: Sequence[Any], value: str, kind: type, file: Path, reject: Reject, counts: ReadCounts
+) -> dict[Any, dict[str, Any]]:
+    """Rows by their id; one without an id or a value is rejected. The others count with the phrases that name them."""
+    found = {}
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict) and isinstance(row.get("id"), int) and isinstance(row.get(value), kind):
+            found[row["id"]] = row
+        else:
+            reason = f"{str(row)[:80]} needs an 'id' and a {value!r}; fetch the file again"
+            counts.refuse(reject, Rejection(str(file), number, reason))
+    return found
 
 
 def _refs_file(folder: Path, partition: str | None) -> Path:
@@ -88,7 +122,7 @@ def _refs_file(folder: Path, partition: str | None) -> Path:
 
 
 def _boxes_of_ref(
-    ref: Mapping[str, Any], images: Mapping[Any, Mapping[str, Any]], boxes: Mapping[Any, Any]
+    ref: Mapping[str, Any], images: Mapping[Any, Mapping[str, Any]], boxes: Mapping[Any, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """One box for each sentence of a phrase's entry; raises ValueError or KeyError for what is missing."""
     if ref["image_id"] not in images or ref["ann_id"] not in boxes:
@@ -101,7 +135,7 @@ def _boxes_of_ref(
     for sentence in sentences:
         if not isinstance(sentence, str) or not sentence.strip() or has_surrogates(sentence):
             raise ValueError(f"the phrase {sentence!r} of object {ref['ann_id']} is empty or not UTF-8; mend it")
-    return [{"phrase": text, "xywh": list(boxes[ref["ann_id"]]), "size": size} for text in sentences]
+    return [{"phrase": text, "xywh": list(boxes[ref["ann_id"]]["bbox"]), "size": size} for text in sentences]
 
 
 def _without_repeats(boxes: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -244,7 +244,7 @@ def refuse_decided(overrides: Sequence[str]) -> None:
     ValueError: --set seed=3: a comparison sets it for each run; give --seeds 3 instead
     """
     for override in overrides:
-        name, _, value = override.partition("=")
+        name, _, value = (part.strip() for part in override.partition("="))
         if name in DECIDED:
             option = f"{DECIDED[name]} {value}".rstrip()
             raise ValueError(f"--set {override}: a comparison sets it for each run; give {option} instead")
@@ -268,6 +268,7 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict
         if method not in METHODS:
             shared.append(override)
             continue
+        refuse_decided([f"{rest}{equals}{value}"])  # tavq.seed=3 is refused as seed=3 is
         if not equals or not rest.startswith("options.") or "." in rest.removeprefix("options."):
             raise ValueError(
                 f"--set {override}: only options.NAME=VALUE may differ between methods, else the comparison would be "

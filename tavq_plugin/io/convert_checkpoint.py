@@ -18,9 +18,11 @@ from torch import Tensor
 
 from tavq_plugin.io.atomic import save_json, whole_file
 from tavq_plugin.io.file_hash import sha256_of
-from tavq_plugin.io.legacy_pickle import MOST_VALUES, json_content, may_hold_data, safe_globals
+from tavq_plugin.io.legacy_pickle import MOST_VALUES, json_content
 from tavq_plugin.io.other_files import other_file
+from tavq_plugin.io.pickle_bounds import PickleBomb, refuse_bombs
 from tavq_plugin.io.storable import refuse_unstorable, storable
+from tavq_plugin.io.unpickled_objects import may_hold_data, safe_globals
 
 NOT_WEIGHTS = ("optim", "lr_sched", "callbacks", "scaler")  # entries whose names begin like these hold a run's state
 
@@ -30,7 +32,7 @@ _SMALL = 2**26  # bytes; content below this size is never too large
 
 
 def read_checkpoint(path: Path, *, allow: Sequence[str] = (), max_growth: float = MAX_GROWTH) -> Any:
-    """Read a file of `torch.save` with `weights_only=True` and the allow-list of `legacy_pickle`.
+    """Read a file of `torch.save` with `weights_only=True` and the allow-list of `unpickled_objects`.
 
     No foreign class is imported. `allow` lists more class names to read as plain values. Raises ValueError if the file
     names a global that is not allowed, is not a complete checkpoint but, say, a web page or a Git LFS pointer, or
@@ -39,6 +41,7 @@ def read_checkpoint(path: Path, *, allow: Sequence[str] = (), max_growth: float 
     if what := other_file(path):
         raise ValueError(f"{path} is {what}")
     _refuse_large(path, _unpacked_size(path), max_growth, "unpacks to")
+    _refuse_bombs(path, max_growth)
     reading: Sequence[tuple[Sequence[str], Sequence[str]]] = ((allow, ()), ((), allow))  # as objects; as dictionaries
     for number, (objects, mappings) in enumerate(reading, 1):
         try:
@@ -57,6 +60,17 @@ _TORCH_RAISES = (
     pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError, ValueError, IndexError,
     MemoryError, OverflowError, AssertionError, struct.error, OSError,
 )  # fmt: skip
+
+
+def _refuse_bombs(path: Path, max_growth: float) -> None:
+    try:
+        refuse_bombs(path, max(_SMALL, max_growth * path.stat().st_size))
+    except PickleBomb as error:
+        raise ValueError(f"{path} is refused: {error}; or get the weights from a source that you trust") from error
+    except FileNotFoundError:
+        raise
+    except (*_TORCH_RAISES, zipfile.BadZipFile, NotImplementedError, RecursionError) as error:
+        raise _refusal(path, error) from error
 
 
 def _refusal(path: Path, error: Exception) -> ValueError:

@@ -41,10 +41,16 @@ def test_bytes_that_the_file_does_not_hold_are_not_made(tmp_path, old):
     check_refused(file, "200,000,000 bytes without giving their values")
 
 
-def test_a_bytearray_of_zeros_makes_no_large_json(tmp_path):
-    files = convert_checkpoint(saved(tmp_path, {"m": W, "x": Run(bytearray, 200_000_000)}))
-    assert files[-1].stat().st_size < 10_000
-    assert json.loads(files[-1].read_text())["values_left_out"] == ["x: 200,000,000 bytes"]
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_a_bytearray_that_the_file_does_not_hold_is_not_made(tmp_path, old):
+    file = saved(tmp_path, {"m": W, "x": Run(bytearray, 200_000_000)}, _use_new_zipfile_serialization=not old)
+    check_refused(file, "200,000,000 bytes without giving their values")
+
+
+def test_a_long_bytearray_makes_no_large_json(tmp_path):
+    torch.save({"m": W, "x": bytearray(200_000)}, tmp_path / "a.ckpt")
+    description = json.loads(convert_checkpoint(tmp_path / "a.ckpt")[-1].read_text())
+    assert description["values_left_out"] == ["x: 200,000 bytes"]
 
 
 @pytest.mark.parametrize("array", [(np.ndarray, (10**9,)), (np._core.multiarray.scalar, np.dtype("S1000000000"))])
@@ -125,3 +131,69 @@ def test_a_tensor_larger_than_its_memory_is_refused(tmp_path):
     at = content.rindex(b"K\x4d")
     file.write_bytes(content[:at] + b"J" + struct.pack("<i", 2**30) + content[at + 2 :])
     check_refused(file, "not a complete checkpoint")
+
+
+def pickled(tmp_path, *instructions):
+    """A checkpoint whose pickle is these instructions and a state dict without tensors."""
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        archive.writestr("a/data.pkl", b"".join([b"\x80\x02", *instructions, b"."]))
+        archive.writestr("a/version", "3\n")
+        archive.writestr("a/byteorder", "little")
+    return tmp_path / "a.ckpt"
+
+
+def text(content):
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+PAIRS = b")q\1" + b"h\1h\1\x86q\1" * 60  # a tuple of two of the tuple before, sixty times
+
+
+@pytest.mark.parametrize("codec", [b"hex", b"utf-32", b"unicode_escape", b"uu"])
+def test_a_chain_of_encodings_does_not_double(tmp_path, codec):
+    """Sixty steps would ask for 2^60 bytes."""
+    chain = [b"c_codecs\nencode\nq\2", text(b"x" * 100), b"q\1", *[b"h\2h\1", text(codec), b"\x86Rq\1"] * 60]
+    check_refused(pickled(tmp_path, *chain), f"encodes by '{codec.decode()}' what may grow")
+
+
+def test_a_chain_through_another_function_does_not_double(tmp_path):
+    inner = [b"c_codecs\nencode\n", b"cbuiltins\nbytearray\n", text(b"x"), text(b"hex"), b"\x86", b"N", b"tR"]
+    check_refused(pickled(tmp_path, b"ctorch._tensor\n_rebuild_from_type_v2\n(", *inner), "encodes by 'hex'")
+
+
+@pytest.mark.parametrize("name", ["builtins\nstr", "torch.torch_version\nTorchVersion"])
+def test_the_text_of_nested_lists_is_not_written(tmp_path, name):
+    call = [PAIRS, f"c{name}\n".encode(), b"h\1\x85R"]
+    check_refused(pickled(tmp_path, *call), "a text of tuple")
+
+
+@pytest.mark.parametrize("instructions", [b"}h\1K\1s", b"}(h\1K\1u", b"cbuiltins\nset\nh\1\x85\x85R"])
+def test_a_key_of_nested_tuples_is_not_looked_up(tmp_path, instructions):
+    check_refused(pickled(tmp_path, PAIRS, instructions), "a key of more than 100 values")
+
+
+def test_copies_of_a_list_do_not_add_up(tmp_path):
+    copies = [b"](" + b"N" * 9_000 + b"eq\1", b"cbuiltins\nlist\nq\2"]
+    file = pickled(tmp_path, b"]q\3(", *copies, *[b"h\2h\1\x85R"] * 2_000, b"e")
+    check_refused(file, "makes more than .* by copying what it holds.*--max-growth")
+
+
+@pytest.mark.parametrize("name", ["torch\nTensor", "torch\nFloatTensor", "torch.storage\nUntypedStorage"])
+def test_tensors_that_the_file_does_not_hold_are_not_made(tmp_path, name):
+    call = [f"c{name}\n".encode(), b"J" + struct.pack("<i", 2**30), b"\x85R"]
+    check_refused(pickled(tmp_path, *call), "without giving its values")
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_bytes_texts_and_copies_of_honest_files_are_read(tmp_path, old):
+    content = {
+        "m": W,
+        "b": b"caf\xc3\xa9",
+        "a": bytearray(b"x"),
+        "s": {1, (2, 3)},
+        "v": torch.__version__,
+        "n": torch.Size([2]),
+    }
+    file = saved(tmp_path, content, _use_new_zipfile_serialization=not old)
+    description = json.loads(convert_checkpoint(file)[-1].read_text())
+    assert description["configuration"]["n"] == [2] and "caf" in description["configuration"]["b"]
