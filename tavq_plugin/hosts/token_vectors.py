@@ -17,8 +17,8 @@ from einops import EinopsError
 from torch import Tensor
 
 from tavq_plugin.distributed import gather_sharded
-from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.hooks import tapped
+from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.trial_run import HostReading, describe, parsed
 from tavq_plugin.hosts.verify_reading import equals_vectors, look_up
 
