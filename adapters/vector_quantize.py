@@ -35,7 +35,7 @@ def _as_map(tokens: Tensor, channels_first: bool) -> Tensor:
 
 
 def _resized(indices: Tensor, grid: Sequence[int]) -> Tensor:
-    """The nearest entry at or before each place; made larger, then as small as before, it is the same; b h w -> b h w."""
+    """A map on another grid, each entry repeated; b h w -> b h w. As small as before again, it is the same."""
     for axis, size in enumerate(grid, start=1):
         former = indices.shape[axis]
         start = torch.arange(size, device=indices.device) * former

@@ -57,7 +57,7 @@ def _read_images(adapter: Adapter, images: Tensor) -> HostReading:
 def verify_training(
     adapter: Adapter, reading: HostReading, *, asked: GradTo | None, goes_to: GradTo, looks_up: bool
 ) -> None:
-    """Run the host in training mode, and raise ValueError if its gradient or its codes are not as they were taken to be.
+    """Run the host in training mode; raise ValueError if its gradient or its codes are not what they were taken for.
 
     A sharded host is not checked so, as its parameters are there only in its own forward, and its gradient is averaged.
     """

@@ -3,7 +3,7 @@
 A quantizer's adapter whose vectors are made of several codes may have two more methods: `read_tokens(z_in, output)`,
 which gives all of their numbers, and `vectors_of(tokens)`, which gives the vectors, b c h w; and the attribute
 `code_count`, above which no number is taken. A host's adapter may have `own_tokens(images)` and
-`decode_own_tokens(tokens)`, which are the host's own path both ways; so the user's tokens= and decode_tokens= of `wrap`.
+`decode_own_tokens(tokens)`, the host's own path both ways, as the user's tokens= and decode_tokens= of `wrap`.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def verify_rows_in_training(adapter: Adapter, reading: HostReading, again: Calla
     Args:
         adapter: The host's.
         reading: One run of the host in training mode.
-        again: Gives another one: a quantizer that starts itself in its first such run (k-means) is judged by the second.
+        again: Gives another one, by which a quantizer that starts itself in its first such run (k-means) is judged.
     """
     verify_quantized(adapter, reading, None)
     if not adapter.straight_through or reading.table is None or reading.final.looked_up is not None:
