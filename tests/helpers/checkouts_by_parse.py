@@ -46,6 +46,16 @@ def parse_channels_last(z: Tensor, output: tuple) -> Quantized:
     return on_grid(vectors.movedim(-1, 1), indices, vectors.new_zeros(()))
 
 
+def parse_without_indices(z: Tensor, output: tuple, module: nn.Module) -> Quantized:
+    """(straight-through vectors, codes with gradient), as ritheshkumar95's; the indices are found again.
+
+    The vectors are too, as the decoder changes the host's own in place.
+    """
+    _, codes = output
+    loss = (codes - z.detach()).square().mean() + (z - codes.detach()).square().mean()
+    return Quantized(z + (codes - z).detach(), module(z.detach()), loss)
+
+
 def decode_by_generator(z_q: Tensor, host: Any) -> Tensor:
     """The decoder of unleashing-transformers and CodeFormer."""
     return host.generator(z_q)
@@ -197,6 +207,25 @@ def laskin() -> Case:
     return Case(model, grids=(16, 8, 8), run=run, pickles=False, settings=settings)
 
 
+def ritheshkumar() -> Case:
+    """ritheshkumar95's VectorQuantizedVAE: it quantizes in a method, and its decode takes indices."""
+    with importable("ritheshkumar95/pytorch-vqvae"):
+        from modules import VectorQuantizedVAE
+
+        model = VectorQuantizedVAE(3, 16, 32)
+
+    def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        reconstruction, latent, codes = model(images)
+        return reconstruction, (codes - latent.detach()).square().mean() + (latent - codes.detach()).square().mean()
+
+    settings = dict(quantizer="codebook.straight_through", parse=parse_without_indices)
+    settings |= dict(decode=lambda z_q, host: host.decoder(z_q), decode_tokens="decode")
+    return Case(
+        model, grids=(16, 8, 8), run=run, pickles=False, settings=settings,
+        own_tokens=lambda model, images: model.encode(images),
+    )  # fmt: skip
+
+
 def unleashing() -> Case:
     """unleashing-transformers' VQAutoEncoder, on the CPU."""
     pytest.importorskip("torch_fidelity")
@@ -260,6 +289,7 @@ CHECKOUTS_BY_PARSE: dict[str, Callable[[], Case]] = {
     "show-o": show_o,
     "unitok": unitok,
     "laskin": laskin,
+    "ritheshkumar": ritheshkumar,
     "unleashing-transformers": unleashing,
     "codeformer": codeformer,
     "min-dalle": min_dalle,
