@@ -184,6 +184,11 @@ def _named_variants(table: Tensor, reading: HostReading) -> str:
     for name, variant in variants.items():
         if equals_vectors(look_up(indices, variant), reading):
             return f"; they are rows {name}"
+    turned = reading.final.vectors.movedim(-1, 1)
+    if turned.shape == reading.final.vectors.shape:
+        final = reading.final._replace(vectors=turned, latent=turned)
+        if equals_vectors(look_up(indices, table), reading._replace(final=final)):
+            return "; they are b h w c, and b c h w was needed: vectors.movedim(-1, 1)"
     return ""
 
 
