@@ -2,7 +2,7 @@
 
 Quirks: `encode` is unquantized, and everything around the quantizer is b h w c. Codes are b h w d (depth): here the
 indices are the first depth's and the vectors the sum of all depths. A codebook's last row is padding. Codebooks move by
-EMA, without gradient. Importing its transformer fails on Python ≥ 3.11.
+EMA, without gradient. Tokens are of every depth, b h w d. Importing its transformer fails on Python ≥ 3.11.
 """
 
 from __future__ import annotations
@@ -37,6 +37,20 @@ class RQQuantizer:
     def codebook(self) -> Tensor:
         """The first depth's table without its padding row; k c."""
         return self.module.codebooks[0].weight[:-1]
+
+    @property
+    def code_count(self) -> int:
+        """Number of codes of the largest depth."""
+        return max(self.module.n_embed)
+
+    def read_tokens(self, z_in: Tensor, output: tuple) -> Tensor:
+        """Numbers of every depth's codes; b h w d."""
+        return output[2]
+
+    def vectors_of(self, tokens: Tensor) -> Tensor:
+        """The sum of every depth's codes; b h w d -> b c h w."""
+        codes, _ = self.module.embed_code_with_depth(tokens)
+        return rearrange(codes.sum(-2), "b h w c -> b c h w")
 
 
 class RQVAE(HostAdapter):

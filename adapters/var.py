@@ -2,7 +2,8 @@
 
 Quirks: `forward` returns (rec, usages, loss) without indices, and needs a process group even in one process.
 `test_mode=True`, the default, freezes everything. Grids other than the last of `v_patch_nums` crash. Indices are the
-last scale's, from a second call of the quantizer without gradient; the vectors are the sum over all scales.
+last scale's, from a second call of the quantizer without gradient; the vectors are the sum over all scales. Tokens are
+of every scale, coarse to fine, one after another, b n, as VAR's transformer reads them.
 """
 
 from __future__ import annotations
@@ -29,15 +30,29 @@ class VARQuantizer(EmbeddingQuantizer):
     def parse(self, z_in: Tensor, output: tuple) -> Quantized:
         """The last scale's indices, and the looked-up vectors with gradient to the codebook and φ."""
         vectors, _, loss = output
+        tokens = self.read_tokens(z_in, output)
+        indices = rearrange(tokens[:, -(self.module.v_patch_nums[-1] ** 2) :], "b (h w) -> b h w", h=vectors.shape[2])
+        return Quantized(vectors, indices, loss, looked_up=self.vectors_of(tokens))
+
+    @property
+    def code_count(self) -> int:
+        """Number of codes, which all scales share."""
+        return self.module.vocab_size
+
+    def read_tokens(self, z_in: Tensor, output: tuple) -> Tensor:
+        """Numbers of every scale's codes, the coarsest scale first; b n."""
         with torch.no_grad():
-            scales = self.module.f_to_idxBl_or_fhat(z_in.detach().float(), to_fhat=False)
+            return torch.cat(self.module.f_to_idxBl_or_fhat(z_in.detach().float(), to_fhat=False), dim=1)
+
+    def vectors_of(self, tokens: Tensor) -> Tensor:
+        """The sum over all scales, with gradient to the codebook and φ; b n -> b c h w."""
+        sides = self.module.v_patch_nums
+        scales = tokens.split([side**2 for side in sides], dim=1)
         maps = [
-            rearrange(self.module.embedding(indices), "b (h w) c -> b c h w", h=n)
-            for indices, n in zip(scales, self.module.v_patch_nums, strict=True)
+            rearrange(self.module.embedding(indices), "b (h w) c -> b c h w", h=side)
+            for indices, side in zip(scales, sides, strict=True)
         ]
-        looked_up = self.module.embed_to_fhat(maps, all_to_max_scale=True, last_one=True)
-        indices = scales[-1].view(len(vectors), *vectors.shape[2:])
-        return Quantized(vectors, indices, loss, looked_up=looked_up)
+        return self.module.embed_to_fhat(maps, all_to_max_scale=True, last_one=True)
 
 
 class VAR(HostAdapter):

@@ -8,6 +8,7 @@ returns one loss per stage, HierarchicalVQ one map of indices per scale. k-means
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
 
 import torch
@@ -31,6 +32,15 @@ def _as_map(tokens: Tensor, channels_first: bool) -> Tensor:
             "(accept_image_fmap=True or channel_first=True), or pass parse="
         )
     return rearrange(tokens, "b c (h w) -> b c h w", h=side)
+
+
+def _resized(indices: Tensor, grid: Sequence[int]) -> Tensor:
+    """A map on another grid, each entry repeated; b h w -> b h w. As small as before again, it is the same."""
+    for axis, size in enumerate(grid, start=1):
+        former = indices.shape[axis]
+        start = torch.arange(size, device=indices.device) * former
+        indices = indices.index_select(axis, start // size if size >= former else -(-start // size))
+    return indices
 
 
 def _require_one_table(module: nn.Module, *settings: tuple[bool, str]) -> None:
@@ -94,6 +104,11 @@ class ResidualQuantizer:
         """The first stage's table, behind `project_out`; k c."""
         return self.module.project_out(self.module.layers[0].codebook)
 
+    @property
+    def code_count(self) -> int:
+        """Number of codes of the largest stage."""
+        return max(layer.codebook_size for layer in self.module.layers)
+
     def read_tokens(self, z_in: Tensor, output: tuple) -> Tensor:
         """Numbers of every stage's codes; b h w q."""
         b, _, h, w = self.parse(z_in, output).vectors.shape
@@ -125,6 +140,24 @@ class HierarchicalQuantizer:
     def codebook(self) -> Tensor:
         """The shared table, or the finest scale's; k c."""
         return self.module.get_vq(self.module.num_levels - 1).codebook
+
+    @property
+    def code_count(self) -> int:
+        """Number of codes of the largest scale."""
+        return max(self.module.codebook_sizes)
+
+    def read_tokens(self, z_in: Tensor, output: tuple) -> Tensor:
+        """Numbers of every scale's codes, the coarsest scale first, repeated on the latent's grid; b h w s."""
+        grid = self.parse(z_in, output).vectors.shape[2:]
+        return torch.stack([_resized(indices, grid) for indices in output[1]], dim=-1).long()
+
+    def vectors_of(self, tokens: Tensor) -> Tensor:
+        """The sum over all scales; b h w s -> b c h w."""
+        grid = tuple(tokens.shape[1:3])
+        scales = [
+            _resized(part, shape) for part, shape in zip(tokens.unbind(-1), self.module.level_shapes, strict=True)
+        ]
+        return _as_map(self.module.get_output_from_indices(scales, full_shape=grid), self.module.channel_first)
 
 
 class FSQQuantizer:

@@ -40,6 +40,8 @@ class HostAdapter:
         encode: Runs the host through its quantizer: a method's name, or a function of images. Default: `forward`.
         decode: Quantized map -> image; a method's name or a function. Default: the host's `decode`.
         forward: Runs the whole host: a method's name, or a function of images. Default: the host itself.
+        tokens: Images -> the host's own tokens: a method's name, or a function. Default: the quantizer's indices.
+        decode_tokens: The host's own tokens -> images, likewise. Default: `decode` of the codebook's rows.
 
     Raises:
         ValueError: The layout or the quantizer is unknown, the host holds several known quantizers, or the quantizer
@@ -59,6 +61,8 @@ class HostAdapter:
         encode: str | Callable[..., Any] | None = None,
         decode: str | Callable[..., Tensor] | None = None,
         forward: str | Callable[..., Any] | None = None,
+        tokens: str | Callable[..., Tensor] | None = None,
+        decode_tokens: str | Callable[..., Tensor] | None = None,
     ) -> None:
         self.model: Any = model  # Any: each host has methods of its own
         given: dict[str, Any] = {
@@ -69,6 +73,7 @@ class HostAdapter:
             "example": example,
         }
         given |= {"codebook": codebook, "encode": encode, "decode": decode, "forward": forward}
+        given |= {"tokens": tokens, "decode_tokens": decode_tokens}
         self.settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.given_forward = None if forward is None else HostFunction(model, forward, "forward")
         self.given = frozenset(
@@ -81,6 +86,10 @@ class HostAdapter:
             vars(self)["encode"] = HostFunction(model, encode, "encode")
         if decode is not None:
             vars(self)["decode"] = HostFunction(model, decode, "decode")
+        if tokens is not None:
+            vars(self)["own_tokens"] = HostFunction(model, tokens, "tokens")
+        if decode_tokens is not None:
+            vars(self)["decode_own_tokens"] = HostFunction(model, decode_tokens, "decode_tokens")
         if codebook is not None:
             vars(self)["codebook"] = HostTable(model, codebook)
         self.example = example

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tavq_plugin.distributed import gather_sharded, is_sharded
 from tavq_plugin.hosts.base import HostAdapter
-from tavq_plugin.hosts.gradient_paths import observe_gradient, verify_gradient
+from tavq_plugin.hosts.gradient_paths import observe_gradient, read_in_training, verify_gradient
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.trial_run import HostError, HostReading, find_working, noise, read_host
-from tavq_plugin.hosts.verify_decode import decode_problem
-from tavq_plugin.hosts.verify_reading import halves_swapped, position_problem, verify_latent
+from tavq_plugin.hosts.verify_decode import decode_problem, own_tokens_problem
+from tavq_plugin.hosts.verify_reading import halves_swapped, position_problem, verify_latent, verify_rows_in_training
 from tavq_plugin.types import GradTo
 
 
@@ -54,20 +54,37 @@ def _read_images(adapter: Adapter, images: Tensor) -> HostReading:
         return read_host(adapter, images)
 
 
-def problem_of_decode(adapter: Adapter, reading: HostReading, *, asked: GradTo | None, goes_to: GradTo) -> str:
-    """Run the host again, to check places and gradient; what is wrong with its decode, or nothing.
+def verify_training(
+    adapter: Adapter, reading: HostReading, *, asked: GradTo | None, goes_to: GradTo, looks_up: bool
+) -> None:
+    """Run the host in training mode; raise ValueError if its gradient or its codes are not what they were taken for.
 
-    What an adapter for this host says of taps and decode is taken as it is, as each is tested; that keeps `wrap` quick.
     A sharded host is not checked so, as its parameters are there only in its own forward, and its gradient is averaged.
     """
     if is_sharded(adapter.model):
-        return ""
-    known = _taps_are_known(adapter)
-    training = reading.training
-    verify_gradient(
-        adapter, observe_gradient(adapter, reading.images[:1], taps=() if known else adapter.taps), asked, goes_to
-    )
+        return
+    known, images = _taps_are_known(adapter), reading.images[:1]
+    paths = observe_gradient(adapter, images, taps=() if known else adapter.taps)
+    verify_gradient(adapter, paths, asked, goes_to)
     verify_latent(reading, goes_to, straight_through=adapter.straight_through)
+    if paths is not None and paths.training and looks_up:
+        verify_rows_in_training(adapter, paths.reading, again=lambda: read_in_training(adapter, images))
+
+
+def problem_of_own_tokens(adapter: Adapter, reading: HostReading) -> str:
+    """What is wrong with the host's own way to tokens and back; nothing is compared where its eval mode fails."""
+    nothing = reading.training or is_sharded(adapter.model)
+    return "" if nothing else own_tokens_problem(adapter, reading.images[:1])
+
+
+def problem_of_decode(adapter: Adapter, reading: HostReading) -> str:
+    """Run the host again; what is wrong with its decode, or nothing.
+
+    The decode of an adapter for this host is taken as it is, as each is tested; that keeps `wrap` quick.
+    """
+    if is_sharded(adapter.model):
+        return ""
+    known, training = _taps_are_known(adapter), reading.training
     own_decode = isinstance(adapter, HostAdapter) and type(adapter).decode is not HostAdapter.decode
     own_decode = own_decode and not _is_given(adapter, "decode")
     return "" if training or (known and own_decode) else decode_problem(adapter, reading.images[:1])

@@ -23,7 +23,12 @@ class GradientPaths(NamedTuple):
     table: bool | None  # the parameters of the codebook; None if no gradient can reach them at all
     encoder: bool  # whether the quantizer's input carries gradient
     not_upstream: tuple[str, ...]  # taps on which the quantizer's input does not depend
-    training: bool  # whether the host was in training mode; some quantizers are straight-through only there
+    reading: HostReading  # of the run that was observed
+
+    @property
+    def training(self) -> bool:
+        """Whether the host was in training mode; some quantizers are straight-through only there."""
+        return self.reading.training
 
 
 def observe_gradient(adapter: Adapter, images: Tensor, *, taps: Sequence[str]) -> GradientPaths | None:
@@ -50,10 +55,22 @@ def observe_gradient(adapter: Adapter, images: Tensor, *, taps: Sequence[str]) -
     return None
 
 
+def read_in_training(adapter: Adapter, images: Tensor) -> HostReading:
+    """The reading of a host in training mode; it is in eval mode afterwards.
+
+    Raises HostError for the host's own error; ValueError if a tap or the quantizer did not run, or ran several times.
+    """
+    adapter.model.train()
+    try:
+        return read_host(adapter, images)
+    finally:
+        adapter.model.eval()
+
+
 def _paths_of(adapter: Adapter, reading: HostReading, taps: Sequence[str]) -> GradientPaths:
     z_in, vectors = reading.z_in, reading.final.vectors
     if not isinstance(z_in, Tensor) or not z_in.requires_grad:
-        return GradientPaths(latent=False, table=None, encoder=False, not_upstream=(), training=reading.training)
+        return GradientPaths(latent=False, table=None, encoder=False, not_upstream=(), reading=reading)
     parameters = _table_parameters(adapter, reading.table)
     gradients: Sequence[Tensor | None] = [None] * (1 + len(parameters))
     if vectors.requires_grad:
@@ -67,7 +84,7 @@ def _paths_of(adapter: Adapter, reading: HostReading, taps: Sequence[str]) -> Gr
     if maps:
         to_taps = torch.autograd.grad((z_in * _weights(z_in)).sum(), list(maps.values()), allow_unused=True)
     not_upstream = tuple(path for path, gradient in zip(maps, to_taps, strict=True) if gradient is None)
-    return GradientPaths(reached[0], any(reached[1:]) if parameters else None, True, not_upstream, reading.training)
+    return GradientPaths(reached[0], any(reached[1:]) if parameters else None, True, not_upstream, reading)
 
 
 def _weights(like: Tensor) -> Tensor:

@@ -12,14 +12,20 @@ from torch import Tensor, nn
 from tavq_plugin.distributed import gather_sharded, require_synchronized, unwrap
 from tavq_plugin.hosts.base import HostAdapter
 from tavq_plugin.hosts.detached_copies import detached_copies
-from tavq_plugin.hosts.dry_run import problem_of_decode, read_working_images, with_maps_of_the_image
+from tavq_plugin.hosts.dry_run import (
+    problem_of_decode,
+    problem_of_own_tokens,
+    read_working_images,
+    verify_training,
+    with_maps_of_the_image,
+)
 from tavq_plugin.hosts.hierarchy import Hierarchy
 from tavq_plugin.hosts.hooks import Capture, require_gradient, tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.registry import adapter_for
 from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.summary import DryRun, logger, summarize
-from tavq_plugin.hosts.token_vectors import read_tokens, tokens_problem, vectors_of_tokens
+from tavq_plugin.hosts.token_vectors import image_of_tokens, tokens_of_images, tokens_problem
 from tavq_plugin.hosts.verify_reading import (
     verify_quantized,
     verify_taps,
@@ -74,20 +80,18 @@ class Tokenizer(nn.Module):
         Where the host has several codes per place, and its adapter reads them, the shape is the host's own, such as
         b h w depth. The host runs in the mode it is in: call host.eval() if a training forward moves its codebook.
         """
-        with torch.no_grad(), tapped(self.host, at=[self.adapter.quantizer]) as recorder:
-            self.adapter.encode(images)
-        call = recorder.take()[self.adapter.quantizer]
-        return read_tokens(self.adapter, call.z_in, call.output)
+        return tokens_of_images(self.adapter, images)
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Images from what `tokens` returned, as the host decodes them, without gradient; b h w -> b 3 h w.
 
         ValueError if the tokens are no numbers of codes, or if `wrap` saw that the host decodes something else.
         """
-        if self.decode_fails or self.tokens_fail:
-            raise ValueError(self.tokens_fail or self.decode_fails)
-        with torch.no_grad():
-            return self.adapter.decode(vectors_of_tokens(self.adapter, tokens))
+        decodes_itself = hasattr(self.adapter, "decode_own_tokens")
+        problem = self.tokens_fail or ("" if decodes_itself else self.decode_fails)
+        if problem:
+            raise ValueError(problem)
+        return image_of_tokens(self.adapter, tokens)
 
     def send_gradient(self, grad_to: GradTo) -> None:
         """Change where a loss on the codes sends its gradient; ValueError if the host makes that impossible."""
@@ -113,6 +117,8 @@ def wrap(
     encode: str | Callable[..., Any] | None = None,
     decode: str | Callable[..., Tensor] | None = None,
     forward: str | Callable[..., Any] | None = None,
+    tokens: str | Callable[..., Tensor] | None = None,
+    decode_tokens: str | Callable[..., Tensor] | None = None,
     grad_to: GradTo | None = None,
     codebook: str | Callable[[nn.Module], Tensor] = "shared",
     codebook_size: int | None = None,
@@ -142,6 +148,10 @@ def wrap(
         decode: Quantized map -> image, b c h w -> b 3 h w; given as `encode` is. Default: the host's `decode`.
         forward: Runs the whole host, if it takes more than images: `lambda images, host: host({"image": images})`;
             given as `encode` is. Default: the host itself.
+        tokens: Images -> the host's own tokens, one tensor, where these are more than the indices of `parse`; given as
+            `encode` is. Default: the adapter's, else the indices.
+        decode_tokens: The host's own way back, tokens -> images; given as `encode` is. Default: the adapter's, else
+            `decode` of the codebook's rows.
         grad_to: Where a loss on the codes sends its gradient: "encoder", "codebook" or "both". Default: "both" if the
             codebook learns by gradient, else (EMA, constant, frozen) "encoder".
         codebook: What levels 1-2 look up: "shared", the host's codebook; "own", one codebook each; or the host's, by
@@ -167,6 +177,7 @@ def wrap(
         # what the host draws here does not change the first weights of the added levels
         with isolated_random_state(next(host.parameters()).device):
             functions = {"codebook": table_source, "encode": encode, "decode": decode, "forward": forward}
+            functions |= {"tokens": tokens, "decode_tokens": decode_tokens}
             adapter = (adapter_for(host) or HostAdapter)(
                 host,
                 taps=taps,
@@ -186,7 +197,9 @@ def wrap(
             verify_quantized(adapter, reading, table if looks_up else None)
             verify_taps(adapter, reading)
             tokens_fail = tokens_problem(adapter, reading)  # before another run moves the codebook
-            decode_fails = problem_of_decode(adapter, reading, asked=grad_to, goes_to=goes_to)
+            tokens_fail = tokens_fail or problem_of_own_tokens(adapter, reading)
+            verify_training(adapter, reading, asked=grad_to, goes_to=goes_to, looks_up=looks_up)
+            decode_fails = problem_of_decode(adapter, reading)
         features, final, width = reading.features, reading.final, reading.final.vectors.shape[1]
         if table is not None and table.shape[1] != width:
             table = None  # the host's is not looked up, and no table of codes as they are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from tavq_plugin.hosts.trial_run import HostReading, describe
 from tavq_plugin.types import GradTo, Quantized
 
 TOLERANCE = 1e-3  # largest difference of vectors and codebook rows, as a share of the largest entry
+MOVED = 0.5  # the same where the forward pass itself moves the codebook, as an EMA does
 PLACE_RATIO = 1.5  # how much more a change of a half of the image must change the same half of a feature map
 SMALLEST_MAP = 8  # places a side; smaller maps are not judged, as each of their places may see the whole image
 READS = "parse= (or the quantizer's adapter)"
@@ -87,19 +89,47 @@ def _verify_looked_up(reading: HostReading, looked_up: Tensor) -> None:
         )
 
 
-def _verify_rows(adapter: Adapter, reading: HostReading, table: Tensor) -> None:
+def verify_rows_in_training(adapter: Adapter, reading: HostReading, again: Callable[[], HostReading]) -> None:
+    """Raise ValueError unless the vectors are the codebook's rows in training mode too.
+
+    Not compared are sums of several codes, codes that are soft in training (Gumbel), and `looked_up` ones, which may be
+    computed after an EMA moved them.
+
+    Args:
+        adapter: The host's.
+        reading: One run of the host in training mode.
+        again: Gives another one, by which a quantizer that starts itself in its first such run (k-means) is judged.
+    """
+    verify_quantized(adapter, reading, None)
+    if not adapter.straight_through or reading.table is None or reading.final.looked_up is not None:
+        return
+    moves = not reading.table.requires_grad or getattr(_quantizer_of(adapter), "moves_codebook", False)
+    try:
+        _verify_rows(adapter, reading, reading.table, tolerance=MOVED if moves else TOLERANCE)
+    except ValueError:
+        reading = again()
+        assert reading.table is not None  # it was there in the first run
+        _verify_rows(adapter, reading, reading.table, tolerance=MOVED if moves else TOLERANCE)
+
+
+def _quantizer_of(adapter: Adapter) -> object:
+    return getattr(adapter, "quantizer_adapter", adapter)
+
+
+def _verify_rows(adapter: Adapter, reading: HostReading, table: Tensor, *, tolerance: float = TOLERANCE) -> None:
     """Refuse indices, vectors and a codebook that do not belong together."""
     final = reading.final
     if not final.vectors.isfinite().all():  # nothing can be compared; whoever reads the codes says that they are NaN
         return
-    if getattr(getattr(adapter, "quantizer_adapter", adapter), "sums_lookups", False):
+    if getattr(_quantizer_of(adapter), "sums_lookups", False):
         return
     former = reading.former_table if reading.former_table is not None else table
-    if any(equals_vectors(look_up(final.indices, rows), reading) for rows in (table, former)):
+    if any(equals_vectors(look_up(final.indices, rows), reading, tolerance) for rows in (table, former)):
         return
     found = _named_variants(table, reading)
+    mode = " in training mode" if reading.training else ""
     raise ValueError(
-        "the vectors are not the codebook's rows at the indices: they differ by up to "
+        f"the vectors are not the codebook's rows at the indices{mode}: they differ by up to "
         f"{_difference(look_up(final.indices, table), final):.3g}, with entries of up to "
         f"{float(final.vectors.detach().abs().max()):.3g}{found}. Fix: if the indices are wrong, correct {READS}; if "
         "the vectors are sums of several codes (residual stages, scales), return those as Quantized(..., looked_up=); "
@@ -120,7 +150,7 @@ def verify_latent(reading: HostReading, grad_to: GradTo, *, straight_through: bo
 
 def look_up(indices: Tensor, table: Tensor) -> Tensor:
     """The rows at the indices, without gradient; b h w, k c -> b c h w."""
-    return rearrange(F.embedding(indices, table.detach()), "b h w c -> b c h w")
+    return rearrange(F.embedding(indices.clamp(0, len(table) - 1), table.detach()), "b h w c -> b c h w")
 
 
 def equals_vectors(rows: Tensor, reading: HostReading, tolerance: float = TOLERANCE) -> bool:
@@ -154,6 +184,11 @@ def _named_variants(table: Tensor, reading: HostReading) -> str:
     for name, variant in variants.items():
         if equals_vectors(look_up(indices, variant), reading):
             return f"; they are rows {name}"
+    turned = reading.final.vectors.movedim(-1, 1)
+    if turned.shape == reading.final.vectors.shape:
+        final = reading.final._replace(vectors=turned, latent=turned)
+        if equals_vectors(look_up(indices, table), reading._replace(final=final)):
+            return "; they are b h w c, and b c h w was needed: vectors.movedim(-1, 1)"
     return ""
 
 

@@ -88,7 +88,10 @@ def var() -> Case:
         reconstruction, _, loss = model(images)
         return reconstruction, loss
 
-    return Case(model, size=64, grids=(16, 8, 4), run=run, one_table=False, pickles=False)
+    return Case(
+        model, size=64, grids=(16, 8, 4), run=run, one_table=False, pickles=False,
+        own_tokens=lambda model, images: torch.cat(model.img_to_idxBl(images), dim=1),
+    )  # fmt: skip
 
 
 def titok() -> Case:
@@ -132,7 +135,8 @@ def rq_vae() -> Case:
 
         shapes = dict(latent_shape=(8, 8, 8), code_shape=(8, 8, 2), shared_codebook=False, restart_unused_codes=True)
         model = RQVAE(embed_dim=8, n_embed=32, ddconfig=DDCONFIG, **shapes)
-    return Case(model, modes=("encoder",), one_table=False, pickles=False)
+    own = dict(own_tokens=lambda model, images: model.get_codes(images))
+    return Case(model, modes=("encoder",), one_table=False, pickles=False, **own)
 
 
 def vit_vqgan() -> Case:
@@ -171,7 +175,14 @@ def rosinality() -> Case:
         from vqvae import VQVAE
 
         model = VQVAE(channel=16, n_res_block=1, n_res_channel=8, embed_dim=8, n_embed=32)
-    return Case(model, grids=(16, 8, 4), modes=("encoder",), decodes=False, pickles=False)
+
+    def own_tokens(model: nn.Module, images: Tensor) -> Tensor:
+        *_, coarse, fine = model.encode(images)
+        return torch.cat([coarse[..., None], fine.view(2, 4, 2, 4, 2).transpose(2, 3).flatten(3)], dim=-1)
+
+    return Case(
+        model, grids=(16, 8, 4), modes=("encoder",), decodes=False, pickles=False, own_tokens=own_tokens
+    )  # fmt: skip
 
 
 CHECKOUTS: dict[str, Callable[[], Case]] = {

@@ -46,6 +46,24 @@ def parse_channels_last(z: Tensor, output: tuple) -> Quantized:
     return on_grid(vectors.movedim(-1, 1), indices, vectors.new_zeros(()))
 
 
+def parse_without_indices(z: Tensor, output: tuple, module: nn.Module) -> Quantized:
+    """(straight-through vectors, codes with gradient), as ritheshkumar95's; the indices are found again.
+
+    The vectors are too, as the decoder changes the host's own in place.
+    """
+    _, codes = output
+    loss = (codes - z.detach()).square().mean() + (z - codes.detach()).square().mean()
+    return Quantized(z + (codes - z).detach(), module(z.detach()), loss)
+
+
+def decode_by_generator(z_q: Tensor, host: Any) -> Tensor:
+    """The decoder of unleashing-transformers and CodeFormer."""
+    return host.generator(z_q)
+
+
+BY_GENERATOR = dict(quantizer="quantize", parse=parse_named, decode=decode_by_generator)
+
+
 def unscripted() -> AbstractContextManager[Any]:
     """Leave functions as they are where `torch.jit.script` decorates them.
 
@@ -137,8 +155,7 @@ def pytorch_vae() -> Case:
         reconstruction, _, loss = model(images)
         return reconstruction, loss
 
-    taps = ("encoder.0", "encoder.1")
-    return Case(model, grids=(16, 8, 8), run=run, pickles=False, settings=dict(taps=taps))
+    return Case(model, grids=(16, 8, 8), run=run, pickles=False)
 
 
 def show_o() -> Case:
@@ -175,7 +192,7 @@ def unitok(codebooks: int = 1) -> Case:
 
 
 def laskin() -> Case:
-    """MishaLaskin's VQVAE; its encoder has two resolutions, and there is no decode(vectors)."""
+    """MishaLaskin's VQVAE; its encoder has two resolutions, and its decoder takes the vectors."""
     with importable("MishaLaskin/vqvae"):
         from models.vqvae import VQVAE
 
@@ -185,13 +202,32 @@ def laskin() -> Case:
         loss, reconstruction, _ = model(images)
         return reconstruction, loss
 
-    taps = ("encoder.conv_stack.1", "encoder.conv_stack.3")
-    settings = dict(taps=taps, quantizer="vector_quantization", parse=parse_loss_first)
-    return Case(model, grids=(16, 8, 8), run=run, decodes=False, pickles=False, settings=settings)
+    settings = dict(quantizer="vector_quantization", parse=parse_loss_first)
+    settings |= dict(decode=lambda z_q, host: host.decoder(z_q))
+    return Case(model, grids=(16, 8, 8), run=run, pickles=False, settings=settings)
+
+
+def ritheshkumar() -> Case:
+    """ritheshkumar95's VectorQuantizedVAE: it quantizes in a method, and its decode takes indices."""
+    with importable("ritheshkumar95/pytorch-vqvae"):
+        from modules import VectorQuantizedVAE
+
+        model = VectorQuantizedVAE(3, 16, 32)
+
+    def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        reconstruction, latent, codes = model(images)
+        return reconstruction, (codes - latent.detach()).square().mean() + (latent - codes.detach()).square().mean()
+
+    settings = dict(quantizer="codebook.straight_through", parse=parse_without_indices)
+    settings |= dict(decode=lambda z_q, host: host.decoder(z_q), decode_tokens="decode")
+    return Case(
+        model, grids=(16, 8, 8), run=run, pickles=False, settings=settings,
+        own_tokens=lambda model, images: model.encode(images),
+    )  # fmt: skip
 
 
 def unleashing() -> Case:
-    """unleashing-transformers' VQAutoEncoder, on the CPU; there is no decode(vectors)."""
+    """unleashing-transformers' VQAutoEncoder, on the CPU."""
     pytest.importorskip("torch_fidelity")
     of_data = ("get_data_loaders", "BigDataset", "NoClassDataset", "get_datasets")
     of_logs = ("load_model", "load_stats", "log", "save_images")
@@ -204,11 +240,11 @@ def unleashing() -> Case:
         gumbel = dict(gumbel_straight_through=False, gumbel_kl_weight=1e-8)
         with patch.object(nn.Module, "cuda", lambda self: self):  # it puts one part on a GPU at once
             model = VQAutoEncoder(Namespace(**sizes, **gumbel, attn_resolutions=[], quantizer="nearest", beta=0.25))
-    return Case(model, decodes=False, pickles=False, settings=dict(quantizer="quantize", parse=parse_named))
+    return Case(model, atol=1e-4, pickles=False, settings=BY_GENERATOR)
 
 
 def codeformer() -> Case:
-    """CodeFormer's VQAutoEncoder; there is no decode(vectors)."""
+    """CodeFormer's VQAutoEncoder."""
 
     class Registry:
         @staticmethod
@@ -222,7 +258,7 @@ def codeformer() -> Case:
         from basicsr.archs.vqgan_arch import VQAutoEncoder
 
         model = VQAutoEncoder(32, 32, [1, 1, 2], res_blocks=1, attn_resolutions=[], codebook_size=32, emb_dim=8)
-    return Case(model, decodes=False, pickles=False, settings=dict(quantizer="quantize", parse=parse_named))
+    return Case(model, atol=1e-4, pickles=False, settings=BY_GENERATOR)
 
 
 def min_dalle() -> Case:
@@ -253,6 +289,7 @@ CHECKOUTS_BY_PARSE: dict[str, Callable[[], Case]] = {
     "show-o": show_o,
     "unitok": unitok,
     "laskin": laskin,
+    "ritheshkumar": ritheshkumar,
     "unleashing-transformers": unleashing,
     "codeformer": codeformer,
     "min-dalle": min_dalle,

@@ -110,7 +110,27 @@ def test_encode_and_decode_agree_with_forward(case):
         with pytest.raises(NotImplementedError):
             tokenizer.decode(codes)
         return
-    torch.testing.assert_close(tokenizer.decode(codes), reconstruction, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokenizer.decode(codes), reconstruction, rtol=1e-4, atol=case.atol)
+
+
+def test_tokens_both_ways_take_the_hosts_own_path(case):
+    case.model.eval()
+    tokenizer = tavq.wrap(case.model, **case.settings)
+    torch.manual_seed(1)
+    reconstruction, _ = case.run(case.model, case.images)
+    torch.manual_seed(1)
+    tokens = tokenizer.tokens(case.images)
+    assert tokens.dtype == torch.int64 and len(tokens) == 2 and tokens.min() >= 0
+    if case.own_tokens is not None:
+        assert torch.equal(tokens, case.own_tokens(case.model, case.images))
+    if not case.decodes_tokens:
+        with pytest.raises(NotImplementedError):
+            tokenizer.decode_tokens(tokens)
+        return
+    torch.testing.assert_close(tokenizer.decode_tokens(tokens), reconstruction.detach(), rtol=1e-4, atol=case.atol)
+    for wrong in (tokens + 10**6, tokens.flatten(), tokens.float()):
+        with pytest.raises(ValueError, match=r"the tokens (run from|are)"):
+            tokenizer.decode_tokens(wrong)
 
 
 def test_gradient_goes_where_grad_to_says_from_every_level(case):

@@ -36,6 +36,9 @@ class Case:
     modes: tuple[str, ...] = ("encoder", "codebook", "both")  # the possible grad_to
     forwards: bool = True  # has a forward of its own that works
     decodes: bool = True  # from vectors to what `run` gives
+    decodes_tokens: bool = True  # from all of its tokens to what `run` gives
+    own_tokens: Callable[[nn.Module, Tensor], Tensor] | None = None  # the host's own method, put in one tensor
+    atol: float = 1e-5  # of images; z + (e - z) rounds as coarsely as a latent that is large beside its codes
     one_table: bool = True  # the final vectors are rows of one table, not sums of several
     pickles: bool = True
     takes: Callable[[Tensor], Any] = lambda images: images  # what the host's forward takes for these images
@@ -143,7 +146,7 @@ def transformers(name: str) -> Case:
             output = model.encode(images)
             return output.quantized_last_hidden_state, output.embedding_loss
 
-        return Case(ChameleonVQVAE(config), run=encode, forwards=False, decodes=False)
+        return Case(ChameleonVQVAE(config), run=encode, forwards=False, decodes=False, decodes_tokens=False)
     if name == "janus":
         from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -172,7 +175,8 @@ def monai() -> Case:
         channels=(16, 16, 16), num_res_channels=(16, 16, 16), num_res_layers=1, num_embeddings=32, embedding_dim=8
     )
     model = VQVAE(2, 3, 3, downsample_parameters=down, upsample_parameters=up, **sizes)
-    return Case(model, grids=(16, 8, 4), modes=("encoder",))
+    own = dict(own_tokens=lambda model, images: model.index_quantize(images))
+    return Case(model, grids=(16, 8, 4), modes=("encoder",), **own)
 
 
 def muse() -> Case:
@@ -183,7 +187,8 @@ def muse() -> Case:
     def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         return model(images), images.new_zeros(())
 
-    return Case(package.VQGanVAE(**settings), grids=(16, 8, 4), run=run, modes=("codebook", "both"))
+    own = dict(own_tokens=lambda model, images: model.encode(images)[1])
+    return Case(package.VQGanVAE(**settings), grids=(16, 8, 4), run=run, modes=("codebook", "both"), **own)
 
 
 def pythae(*, ema: bool = False) -> Case:

@@ -33,6 +33,9 @@ def test_several_codebooks_of_unitok_are_one_level():
     expected = rearrange(torch.cat(rows, -1), "b (h w) c -> b c h w", h=8)
     torch.testing.assert_close(codes.final.quantized, expected)
     torch.testing.assert_close(tokenizer.decode(codes), output[0])
+    tokens = tokenizer.tokens(case.images)
+    assert tokens.shape == (2, 8, 8, 2)
+    torch.testing.assert_close(tokenizer.decode_tokens(tokens), output[0].detach())
 
 
 def halves(host, images):
