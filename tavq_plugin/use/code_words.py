@@ -18,7 +18,7 @@ AT_ONCE = 1_000_000  # pairs of a code and a word in a block
 class Evidence(NamedTuple):
     """What the images say of one code and one word."""
 
-    index: int  # of the word, for words of a code; of the code, for codes of a word
+    number: int  # of the word, for words of a code; of the code, for codes of a word
     information: float  # positive pointwise mutual information, in nats
     images: int  # that hold the code and whose text holds the word
     chance: float  # the information after the texts were dealt to other images at random: the mean
@@ -77,7 +77,7 @@ def code_words(presence_of_codes: Tensor, presence_of_words: Tensor, *, shuffles
     >>> import torch
     >>> images = torch.arange(40) % 2 == 0
     >>> found = code_words(torch.stack([images, ~images], 1), torch.stack([images, images | True], 1))
-    >>> [(word.index, round(word.information, 2), word.images, word.above_chance) for word in found.top_words(0)]
+    >>> [(word.number, round(word.information, 2), word.images, word.above_chance) for word in found.top_words(0)]
     [(0, 0.69, 20, True), (1, 0.0, 20, False)]
     """
     codes, words = presence_of_codes, presence_of_words
@@ -104,7 +104,8 @@ def _of_block(codes: Tensor, words: Tensor, dealt: list[Tensor]) -> tuple[Tensor
     together = codes.T @ words
     information = information_of_counts(together, of_code, of_word, n)
     ratio = _LikelihoodRatio(of_code, of_word, n)
-    mean, best, greatest = torch.zeros_like(information), [], []
+    mean, best = torch.zeros_like(information), []
+    greatest: list[Tensor] = []
     kept = len(dealt) - ceil(HIGH * len(dealt)) + 1  # the quantile is the least of so many greatest values
     for shuffled in dealt:
         shared = codes.T @ shuffled

@@ -39,8 +39,8 @@ def test_a_planted_word_is_first_and_above_chance():
     codes, words = _presence(200, 20, 0), _presence(200, 50, 1)
     words[:, 7] = codes[:, 3]
     found = code_words(codes, words)
-    assert found.top_words(3)[0].index == 7 and found.top_words(3)[0].above_chance
-    assert found.top_codes(7)[0].index == 3 and found.top_codes(7)[0].above_chance
+    assert found.top_words(3)[0].number == 7 and found.top_words(3)[0].above_chance
+    assert found.top_codes(7)[0].number == 3 and found.top_codes(7)[0].above_chance
 
 
 def test_of_codes_that_know_nothing_about_one_in_twenty_has_a_word_above_chance():
@@ -67,11 +67,12 @@ def test_blocks_of_codes_change_nothing(monkeypatch):
     )
 
 
-def test_all_codes_of_500_images_take_less_than_ten_seconds():
-    codes, words = _presence(500, 1024, 0, share=0.1), _presence(500, 1000, 1, share=0.02)
+def test_1024_codes_and_1000_words_of_500_images_take_less_than_ten_seconds_of_a_thread():
+    share = 8  # that is timed here; time is proportional to pairs
+    codes, words = _presence(500, 1024 // share, 0, share=0.1), _presence(500, 1000, 1, share=0.02)
     start = time.thread_time()
     code_words(codes, words)
-    assert time.thread_time() - start < 10
+    assert time.thread_time() - start < 10 / share
 
 
 def test_an_unused_code_has_no_words():
