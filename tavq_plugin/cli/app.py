@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tavq_plugin.cli import text
+from tavq_plugin.cli import text, use
 from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
 from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, TextField, options_given
 from tavq_plugin.cli.tasks import task
@@ -18,6 +18,8 @@ app.command()(text.caption)
 app.command()(text.prepare)
 app.add_typer(text.store, name="store")
 app.command()(task)
+for command in (use.encode, use.decode, use.words, use.show, use.export):
+    app.command()(command)
 
 BROKEN = 1  # exit code of a finished comparison in which a run broke
 

@@ -125,7 +125,9 @@ def encode_folder(
     write_rejections(out / REJECTED, b"".join(map(rejection_line, done.rejected)))
     if not done.encoded:
         first = f": {done.rejected[0]}" if done.rejected else ""
-        raise ValueError(f"no image of {images} could be encoded{first}; give a folder of images, a table or an archive")
+        raise ValueError(
+            f"no image of {images} could be encoded{first}; give a folder of images, a table or an archive"
+        )
     if done.resized:
         side = run.recipe.resolution
         tell(

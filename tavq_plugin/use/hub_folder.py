@@ -58,7 +58,7 @@ def saved_means(folder: Path) -> dict[str, Tensor] | None:
     """The means of the training texts that tavq.safetensors holds; None for a run's own folder, which has none."""
     try:
         with safe_open(folder / "tavq.safetensors", "pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(MEAN)]  # noqa: SIM118: no mapping
+            names = [name for name in tensors.keys() if name.startswith(MEAN)]  # noqa: SIM118
             found = {name.removeprefix(MEAN): tensors.get_tensor(name).to(torch.float32) for name in names}
     except (OSError, SafetensorError):
         return None

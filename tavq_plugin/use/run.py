@@ -225,9 +225,7 @@ class Run(
                 "image: give a run of tavq or one of its controls"
             )
         picture = self.image(image)
-        return ground_text(
-            self.tokenizer, self.align, picture, text, encoder=self.encoder, means=self.text_means
-        )
+        return ground_text(self.tokenizer, self.align, picture, text, encoder=self.encoder, means=self.text_means)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README of a published run. `licence`: its licence, as the hub names it. Default: to be filled in."""

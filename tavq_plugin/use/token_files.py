@@ -74,7 +74,7 @@ def _read_safetensors(path: Path) -> tuple[list[str], dict[str, Tensor], dict[st
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         about = json.loads(metadata.get(ABOUT, "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return list(map(str, json.loads(metadata.get("ids", "[]")))), tensors, about
 
 
