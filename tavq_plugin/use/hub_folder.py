@@ -45,7 +45,7 @@ def write_hub_folder(
         "name": source.name,
         "seed": source.seed,
         "recipe": replace(source.recipe, init="").to_dict(),
-        "data": {"data": data.name if data.name == "scenes" else Path(data.name).name, **_numbers(data)},
+        "training_data": {"data": data.name if data.name == "scenes" else Path(data.name).name, **_numbers(data)},
         "trained_on": _without_path(source.trained_on),
         "metrics": dict(metrics),
         "fingerprint": fingerprint,

@@ -252,17 +252,12 @@ class Run(
         """
         try:
             return cast(str, super().push_to_hub(repo_id, **settings))
-        except _hub_errors() as error:
+        except Exception as error:
+            if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in _OF_THE_HUB):
+                raise
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise OSError(OFFLINE.format(error=line, repo=repo_id)) from error
 
 
 _OF_DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-
-
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises without a network or a login."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    return (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, ConnectionError, httpx.HTTPError)
+_OF_THE_HUB = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests")  # packages whose errors are its own

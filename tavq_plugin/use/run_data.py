@@ -41,7 +41,7 @@ class DataOfRun(NamedTuple):
 def data_of_run(run: FinishedRun) -> DataOfRun:
     """What a run's own folder says of its data; the numbers are those that its command was given."""
     config = hub_config(run.folder)
-    settings = (config or {}).get("data") or read_json(run.folder / "settings.json", strict=False) or {}
+    settings = (config or {}).get("training_data") or read_json(run.folder / "settings.json", strict=False) or {}
     if isinstance(settings.get("corpus"), Mapping):
         corpus = settings["corpus"]
         n_train = int(corpus["n_train"])
