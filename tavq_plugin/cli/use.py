@@ -217,7 +217,8 @@ def show(
         console.print(table)
         console.print(
             "entropy of a unit's mass over the places, as a share of the maximum; 1: the plan says nothing about a "
-            "place, as always where a level has one unit, which takes the mass of every place" + (f"\nwritten: {out}" if out else ""),
+            "place, as always where a level has one unit, which takes the mass of every place"
+            + (f"\nwritten: {out}" if out else ""),
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     if uniform:
