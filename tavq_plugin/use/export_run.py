@@ -58,13 +58,13 @@ def _write_hub(run: Run, out: Path, licence: str | None) -> list[str]:
 
 def _write_host(run: Run, out: Path) -> list[str]:
     """By the host's own `save_pretrained` if it has one, else as the state dict that its codebase loads."""
-    host = run.tokenizer.host
+    host: Any = run.tokenizer.host
     if callable(getattr(host, "save_pretrained", None)):
         folder = out / "host"
         claim(out, ("host/",), MAKER)
         claim(folder, ("*.json", "*.safetensors", "*.md"), MAKER)
         host.save_pretrained(folder)
-        _refuse_difference(type(host).from_pretrained(folder), host, folder)  # type: ignore[attr-defined]
+        _refuse_difference(type(host).from_pretrained(folder), host, folder)
         return ["host"]
     names = ["host.ckpt", "host.json"]
     claim(out, names, MAKER)
@@ -103,7 +103,7 @@ def _write_table(run: Run, out: Path) -> list[str]:
             "no table of tokens to export; tavq encode gives the indices"
         )
     claim(out, names, MAKER)
-    own = [embedding.get_parameter("weight") for embedding in tokenizer.hierarchy.own]
+    own: list[Tensor] = [embedding.get_parameter("weight") for embedding in tokenizer.hierarchy.own]
     tables = [shared, *reversed(own or [shared] * len(tokenizer.adapter.taps))]  # as TokenLayout: the decoder's first
     levels = list(range(len(tables), 0, -1))
     grids = tuple(LevelGrid(*grid, len(table)) for grid, table in zip(_grids(run), tables, strict=True))

@@ -44,7 +44,7 @@ class RunWords(NamedTuple):
         if not 0 <= code < codes:
             raise ValueError(f"code {code} is none of level {self.level}: give a number from 0 to {codes - 1}")
         found = self.evidence.top_words(code, top)
-        return [WordOfCode(self.level, code, self.vocabulary[number], *rest) for number, *rest in found]
+        return [WordOfCode(self.level, code, self.vocabulary[one.number], *one[1:]) for one in found]
 
     def of_word(self, word: str, top: int = 10) -> list[WordOfCode]:
         """The codes of a word, best first. ValueError if fewer than two held-out texts have the word."""
@@ -55,7 +55,7 @@ class RunWords(NamedTuple):
                 f"known, such as {', '.join(self.vocabulary[:5])}): give one of these, or more data"
             )
         found = self.evidence.top_codes(self.vocabulary.index(lower), top)
-        return [WordOfCode(self.level, number, lower, *rest) for number, *rest in found]
+        return [WordOfCode(self.level, one.number, lower, *one[1:]) for one in found]
 
 
 def run_words(tokenizer: Tokenizer, images: Tensor, texts: Sequence[str], *, batch_size: int = 50) -> list[RunWords]:

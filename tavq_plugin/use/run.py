@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -251,7 +251,7 @@ class Run(
         Raises OSError, with what to do, if the hub cannot be reached or does not accept the run.
         """
         try:
-            return cast(str, super().push_to_hub(repo_id, **settings))
+            return super().push_to_hub(repo_id, **settings)
         except Exception as error:
             if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in _OF_THE_HUB):
                 raise
