@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
     from tavq_plugin.losses.text_alignment import TextAlignment
     from tavq_plugin.types import Codes, Level, Quantized, Units
+    from tavq_plugin.use.run import Run, load
 
 __all__ = [
     "Attachment",
     "Codes",
     "Level",
     "Quantized",
+    "Run",
     "TextAlignment",
     "Tokenizer",
     "Units",
     "attach",
     "detach",
+    "load",
     "wrap",
 ]
 
@@ -43,6 +46,8 @@ _MODULE_OF = {
     "Level": "types",
     "Quantized": "types",
     "Units": "types",
+    "Run": "use.run",
+    "load": "use.run",
 }
 
 

@@ -21,7 +21,7 @@ SHARED_FILE_NAMES: dict[str, str] = {
     "base.py": "the base class of its room: of host adapters in hosts, of methods in methods",
 }
 # A class name that several modules may share, and why.
-SHARED_CLASS_NAMES: dict[str, str] = {}
+SHARED_CLASS_NAMES: dict[str, str] = {"Grounding": "a task; and where a text lies in an image, by a run's plans"}
 
 
 def parse(file: Path) -> ast.Module:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tavq_plugin.cli import text
+from tavq_plugin.cli import text, use
 from tavq_plugin.cli.compare_command import compare
 from tavq_plugin.cli.convert_command import convert_checkpoint
 from tavq_plugin.cli.demo_command import demo
@@ -50,6 +50,11 @@ COMMANDS = (  # group, command, what to type
     (TRAIN, compare, "tavq compare --data my-images --methods vqgan,tavq --seeds 0,1,2 --out my-comparison"),
     (TRAIN, evaluate, "tavq evaluate runs/vqgan runs/tavq --data my-images --out my-results"),
     (TRAIN, task, "tavq task captioning --run runs/vqgan --run runs/tavq --data my-images --out my-tasks"),
+    (USE, use.encode, "tavq encode photos --run runs/tavq --out tokens"),
+    (USE, use.decode, "tavq decode tokens --run runs/tavq --out decoded"),
+    (USE, use.words, "tavq words runs/tavq --word red --level 2"),
+    (USE, use.show, "tavq show runs/tavq scene.png 'A red star lies left of a blue square.' --out shown.png"),
+    (USE, use.export, "tavq export runs/tavq --out my-tokenizer"),
     (MIGRATE, convert_checkpoint, "tavq convert-checkpoint last.ckpt"),
 )
 for group, command, example in COMMANDS:
