@@ -40,5 +40,15 @@ def positive_mutual_information(presence: Tensor) -> Tensor:
     present = presence.double()
     shared = present.T @ present
     alone = shared.diagonal()
-    information = (shared * len(presence) / (alone[:, None] * alone)).log()
-    return information.nan_to_num(0.0, neginf=0.0).clamp(min=0)  # 0/0: a word that no text has; log 0: never together
+    return information_of_counts(shared, alone[:, None], alone, len(presence))
+
+
+def information_of_counts(together: Tensor, alone: Tensor, other_alone: Tensor, n: int) -> Tensor:
+    """max(0, log(n C_ij / (C_i C_j))) of counts among n, in nats; k v, k 1, v -> k v. 0 where two never meet.
+
+    >>> import torch
+    >>> information_of_counts(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0]]), torch.tensor([2.0, 2.0]), 4)
+    tensor([[0.6931, 0.0000]])
+    """
+    information = (together * n / (alone * other_alone)).log()
+    return information.nan_to_num(0.0, neginf=0.0).clamp(min=0)  # 0/0: one that none has; log 0: never together
