@@ -44,7 +44,7 @@ def plane_colours(points: Tensor) -> Tensor:
     The first direction is lightness, and the second goes from blue to yellow, which people with any kind of colour
     blindness tell apart. Both follow the points' ranks, so that crowded parts of the plane use many colours.
     """
-    ranks = points.argsort(0, stable=True).argsort(0).double() / max(1, len(points) - 1)
+    ranks = points.argsort(dim=0, stable=True).argsort(dim=0).double() / max(1, len(points) - 1)
     light, hue = 0.25 + 0.6 * ranks[:, 0], 2 * ranks[:, 1] - 1
     blue, yellow = (-hue).clamp(min=0), hue.clamp(min=0)
     red = light + 0.18 * yellow - 0.22 * blue

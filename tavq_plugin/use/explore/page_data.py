@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.text.splitter import TextUnits
-from tavq_plugin.use.explore.code_cards import level_cards, level_words
+from tavq_plugin.use.explore.code_cards import level_cards
 from tavq_plugin.use.explore.codebook_plane import codebook_plane, plane_colours
 from tavq_plugin.use.explore.history_curves import curves_of
 from tavq_plugin.use.explore.page_images import PageImages

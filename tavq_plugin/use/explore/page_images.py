@@ -22,7 +22,7 @@ from tavq_plugin.text.splitter import Splitter, TextUnits
 from tavq_plugin.text.store import TextStore
 
 EVIDENCE = 500  # held-out images that words of codes are counted on, at most
-CENTRED_ON = 300  # training texts whose mean is subtracted from the units, where the run's own means are not at hand
+CENTRED_ON = 100  # training texts whose mean is subtracted from the units, where the run's own means are not at hand
 
 
 @dataclass(frozen=True)
