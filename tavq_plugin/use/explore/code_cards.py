@@ -76,9 +76,7 @@ def level_cards(
         "left_out": len(order) - len(chosen),
         "above_chance": int(found.above_chance.any(1).sum()),
         "words": {
-            word: rows
-            for i, word in enumerate(vocabulary)
-            if (rows := _evidence(found.top_codes(i, CODES), None))
+            word: rows for i, word in enumerate(vocabulary) if (rows := _evidence(found.top_codes(i, CODES), None))
         },
         "text_share": {word: int(n) for word, n in zip(vocabulary, found.word_images, strict=True)},
     }

@@ -66,7 +66,7 @@ views.images = async (parts, keys) => {
   const scale = el("canvas", {width: 64, height: 1, class: "pixels", role: "img", "aria-label": "Colour scale from no mass to the peak"});
   const peakLabel = el("span", {class: "small"}, "peak");
   const figures = el("div", {class: "figures", "aria-live": "polite"});
-  const ranking = el("div", {class: "figures", "aria-live": "polite"});
+  const ranking = el("div", {class: "ranking", "aria-live": "polite"});
   paint(scale, Array.from({length: 64}, (_, i) => i), 63, false);
   const isFlat = i => units[i].entropy >= content.near_uniform;
 
@@ -124,22 +124,7 @@ views.images = async (parts, keys) => {
           rows.length ? `: where its mass goes, and each unit's share of all mass in brackets` : "")),
       bars(rows.slice(0, 8).map(([name, share, all]) => [name, share, `${percent(share)} (${percent(all)})`])));
   }
-  stack.addEventListener("pointermove", event => {
-    const box = stack.getBoundingClientRect();
-    const column = Math.min(width - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * width)));
-    const row = Math.min(height - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * height)));
-    if (row * width + column !== shown.place) pointAt(row * width + column);
-  });
-  stack.addEventListener("click", () => { if (shown.place !== null) go("codes", levelNumber, codes[shown.place]) });
-  stack.addEventListener("keydown", event => {
-    const [down, right] = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key] ?? [0, 0];
-    if (event.key === "Enter" && shown.place !== null) go("codes", levelNumber, codes[shown.place]);
-    if (!down && !right) return;
-    event.preventDefault();
-    const from = shown.place ?? 0;
-    const row = Math.min(height - 1, Math.max(0, Math.floor(from / width) + down));
-    pointAt(row * width + Math.min(width - 1, Math.max(0, from % width + right)));
-  });
+  onPlaces(stack, width, height, () => shown.place, pointAt, () => go("codes", levelNumber, codes[shown.place]));
 
   const mapPlace = el("div");
   const tableOfMap = el("details", {}, el("summary", {}, "Table of the map that is lit"), mapPlace);
@@ -157,6 +142,7 @@ views.images = async (parts, keys) => {
   keys.n = () => open(Math.min(at + 1, content.images.length - 1), level);
   keys.p = () => open(Math.max(at - 1, 0), level);
   keys.Escape = () => { kept = null; light(null) };
+  ranking.append(el("p", {class: "small"}, "Point at a place of the image, or reach it with Tab and the arrow keys, to see its code and rank its units."));
   content.levels.forEach((one, i) => { keys[String(one.number)] = () => open(at, i) });
   light(null);
   const wanted = parts[2] === undefined ? -1 : units.findIndex(unit => unit.text === parts[2]);
@@ -165,12 +151,13 @@ views.images = async (parts, keys) => {
     el("h2", {}, `Image ${at + 1} of ${content.images.length}`), imageStrip(at, i => open(i, level)),
     levelButtons(level, l => open(at, l)), ...said,
     el("div", {class: "columns"},
-      el("div", {}, stack, el("div", {class: "scale"}, el("span", {class: "small"}, "0"), scale, peakLabel), ranking),
-      el("div", {}, figures, reading,
+      el("div", {class: "seen"}, stack, el("div", {class: "scale"}, el("span", {class: "small"}, "0"), scale, peakLabel), figures),
+      el("div", {}, reading,
         units.length ? tableBehind("Table of the units", () => table(`Units of image ${at + 1} at level ${levelNumber}`,
           [granularity, "mass", "share of the maximum entropy", "peak, × the mean", "rank"],
           units.map(unit => [unit.text, percent(unit.mass), percent(unit.entropy), number(unit.peak), unit.rank]))) : null,
-        units.length ? tableOfMap : null)),
+        units.length ? tableOfMap : null,
+        el("h3", {}, "A place of the image"), ranking)),
   ];
 };
 
@@ -182,4 +169,23 @@ function bars(rows) {
     bar.style.width = `${100 * value / most}%`;
     return [el("span", {}, name), el("span", {}, bar), el("span", {}, label)];
   }));
+}
+
+/** Pointer and arrow keys choose a place of a grid; a click or Enter opens it. */
+function onPlaces(stack, width, height, current, choose, open) {
+  stack.addEventListener("pointermove", event => {
+    const box = stack.getBoundingClientRect();
+    const column = Math.min(width - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * width)));
+    const row = Math.min(height - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * height)));
+    if (row * width + column !== current()) choose(row * width + column);
+  });
+  stack.addEventListener("click", () => { if (current() !== null) open() });
+  stack.addEventListener("keydown", event => {
+    if (event.key === "Enter" && current() !== null) open();
+    const [down, right] = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key] ?? [0, 0];
+    if (!down && !right) return;
+    event.preventDefault();
+    const from = current() ?? 0, row = Math.min(height - 1, Math.max(0, Math.floor(from / width) + down));
+    choose(row * width + Math.min(width - 1, Math.max(0, from % width + right)));
+  });
 }

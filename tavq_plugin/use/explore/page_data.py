@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.text.splitter import TextUnits
+from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.use.explore.code_cards import level_cards
 from tavq_plugin.use.explore.codebook_plane import codebook_plane, plane_colours
 from tavq_plugin.use.explore.history_curves import curves_of
@@ -18,7 +18,6 @@ from tavq_plugin.use.explore.page_images import PageImages
 from tavq_plugin.use.explore.page_plans import NEAR_UNIFORM, LevelPlans, level_plans, unit_figures, why_no_plans
 from tavq_plugin.use.explore.run_codes import ExploredRun, Progress, RunCodes, codes_of
 from tavq_plugin.use.explore.sprites import packed, sprite
-from tavq_plugin.types import GRANULARITIES
 
 FULL = 0xFFFF  # the packed value of a unit's greatest mass
 
@@ -129,7 +128,14 @@ def _cards(
 ) -> list[dict[str, Any]]:
     cards = []
     for level in range(len(codes[0].indices)):
-        cards.append(level_cards(codes[0], images, level, others=[(run.label, made) for run, made in zip(runs[1:], codes[1:], strict=True)]))
+        cards.append(
+            level_cards(
+                codes[0],
+                images,
+                level,
+                others=[(run.label, made) for run, made in zip(runs[1:], codes[1:], strict=True)],
+            )
+        )
         progress("codes", level + 1, len(codes[0].indices))
     return cards
 

@@ -71,7 +71,9 @@ def level_plans(align: TextAlignment, quantized: Tensor, store: TextStore, level
             entropy.append(found[1])
             plans += [mass[: len(names[row])] for row, mass in zip(rows, found[0], strict=True)]
     shares = torch.cat(entropy)
-    return LevelPlans(granularity, names, plans, shares.masked_fill(torch.tensor([not unit for unit in names]), torch.nan))
+    return LevelPlans(
+        granularity, names, plans, shares.masked_fill(torch.tensor([not unit for unit in names]), torch.nan)
+    )
 
 
 def _match(align: TextAlignment, quantized: Tensor, units: Units, level: int) -> tuple[Tensor, Tensor]:

@@ -109,5 +109,7 @@ def _tables(tokenizer: Tokenizer, levels: int) -> list[Tensor | None]:
     """The codebook of each level, k c."""
     shared = tokenizer.adapter.codebook()
     host = None if shared is None else shared.detach().float().cpu()
-    own: list[Tensor | None] = [table.get_parameter("weight").detach().float().cpu() for table in tokenizer.hierarchy.own]
+    own: list[Tensor | None] = [
+        table.get_parameter("weight").detach().float().cpu() for table in tokenizer.hierarchy.own
+    ]
     return [*(own or [host] * (levels - 1)), host]

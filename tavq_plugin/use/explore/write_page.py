@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("page.js", "images.js", "code_maps.js", "code_cards.js", "codebook_map.js", "reconstructions.js", "training.js")
+SCRIPTS = (
+    "page.js",
+    "images.js",
+    "code_maps.js",
+    "code_cards.js",
+    "codebook_map.js",
+    "reconstructions.js",
+    "training.js",
+)
 VIEWS = (
     ("images", "Images and texts"), ("maps", "Code maps"), ("codes", "Codes"), ("codebook", "Codebook"),
     ("reconstructions", "Reconstructions"), ("training", "Training"),
