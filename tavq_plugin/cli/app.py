@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tavq_plugin.cli import text
 from tavq_plugin.cli.console import evaluations_progress, report_errors, runs_progress
+from tavq_plugin.cli.explore import explore
 from tavq_plugin.cli.options import Allow, Data, Init, RecipeFile, TextField, options_given
 from tavq_plugin.cli.tasks import task
 
@@ -18,6 +19,7 @@ app.command()(text.caption)
 app.command()(text.prepare)
 app.add_typer(text.store, name="store")
 app.command()(task)
+app.command()(explore)
 
 BROKEN = 1  # exit code of a finished comparison in which a run broke
 

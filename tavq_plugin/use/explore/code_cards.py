@@ -111,7 +111,7 @@ def _matched(
 ) -> tuple[dict[int, tuple[int, float]], CodeWords | None]:
     """For each own code the other run's code that shares most of its places, and the share; and the words of these.
 
-    The share is that of the places with both codes in those with either; e h w, e h w. Nothing for grids of other sizes.
+    The share is that of the places with both codes in those with either; e h w, e h w. Nothing for other grids.
     """
     if own.shape != other.shape:
         return {}, None

@@ -152,7 +152,8 @@ def test_a_code_map_shows_each_places_code(visit, explored):
 def test_reconstructions_show_the_psnr_of_every_run(visit, explored):
     page = visit("reconstructions/2")
     for run in explored.content["runs"]:
-        assert f"{run['psnr'][1]:.1f}" in page.inner_text(f"h3:text-is('{run['label']}') + div")
+        shown = f"PSNR {float(format(run['psnr'][1], '.3g')):g} dB"
+        assert shown in page.inner_text(f"h3:text-is('{run['label']}') + div")
     page.click("summary")
     assert page.locator("tbody tr").count() == 1 + len(explored.content["images"])
 
