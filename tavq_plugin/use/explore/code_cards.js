@@ -97,5 +97,5 @@ views.word = async parts => {
         : el("p", {}, `No code of level ${level.number} meets it.`);
     }) : null,
     inImages.length ? el("p", {}, "Shown images whose texts hold it: ", inImages.flatMap((i, n) => [n ? ", " : "", el("a", {href: `#images/${i + 1}/1/${encodeURIComponent(word)}`}, String(i + 1))])) : null,
-  ].filter(part => part);
+  ];
 };

@@ -122,7 +122,7 @@ async function route() {
   Object.keys(keys).forEach(key => delete keys[key]);
   Object.assign(keys, own);
   const focused = document.activeElement?.dataset?.level;  // stay on a level's button when the level changes
-  main.replaceChildren(...made);
+  main.replaceChildren(...made.flat(9).filter(part => part));
   if (focused) main.querySelector(`button[data-level="${CSS.escape(focused)}"]`)?.focus();
   document.querySelectorAll("nav a").forEach(link => {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");

@@ -29,5 +29,5 @@ views.reconstructions = async (parts, keys) => {
         figure(error(run), "Absolute error, mean over the colours: dark is 0, bright is 64 of 255 or more"))]),
     able.length ? tableBehind("Table of PSNR", () => table("PSNR in dB, of 8-bit pixels", ["image", ...able.map(run => run.label)],
       [["mean", ...able.map(run => mean(run).toFixed(2))], ...content.images.map((_, i) => [String(i + 1), ...able.map(run => run.psnr[i].toFixed(2))])])) : null,
-  ].flat(9).filter(part => part);
+  ];
 };

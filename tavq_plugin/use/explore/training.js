@@ -13,7 +13,7 @@ views.training = async () => {
     charts.length ? el("p", {class: "small"}, "Each point is the mean of an interval of steps.") : null,
     el("div", {class: "grid"}, charts),
     el("h3", {}, "Use of the codebook now"), table(`On ${content.evidence} held-out images`, ["level", "grid", "codes", "used", "share used", "with a word above chance"],
-      content.levels.map((level, i) => [String(level.number), `${level.height} × ${level.width}`, String(level.codes), String(level.used), percent(level.used / level.codes), String(content.cards[i].above_chance)]))].flat(9).filter(part => part);
+      content.levels.map((level, i) => [String(level.number), `${level.height} × ${level.width}`, String(level.codes), String(level.used), percent(level.used / level.codes), String(content.cards[i].above_chance)]))];
 };
 
 function curveChart(title, lines) {
