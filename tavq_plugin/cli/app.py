@@ -12,6 +12,7 @@ from tavq_plugin.cli.convert_command import convert_checkpoint
 from tavq_plugin.cli.demo_command import demo
 from tavq_plugin.cli.doctor_command import doctor
 from tavq_plugin.cli.evaluate_command import evaluate
+from tavq_plugin.cli.explore import explore
 from tavq_plugin.cli.tasks import task
 from tavq_plugin.cli.train_command import train
 
@@ -54,6 +55,7 @@ COMMANDS = (  # group, command, what to type
     (USE, use.decode, "tavq decode tokens --run runs/tavq --out decoded"),
     (USE, use.words, "tavq words runs/tavq --word red --level 2"),
     (USE, use.show, "tavq show runs/tavq scene.png 'A red star lies left of a blue square.' --out shown.png"),
+    (USE, explore, "tavq explore runs/tavq --also runs/vqgan --out tavq-page"),
     (USE, use.export, "tavq export runs/tavq --out my-tokenizer"),
     (MIGRATE, convert_checkpoint, "tavq convert-checkpoint last.ckpt"),
 )

@@ -1,0 +1,86 @@
+"""From a page's content to one HTML file that needs no server and no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+SCRIPTS = (
+    "page.js",
+    "images.js",
+    "code_maps.js",
+    "code_cards.js",
+    "codebook_map.js",
+    "reconstructions.js",
+    "training.js",
+)
+VIEWS = (
+    ("images", "Images and texts"), ("maps", "Code maps"), ("codes", "Codes"), ("codebook", "Codebook"),
+    ("reconstructions", "Reconstructions"), ("training", "Training"),
+)  # fmt: skip
+
+
+def page_html(content: Mapping[str, Any], *, live: bool = False) -> str:
+    """The page of some content, from `page_content`.
+
+    Only the scripts and the style of the package run in it, by their hashes; whatever texts hold is shown as text. With
+    `live`, it has the view of the user's own images and may ask the server that it came from, and no other.
+
+    Raises ImportError if jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
+    templates = Environment(
+        loader=PackageLoader("tavq_plugin.use", "explore"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    names = [*SCRIPTS, *(["live.js"] if live else []), "start.js"]
+    scripts, style = [_packaged(name) for name in names], _packaged("explore.css")
+    policy = {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": _hash(style),
+        "script-src": " ".join(map(_hash, scripts)),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        **({"connect-src": "'self'"} if live else {}),
+    }
+    views = [*VIEWS, *([("live", "Your own")] if live else [])]
+    return templates.get_template("explore.html.j2").render(
+        run=content["run"],
+        data=content["data"],
+        shown=len(content["images"]),
+        evidence=content["evidence"],
+        version=content["version"],
+        views=views,
+        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+        style=Markup(style),
+        scripts=[Markup(script) for script in scripts],
+        content=Markup(_embedded(content)),
+    )
+
+
+def _packaged(name: str) -> str:
+    return (files("tavq_plugin.use.explore") / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression of a policy that allows this very text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _embedded(content: Mapping[str, Any]) -> str:
+    """JSON that no text in it can end: <, > and & are escaped. ValueError for NaN or infinity."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no UTF-8
+    for letter, escape in escapes.items():
+        text = text.replace(letter, escape)
+    return text
