@@ -13,6 +13,7 @@ from tavq_plugin.cli.demo_command import demo
 from tavq_plugin.cli.doctor_command import doctor
 from tavq_plugin.cli.evaluate_command import evaluate
 from tavq_plugin.cli.explore import explore
+from tavq_plugin.cli.store_command import store
 from tavq_plugin.cli.tasks import task
 from tavq_plugin.cli.train_command import train
 
@@ -61,4 +62,4 @@ COMMANDS = (  # group, command, what to type
 )
 for group, command, example in COMMANDS:
     app.command(rich_help_panel=group, epilog=f"Example: {example}")(command)
-app.add_typer(text.store, name="store", rich_help_panel=TEXTS, epilog="Example: tavq store verify my-store")
+app.add_typer(store, name="store", rich_help_panel=TEXTS, epilog="Example: tavq store verify my-store")

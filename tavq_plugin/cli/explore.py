@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tavq_plugin.cli.console import report_errors
-from tavq_plugin.cli.options import TextField
+from tavq_plugin.cli.console import console_for, print_json, report_errors
+from tavq_plugin.cli.options import AsJson, Debug, TextField
 from tavq_plugin.io.progress import progress_bar
 
 
@@ -31,18 +30,21 @@ def explore(
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write codes.parquet and units.parquet.")] = False,
     allow: Annotated[list[str] | None, typer.Option(help="One more package that a recipe may name.")] = None,
     text_field: TextField = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Write one HTML file to look at a run: texts on images, codes and their words, reconstructions, curves.
 
     The file opens from disk, without a server or a network. The run stays as it was.
-
-    Example: tavq explore tavq-demo/tavq --also tavq-demo/lambda-0 --out page
     """
     from tavq_plugin.data.read_settings import ReadSettings
     from tavq_plugin.use.explore.explore_run import explore_run
 
-    console = Console()
-    with report_errors(console, "The page was not written"), progress_bar(console) as bar:
+    console = console_for(as_json)
+    with (
+        report_errors(console, "The page was not written", as_json=as_json, debug=debug),
+        progress_bar(console) as bar,
+    ):
         tasks = {}
 
         def report(name: str, done: int, total: int) -> None:
@@ -54,6 +56,9 @@ def explore(
             run, out=out, data=data, images=images, also=also or (), parquet=parquet, allow=allow or (),
             read=ReadSettings(text_field=text_field), progress=report,
         )  # fmt: skip
+    if as_json:
+        print_json({"images": len(made.content["images"]), "written": [str(path) for path in made.written]})
+        return
     size = made.written[0].stat().st_size / 1e6
     console.print(f"{len(made.content['images'])} images, {size:.1f} MB", highlight=False)
     console.print("written: " + ", ".join(map(str, made.written)), markup=False, highlight=False, soft_wrap=True)

@@ -1,23 +1,18 @@
-"""`tavq caption`, `tavq prepare` and `tavq store`: they parse, call and print."""
+"""`tavq caption` and `tavq prepare`: they parse, call and print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tavq_plugin.cli.console import report_errors
-from tavq_plugin.cli.options import TextField
+from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
+from tavq_plugin.cli.options import AsJson, Debug, TextField
+from tavq_plugin.cli.store_command import print_faults
 
-if TYPE_CHECKING:
-    from tavq_plugin.text.manifest import Manifest
-
-LEFT_OUT = 3  # exit code of a run that finished and left records out
-FAULTY = 1  # exit code of `store verify` if a shard must be made again
-store = typer.Typer(no_args_is_help=True, help="Check, merge, extend and whiten text stores.")
 
 # Options of both `caption` and `prepare`.
 Server = Annotated[
@@ -66,6 +61,8 @@ def caption(
     text_field: TextField = None,
     id_field: IdField = None,
     insecure: Insecure = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Write a long text for every image, with a model here or on a server; continue where an earlier run stopped.
 
@@ -77,8 +74,8 @@ def caption(
     from tavq_plugin.preprocessing.choose_captioner import choose_captioner
     from tavq_plugin.preprocessing.rejections import rejections_path
 
-    console = Console()
-    with report_errors(console, f"The texts so far are in {out}"):
+    console = console_for(as_json)
+    with report_errors(console, f"The texts so far are in {out}", as_json=as_json, debug=debug):
         load, batch = choose_captioner(
             model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
             dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
@@ -91,6 +88,8 @@ def caption(
         f"{out}: {done.written:,} texts written now, {done.already_written:,} before; "
         f"{done.retried:,} asked for twice, {done.flagged:,} of them flagged as flawed"
     )
+    if as_json:
+        print_json(asdict(done))
     _exit_if_left_out(console, done.rejected, rejections_path(out))
 
 
@@ -161,6 +160,8 @@ def prepare(
     verify_all: Annotated[
         bool, typer.Option("--verify", help="Then read the whole store, as `tavq store verify` does.")
     ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Split and encode texts into a store, after writing them if asked to; continue where an earlier run stopped.
 
@@ -172,8 +173,8 @@ def prepare(
     from tavq_plugin.preprocessing.choose_captioner import choose_shard_captions
     from tavq_plugin.text import Splitter
 
-    console = Console()
-    with report_errors(console, f"Finished shards are in {out}"):
+    console = console_for(as_json)
+    with report_errors(console, f"Finished shards are in {out}", as_json=as_json, debug=debug):
         source = data or captions
         if source is None or (data and captions):
             raise ValueError("give --data, or --captions in its place, not both: a captions file has ids and texts")
@@ -209,97 +210,12 @@ def prepare(
         console.print(
             f"{result.in_pieces:,} units exceed the encoder's limit: each was encoded in pieces, so nothing was cut off"
         )
-    if verify_all and result.finished:
-        verify(out)
+    faults = print_faults(console, out, debug=debug) if verify_all and result.finished else []
+    if as_json:
+        print_json({**asdict(result), **({"faults": faults} if verify_all else {})})
+    if faults:
+        raise typer.Exit(BROKEN)
     _exit_if_left_out(console, result.rejected, out / "rejected.jsonl")
-
-
-@store.command()
-def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")]) -> None:
-    """Read all of a store and name the shards that must be made again; exit code 1 if there are any."""
-    from tavq_plugin.text.manifest import find_faults
-
-    console, faulty = Console(), False
-    with report_errors(console, "Nothing was changed"):
-        for fault in find_faults(store):
-            faulty = True
-            console.print(f"{fault.path}: {fault.reason}", highlight=False, soft_wrap=True)
-    if faulty:
-        console.print("Delete the named shards and run the same tavq prepare again, which makes only what is missing.")
-        raise typer.Exit(FAULTY)
-    console.print(f"{store}: no fault found")
-
-
-@store.command()
-def info(store: Annotated[Path, typer.Argument(help="Folder of a finished store.")]) -> None:
-    """Print what a store holds: texts, shards, units of each kind, width, and what made it."""
-    from tavq_plugin.text.store_info import store_info
-
-    console = Console()
-    with report_errors(console, "Nothing was changed"):
-        for name, value in store_info(store).rows():
-            console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
-
-
-@store.command()
-def export(
-    store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
-    out: Annotated[Path, typer.Option(help="New .parquet file, or new folder for .npy files.")],
-) -> None:
-    """Write the units of a store for other programs: one Parquet row per unit, or arrays as .npy files."""
-    from tavq_plugin.text.store_export import export_store
-
-    console = Console()
-    with report_errors(console, "No file was left half-written"):
-        units = export_store(store, out)
-    console.print(f"{out}: {units:,} units")
-
-
-@store.command()
-def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Folders of finished stores, in the order of the new one.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
-) -> None:
-    """Copy the shards of several stores into a new one; their fingerprints must be equal. Nothing is encoded."""
-    from tavq_plugin.text import manifest
-
-    _print_new_store(out, lambda: manifest.merge_stores(stores, out))
-
-
-@store.command()
-def append(
-    store: Annotated[Path, typer.Argument(help="Folder of the store to extend.")],
-    others: Annotated[list[Path], typer.Argument(help="Folders of finished stores.")],
-) -> None:
-    """Copy the shards of other stores into a store; their fingerprints must be equal. Nothing is encoded."""
-    from tavq_plugin.text import manifest
-
-    _print_new_store(store, lambda: manifest.append_stores(store, others))
-
-
-@store.command()
-def whiten(
-    store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
-    like: Annotated[
-        Path | None, typer.Option(help="Use the whitening of this store; for held-out texts, the training store's.")
-    ] = None,
-    shrink: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="How far the covariance moves towards equal variance in all directions."),
-    ] = 0.1,
-) -> None:
-    """Make a new store of whitened units: zero mean, equal variance in all directions."""
-    from tavq_plugin.text import whitening
-
-    _print_new_store(out, lambda: whitening.whiten(store, out, like=like, shrink=shrink))
-
-
-def _print_new_store(out: Path, make: Callable[[], Manifest]) -> None:
-    console = Console()
-    with report_errors(console, "No store was changed"):
-        made = make()
-    console.print(f"{out}: {made.texts:,} texts in {made.shards} shards")
 
 
 def _exit_if_left_out(console: Console, number: int, file: Path) -> None:

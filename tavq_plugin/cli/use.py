@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tavq_plugin.cli.console import report_errors
+from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
+from tavq_plugin.cli.options import AsJson, Debug
 from tavq_plugin.io.progress import progress_bar
 
 if TYPE_CHECKING:
     from tavq_plugin.use.run import Run
 
-NOTHING_FOUND = 1  # exit code: nothing is above chance, or every plan is nearly uniform
-LEFT_OUT = 3  # exit code of a command that finished and left images out
-EVERY = 1000  # images between two lines of progress where there is no terminal
+NOTHING_FOUND = BROKEN  # exit code: nothing is above chance, or every plan is nearly uniform
 FEW = 20  # codes that `tavq words RUN` lists
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of tavq export.")]
@@ -31,7 +28,6 @@ Allow = Annotated[list[str] | None, typer.Option(help="One more package that the
 HeldOutData = Annotated[
     Path | None, typer.Option(help="Images with texts, as for prepare. Default: those that the run was trained on.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")]
 
 
 def encode(
@@ -49,15 +45,14 @@ def encode(
     device: Device = None,
     allow: Allow = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Turn images into tokens: ids and the indices of each level, in safetensors or Parquet files.
 
     Images of another size than the run's are resized as in its training, and counted. Give the same command again to
     resume. Exit code 3: finished, but some images could not be read; rejected.jsonl lists them.
-
-    Example: tavq encode photos/ --run tavq-demo/tavq --out tokens/
     """
-    with _command(as_json, f"The files so far are in {out}") as (console, tell):
+    with _command(as_json, debug, f"The files so far are in {out}") as (console, tell):
         from tavq_plugin.data.read_settings import ReadSettings
         from tavq_plugin.use.encode_folder import EncodeSettings, encode_folder
 
@@ -68,10 +63,10 @@ def encode(
                 loaded, images, out, settings, reading=ReadSettings(id_field=id_field), tell=tell, progress=progress
             )
     if as_json:
-        _print_json(
-            images=done.images, encoded=done.encoded, resized=done.resized, kept=done.kept,
-            rejected=len(done.rejected), files=[str(out / name) for name in done.files],
-        )  # fmt: skip
+        print_json({
+            "images": done.images, "encoded": done.encoded, "resized": done.resized, "kept": done.kept,
+            "rejected": len(done.rejected), "files": [str(out / name) for name in done.files],
+        })  # fmt: skip
     else:
         console.print(f"{done.encoded:,} images encoded, {len(done.rejected):,} left out", highlight=False)
         if done.rejected:
@@ -89,19 +84,17 @@ def decode(
     device: Device = None,
     allow: Allow = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Turn tokens back into images, by the decoder of the run that encoded them.
-
-    Example: tavq decode tokens/ --run tavq-demo/tavq --out decoded/
-    """
-    with _command(as_json, f"The images so far are in {out}") as (console, tell):
+    """Turn tokens back into images, by the decoder of the run that encoded them."""
+    with _command(as_json, debug, f"The images so far are in {out}") as (console, tell):
         from tavq_plugin.use.decode_folder import decode_folder
 
         loaded = _load(run, None, device, allow, tell)
         with _progress(console, "decoding") as progress:
             number = decode_folder(loaded, tokens, out, batch_size=batch, progress=progress)
     if as_json:
-        _print_json(images=number, out=str(out))
+        print_json({"images": number, "out": str(out)})
     else:
         console.print(f"written: {number:,} images in {out}", markup=False, highlight=False, soft_wrap=True)
 
@@ -116,14 +109,13 @@ def words(
     device: Device = None,
     allow: Allow = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Show what codes mean: the words in the texts of their held-out images, beside what chance gives.
 
     Without --code and --word, the best word of each code above chance is shown. Exit code 1: nothing is above chance.
-
-    Example: tavq words tavq-demo/tavq --word red --level 2
     """
-    with _command(as_json, "Nothing was written") as (console, tell):
+    with _command(as_json, debug, "Nothing was written") as (console, tell):
         if code is not None and word is not None:
             raise ValueError("--code and --word: give one of the two")
         loaded = _load(run, data, device, allow, tell)
@@ -138,11 +130,11 @@ def words(
     evidence = of_level.evidence
     above = [row for row in found if row.above_chance]
     if as_json:
-        _print_json(
-            level=level, held_out_images=evidence.images, words=len(of_level.vocabulary),
-            codes=len(evidence.code_images), codes_in_use=int((evidence.code_images > 0).sum()),
-            rows=[row._asdict() for row in found],
-        )  # fmt: skip
+        print_json({
+            "level": level, "held_out_images": evidence.images, "words": len(of_level.vocabulary),
+            "codes": len(evidence.code_images), "codes_in_use": int((evidence.code_images > 0).sum()),
+            "rows": [row._asdict() for row in found],
+        })  # fmt: skip
     else:
         if code is not None:
             console.print(
@@ -171,14 +163,13 @@ def show(
     device: Device = None,
     allow: Allow = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Show where the transport plan places each word, phrase and sentence of your text in your image.
 
     Exit code 1: every plan is nearly uniform, which says nothing about a place.
-
-    Example: tavq show tavq-demo/tavq scene.png "A red star lies left of a blue square." --out shown.png
     """
-    with _command(as_json, "Nothing was written") as (console, tell):
+    with _command(as_json, debug, "Nothing was written") as (console, tell):
         if out is not None and out.suffix.lower() != ".png":
             raise ValueError(f"--out {out}: give a name that ends in .png")
         if out is not None and out.exists() and out.resolve() == image.resolve():
@@ -203,7 +194,7 @@ def show(
             }
             for level in grounding.levels
         ]  # fmt: skip
-        _print_json(text=text, levels=levels, near_uniform=uniform, out=None if out is None else str(out))
+        print_json({"text": text, "levels": levels, "near_uniform": uniform, "out": None if out is None else str(out)})
     else:
         table = Table("level", "unit", "entropy", "most at", box=None, header_style="bold")
         for level in grounding.levels:
@@ -243,17 +234,15 @@ def export(
     device: Device = None,
     allow: Allow = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Write a run as others read it. Weights are safetensors, but for hosts whose own format is another.
-
-    Example: tavq export tavq-demo/tavq --out my-tokenizer/
-    """
-    with _command(as_json, "Nothing in the run was changed") as (console, tell):
+    """Write a run as others read it. Weights are safetensors, but for hosts whose own format is another."""
+    with _command(as_json, debug, "Nothing in the run was changed") as (console, tell):
         from tavq_plugin.use.export_run import export_run
 
         written = export_run(_load(run, data, device, allow, tell), out, kind, licence=licence)
     if as_json:
-        _print_json(written=[str(path) for path in written])
+        print_json({"written": [str(path) for path in written]})
         return
     console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
     if kind == "hub":
@@ -262,14 +251,14 @@ def export(
 
 
 @contextmanager
-def _command(as_json: bool, after_interrupt: str) -> Iterator[tuple[Console, Callable[[str], None]]]:
+def _command(as_json: bool, debug: bool, after_interrupt: str) -> Iterator[tuple[Console, Callable[[str], None]]]:
     """The console of a command, and what prints a message; what libraries print goes to stderr."""
-    console = Console(file=sys.stderr if as_json else sys.stdout)  # as it is before the redirection below
+    console = console_for(as_json)
 
     def tell(message: str) -> None:
         console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    with report_errors(Console(stderr=True), after_interrupt), redirect_stdout(sys.stderr):
+    with report_errors(console, after_interrupt, as_json=as_json, debug=debug):
         yield console, tell
 
 
@@ -283,25 +272,10 @@ def _load(
 
 @contextmanager
 def _progress(console: Console, name: str) -> Iterator[Callable[[int], None]]:
-    """Shows how many images are done: a bar, or a line for each thousand where there is no terminal."""
-    if not console.is_terminal:
-        last = 0
-
-        def line(done: int) -> None:
-            nonlocal last
-            if done // EVERY > last // EVERY:
-                console.print(f"{name}: {done:,} images", highlight=False)
-            last = done
-
-        yield line
-        return
+    """Shows how many images are done."""
     with progress_bar(console) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done: bar.update(task, completed=done)
-
-
-def _print_json(**content: Any) -> None:
-    print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _plain(text: str) -> str:
