@@ -13,7 +13,6 @@ from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, r
 from tavq_plugin.cli.options import AsJson, Debug, TextField
 from tavq_plugin.cli.store_command import print_faults
 
-
 # Options of both `caption` and `prepare`.
 Server = Annotated[
     str | None,
