@@ -49,7 +49,7 @@ def code_rows(content: Mapping[str, Any]) -> pa.Table:
 
 def unit_rows(content: Mapping[str, Any]) -> pa.Table:
     """Columns: image (from 1), level, unit, mass, entropy, peak, rank, near_uniform; no row for a run without plans."""
-    none = [{"units": []}] * len(content["levels"])  # of a run without plans
+    none: list[dict[str, Any]] = [{"units": []}] * len(content["levels"])  # of a run without plans
     rows = [
         {"image": number, "level": level["number"], "unit": unit["text"], "mass": unit["mass"],
          "entropy": unit["entropy"], "peak": unit["peak"], "rank": unit["rank"],
