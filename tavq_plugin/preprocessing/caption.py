@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,9 @@ from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.io.atomic import whole_file
 from tavq_plugin.io.progress import progress_bar
-from tavq_plugin.preprocessing.caption_batches import FIELDS, CaptionCounts, Captioner, CaptionRun, captions_in_file
+from tavq_plugin.preprocessing.caption_answer import Captioner
+from tavq_plugin.preprocessing.caption_batches import STOP_AFTER, CaptionCounts, CaptionRun
+from tavq_plugin.preprocessing.captions_file import FIELDS, CaptionsFile
 from tavq_plugin.preprocessing.rejections import refuse_foreign_list, rejection_line, rejections_path, write_rejections
 from tavq_plugin.text.shard_file import id_hash
 
@@ -45,10 +48,14 @@ def caption_images(
     prompt: str | None = None,
     with_captions: bool = False,
     batch: int = 8,
+    stop_after: int = STOP_AFTER,
     settings: ReadSettings | None = None,
     progress: bool = True,
+    say: Callable[[str], object] = warnings.warn,
 ) -> CaptionCounts:
     """Write a text for every image of a folder or file; a second run continues where the first stopped.
+
+    Texts are on the disk as soon as they come. When the run ends, the file has them in the order of the data.
 
     Args:
         data: Images, in any form that `read_records` knows.
@@ -56,19 +63,25 @@ def caption_images(
         captioner: What writes the texts.
         prompt: What to ask. Default: `PROMPT`.
         with_captions: If true, the model is also given the image's own short captions.
-        batch: Images per call of the captioner; their texts are on the disk before the next call.
+        batch: Images per call of the captioner; their texts are on the disk before the next call. A server gets one
+            image per request, and as many requests at once as its `concurrency`. Out of memory halves the batch.
+        stop_after: Failures in a row (a dead server, no memory) that stop the run; 0 never stops it.
         settings: The fields with id and text, and the limits of what is read. Default: `ReadSettings()`.
         progress: If false, no progress bar is shown.
+        say: Called with a sentence that the user should read.
 
     Raises:
         ValueError: `out` has another ending, holds texts of another model, revision or prompt, or would be read by the
             next run in place of the images.
         FileExistsError: A foreign file has the name of the list of rejected records or of the lock.
         BlockingIOError: Another run is writing the file.
-        ConnectionError: A server answered none of the first requests.
+        ConnectionError: A server answered none of the first requests, or failed `stop_after` times in a row.
+        OSError: A model on this machine failed so, for lack of memory.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1 image, got {batch}")
+    if stop_after < 0:
+        raise ValueError(f"stop_after must be at least 0 failures, got {stop_after}")
     out = Path(out)
     if out.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"captions cannot be written to {out}: give --out a name that ends in .jsonl or .parquet")
@@ -84,12 +97,17 @@ def caption_images(
     source = {"model": captioner.name, "revision": captioner.revision, "prompt": full_prompt(prompt, with_captions)}
     lines.parent.mkdir(parents=True, exist_ok=True)
     rejections: list[Rejection] = []
-    run = CaptionRun(captioner, source, str(data), rejections.append)
+    counts = CaptionCounts()
     try:
         with FileLock(lock, timeout=0):
             if out != lines and out.exists() and not lines.exists():
                 _from_parquet(out, lines)
-            _append_missing(lines, run, Path(data), batch, progress, settings)
+            with CaptionsFile(lines, source) as file:
+                run = CaptionRun(
+                    captioner, file, str(data), rejections.append, counts, stop_after=stop_after, say=say
+                )  # fmt: skip
+                _append_missing(run, Path(data), batch, progress, settings)
+            rejections.sort(key=lambda rejection: rejection.line or 0)
             write_rejections(rejections_path(out), b"".join(map(rejection_line, rejections)))
             if lines != out:
                 _to_parquet(lines, out)
@@ -97,8 +115,8 @@ def caption_images(
     except Timeout:
         raise BlockingIOError(f"another run is writing {lines}: wait for it, or give another --out") from None
     lock.unlink(missing_ok=True)
-    run.counts.rejected = len(rejections)
-    return run.counts
+    counts.rejected = len(rejections)
+    return counts
 
 
 def working_file(out: Path) -> Path:
@@ -106,29 +124,32 @@ def working_file(out: Path) -> Path:
     return out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.unfinished.jsonl")
 
 
-def _append_missing(
-    file: Path, run: CaptionRun, data: Path, batch: int, progress: bool, settings: ReadSettings | None
-) -> None:
-    done = set(captions_in_file(file, run.source))
-    run.counts.already_written, run.answered = len(done), bool(done)
-    with file.open("ab") as lines, progress_bar(shown=progress) as bar:
-        task = bar.add_task("captions", total=None, completed=len(done))
-        todo = run.with_images(_without_text(data, done, run, settings))
-        while chunk := list(islice(todo, batch)):
-            run.write(chunk, lines)
-            bar.update(task, advance=len(chunk))
+def _append_missing(run: CaptionRun, data: Path, batch: int, progress: bool, settings: ReadSettings | None) -> None:
+    run.counts.already_written, run.answered = len(run.file.written), bool(run.file.written)
+    order: dict[int, int] = {}
+    try:
+        with progress_bar(shown=progress) as bar:
+            task = bar.add_task("captions", total=None, completed=len(run.file.written))
+            for number in run.write(_without_text(data, order, run, settings), batch):
+                bar.update(task, advance=number)
+        run.require_an_answer()
+    finally:
+        run.file.tidy(order)
 
 
-def _without_text(data: Path, done: set[int], run: CaptionRun, settings: ReadSettings | None) -> Iterator[Record]:
-    """Records whose ids are not done yet; a repeated id is rejected."""
-    seen: set[int] = set()
+def _without_text(
+    data: Path, order: dict[int, int], run: CaptionRun, settings: ReadSettings | None
+) -> Iterator[Record]:
+    """Records that have no text yet; a repeated id is rejected. The place of each id goes into `order`."""
+    done = set(run.file.written)
     for number, record in enumerate(read_records(data, run.reject, settings), 1):
         line, name = record.line or number, id_hash(record.id)
-        if name in seen:
+        if name in order:
             run.reject(Rejection(run.place, line, f"id {record.id!r} appears twice; the first record is kept"))
-        elif name not in done:
+            continue
+        order[name] = len(order)
+        if name not in done:
             yield replace(record, line=line)
-        seen.add(name)
 
 
 def _to_parquet(lines: Path, out: Path) -> None:

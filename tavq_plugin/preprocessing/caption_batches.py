@@ -1,36 +1,31 @@
-"""Ask a captioner for the texts of images, one batch at a time, and append them to a captions file.
+"""Ask a captioner for the texts of images, in batches or by a sliding window of requests, and append them to a file.
 
-A flawed text is asked for once more.
+A flawed text is asked for once more. A captioner that fails several times in a row stops the run.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from tavq_plugin.data.images import open_image
 from tavq_plugin.data.records import Record, Reject, Rejection
+from tavq_plugin.preprocessing.caption_answer import CaptionAnswer, CaptionFailure, Captioner
 from tavq_plugin.preprocessing.caption_quality import caption_flaw
+from tavq_plugin.preprocessing.captions_file import CaptionsFile
+from tavq_plugin.preprocessing.out_of_memory import free_memory, is_out_of_memory
+from tavq_plugin.preprocessing.request_window import in_window
 from tavq_plugin.preprocessing.server_captioner import ServerFailure
-from tavq_plugin.text.shard_file import id_hash
 
-FIELDS = ("id", "text", "model", "revision", "prompt", "flag")
-
-
-class Captioner(Protocol):
-    """Writes texts for images: `LocalCaptioner`, `ServerCaptioner`, or your own."""
-
-    name: str
-    revision: str | None
-
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0) -> Sequence[Any]:
-        """One text per image, or a ServerFailure in its place."""
+STOP_AFTER = 5  # failures in a row
+_ASKED_AGAIN = ("empty", "refusal", "repeating")  # flaws that a second attempt may mend
+_MORE_MEMORY = "give a smaller --image-size or --max-new-tokens, or --dtype bfloat16, or free the device's memory"
 
 
 @dataclass
@@ -44,106 +39,177 @@ class CaptionCounts:
     rejected: int = 0  # records without a text
 
 
+class _Prepared(NamedTuple):
+    """A record that is ready to be asked about."""
+
+    record: Record
+    image: Image.Image
+    prompt: str
+
+
 @dataclass
 class CaptionRun:
-    """One run of one captioner over records; `write` appends the texts to a file."""
+    """One run of one captioner over records; `write` appends the texts to a file.
+
+    Args:
+        captioner: What writes the texts.
+        file: The file that they are appended to; its source is written with every text.
+        place: File or folder of the records, for the list of rejected records.
+        reject: Called with each record that gets no text.
+        counts: What was done so far.
+        answered: Whether any request was ever answered.
+        stop_after: Failures in a row that stop the run; 0 never stops it.
+        say: Called with a sentence that the user should read.
+    """
 
     captioner: Captioner
-    source: Mapping[str, str | None]  # model, revision and prompt, written with every text
-    place: str  # file or folder of the records, for the list of rejected records
+    file: CaptionsFile
+    place: str
     reject: Reject
     counts: CaptionCounts = field(default_factory=CaptionCounts)
-    answered: bool = False  # whether any request was ever answered
+    answered: bool = False
+    stop_after: int = STOP_AFTER
+    say: Callable[[str], object] = warnings.warn
+    _failed: list[CaptionFailure] = field(default_factory=list, init=False)  # since the last answer
+    _counting: Any = field(default_factory=threading.Lock, init=False, repr=False)
+    _largest_batch: int | None = field(default=None, init=False)  # known to fit into memory
 
-    def with_images(self, records: Iterable[Record]) -> Iterator[tuple[Record, Image.Image]]:
-        """Each record with its image; records without a readable image are rejected."""
-        for record in records:
-            try:
-                if record.image is None:
-                    raise ValueError("the record has no image: give one to describe")
-                yield record, open_image(record.image)
-            except ValueError as error:
-                self._reject(record, error)
+    def write(self, records: Iterable[Record], batch: int) -> Iterator[int]:
+        """Ask for a text for each record; yield how many more are done, each time their lines are on the disk.
 
-    def write(self, batch: Sequence[tuple[Record, Image.Image]], lines: BinaryIO) -> None:
-        """Append one line per text, synced to the disk.
-
-        Raises ConnectionError if no request was ever answered.
+        Raises ConnectionError (for a server) or OSError if `stop_after` requests in a row failed.
         """
-        texts = self._texts(batch)
-        failed = [text for text in texts if isinstance(text, Exception)]
-        if not self.answered and failed and len(failed) == len(texts) and isinstance(failed[0], ServerFailure):
-            raise ConnectionError(f"{failed[0]}; none of {len(texts)} requests was answered: is the server running?")
-        self.answered = True
-        for (record, _), text in zip(batch, texts, strict=True):
-            if isinstance(text, Exception):
-                self._reject(record, text)
-                continue
-            row = dict(zip(FIELDS, (record.id, text, *self.source.values(), caption_flaw(text)), strict=True))
-            self.counts.written += 1
-            self.counts.flagged += row["flag"] is not None
-            lines.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        lines.flush()
-        os.fsync(lines.fileno())
+        for results in (
+            self._by_window(records) if is_asked_singly(self.captioner) else self._by_batches(records, batch)
+        ):
+            rows = [self._row(record, answer) for record, answer in results if isinstance(answer, CaptionAnswer)]
+            self.file.append(rows)
+            self.counts.written += len(rows)
+            self.counts.flagged += sum(row["flag"] is not None for row in rows)
+            for record, answer in results:
+                self._count_failures(record, answer)
+                if isinstance(answer, Exception):
+                    self.reject(Rejection(self.place, record.line, f"{record.id}: {answer}"))
+            yield len(results)
 
-    def _reject(self, record: Record, reason: Exception) -> None:
-        self.reject(Rejection(self.place, record.line, f"{record.id}: {reason}"))
+    def require_an_answer(self) -> None:
+        """Raise ConnectionError (for a server) or OSError if there were requests, and none was ever answered."""
+        if self._failed and not self.answered:
+            raise self._stopped("none of the requests was answered")
 
-    def _texts(self, batch: Sequence[tuple[Record, Image.Image]]) -> list[Any]:
-        texts = self._ask(batch, 0)
-        again = [i for i, text in enumerate(texts) if isinstance(text, str) and caption_flaw(text)]
-        self.counts.retried += len(again)
-        for i, text in zip(again, self._ask([batch[i] for i in again], 1) if again else [], strict=True):
-            texts[i] = text if isinstance(text, str) and text else texts[i]
-        return texts
+    def _row(self, record: Record, answer: CaptionAnswer) -> dict[str, Any]:
+        return {"id": record.id, "text": answer.text, **self.file.source, "flag": answer.flag}
 
-    def _ask(self, batch: Sequence[tuple[Record, Image.Image]], attempt: int) -> list[Any]:
+    def _count_failures(self, record: Record, answer: CaptionAnswer | Exception) -> None:
+        if isinstance(answer, CaptionAnswer):
+            self.answered = True
+            self._failed.clear()
+        elif isinstance(answer, CaptionFailure):
+            if answer.of_image and self.answered:
+                self._failed.clear()  # the captioner works
+            else:
+                self._failed.append(answer)
+            if self.stop_after and len(self._failed) >= self.stop_after:
+                raise self._stopped(f"{len(self._failed)} requests in a row got no text, the last for {record.id}")
+
+    def _stopped(self, what: str) -> OSError:
+        failure = self._failed[-1]
+        kind = ConnectionError if isinstance(failure, ServerFailure) else OSError
+        return kind(f"{failure}; {what}: {failure.mend}. The same command goes on where this one stopped")
+
+    # ---- single requests
+
+    def _by_window(self, records: Iterable[Record]) -> Iterator[list[tuple[Record, CaptionAnswer | Exception]]]:
+        captioner: Any = self.captioner
+        yield from in_window(records, self._answer_one, captioner.concurrency)
+
+    def _answer_one(self, record: Record, stopped: threading.Event) -> CaptionAnswer | Exception:
+        """Run by several threads at once: it changes nothing of the run but the number of second attempts."""
+        captioner: Any = self.captioner
+        asked = self._prepared(record)
+        if isinstance(asked, Exception):
+            return asked
+        answer = _judged(captioner.ask(asked.image, asked.prompt, 0, stopped), asked)
+        if not _is_asked_again(answer):
+            return answer
+        return self._better(answer, _judged(captioner.ask(asked.image, asked.prompt, 1, stopped), asked))
+
+    # ---- batches
+
+    def _by_batches(
+        self, records: Iterable[Record], batch: int
+    ) -> Iterator[list[tuple[Record, CaptionAnswer | Exception]]]:
+        rest = iter(records)
+        while chunk := list(islice(rest, batch)):
+            prepared = [self._prepared(record) for record in chunk]
+            answers = self._answer_batch([asked for asked in prepared if isinstance(asked, _Prepared)])
+            yield [
+                (record, asked if isinstance(asked, Exception) else answers.pop(0))
+                for record, asked in zip(chunk, prepared, strict=True)
+            ]
+
+    def _answer_batch(self, batch: Sequence[_Prepared]) -> list[CaptionAnswer | Exception]:
+        answers = self._ask(batch, 0)
+        again = [i for i, answer in enumerate(answers) if _is_asked_again(answer)]
+        for i, second in zip(again, self._ask([batch[i] for i in again], 1), strict=True):
+            answers[i] = self._better(answers[i], second)
+        return answers
+
+    def _ask(self, batch: Sequence[_Prepared], attempt: int) -> list[CaptionAnswer | Exception]:
+        if self._largest_batch and len(batch) > self._largest_batch:
+            return self._ask_in_parts(batch, attempt, self._largest_batch)
         if not batch:
             return []
-        images = [image for _, image in batch]
-        prompts = [(self.source["prompt"] or "").replace("{captions}", record.text or "-") for record, _ in batch]
         try:
-            return list(self.captioner(images, prompts, attempt))
+            answers = self.captioner([asked.image for asked in batch], [asked.prompt for asked in batch], attempt)
+            return [_judged(answer, asked) for answer, asked in zip(answers, batch, strict=True)]
         except ValueError as error:  # the processor refused an image of the batch: ask for one at a time
-            return [error] if len(batch) == 1 else [text for one in batch for text in self._ask([one], attempt)]
+            return [error] if len(batch) == 1 else self._ask_in_parts(batch, attempt, 1)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        free_memory()
+        if len(batch) == 1:
+            return [CaptionFailure(f"out of memory with one image ({reason})", mend=_MORE_MEMORY)]
+        self._largest_batch = len(batch) // 2
+        self.say(f"out of memory with {len(batch)} images at once: from now on at most {self._largest_batch}")
+        return self._ask_in_parts(batch, attempt, self._largest_batch)
+
+    def _ask_in_parts(self, batch: Sequence[_Prepared], attempt: int, size: int) -> list[CaptionAnswer | Exception]:
+        parts = (batch[i : i + size] for i in range(0, len(batch), size))
+        return [answer for part in parts for answer in self._ask(part, attempt)]
+
+    # ---- both
+
+    def _prepared(self, record: Record) -> _Prepared | Exception:
+        prompt = (self.file.source["prompt"] or "").replace("{captions}", record.text or "-")
+        try:
+            if record.image is None:
+                raise ValueError("the record has no image: give one to describe")
+            return _Prepared(record, open_image(record.image), prompt)
+        except ValueError as error:
+            return error
+
+    def _better(self, first: Any, second: CaptionAnswer | Exception) -> CaptionAnswer | Exception:
+        with self._counting:
+            self.counts.retried += 1
+        return second if isinstance(second, CaptionAnswer) and second.text else first
 
 
-def captions_in_file(path: Path, source: Mapping[str, str | None]) -> dict[int, int]:
-    """Hash of each id in the file → offset of its line; an incomplete last line is removed from the file.
-
-    Raises ValueError if a line is not a caption, or comes from another model, revision or prompt.
-    """
-    if not path.exists():
-        return {}
-    offsets: dict[int, int] = {}
-    with path.open("r+b") as file:
-        end = 0  # of the complete lines
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                _require_caption_start(line, f"{path}, line {number}")
-                break
-            try:
-                row = json.loads(line)
-                name, found = row["id"], {key: row.get(key) for key in source}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is not a caption ({error}); correct or delete the line"
-                ) from error
-            if found != source:
-                raise ValueError(
-                    f"{path}, line {number} was written with {found}, but this run uses {source}: texts of different "
-                    "models or prompts do not mix; give another --out"
-                )
-            offsets[id_hash(name)] = end
-            end += len(line)
-        file.truncate(end)
-    return offsets
+def is_asked_singly(captioner: Captioner) -> bool:
+    """Whether a captioner answers single requests, several at once, so that a text does not depend on a batch."""
+    return hasattr(captioner, "ask")
 
 
-def _require_caption_start(cut: bytes, place: str) -> None:
-    """Raise ValueError if an incomplete last line is not the start of a caption, and so must not be removed."""
-    begin = b'{"id": "'
-    if not (cut.startswith(begin) or begin.startswith(cut)):
-        raise ValueError(
-            f"{place} is not a caption and has no line end; correct or delete the line, or give another --out"
-        )
+def _is_asked_again(answer: CaptionAnswer | Exception) -> bool:
+    return isinstance(answer, CaptionAnswer) and answer.flag in _ASKED_AGAIN
+
+
+def _judged(answer: Any, asked: _Prepared) -> CaptionAnswer | Exception:
+    """The answer with the flag that its text deserves."""
+    if isinstance(answer, Exception):
+        return answer
+    if not isinstance(answer, CaptionAnswer):
+        answer = CaptionAnswer(answer)
+    return replace(answer, flag=answer.flag or caption_flaw(answer.text))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tavq_plugin.preprocessing.caption_batches import Captioner
+from tavq_plugin.preprocessing.caption_answer import Captioner
 from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, resolved_revision
 from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 from tavq_plugin.preprocessing.shard_captions import ShardCaptions

@@ -12,7 +12,7 @@ import ipaddress
 import json
 import os
 import re
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,6 +24,8 @@ from typing import Any
 from PIL import Image
 
 from tavq_plugin.io.redacted import redacted
+from tavq_plugin.preprocessing.caption_answer import CaptionAnswer, CaptionFailure
+from tavq_plugin.preprocessing.retry_after import seconds_to_wait
 
 _REQUEST_REFUSED = {400, 413, 415, 422}  # the server refuses this request; another one may pass
 _ALL_REFUSED = {301, 302, 303, 307, 308, 401, 403, 404, 405}  # the server would refuse every request
@@ -31,7 +33,10 @@ _MAX_ANSWER_BYTES = 16 * 2**20
 _KEY = "OPENAI_API_KEY"  # environment variable
 
 
-class ServerFailure(RuntimeError):
+_MEND = "is the server running? See its log, and start it again"
+
+
+class ServerFailure(CaptionFailure):
     """A request that got no text after all its retries; the message says why."""
 
 
@@ -103,16 +108,21 @@ class ServerCaptioner:
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0
-    ) -> list[str | ServerFailure]:
-        """One text per image, or the reason why there is none.
+    ) -> list[CaptionAnswer | ServerFailure]:
+        """One text per image, or the reason why there is none; `ask` for many images.
 
         Raises PermissionError if the server refuses every request.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
-            pairs = list(zip(images, prompts, strict=True))
-            return list(pool.map(lambda pair: self._ask(pair[0], pair[1], attempt), pairs))
+            return list(pool.map(lambda image, prompt: self.ask(image, prompt, attempt), images, prompts))
 
-    def _ask(self, image: Image.Image, prompt: str, attempt: int) -> str | ServerFailure:
+    def ask(
+        self, image: Image.Image, prompt: str, attempt: int = 0, stopped: threading.Event | None = None
+    ) -> CaptionAnswer | ServerFailure:
+        """The text of one image, or the reason why there is none; several threads may ask at once.
+
+        Waits before retries end as soon as `stopped` is set. Raises PermissionError if the server refuses every request.
+        """
         content = [{"type": "image_url", "image_url": {"url": _data_url(image)}}, {"type": "text", "text": prompt}]
         body = {
             "model": self.name,
@@ -121,10 +131,10 @@ class ServerCaptioner:
             "temperature": self.temperature or (0.7 if attempt else 0.0),
             "seed": self.seed + attempt,
         }
-        reason = ""
+        reason, of_image, stopped = "", False, stopped or threading.Event()
         for trial in range(self.retries + 1):
             try:
-                return _without_key(_text_of(self._post(body)))
+                return CaptionAnswer(_without_key(_text_of(self._post(body))))
             except urllib.error.HTTPError as error:
                 reason = _without_key(f"HTTP {error.code}: {_body_of(error)}")
                 if error.code in _ALL_REFUSED:
@@ -132,14 +142,16 @@ class ServerCaptioner:
                         f"{self.url} refuses every request ({reason}): check the address, --model {self.name!r} and "
                         f"the key in {_KEY}"
                     ) from None  # the status line of the cause may hold the key
-                if error.code in _REQUEST_REFUSED:
+                if of_image := error.code in _REQUEST_REFUSED:
                     break
-                wait = error.headers.get("Retry-After", "")
+                wait = seconds_to_wait(error.headers.get("Retry-After", ""))
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason, wait = _without_key(f"{type(error).__name__}: {error}")[:500], ""
+                reason, wait = _without_key(f"{type(error).__name__}: {error}")[:500], None
             if trial < self.retries:
-                time.sleep(min(float(wait) if wait.isdigit() else self.first_wait * 2**trial, self.longest_wait))
-        return ServerFailure(f"no text from the server ({reason})")
+                wait = self.first_wait * 2**trial if wait is None else wait
+                if stopped.wait(min(wait, self.longest_wait)):
+                    break
+        return ServerFailure(f"no text from the server ({reason})", of_image=of_image, mend=_MEND)
 
     def _post(self, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}

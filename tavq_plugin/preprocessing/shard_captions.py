@@ -15,7 +15,9 @@ from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.tables import from_table
 from tavq_plugin.io.atomic import save_bytes
 from tavq_plugin.preprocessing.caption import full_prompt
-from tavq_plugin.preprocessing.caption_batches import Captioner, CaptionRun, captions_in_file
+from tavq_plugin.preprocessing.caption_answer import Captioner
+from tavq_plugin.preprocessing.caption_batches import CaptionRun, is_asked_singly
+from tavq_plugin.preprocessing.captions_file import CaptionsFile, WrittenCaption, captions_in_file
 from tavq_plugin.preprocessing.rejections import rejection_line
 from tavq_plugin.text.shard_file import id_hash
 
@@ -45,6 +47,7 @@ class ShardCaptions:
     with_captions: bool = False
     batch: int = 8
     _captioner: Captioner | None = field(default=None, init=False, repr=False)
+    _answered: bool = field(default=False, init=False, repr=False)  # whether any request was answered
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -78,18 +81,25 @@ class ShardCaptions:
         file, rejected = _files(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
         batches = [records[i : i + self.batch] for i in range(0, len(records), self.batch)]
-        offsets = captions_in_file(file, self.source)
-        if not rejected.exists():  # the earlier run was stopped, perhaps inside a batch
-            offsets = _complete_batches(batches, offsets, file)
+        written = captions_in_file(file, self.source)
         rejections: list[Rejection] = []
-        if len(offsets) < len(records):
+        if len(written) < len(records):
             if self._captioner is None:
                 self._captioner = self.load()
-            run = CaptionRun(self._captioner, self.source, place, rejections.append, answered=bool(offsets))
-            with file.open("ab") as lines:
-                for batch in batches:
-                    if todo := list(run.with_images(r for r in batch if id_hash(r.id) not in offsets)):
-                        run.write(todo, lines)
+            singly = is_asked_singly(self._captioner)
+            if not rejected.exists() and not singly:  # the earlier run was stopped, perhaps inside a batch
+                _keep_complete_batches(batches, written, file)
+            with CaptionsFile(file, self.source) as lines:
+                answered = bool(lines.written) or self._answered
+                run = CaptionRun(self._captioner, lines, place, rejections.append, answered=answered)
+                todo = [[r for r in batch if id_hash(r.id) not in lines.written] for batch in batches]
+                for part in [sum(todo, [])] if singly else todo:
+                    for _ in run.write(part, self.batch):
+                        pass
+                run.require_an_answer()
+                self._answered = run.answered
+                lines.tidy({id_hash(record.id): i for i, record in enumerate(records)})
+        rejections.sort(key=lambda rejection: rejection.line or 0)
         save_bytes(rejected, b"".join(map(rejection_line, rejections)))  # an empty file: every image has a text
         return _texts(records, file)
 
@@ -110,14 +120,13 @@ def _texts(records: Sequence[Record], file: Path) -> list[Record]:
     return [Record(record.id, None, texts[record.id]) for record in records if record.id in texts]
 
 
-def _complete_batches(batches: Sequence[Sequence[Record]], offsets: dict[int, int], file: Path) -> dict[int, int]:
-    """Remove the lines of an incomplete last batch from the file; return the offsets of the other lines."""
+def _keep_complete_batches(batches: Sequence[Sequence[Record]], written: dict[int, WrittenCaption], file: Path) -> None:
+    """Remove the lines of an incomplete last batch from the file."""
     for batch in reversed(batches):
-        found = {name: offsets[name] for name in (id_hash(record.id) for record in batch) if name in offsets}
+        found = [written[name].offset for name in (id_hash(record.id) for record in batch) if name in written]
         if len(found) == len(batch):
-            return offsets
+            return
         if found:
             with file.open("r+b") as lines:
-                lines.truncate(min(found.values()))
-            return {name: offset for name, offset in offsets.items() if name not in found}
-    return offsets
+                lines.truncate(min(found))
+            return

@@ -1,0 +1,114 @@
+"""The JSON lines that captions are appended to: which ids it has, and where; one line per id when a run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tavq_plugin.io.atomic import whole_file
+from tavq_plugin.text.shard_file import id_hash
+
+FIELDS = ("id", "text", "model", "revision", "prompt", "flag")
+
+
+class WrittenCaption(NamedTuple):
+    """What is remembered of a line of the file."""
+
+    offset: int
+
+
+class CaptionsFile:
+    """A file of captions that is open for appending; an incomplete last line is removed.
+
+    Args:
+        path: The file; it need not exist.
+        source: What is written with every text, such as model, revision and prompt.
+
+    Raises:
+        ValueError: A line is not a caption, or comes from another source.
+    """
+
+    def __init__(self, path: Path, source: Mapping[str, Any]) -> None:
+        self.path, self.source = path, source
+        self.written = captions_in_file(path, source)
+        self._lines = path.open("ab")
+        self._untidy = False  # whether an id has two lines
+
+    def __enter__(self) -> CaptionsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append one line per caption; they are on the disk when this returns."""
+        for row in rows:
+            name = id_hash(row["id"])
+            self._untidy |= name in self.written
+            self.written[name] = WrittenCaption(self._lines.tell())
+            self._lines.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+
+    def tidy(self, order: Mapping[int, int]) -> None:
+        """Write the file anew with the latest line of each id, in the order given by each id's place.
+
+        Ids without a place keep their order, after the others. A file that is tidy already is left as it is.
+        """
+        self._lines.close()
+        after = len(order)
+        places = sorted((order.get(name, after), line.offset) for name, line in self.written.items())
+        offsets = [offset for _, offset in places]
+        if not self._untidy and offsets == sorted(offsets):
+            return
+        with self.path.open("rb") as old, whole_file(self.path) as partial:
+            with partial.open("wb") as new:
+                for offset in offsets:
+                    old.seek(offset)
+                    new.write(old.readline())
+            shutil.copymode(self.path, partial)
+
+
+def captions_in_file(path: Path, source: Mapping[str, Any]) -> dict[int, WrittenCaption]:
+    """Hash of each id in the file → its latest line; an incomplete last line is removed from the file.
+
+    Raises ValueError if a line is not a caption, or comes from another model, revision or prompt.
+    """
+    if not path.exists():
+        return {}
+    written: dict[int, WrittenCaption] = {}
+    with path.open("r+b") as file:
+        end = 0  # of the complete lines
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                _require_caption_start(line, f"{path}, line {number}")
+                break
+            try:
+                row = json.loads(line)
+                name, found = row["id"], {key: row.get(key) for key in source}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not a caption ({error}); correct or delete the line"
+                ) from error
+            if found != source:
+                raise ValueError(
+                    f"{path}, line {number} was written with {found}, but this run uses {source}: texts of different "
+                    "models or prompts do not mix; give another --out"
+                )
+            written[id_hash(name)] = WrittenCaption(end)
+            end += len(line)
+        file.truncate(end)
+    return written
+
+
+def _require_caption_start(cut: bytes, place: str) -> None:
+    """Raise ValueError if an incomplete last line is not the start of a caption, and so must not be removed."""
+    begin = b'{"id": "'
+    if not (cut.startswith(begin) or begin.startswith(cut)):
+        raise ValueError(
+            f"{place} is not a caption and has no line end; correct or delete the line, or give another --out"
+        )
