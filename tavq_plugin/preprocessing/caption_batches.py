@@ -16,9 +16,10 @@ from PIL import Image
 
 from tavq_plugin.data.images import open_image
 from tavq_plugin.data.records import Record, Reject, Rejection
-from tavq_plugin.preprocessing.caption_answer import CaptionAnswer, CaptionFailure, Captioner
+from tavq_plugin.preprocessing.caption_answer import CaptionAnswer, Captioner, CaptionFailure
+from tavq_plugin.preprocessing.caption_cleaning import clean_caption
 from tavq_plugin.preprocessing.caption_quality import caption_flaw
-from tavq_plugin.preprocessing.captions_file import CaptionsFile
+from tavq_plugin.preprocessing.captions_file import FIELDS, CaptionsFile, image_sha256
 from tavq_plugin.preprocessing.out_of_memory import free_memory, is_out_of_memory
 from tavq_plugin.preprocessing.request_window import in_window
 from tavq_plugin.preprocessing.server_captioner import ServerFailure
@@ -33,18 +34,28 @@ class CaptionCounts:
     """What one run did, in numbers of texts."""
 
     written: int = 0
-    already_written: int = 0  # by an earlier run
-    retried: int = 0  # asked for again, because the first text was empty, a refusal or repeating
-    flagged: int = 0  # still flawed after the second attempt; written with the flag
+    already_written: int = 0  # by an earlier run, and not asked for again
+    retried: int = 0  # asked for a second time, because the first text was empty, a refusal or repeating
+    flagged: int = 0  # still flawed; written with the flag
     rejected: int = 0  # records without a text
+    prompt_tokens: int = 0  # that the model read, images included; of both attempts
+    completion_tokens: int = 0  # that it wrote
 
 
 class _Prepared(NamedTuple):
     """A record that is ready to be asked about."""
 
-    record: Record
     image: Image.Image
+    image_sha256: str | None
     prompt: str
+
+
+class _Result(NamedTuple):
+    """A record with what came of it."""
+
+    record: Record
+    answer: CaptionAnswer | Exception
+    image_sha256: str | None = None
 
 
 @dataclass
@@ -58,6 +69,8 @@ class CaptionRun:
         reject: Called with each record that gets no text.
         counts: What was done so far.
         answered: Whether any request was ever answered.
+        image_size: Longest side of the images that the captioner gets, in pixels. Default: their own.
+        first_attempt: Number of the first attempt; each attempt samples with a seed of its own.
         stop_after: Failures in a row that stop the run; 0 never stops it.
         say: Called with a sentence that the user should read.
     """
@@ -68,26 +81,27 @@ class CaptionRun:
     reject: Reject
     counts: CaptionCounts = field(default_factory=CaptionCounts)
     answered: bool = False
+    image_size: int | None = None
+    first_attempt: int = 0
     stop_after: int = STOP_AFTER
     say: Callable[[str], object] = warnings.warn
     _failed: list[CaptionFailure] = field(default_factory=list, init=False)  # since the last answer
-    _counting: Any = field(default_factory=threading.Lock, init=False, repr=False)
     _largest_batch: int | None = field(default=None, init=False)  # known to fit into memory
+    _counting: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def write(self, records: Iterable[Record], batch: int) -> Iterator[int]:
         """Ask for a text for each record; yield how many more are done, each time their lines are on the disk.
 
         Raises ConnectionError (for a server) or OSError if `stop_after` requests in a row failed.
         """
-        for results in (
-            self._by_window(records) if is_asked_singly(self.captioner) else self._by_batches(records, batch)
-        ):
-            rows = [self._row(record, answer) for record, answer in results if isinstance(answer, CaptionAnswer)]
+        singly = is_asked_singly(self.captioner)
+        for results in self._by_window(records) if singly else self._by_batches(records, batch):
+            rows = [row for result in results if (row := self._row(result)) is not None]
             self.file.append(rows)
             self.counts.written += len(rows)
             self.counts.flagged += sum(row["flag"] is not None for row in rows)
-            for record, answer in results:
-                self._count_failures(record, answer)
+            for record, answer, _ in results:
+                self._count(record, answer)
                 if isinstance(answer, Exception):
                     self.reject(Rejection(self.place, record.line, f"{record.id}: {answer}"))
             yield len(results)
@@ -97,11 +111,18 @@ class CaptionRun:
         if self._failed and not self.answered:
             raise self._stopped("none of the requests was answered")
 
-    def _row(self, record: Record, answer: CaptionAnswer) -> dict[str, Any]:
-        return {"id": record.id, "text": answer.text, **self.file.source, "flag": answer.flag}
+    def _row(self, result: _Result) -> dict[str, Any] | None:
+        if not isinstance(result.answer, CaptionAnswer):
+            return None
+        own = {"id": result.record.id, "text": result.answer.text, "flag": result.answer.flag}
+        known = {**self.file.source, **own, "image_sha256": result.image_sha256}
+        return {name: known.get(name) for name in FIELDS}
 
-    def _count_failures(self, record: Record, answer: CaptionAnswer | Exception) -> None:
+    def _count(self, record: Record, answer: CaptionAnswer | Exception) -> None:
+        """Count tokens, and failures in a row; raise if they are too many."""
         if isinstance(answer, CaptionAnswer):
+            self.counts.prompt_tokens += answer.prompt_tokens
+            self.counts.completion_tokens += answer.completion_tokens
             self.answered = True
             self._failed.clear()
         elif isinstance(answer, CaptionFailure):
@@ -119,39 +140,40 @@ class CaptionRun:
 
     # ---- single requests
 
-    def _by_window(self, records: Iterable[Record]) -> Iterator[list[tuple[Record, CaptionAnswer | Exception]]]:
+    def _by_window(self, records: Iterable[Record]) -> Iterator[list[_Result]]:
         captioner: Any = self.captioner
-        yield from in_window(records, self._answer_one, captioner.concurrency)
+        for results in in_window(records, self._answer_one, captioner.concurrency):
+            yield [result for _, result in results]
 
-    def _answer_one(self, record: Record, stopped: threading.Event) -> CaptionAnswer | Exception:
+    def _answer_one(self, record: Record, stopped: threading.Event) -> _Result:
         """Run by several threads at once: it changes nothing of the run but the number of second attempts."""
         captioner: Any = self.captioner
         asked = self._prepared(record)
         if isinstance(asked, Exception):
-            return asked
-        answer = _judged(captioner.ask(asked.image, asked.prompt, 0, stopped), asked)
-        if not _is_asked_again(answer):
-            return answer
-        return self._better(answer, _judged(captioner.ask(asked.image, asked.prompt, 1, stopped), asked))
+            return _Result(record, asked)
+        answer = _judged(captioner.ask(asked.image, asked.prompt, self.first_attempt, stopped), asked)
+        if _is_asked_again(answer):
+            second = captioner.ask(asked.image, asked.prompt, self.first_attempt + 1, stopped)
+            answer = self._better(answer, _judged(second, asked))
+        return _Result(record, answer, asked.image_sha256)
 
     # ---- batches
 
-    def _by_batches(
-        self, records: Iterable[Record], batch: int
-    ) -> Iterator[list[tuple[Record, CaptionAnswer | Exception]]]:
+    def _by_batches(self, records: Iterable[Record], batch: int) -> Iterator[list[_Result]]:
         rest = iter(records)
         while chunk := list(islice(rest, batch)):
             prepared = [self._prepared(record) for record in chunk]
-            answers = self._answer_batch([asked for asked in prepared if isinstance(asked, _Prepared)])
-            yield [
-                (record, asked if isinstance(asked, Exception) else answers.pop(0))
-                for record, asked in zip(chunk, prepared, strict=True)
-            ]
+            answers = iter(self._answer_batch([asked for asked in prepared if isinstance(asked, _Prepared)]))
+            results = []
+            for record, asked in zip(chunk, prepared, strict=True):
+                failed = isinstance(asked, Exception)
+                results.append(_Result(record, asked) if failed else _Result(record, next(answers), asked.image_sha256))
+            yield results
 
     def _answer_batch(self, batch: Sequence[_Prepared]) -> list[CaptionAnswer | Exception]:
-        answers = self._ask(batch, 0)
+        answers = self._ask(batch, self.first_attempt)
         again = [i for i, answer in enumerate(answers) if _is_asked_again(answer)]
-        for i, second in zip(again, self._ask([batch[i] for i in again], 1), strict=True):
+        for i, second in zip(again, self._ask([batch[i] for i in again], self.first_attempt + 1), strict=True):
             answers[i] = self._better(answers[i], second)
         return answers
 
@@ -187,14 +209,23 @@ class CaptionRun:
         try:
             if record.image is None:
                 raise ValueError("the record has no image: give one to describe")
-            return _Prepared(record, open_image(record.image), prompt)
+            image = open_image(record.image)
         except ValueError as error:
             return error
+        if self.image_size is not None:
+            image.thumbnail((self.image_size, self.image_size), Image.Resampling.LANCZOS)  # it never enlarges
+        return _Prepared(image, image_sha256(record.image), prompt)
 
     def _better(self, first: Any, second: CaptionAnswer | Exception) -> CaptionAnswer | Exception:
         with self._counting:
             self.counts.retried += 1
-        return second if isinstance(second, CaptionAnswer) and second.text else first
+        if not isinstance(second, CaptionAnswer):
+            return first
+        return replace(
+            second if second.text else first,
+            prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+            completion_tokens=first.completion_tokens + second.completion_tokens,
+        )
 
 
 def is_asked_singly(captioner: Captioner) -> bool:
@@ -207,9 +238,10 @@ def _is_asked_again(answer: CaptionAnswer | Exception) -> bool:
 
 
 def _judged(answer: Any, asked: _Prepared) -> CaptionAnswer | Exception:
-    """The answer with the flag that its text deserves."""
+    """The answer, with its text cleaned, and with the flag that the text deserves."""
     if isinstance(answer, Exception):
         return answer
     if not isinstance(answer, CaptionAnswer):
         answer = CaptionAnswer(answer)
-    return replace(answer, flag=answer.flag or caption_flaw(answer.text))
+    text, flag = clean_caption(answer.text, asked.prompt)
+    return replace(answer, text=text, flag=answer.flag or flag or caption_flaw(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,13 +13,15 @@ from typing import Any, NamedTuple
 from tavq_plugin.io.atomic import whole_file
 from tavq_plugin.text.shard_file import id_hash
 
-FIELDS = ("id", "text", "model", "revision", "prompt", "flag")
+FIELDS = ("id", "text", "model", "revision", "prompt", "flag", "settings", "image_sha256")
 
 
 class WrittenCaption(NamedTuple):
     """What is remembered of a line of the file."""
 
     offset: int
+    flagged: bool
+    image: str | None  # SHA-256 of the image's file, if the line has it
 
 
 class CaptionsFile:
@@ -26,7 +29,7 @@ class CaptionsFile:
 
     Args:
         path: The file; it need not exist.
-        source: What is written with every text, such as model, revision and prompt.
+        source: What is written with every text, such as model, revision, prompt and settings.
 
     Raises:
         ValueError: A line is not a caption, or comes from another source.
@@ -49,7 +52,7 @@ class CaptionsFile:
         for row in rows:
             name = id_hash(row["id"])
             self._untidy |= name in self.written
-            self.written[name] = WrittenCaption(self._lines.tell())
+            self.written[name] = _written(row, self._lines.tell())
             self._lines.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())
@@ -76,7 +79,7 @@ class CaptionsFile:
 def captions_in_file(path: Path, source: Mapping[str, Any]) -> dict[int, WrittenCaption]:
     """Hash of each id in the file → its latest line; an incomplete last line is removed from the file.
 
-    Raises ValueError if a line is not a caption, or comes from another model, revision or prompt.
+    Raises ValueError if a line is not a caption, or comes from another model, revision, prompt or setting.
     """
     if not path.exists():
         return {}
@@ -95,14 +98,68 @@ def captions_in_file(path: Path, source: Mapping[str, Any]) -> dict[int, Written
                     f"{path}, line {number} is not a caption ({error}); correct or delete the line"
                 ) from error
             if found != source:
+                theirs, ours = _differences(found, source)
                 raise ValueError(
-                    f"{path}, line {number} was written with {found}, but this run uses {source}: texts of different "
-                    "models or prompts do not mix; give another --out"
+                    f"{path}, line {number} was written with {theirs}, but this run uses {ours}: texts of different "
+                    "models, prompts or settings do not mix; give another --out"
                 )
-            written[id_hash(name)] = WrittenCaption(end)
+            written[id_hash(name)] = _written(row, end)
             end += len(line)
         file.truncate(end)
     return written
+
+
+def caption_settings(captioner: Any, image_size: int | None) -> dict[str, Any]:
+    """The settings that are written with every text."""
+    own = getattr(captioner, "settings", {})
+    return {**own, **({} if image_size is None else {"image_size": image_size})}
+
+
+def image_sha256(image: Path | bytes | None) -> str | None:
+    """Hash of an image's file; None if there is no image, or its file cannot be read.
+
+    >>> image_sha256(b"")[:8], image_sha256(None)
+    ('e3b0c442', None)
+    """
+    if image is None:
+        return None
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    try:
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _written(row: Mapping[str, Any], offset: int) -> WrittenCaption:
+    image = row.get("image_sha256")
+    return WrittenCaption(offset, bool(row.get("flag")), image if isinstance(image, str) else None)
+
+
+def _differences(found: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[str, str]:
+    """What differs between two sources, in words: in the first, and in the second.
+
+    >>> _differences({"model": "m", "settings": {"seed": 0}}, {"model": "m", "settings": {"seed": 1}})
+    ('seed 0', 'seed 1')
+    >>> _differences({"model": "m", "settings": None}, {"model": "n", "settings": {"seed": 1}})
+    ("model 'm' and no settings on record", "model 'n' and seed 1")
+    """
+
+    def words(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+        flat, others = _flat(one), _flat(other)
+        parts = [f"{key} {value!r}" for key, value in flat.items() if key not in others or others[key] != value]
+        if not isinstance(one.get("settings", {}), Mapping):
+            parts.append("no settings on record")
+        return " and ".join(parts) or "its defaults"
+
+    return words(found, source), words(source, found)
+
+
+def _flat(source: Mapping[str, Any]) -> dict[str, Any]:
+    settings = source.get("settings")
+    own = {key: value for key, value in source.items() if key != "settings"}
+    return {**own, **settings} if isinstance(settings, Mapping) else own
 
 
 def _require_caption_start(cut: bytes, place: str) -> None:

@@ -6,8 +6,9 @@ neither the texts nor the shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tavq_plugin.io.atomic import save_bytes
 from tavq_plugin.preprocessing.caption import full_prompt
 from tavq_plugin.preprocessing.caption_answer import Captioner
 from tavq_plugin.preprocessing.caption_batches import CaptionRun, is_asked_singly
-from tavq_plugin.preprocessing.captions_file import CaptionsFile, WrittenCaption, captions_in_file
+from tavq_plugin.preprocessing.captions_file import CaptionsFile, WrittenCaption, captions_in_file, image_sha256
 from tavq_plugin.preprocessing.rejections import rejection_line
 from tavq_plugin.text.shard_file import id_hash
 
@@ -35,6 +36,7 @@ class ShardCaptions:
         prompt: What to ask. Default: `caption.PROMPT`.
         with_captions: If true, the model is also given the image's own short captions.
         batch: Images per call of the captioner.
+        settings: The captioner's settings, written with every text; `image_size`, if it is there, is applied here.
 
     Raises:
         ValueError: `batch` is below 1, or the prompt holds `{captions}` without `with_captions`.
@@ -46,6 +48,7 @@ class ShardCaptions:
     prompt: str | None = None
     with_captions: bool = False
     batch: int = 8
+    settings: Mapping[str, Any] = field(default_factory=dict)
     _captioner: Captioner | None = field(default=None, init=False, repr=False)
     _answered: bool = field(default=False, init=False, repr=False)  # whether any request was answered
 
@@ -58,14 +61,17 @@ class ShardCaptions:
         return {**self.__dict__, "_captioner": None}
 
     @property
-    def source(self) -> dict[str, str | None]:
-        """Model, revision and prompt, which are written with every text."""
-        return {"model": self.model, "revision": self.revision, "prompt": self.prompt}
+    def source(self) -> dict[str, Any]:
+        """Model, revision, prompt and settings, which are written with every text."""
+        settings = dict(self.settings)
+        return {"model": self.model, "revision": self.revision, "prompt": self.prompt, "settings": settings}
 
     def finished_texts(self, records: Sequence[Record], shard: Path) -> list[Record] | None:
-        """Ids and texts of a shard; None until the model was asked about all its images."""
+        """Ids and texts of a shard; None until the model was asked about all its images, as they are now."""
         file, rejected = _files(shard)
-        return _texts(records, file) if rejected.exists() else None
+        if not rejected.exists() or _with_changed_image(records, captions_in_file(file, self.source)):
+            return None
+        return _texts(records, file)
 
     def has_failures(self, shard: Path) -> bool:
         """Whether an image of the shard got no text; another run then asks again."""
@@ -82,8 +88,9 @@ class ShardCaptions:
         file.parent.mkdir(parents=True, exist_ok=True)
         batches = [records[i : i + self.batch] for i in range(0, len(records), self.batch)]
         written = captions_in_file(file, self.source)
+        changed = _with_changed_image(records, written)
         rejections: list[Rejection] = []
-        if len(written) < len(records):
+        if changed or len(written) < len(records):
             if self._captioner is None:
                 self._captioner = self.load()
             singly = is_asked_singly(self._captioner)
@@ -92,8 +99,10 @@ class ShardCaptions:
             with CaptionsFile(file, self.source) as lines:
                 answered = bool(lines.written) or self._answered
                 run = CaptionRun(self._captioner, lines, place, rejections.append, answered=answered)
-                todo = [[r for r in batch if id_hash(r.id) not in lines.written] for batch in batches]
-                for part in [sum(todo, [])] if singly else todo:
+                run.image_size = self.settings.get("image_size")
+                done = lines.written.keys() - changed
+                todo = [[record for record in batch if id_hash(record.id) not in done] for batch in batches]
+                for part in [list(chain.from_iterable(todo))] if singly else todo:
                     for _ in run.write(part, self.batch):
                         pass
                 run.require_an_answer()
@@ -118,6 +127,16 @@ def _files(shard: Path) -> tuple[Path, Path]:
 def _texts(records: Sequence[Record], file: Path) -> list[Record]:
     texts = {record.id: record.text for record in from_table(file)} if file.exists() else {}
     return [Record(record.id, None, texts[record.id]) for record in records if record.id in texts]
+
+
+def _with_changed_image(records: Sequence[Record], written: Mapping[int, WrittenCaption]) -> set[int]:
+    """Hashes of the ids whose image is no longer the one that was described."""
+    names = ((id_hash(record.id), record.image) for record in records)
+    return {
+        name
+        for name, image in names
+        if name in written and written[name].image and image_sha256(image) not in (None, written[name].image)
+    }
 
 
 def _keep_complete_batches(batches: Sequence[Sequence[Record]], written: dict[int, WrittenCaption], file: Path) -> None:

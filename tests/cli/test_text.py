@@ -74,7 +74,7 @@ def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
     (tmp_path / "c.png").write_bytes(b"none")
     out = tmp_path / "texts" / "captions.jsonl"
     model = tiny_vlm("llava")
-    options = ("--max-new-tokens", 12, "--temperature", 1.5, "--prompt", "Describe the image .")
+    options = ("--max-new-tokens", 200, "--temperature", 1.5, "--prompt", "Describe the image .")
     result = tavq("caption", "--data", tmp_path, "--out", out, "--model", model, *options)
     assert result.exit_code == 3, result.output
     assert "2 texts written now" in " ".join(result.output.split())
@@ -89,7 +89,7 @@ def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
 
 def test_prepare_asks_a_model_or_a_server_for_the_texts(tavq, tmp_path, tiny_vlm, bert_folder, pictures, server):
     options = ("--data", pictures, "--encoder", bert_folder, "--shard-size", 3)
-    asked = ("--caption-model", tiny_vlm("llava"), "--max-new-tokens", 12, "--temperature", 1.5, "--caption-batch", 2)
+    asked = ("--caption-model", tiny_vlm("llava"), "--max-new-tokens", 200, "--temperature", 1.5, "--caption-batch", 2)
     result = tavq("prepare", *options, *asked, "--out", tmp_path / "m")
     assert result.exit_code == 0, result.output
     assert "5 texts in 2 shards, 2 made now; finished" in " ".join(result.output.split())

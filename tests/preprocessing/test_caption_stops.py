@@ -1,4 +1,4 @@
-"""A captioner that keeps failing stops the run, which then goes on where it stopped; memory that is full halves batches."""
+"""A captioner that keeps failing stops the run, which then goes on where it stopped; full memory halves the batch."""
 
 import json
 import threading
@@ -34,12 +34,15 @@ def asking(server, **settings):
     return ServerCaptioner(server.url, "m", **{"first_wait": 0.01, "timeout": 0.5, "retries": 0, **settings})
 
 
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
 class Cramped:
     """A captioner that has memory for some images only."""
 
     name, revision = "cramped", None
 
-    def __init__(self, room, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
+    def __init__(self, room, error=FULL):
         self.room, self.error, self.calls = room, error, []
 
     def __call__(self, images, prompts, attempt=0):
@@ -57,7 +60,7 @@ def test_a_server_that_dies_stops_the_run_which_then_goes_on(server, many, tmp_p
     ) as stop:
         caption_images(many, out, asking(server, concurrency=2), progress=False)
     assert "The same command goes on where this one stopped" in str(stop.value)
-    assert len(rows(out)) == 20 and len(server.seen) <= 20 + 5 + 2
+    assert len(rows(out)) == 20 and len(server.seen) < 40
     assert not out.with_name("c.rejected.jsonl").exists()
     server.script[:] = [GOOD]
     done = caption_images(many, out, asking(server, concurrency=2), progress=False)
