@@ -18,6 +18,7 @@ class CaptionerFamily(NamedTuple):
 
     prompt: str  # its own, for a long text; "" asks without words
     inputs: Callable[[Any, Sequence[Image.Image], str], Mapping[str, Any]]  # processor, images, prompt → tensors
+    start_tokens: int = 0  # before the text, if there are no words
 
 
 def _with_prompt(processor: Any, images: Sequence[Image.Image], prompt: str) -> Mapping[str, Any]:
@@ -45,10 +46,10 @@ def _git(processor: Any, images: Sequence[Image.Image], prompt: str) -> Mapping[
 
 
 FAMILIES: dict[str, CaptionerFamily] = {  # by `model_type` of the config
-    "blip": CaptionerFamily("", _prompt_or_none),
-    "blip-2": CaptionerFamily("", _prompt_or_none),
+    "blip": CaptionerFamily("", _prompt_or_none, start_tokens=1),
+    "blip-2": CaptionerFamily("", _with_prompt),
     "florence2": CaptionerFamily("<MORE_DETAILED_CAPTION>", _with_prompt),
-    "git": CaptionerFamily("", _git),
+    "git": CaptionerFamily("", _git, start_tokens=1),
     "kosmos-2": CaptionerFamily("Describe this image in detail:", _with_prompt),
     "paligemma": CaptionerFamily("describe en", _paligemma),
 }

@@ -101,11 +101,7 @@ class LocalCaptioner:
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.seed + attempt)
             tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, **sampling)
-        prompt_ids = inputs.get("input_ids")
-        if self.model.config.is_encoder_decoder:
-            tokens = tokens[:, 1:]  # the token that starts the decoder
-        elif prompt_ids is not None and torch.equal(tokens[:, : prompt_ids.shape[1]], prompt_ids):
-            tokens = tokens[:, prompt_ids.shape[1] :]
+        tokens = tokens[:, self._tokens_before(tokens, inputs.get("input_ids")) :]
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         read = [0] * len(texts) if inputs.get("attention_mask") is None else inputs["attention_mask"].sum(1).tolist()
         return [self._answer(*parts) for parts in zip(texts, tokens, read, strict=True)]
@@ -126,6 +122,21 @@ class LocalCaptioner:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self.device, self.model.dtype)
+
+    def _tokens_before(self, tokens: Tensor, prompt: Tensor | None) -> int:
+        """How many of the generated tokens come before the text: those of the prompt, or of the decoder's start."""
+        config = self.model.config
+        if config.is_encoder_decoder or getattr(getattr(config, "text_config", None), "is_encoder_decoder", False):
+            return 1
+        if prompt is None:
+            return 0 if self._family is None else self._family.start_tokens
+        length = prompt.shape[1]
+        if torch.equal(tokens[:, :length], prompt):
+            return length
+        without_ends = torch.equal(
+            tokens[:, 1 : length - 1], prompt[:, 1 : length - 1]
+        )  # BLIP replaces the first token
+        return length - 1 if length > 2 and without_ends else 0
 
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.model.dtype) if tensor.is_floating_point() else tensor.to(self.device)
