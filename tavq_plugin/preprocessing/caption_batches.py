@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -95,16 +96,17 @@ class CaptionRun:
         Raises ConnectionError (for a server) or OSError if `stop_after` requests in a row failed.
         """
         singly = is_asked_singly(self.captioner)
-        for results in self._by_window(records) if singly else self._by_batches(records, batch):
-            rows = [row for result in results if (row := self._row(result)) is not None]
-            self.file.append(rows)
-            self.counts.written += len(rows)
-            self.counts.flagged += sum(row["flag"] is not None for row in rows)
-            for record, answer, _ in results:
-                self._count(record, answer)
-                if isinstance(answer, Exception):
-                    self.reject(Rejection(self.place, record.line, f"{record.id}: {answer}"))
-            yield len(results)
+        with closing(self._by_window(records) if singly else self._by_batches(records, batch)) as finished:
+            for results in finished:
+                rows = [row for result in results if (row := self._row(result)) is not None]
+                self.file.append(rows)
+                self.counts.written += len(rows)
+                self.counts.flagged += sum(row["flag"] is not None for row in rows)
+                for record, answer, _ in results:
+                    self._count(record, answer)
+                    if isinstance(answer, Exception):
+                        self.reject(Rejection(self.place, record.line, f"{record.id}: {answer}"))
+                yield len(results)
 
     def require_an_answer(self) -> None:
         """Raise ConnectionError (for a server) or OSError if there were requests, and none was ever answered."""
@@ -140,10 +142,11 @@ class CaptionRun:
 
     # ---- single requests
 
-    def _by_window(self, records: Iterable[Record]) -> Iterator[list[_Result]]:
+    def _by_window(self, records: Iterable[Record]) -> Generator[list[_Result]]:
         captioner: Any = self.captioner
-        for results in in_window(records, self._answer_one, captioner.concurrency):
-            yield [result for _, result in results]
+        with closing(in_window(records, self._answer_one, captioner.concurrency)) as window:
+            for results in window:
+                yield [result for _, result in results]
 
     def _answer_one(self, record: Record, stopped: threading.Event) -> _Result:
         """Run by several threads at once: it changes nothing of the run but the number of second attempts."""
@@ -159,16 +162,17 @@ class CaptionRun:
 
     # ---- batches
 
-    def _by_batches(self, records: Iterable[Record], batch: int) -> Iterator[list[_Result]]:
+    def _by_batches(self, records: Iterable[Record], batch: int) -> Generator[list[_Result]]:
         rest = iter(records)
         while chunk := list(islice(rest, batch)):
             prepared = [self._prepared(record) for record in chunk]
             answers = iter(self._answer_batch([asked for asked in prepared if isinstance(asked, _Prepared)]))
-            results = []
-            for record, asked in zip(chunk, prepared, strict=True):
-                failed = isinstance(asked, Exception)
-                results.append(_Result(record, asked) if failed else _Result(record, next(answers), asked.image_sha256))
-            yield results
+            yield [
+                _Result(record, next(answers), asked.image_sha256)
+                if isinstance(asked, _Prepared)
+                else _Result(record, asked)
+                for record, asked in zip(chunk, prepared, strict=True)
+            ]
 
     def _answer_batch(self, batch: Sequence[_Prepared]) -> list[CaptionAnswer | Exception]:
         answers = self._ask(batch, self.first_attempt)

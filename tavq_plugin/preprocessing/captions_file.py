@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,12 +67,15 @@ class CaptionsFile:
         offsets = [offset for _, offset in places]
         if not self._untidy and offsets == sorted(offsets):
             return
-        with self.path.open("rb") as old, whole_file(self.path) as partial:
-            with partial.open("wb") as new:
-                for offset in offsets:
-                    old.seek(offset)
-                    new.write(old.readline())
-            shutil.copymode(self.path, partial)
+        private = not self.path.stat().st_mode & 0o077
+        with (
+            self.path.open("rb") as old,
+            whole_file(self.path.resolve(), private=private) as partial,
+            partial.open("wb") as new,
+        ):
+            for offset in offsets:
+                old.seek(offset)
+                new.write(old.readline())
 
 
 def captions_in_file(path: Path, source: Mapping[str, Any]) -> dict[int, WrittenCaption]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 def in_window(
     jobs: Iterable[Job], work: Callable[[Job, threading.Event], Result], size: int
-) -> Iterator[list[tuple[Job, Result]]]:
+) -> Generator[list[tuple[Job, Result]]]:
     """Jobs with their results, as they come: lists of all that are finished by now.
 
     `size` threads work at once, and as many more jobs are held ready for them. The event that `work` gets is set when

@@ -34,7 +34,9 @@ _ALL_REFUSED = {301, 302, 303, 307, 308, 401, 403, 404, 405}  # the server would
 _MAX_ANSWER_BYTES = 16 * 2**20
 _LONGEST_ERROR = 4096  # bytes of an error that are read
 _MOST_MENDS = 8  # requests whose parameters are corrected after an error
-_MEND = "is the server running? See its log, and start it again"
+_MEND = "is the server running? See its log, and start it again; if it is only slow, raise --timeout"
+_FEWER_REQUESTS = "the server asks for fewer requests: lower --concurrency, or raise --retries"
+_OTHER_REQUESTS = "the server refuses what it is asked: check --model, --image-size and --extra-body"
 
 
 class ServerFailure(CaptionFailure):
@@ -167,7 +169,8 @@ class ServerCaptioner:
                 if stopped.wait(min(wait, self.longest_wait)):
                     break
             trial += 1
-        return ServerFailure(f"no text from the server ({reason})", of_image=of_image, mend=_MEND)
+        mend = _OTHER_REQUESTS if of_image else _FEWER_REQUESTS if reason.startswith("HTTP 429") else _MEND
+        return ServerFailure(f"no text from the server ({reason})", of_image=of_image, mend=mend)
 
     def _post(self, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}

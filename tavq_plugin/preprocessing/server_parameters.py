@@ -71,41 +71,33 @@ class ServerParameters:
     def mend(self, sent: Mapping[str, Any], error_body: str) -> bool:
         """Leave out or rename what the error of a request names; whether another request may now pass."""
         message, named = _message_and_names(error_body)
+        mentioned = [name for name in _OURS if name in named or re.search(rf"(?<!\w){name}(?!\w)", message)]
+        unknown = _REFUSED.search(message) is not None
         with self._lock:
-            if self._asks_for_new_name(sent, message, named):
-                if not self._renamed:
-                    self._renamed = True
-                    self._say("the server wants max_completion_tokens in place of max_tokens: it is renamed")
-                return True
-            for name in _OURS:
+            for name in mentioned:
                 if name not in sent or name in self.extra_body:
                     continue
-                mentioned = name in named or re.search(rf"(?<!\w){name}(?!\w)", message)
-                if mentioned and (_REFUSED.search(message) or (name in named and "token" not in name)):
-                    by_value = name == "temperature" and _VALUE_REFUSED.search(message)
-                elif mentioned and name == "temperature" and _VALUE_REFUSED.search(message):
-                    by_value = True
-                else:
-                    continue
+                if name == "max_tokens" and unknown and "max_completion_tokens" in message:
+                    self._renamed = True
+                    self._say_once(name, "the server wants max_completion_tokens in place of max_tokens: it is renamed")
+                    return True
+                by_value = name == "temperature" and _VALUE_REFUSED.search(message) is not None
                 if by_value:
                     self._refused_values.add((name, sent[name]))
-                else:
+                elif unknown or (name in named and name in ("temperature", "seed")):
                     self._refused.add(name)
-                if name not in self._said:
-                    self._said.add(name)
-                    value = "" if "token" in name else f"={sent[name]}"
-                    self._say(f"the server refuses {name}{value} ({message[:200].strip()}): it is left out")
+                else:
+                    continue
+                self._say_once(
+                    name, f"the server refuses {name} {sent[name]} ({message[:200].strip()}): it is left out"
+                )
                 return True
         return False
 
-    def _asks_for_new_name(self, sent: Mapping[str, Any], message: str, named: set[str]) -> bool:
-        return (
-            "max_tokens" in sent
-            and "max_tokens" not in self.extra_body
-            and "max_completion_tokens" in message
-            and ("max_tokens" in named or re.search(r"(?<!\w)max_tokens(?!\w)", message) is not None)
-            and "max_completion_tokens" not in self._refused
-        )
+    def _say_once(self, name: str, sentence: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            self._say(sentence)
 
 
 def parse_extra_body(text: str | None) -> dict[str, Any]:

@@ -102,12 +102,14 @@ class ShardCaptions:
                 run.image_size = self.settings.get("image_size")
                 done = lines.written.keys() - changed
                 todo = [[record for record in batch if id_hash(record.id) not in done] for batch in batches]
-                for part in [list(chain.from_iterable(todo))] if singly else todo:
-                    for _ in run.write(part, self.batch):
-                        pass
-                run.require_an_answer()
-                self._answered = run.answered
-                lines.tidy({id_hash(record.id): i for i, record in enumerate(records)})
+                try:
+                    for part in [list(chain.from_iterable(todo))] if singly else todo:
+                        for _ in run.write(part, self.batch):
+                            pass
+                    run.require_an_answer()
+                finally:
+                    self._answered = run.answered
+                    lines.tidy({id_hash(record.id): i for i, record in enumerate(records)})
         rejections.sort(key=lambda rejection: rejection.line or 0)
         save_bytes(rejected, b"".join(map(rejection_line, rejections)))  # an empty file: every image has a text
         return _texts(records, file)

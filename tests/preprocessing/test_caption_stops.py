@@ -62,6 +62,10 @@ def test_a_server_that_dies_stops_the_run_which_then_goes_on(server, many, tmp_p
     assert "The same command goes on where this one stopped" in str(stop.value)
     assert len(rows(out)) == 20 and len(server.seen) < 40
     assert not out.with_name("c.rejected.jsonl").exists()
+    time.sleep(0.3)
+    after = len(server.seen)
+    time.sleep(0.5)
+    assert len(server.seen) == after  # no request comes from a run that has stopped
     server.script[:] = [GOOD]
     done = caption_images(many, out, asking(server, concurrency=2), progress=False)
     assert (done.written, done.already_written, done.rejected) == (20, 20, 0)
@@ -78,6 +82,13 @@ def test_a_closed_port_in_the_middle_stops_the_run(server, many, tmp_path):
     with pytest.raises(ConnectionError, match="Connection refused|URLError"):
         caption_images(many, tmp_path / "c.jsonl", asking(server, concurrency=1, timeout=5), progress=False)
     assert len(rows(tmp_path / "c.jsonl")) == 10
+
+
+@pytest.mark.parametrize(("status", "mend"), [(429, "lower --concurrency"), (400, "check --model"), (503, "running")])
+def test_the_mend_fits_what_failed(server, many, tmp_path, status, mend):
+    server.script[:] = [status]
+    with pytest.raises(ConnectionError, match=mend):
+        caption_images(many, tmp_path / "c.jsonl", asking(server), progress=False)
 
 
 def test_the_number_of_failures_in_a_row_is_a_setting(server, many, tmp_path):

@@ -124,6 +124,7 @@ def test_several_refused_parameters_are_mended_one_after_the_other(server):
     [
         "This model's maximum context length is 2048 tokens, but you requested 2500 (max_tokens=512).",
         "max_tokens is too large: 512. This model supports at most 256 completion tokens.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context length is 300 tokens.",
         "image too large",
     ],
 )
