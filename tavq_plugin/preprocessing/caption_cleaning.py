@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 
-_THOUGHT_NAMES = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)"
-_THOUGHT = re.compile(rf"<\s*({_THOUGHT_NAMES})\s*>.*?<\s*/\s*\1\s*>|◁think▷.*?◁/think▷", re.DOTALL | re.IGNORECASE)
-_UNFINISHED = re.compile(rf"(?:<\s*{_THOUGHT_NAMES}\s*>|◁think▷).*\Z", re.DOTALL | re.IGNORECASE)
-_ONLY_END = re.compile(
-    rf"\A.*(?:<\s*/\s*{_THOUGHT_NAMES}\s*>|◁/think▷)", re.DOTALL | re.IGNORECASE
-)  # begun in the prompt
+_THOUGHT_TAG = re.compile(
+    r"<\s*(/?)\s*(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)\s*>|◁(/?)think▷",
+    re.IGNORECASE,
+)
 _TOKENS = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|image|end_of_turn|start_of_turn)>|\[/?INST\]")
 _ANSWER_TAGS = re.compile(r"</?(?:answer|caption|description|output|response)>", re.IGNORECASE)
 _ROLE = re.compile(r"\A\s*(?:assistant|ai|answer|response)\s*(?::|\n)\s*", re.IGNORECASE)
@@ -49,13 +47,31 @@ def clean_caption(text: str, prompt: str = "") -> tuple[str, str | None]:
     >>> clean_caption("<think>Let me look at the"), clean_caption("Describe it. A dog sits.", "Describe it.")
     (('', 'thinking'), ('A dog sits.', None))
     """
-    thoughtless = _ONLY_END.sub("", _UNFINISHED.sub("", _THOUGHT.sub(" ", text)))
+    thoughtless = _without_thoughts(text)
     flag = "thinking" if thoughtless != text and not any(map(str.isalnum, _TOKENS.sub("", thoughtless))) else None
     cleaned = _ANSWER_TAGS.sub("", _TOKENS.sub("", thoughtless))
     cleaned = _ROLE.sub("", _without_prompt(_ROLE.sub("", cleaned), prompt))
     cleaned = _PREAMBLE.sub("", cleaned, count=1)
     cleaned = _OFFER.sub("", cleaned.rstrip())
     return _RULE.sub("", cleaned.strip()).strip(), flag
+
+
+def _without_thoughts(text: str) -> str:
+    """The text outside of thoughts; one without an end goes on to the end, one without a beginning began in the prompt.
+
+    >>> _without_thoughts("<think>a</think>b"), _without_thoughts("b<think>a"), _without_thoughts("a</think>b")
+    ('b', 'b', 'b')
+    """
+    kept: list[str] = []
+    end, inside = 0, False
+    for tag in _THOUGHT_TAG.finditer(text):
+        if tag[1] or tag[2]:  # the end of a thought
+            kept = kept if inside else []
+            end, inside = tag.end(), False
+        elif not inside:
+            kept.append(text[end : tag.start()])
+            inside = True
+    return "".join(kept if inside else [*kept, text[end:]])
 
 
 def _without_prompt(text: str, prompt: str) -> str:

@@ -1,12 +1,14 @@
 """Thoughts, echoes, greetings and refusals are taken out of a text or flagged; descriptions stay as they are."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from tavq_plugin.preprocessing.caption_cleaning import clean_caption
 from tavq_plugin.preprocessing.caption_quality import caption_flaw
+from tavq_plugin.preprocessing.refusals import is_refusal
 
 PROMPT = "Analyze the image in a comprehensive and detailed manner."
 GOOD = "A small red boat lies on the sand beside two wooden houses under a grey sky."
@@ -27,16 +29,17 @@ def precision_and_recall(rows):
 
 def test_refusals_that_the_rules_were_written_with_are_found():
     rows = labelled("tuned")
-    assert len(rows) >= 100 and len({row["language"] for row in rows}) >= 12
+    assert len(rows) >= 200 and len({row["language"] for row in rows}) >= 12
     precision, recall = precision_and_recall(rows)
-    assert precision >= 0.99 and recall >= 0.99, (precision, recall)
+    assert precision >= 0.99 and recall >= 0.97, (precision, recall)
 
 
 def test_refusals_that_the_rules_have_not_seen_are_mostly_found():
     """These were labelled after the rules were written; the rules were not changed to fit them."""
     rows = labelled("unseen")
+    assert len(rows) >= 40
     precision, recall = precision_and_recall(rows)
-    assert precision >= 0.9 and recall >= 0.6, (precision, recall)
+    assert precision >= 0.95 and recall >= 0.75, (precision, recall)
 
 
 @pytest.mark.parametrize("text", [row["text"] for row in labelled("tuned") + labelled("unseen") if not row["refusal"]])
@@ -99,6 +102,14 @@ def test_descriptions_that_look_like_greetings_keep_their_words(text):
 @pytest.mark.parametrize("text", ["<think>It may be a boat", "<think>a boat</think>\n", "a boat, I guess </think> "])
 def test_a_thought_alone_is_flagged(text):
     assert clean_caption(text, PROMPT) == ("", "thinking")
+
+
+@pytest.mark.parametrize("piece", ["<think>", "</think>", "ich kann ", "let me know ", "< ", "sorry, ", "\n\n"])
+def test_a_hostile_text_costs_little_time(piece):
+    began = time.perf_counter()
+    clean_caption(piece * 200_000, PROMPT)
+    is_refusal(piece * 200_000)
+    assert time.perf_counter() - began < 5
 
 
 def test_an_echo_alone_is_empty():
