@@ -125,6 +125,12 @@ def test_wrong_caption_options_are_refused(tavq, tmp_path, pictures, server, arg
     assert not server.seen
 
 
+def test_texts_that_are_all_flagged_are_named_as_such(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "I'm sorry, I can't.", "flag": "refusal"})
+    result = tavq("prepare", "--captions", file, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 2 and "tavq caption --retry-flagged asks for them again" in result.output
+
+
 def test_a_dead_server_ends_the_command_with_what_failed_and_the_mend(tavq, tmp_path, pictures, server):
     server.script[:] = ["A red wall beside a small window.", "cut"]
     command = ("caption", "--data", pictures, "--model", "m", "--server", server.url, "--out", tmp_path / "c.jsonl")

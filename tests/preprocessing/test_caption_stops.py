@@ -1,6 +1,8 @@
 """A captioner that keeps failing stops the run, which then goes on where it stopped; full memory halves the batch."""
 
 import json
+import os
+import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -152,6 +154,24 @@ def test_a_slow_answer_holds_up_no_other(server, many, tmp_path):
     caption_images(many, tmp_path / "c.jsonl", asking(server, concurrency=2, timeout=3), progress=False)
     assert len(seen) == 39 and seen[20] - seen[0] < 1.0  # batches would wait for the slow one
     assert [row["id"] for row in rows(tmp_path / "c.jsonl")] == [f"{i:02}.png" for i in range(40)]
+
+
+def test_ctrl_c_keeps_the_texts_and_ends_the_requests(server, many, tmp_path):
+    out = tmp_path / "c.jsonl"
+
+    def interrupt(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        return GOOD
+
+    server.script[:] = [GOOD] * 15 + [interrupt, GOOD]
+    with pytest.raises(KeyboardInterrupt):
+        caption_images(many, out, asking(server, concurrency=3, timeout=3), progress=False)
+    time.sleep(0.3)
+    asked = len(server.seen)
+    assert 10 <= len(rows(out)) <= asked < 30
+    done = caption_images(many, out, asking(server, concurrency=3), progress=False)
+    assert done.written + done.already_written == 40 and len(server.seen) <= 40 + 6
+    assert [row["id"] for row in rows(out)] == [f"{i:02}.png" for i in range(40)]
 
 
 def test_texts_are_on_the_disk_as_they_come(server, many, tmp_path):
