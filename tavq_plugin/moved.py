@@ -251,7 +251,7 @@ NAMES: dict[str, str] = {
     "target:load": "hosts.user_setup:load_setup",
     "text.asking:Asking": "preprocessing.caption_batches:CaptionRun",
     "text.asking:Captioned": "preprocessing.caption_batches:CaptionCounts",
-    "text.asking:written": "preprocessing.caption_batches:captions_in_file",
+    "text.asking:written": "preprocessing.captions_file:captions_in_file",
     "text.caption:REJECTED": "preprocessing.rejections:REJECTED",
     "text.caption:caption": "preprocessing.caption:caption_images",
     "text.caption:line_of": "preprocessing.rejections:rejection_line",

@@ -175,6 +175,17 @@ def test_a_run_of_the_memory_benchmark(benchmark, tmp_path):
     assert (sent[0]["texts"], sent[0]["shards"]) == (30, 1) and sent[0]["peak_mb"] > 10
 
 
+def test_the_window_of_requests_is_compared_with_a_perfect_one(benchmark, tmp_path):
+    server = benchmark("caption_server")
+    assert server.window_seconds([1, 1, 4, 1, 1], 2) == 5 and server.batch_seconds([1, 1, 4, 1, 1], 2, 2) == 6
+    waits = server.answer_seconds(200)
+    assert waits.count(server.SLOW_S) == 20 and len(waits) == 200
+    server.main(["--out", str(tmp_path), "--repeats", "1"], requests=12, concurrency=3, fast=0.01, slow=0.05)
+    content = json.loads((tmp_path / "caption_server.json").read_text())
+    assert 0 < content["share_of_ideal"] <= 1 and len(content["seconds"]) == 1
+    assert content["machine"] in (tmp_path / "caption_server.md").read_text()
+
+
 def test_the_overhead_is_that_of_the_same_images(benchmark, tmp_path):
     from helpers.toy_corpus import corpus
 

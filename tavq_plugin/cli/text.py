@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,16 @@ IdField = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
 ]
 LargestText = Annotated[int, typer.Option(min=1, help="Bytes of one row or text; longer ones are left out.")]
+ExtraBody = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='More parameters of each request to the server, such as {"top_p": 0.9}; null leaves one of ours out.',
+    ),
+]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, metavar="PIXELS", help="Shrink images to this longest side first. Default: not.")
+]
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Allow an http:// server on another machine; others can read what is sent.")
 ]
@@ -48,10 +59,27 @@ def caption(
     prompt: Prompt = None,
     with_captions: WithCaptions = False,
     batch: Annotated[
-        int, typer.Option(min=1, help="Images per call of the model; with a server, images per write to the file.")
+        int, typer.Option(min=1, help="Images per call of the model; halved if memory is full. Not for a server.")
     ] = 8,
     max_new_tokens: NewTokens = 512,
     temperature: Temperature = 0.0,
+    image_size: ImageSize = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first images of the data, or of the shard.")
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="Only every N-th image, starting at number I (0 to N-1); each has its own --out."
+        ),
+    ] = "0/1",
+    retry_flagged: Annotated[
+        bool, typer.Option("--retry-flagged", help="Ask again for the texts that an earlier run flagged.")
+    ] = False,
+    stop_after: Annotated[
+        int, typer.Option(min=0, help="Stop after so many requests in a row without a text; 0 goes on.")
+    ] = 5,
+    extra_body: ExtraBody = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Device = None,
     concurrency: Concurrency = 8,
@@ -71,21 +99,27 @@ def caption(
     from tavq_plugin.data.read_settings import ReadSettings
     from tavq_plugin.preprocessing import caption as captioning
     from tavq_plugin.preprocessing.choose_captioner import choose_captioner
+    from tavq_plugin.preprocessing.prepare_store import parse_part
     from tavq_plugin.preprocessing.rejections import rejections_path
+    from tavq_plugin.preprocessing.server_parameters import parse_extra_body
 
     console = console_for(as_json)
     with report_errors(console, f"The texts so far are in {out}", as_json=as_json, debug=debug):
-        load, batch = choose_captioner(
-            model, server, batch, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        load = choose_captioner(
+            model, server, revision=revision, max_new_tokens=max_new_tokens, temperature=temperature,
             dtype=dtype, device=device, concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
+            extra_body=parse_extra_body(extra_body), say=say,
         )  # fmt: skip
         done = captioning.caption_images(
-            data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch,
-            settings=ReadSettings(text_field=text_field, id_field=id_field),
+            data, out, load(), prompt=prompt, with_captions=with_captions, batch=batch, part=parse_part(shard),
+            limit=limit, image_size=image_size, retry_flagged=retry_flagged, stop_after=stop_after,
+            settings=ReadSettings(text_field=text_field, id_field=id_field), say=say,
         )  # fmt: skip
     console.print(
         f"{out}: {done.written:,} texts written now, {done.already_written:,} before; "
-        f"{done.retried:,} asked for twice, {done.flagged:,} of them flagged as flawed"
+        f"{done.retried:,} asked for twice, {done.flagged:,} flagged as flawed; "
+        f"{done.prompt_tokens:,} tokens read, {done.completion_tokens:,} written"
     )
     if as_json:
         print_json(asdict(done))
@@ -126,6 +160,8 @@ def prepare(
     server: Server = None,
     prompt: Prompt = None,
     with_captions: WithCaptions = False,
+    image_size: ImageSize = None,
+    extra_body: ExtraBody = None,
     max_new_tokens: NewTokens = 512,
     temperature: Temperature = 0.0,
     concurrency: Concurrency = 8,
@@ -170,6 +206,7 @@ def prepare(
     from tavq_plugin.data.read_settings import ReadSettings
     from tavq_plugin.preprocessing import prepare_store as preparing
     from tavq_plugin.preprocessing.choose_captioner import choose_shard_captions
+    from tavq_plugin.preprocessing.server_parameters import parse_extra_body
     from tavq_plugin.text import Splitter
 
     console = console_for(as_json)
@@ -185,6 +222,7 @@ def prepare(
             )
         shard_captions = None if caption_model is None else choose_shard_captions(
             caption_model, server, caption_batch, prompt=prompt, with_captions=with_captions,
+            image_size=image_size, extra_body=parse_extra_body(extra_body),
             revision=caption_revision, max_new_tokens=max_new_tokens, temperature=temperature, device=device,
             concurrency=concurrency, timeout=timeout, retries=retries, insecure=insecure,
         )  # fmt: skip

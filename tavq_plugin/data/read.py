@@ -128,13 +128,17 @@ def _with_images(records: Iterable[Record], place: Path, reject: Reject) -> Iter
 def without_text_reason(place: Path, number: int, fields: Iterable[str], settings: ReadSettings | None = None) -> str:
     """What to say if no record has a text: the fields seen, those understood, and the mend."""
     settings = settings or ReadSettings()
-    seen = ", ".join(list(dict.fromkeys(fields))[:20]) or "images alone"
+    fields = dict.fromkeys(fields)
+    seen = ", ".join(list(fields)[:20]) or "images alone"
     tables = []
     if place.is_dir():
         tables = [path.name for path in sorted(place.iterdir()) if path.is_file() and table_ending(path)]
+    flagged = (
+        " Texts with a flag are not used; tavq caption --retry-flagged asks for them again." if "flag" in fields else ""
+    )
     instead = f" The folder holds {', '.join(tables[:4])}: give that file as --data." if tables else ""
     return (
         f"none of the {number:,} records of {place} has a text. Fields seen: {seen}. Fields understood: "
-        f"{fields_understood(settings.text_field)}; or a .txt file beside each image.{instead} Name the field with the "
-        "text by --text-field (of prepare, caption, train and compare), or write texts first with tavq caption"
+        f"{fields_understood(settings.text_field)}; or a .txt file beside each image.{instead}{flagged} Name the field "
+        "with the text by --text-field (of prepare, caption, train and compare), or write texts first with tavq caption"
     )

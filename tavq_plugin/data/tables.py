@@ -140,6 +140,9 @@ def record_from_row(
         if reason := settings.excess(len(string), "largest_text"):
             raise ValueError(f"the text {string[:40]!r} is too long: {reason}")
     captioner = [row.get(key) for key in ("model", "revision", "prompt")]
+    if settings_of_text := row.get("settings"):
+        as_text = isinstance(settings_of_text, str)  # in Parquet
+        captioner.append(settings_of_text if as_text else json.dumps(settings_of_text, sort_keys=True))
     flagged = bool(row.get("flag"))  # a flagged text is not used
     used = "" if flagged else text or captions_as_text(captions)
     return Record(

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 
-_REFUSAL = re.compile(
-    r"""^\W*(?:
-        (?:i['’]m|i\sam|we['’]re)\s(?:really\s|very\s|so\s)?(?:sorry|unable|not\sable|afraid)
-      | sorry\b | apologies\b | my\sapologies
-      | (?:unfortunately,?\s)?(?:i|we)\s(?:can['’]?t|cannot|can\snot|could\s?n['’]?t|won['’]t|don['’]t\shave|am\sunable)
-      | as\san?\s(?:ai|language\smodel|artificial)
-      | (?:i\s)?(?:do\snot|don['’]t)\ssee\s(?:an?|any|the)\s(?:image|picture)
-      | no\simage\s(?:was|is|has|provided)
-      | please\s(?:provide|upload|share)\s(?:an?|the|your)\s(?:image|picture)
-    )""",
-    re.VERBOSE | re.IGNORECASE,
-)
+from tavq_plugin.preprocessing.refusals import is_refusal
+
 _MIN_WORDS = 12  # shorter texts may repeat words
 _MIN_DISTINCT = 0.5  # share of distinct word triples; joined human captions of one image have 0.8 and more
 _MAX_COMPRESSION = 5.0  # zlib shrinks prose of some hundred letters 1.5 to 2.5 times
@@ -33,7 +22,7 @@ def caption_flaw(text: str) -> str | None:
     """
     if not any(character.isalnum() for character in text):
         return "empty"
-    if _REFUSAL.search(text):
+    if is_refusal(text):
         return "refusal"
     words = text.lower().split()
     triples = list(zip(words, words[1:], words[2:], strict=False))

@@ -6,29 +6,46 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tavq_plugin.preprocessing.caption_batches import Captioner
-from tavq_plugin.preprocessing.local_captioner import LocalCaptioner, resolved_revision
+from tavq_plugin.preprocessing.caption_answer import Captioner
+from tavq_plugin.preprocessing.captions_file import caption_settings
+from tavq_plugin.preprocessing.local_captioner import CaptionerOutline, LocalCaptioner
 from tavq_plugin.preprocessing.server_captioner import ServerCaptioner
 from tavq_plugin.preprocessing.shard_captions import ShardCaptions
 
-_LOCAL_OPTIONS, _SERVER_OPTIONS = ("dtype", "device"), ("concurrency", "timeout", "retries", "insecure")
+_LOCAL_OPTIONS = ("dtype", "device")
+_SERVER_OPTIONS = ("concurrency", "timeout", "retries", "insecure", "extra_body", "say")
 
 
-def choose_captioner(model: str, server: str | None, batch: int, **options: Any) -> tuple[Callable[[], Captioner], int]:
-    """A function that loads the captioner, and its images per batch; options of the other kind are ignored."""
+def choose_captioner(model: str, server: str | None, **options: Any) -> Callable[[], Captioner]:
+    """A function that loads the captioner; options of the other kind are ignored.
+
+    Raises ValueError if there are parameters for a server, but no server.
+    """
+    if server is None and options.get("extra_body"):
+        raise ValueError("--extra-body is for a server: add --server, or leave it out")
     unused = _SERVER_OPTIONS if server is None else _LOCAL_OPTIONS
     used = {name: value for name, value in options.items() if name not in unused}
-    if server is None:
-        return partial(LocalCaptioner, model, **used), batch
-    return partial(ServerCaptioner, server, model, **used), max(batch, 2 * used["concurrency"])
+    return partial(LocalCaptioner, model, **used) if server is None else partial(ServerCaptioner, server, model, **used)
 
 
 def choose_shard_captions(
-    model: str, server: str | None, batch: int, *, prompt: str | None, with_captions: bool, **options: Any
+    model: str,
+    server: str | None,
+    batch: int,
+    *,
+    prompt: str | None,
+    with_captions: bool,
+    image_size: int | None = None,
+    **options: Any,
 ) -> ShardCaptions:
     """The captioner for `prepare`; no weights are loaded yet."""
-    load, batch = choose_captioner(model, server, batch, **options)
+    load = choose_captioner(model, server, **options)
+    known: Any  # what is known of the captioner before its weights are loaded
     if server is not None:
-        load()  # raises at once if the address is wrong
-    revision = options["revision"] if server is not None else resolved_revision(model, options["revision"])
-    return ShardCaptions(load, model, revision, prompt, with_captions, batch)
+        known = load()  # raises at once if the address is wrong
+    else:
+        known = CaptionerOutline(model, options["revision"], options["max_new_tokens"], options["temperature"])
+    return ShardCaptions(
+        load, model, known.revision, prompt if prompt is not None else getattr(known, "prompt", None), with_captions,
+        batch, caption_settings(known, image_size),
+    )  # fmt: skip

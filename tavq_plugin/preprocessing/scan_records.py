@@ -88,7 +88,8 @@ def scan_records(
     if captions is None and without_text == len(ids) - len(left_out):
         raise ValueError(without_text_reason(data, without_text, fields, settings))
     if captions is not None:
-        captioners = {json.dumps([captions.model, captions.revision, captions.prompt])}
+        settings_of_texts = [json.dumps(captions.settings, sort_keys=True)] if captions.settings else []
+        captioners = {json.dumps([captions.model, captions.revision, captions.prompt, *settings_of_texts])}
     name = hashlib.sha256("\n".join(sorted(captioners)).encode()).hexdigest()[:16]
     return RecordScan(
         texts=len(ids) - len(left_out),

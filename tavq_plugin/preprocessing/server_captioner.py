@@ -10,13 +10,12 @@ import base64
 import http.client
 import ipaddress
 import json
-import os
-import re
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
@@ -24,14 +23,23 @@ from typing import Any
 from PIL import Image
 
 from tavq_plugin.io.redacted import redacted
+from tavq_plugin.preprocessing.caption_answer import CaptionAnswer, CaptionFailure
+from tavq_plugin.preprocessing.retry_after import seconds_to_wait
+from tavq_plugin.preprocessing.server_answer import is_filtered, read_completion
+from tavq_plugin.preprocessing.server_key import KEY_VARIABLE, server_key, without_key
+from tavq_plugin.preprocessing.server_parameters import ServerParameters
 
 _REQUEST_REFUSED = {400, 413, 415, 422}  # the server refuses this request; another one may pass
 _ALL_REFUSED = {301, 302, 303, 307, 308, 401, 403, 404, 405}  # the server would refuse every request
 _MAX_ANSWER_BYTES = 16 * 2**20
-_KEY = "OPENAI_API_KEY"  # environment variable
+_LONGEST_ERROR = 4096  # bytes of an error that are read
+_MOST_MENDS = 8  # requests whose parameters are corrected after an error
+_MEND = "is the server running? See its log, and start it again; if it is only slow, raise --timeout"
+_FEWER_REQUESTS = "the server asks for fewer requests: lower --concurrency, or raise --retries"
+_OTHER_REQUESTS = "the server refuses what it is asked: check --model, --image-size and --extra-body"
 
 
-class ServerFailure(RuntimeError):
+class ServerFailure(CaptionFailure):
     """A request that got no text after all its retries; the message says why."""
 
 
@@ -41,7 +49,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class ServerCaptioner:
-    """Posts each image to `{url}/chat/completions`.
+    """Posts each image to `{url}/chat/completions`; the address may also be given whole.
+
+    A parameter that the server refuses is left out or renamed, as its error says, and the request repeated.
 
     The key is read from the environment variable OPENAI_API_KEY, if it is set. It appears in no message and no text,
     also if the server sends it back.
@@ -58,11 +68,13 @@ class ServerCaptioner:
         first_wait: Seconds before the first retry; each further wait is twice as long. Retry-After overrides it.
         longest_wait: Longest wait before a retry, in seconds.
         seed: Seed sent with each request; a second attempt sends the next one.
+        extra_body: More parameters of each request, such as {"top_p": 0.9}; None leaves a parameter out.
+        say: Called once with each parameter that the server refuses, in a sentence.
         insecure: If true, the key and the images may go over plain http:// to another machine.
 
     Raises:
         ValueError: The address has no http:// or https://, is http:// of another machine without `insecure`, or holds a
-            password; or `concurrency` is below 1.
+            password; `concurrency` is below 1; or the extra body holds the key, a model or messages.
     """
 
     def __init__(
@@ -80,6 +92,8 @@ class ServerCaptioner:
         longest_wait: float = 60.0,
         seed: int = 0,
         insecure: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
+        say: Callable[[str], object] = warnings.warn,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(
@@ -87,7 +101,9 @@ class ServerCaptioner:
             )
         address = urllib.parse.urlsplit(url)
         if address.username or address.password:
-            raise ValueError(f"the server's address holds a password: leave it out, and put the key into {_KEY}")
+            raise ValueError(
+                f"the server's address holds a password: leave it out, and put the key into {KEY_VARIABLE}"
+            )
         if address.scheme == "http" and not insecure and not _is_this_machine(address.hostname or ""):
             raise ValueError(
                 f"server {redacted(url)}: over http://, everyone on the way can read the images and the key; give an "
@@ -95,55 +111,70 @@ class ServerCaptioner:
             )
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1 request, got {concurrency}")
-        self.url, self.name, self.revision = url.rstrip("/") + "/chat/completions", model, revision
-        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        if extra_body and without_key(json.dumps(extra_body)) != json.dumps(extra_body):
+            raise ValueError(f"the extra body holds the key, which would reach a file: leave it in {KEY_VARIABLE}")
+        self.url, self.name, self.revision = _endpoint(url), model, revision
+        self.settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        self.settings |= {"extra_body": dict(extra_body)} if extra_body else {}
+        self.parameters = ServerParameters(max_new_tokens, temperature, seed, extra_body, say)
         self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
         self.first_wait, self.longest_wait = first_wait, longest_wait
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], attempt: int = 0
-    ) -> list[str | ServerFailure]:
-        """One text per image, or the reason why there is none.
+    ) -> list[CaptionAnswer | ServerFailure]:
+        """One text per image, or the reason why there is none; `ask` for many images.
 
         Raises PermissionError if the server refuses every request.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
-            pairs = list(zip(images, prompts, strict=True))
-            return list(pool.map(lambda pair: self._ask(pair[0], pair[1], attempt), pairs))
+            return list(pool.map(lambda image, prompt: self.ask(image, prompt, attempt), images, prompts))
 
-    def _ask(self, image: Image.Image, prompt: str, attempt: int) -> str | ServerFailure:
+    def ask(
+        self, image: Image.Image, prompt: str, attempt: int = 0, stopped: threading.Event | None = None
+    ) -> CaptionAnswer | ServerFailure:
+        """The text of one image, or the reason why there is none; several threads may ask at once.
+
+        Waits before retries end as soon as `stopped` is set. Raises PermissionError if the server refuses all requests.
+        """
         content = [{"type": "image_url", "image_url": {"url": _data_url(image)}}, {"type": "text", "text": prompt}]
-        body = {
-            "model": self.name,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.max_new_tokens,
-            "temperature": self.temperature or (0.7 if attempt else 0.0),
-            "seed": self.seed + attempt,
-        }
-        reason = ""
-        for trial in range(self.retries + 1):
+        body = {"model": self.name, "messages": [{"role": "user", "content": content}]}
+        reason, of_image, stopped, mends, trial = "", False, stopped or threading.Event(), 0, 0
+        while trial <= self.retries:
+            parameters = self.parameters.of_attempt(attempt)
             try:
-                return _without_key(_text_of(self._post(body)))
+                return read_completion(self._post({**body, **parameters}))
             except urllib.error.HTTPError as error:
-                reason = _without_key(f"HTTP {error.code}: {_body_of(error)}")
+                said = _body_of(error)
+                reason = without_key(f"HTTP {error.code}: {said[:200]}")
                 if error.code in _ALL_REFUSED:
                     raise PermissionError(
-                        f"{self.url} refuses every request ({reason}): check the address, --model {self.name!r} and "
-                        f"the key in {_KEY}"
+                        f"{redacted(self.url)} refuses every request ({reason}): check the address, "
+                        f"--model {self.name!r} and the key in {KEY_VARIABLE}"
                     ) from None  # the status line of the cause may hold the key
                 if error.code in _REQUEST_REFUSED:
+                    if mends < _MOST_MENDS and self.parameters.mend(parameters, said):
+                        mends += 1
+                        continue
+                    if is_filtered(said):
+                        return CaptionAnswer("", "filtered")
+                    of_image = True
                     break
-                wait = error.headers.get("Retry-After", "")
+                wait = seconds_to_wait(error.headers.get("Retry-After", ""))
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason, wait = _without_key(f"{type(error).__name__}: {error}")[:500], ""
+                reason, wait = without_key(f"{type(error).__name__}: {error}")[:500], None
             if trial < self.retries:
-                time.sleep(min(float(wait) if wait.isdigit() else self.first_wait * 2**trial, self.longest_wait))
-        return ServerFailure(f"no text from the server ({reason})")
+                wait = self.first_wait * 2**trial if wait is None else wait
+                if stopped.wait(min(wait, self.longest_wait)):
+                    break
+            trial += 1
+        mend = _OTHER_REQUESTS if of_image else _FEWER_REQUESTS if reason.startswith("HTTP 429") else _MEND
+        return ServerFailure(f"no text from the server ({reason})", of_image=of_image, mend=mend)
 
     def _post(self, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(_KEY, "").strip():
+        if key := server_key():
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         with self._opener.open(request, timeout=self.timeout) as answer:
@@ -151,20 +182,6 @@ class ServerCaptioner:
         if len(content) > _MAX_ANSWER_BYTES:
             raise ValueError(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
         return content
-
-
-def _text_of(answer: bytes) -> str:
-    """The text of a chat completion; raises ValueError for any other answer."""
-    try:
-        text = json.loads(answer)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        start = _without_key(answer[:4096].decode("utf-8", "replace"))[:80]
-        raise ValueError(f"the answer is no chat completion: {start!r}") from error
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise ValueError(f"the text of the answer is of type {type(text).__name__}")
-    return text.encode("utf-8", "replace").decode().strip()
 
 
 def _data_url(image: Image.Image) -> str:
@@ -175,28 +192,21 @@ def _data_url(image: Image.Image) -> str:
 
 def _body_of(error: urllib.error.HTTPError) -> str:
     try:
-        return _without_key(error.read(4096).decode("utf-8", "replace"))[:200]
-    except OSError:
-        return error.reason
+        return without_key(error.read(_LONGEST_ERROR).decode("utf-8", "replace"))
+    except (OSError, http.client.HTTPException):
+        return without_key(str(error.reason))
 
 
-def _without_key(message: str) -> str:
-    """The message without the key, which a server may have sent back, as it is or encoded."""
-    key = os.environ.get(_KEY, "").strip()
-    if not key:
-        return message
-    raw = key.encode()
-    forms = {
-        key,
-        urllib.parse.quote(key, safe=""),
-        base64.b64encode(raw).decode(),
-        base64.urlsafe_b64encode(raw).decode().rstrip("="),
-        raw.hex(),
-    }
-    for form in sorted(forms, key=len, reverse=True):
-        escaped = r"\\*".join(map(re.escape, form))  # JSON may put backslashes before some characters
-        message = re.sub(escaped, "[key]", message)
-    return message
+def _endpoint(url: str) -> str:
+    """The address that requests go to; it may be given whole, and may have a query.
+
+    >>> _endpoint("http://localhost:8000/v1/"), _endpoint("https://host/v1/chat/completions?api-version=1")
+    ('http://localhost:8000/v1/chat/completions', 'https://host/v1/chat/completions?api-version=1')
+    """
+    address = urllib.parse.urlsplit(url)
+    path = address.path.rstrip("/")
+    path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
+    return urllib.parse.urlunsplit(address._replace(path=path))
 
 
 def _is_this_machine(host: str) -> bool:

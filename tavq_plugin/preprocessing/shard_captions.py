@@ -6,8 +6,9 @@ neither the texts nor the shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.tables import from_table
 from tavq_plugin.io.atomic import save_bytes
 from tavq_plugin.preprocessing.caption import full_prompt
-from tavq_plugin.preprocessing.caption_batches import Captioner, CaptionRun, captions_in_file
+from tavq_plugin.preprocessing.caption_answer import Captioner
+from tavq_plugin.preprocessing.caption_batches import CaptionRun, is_asked_singly
+from tavq_plugin.preprocessing.captions_file import CaptionsFile, WrittenCaption, captions_in_file, image_sha256
 from tavq_plugin.preprocessing.rejections import rejection_line
 from tavq_plugin.text.shard_file import id_hash
 
@@ -33,6 +36,7 @@ class ShardCaptions:
         prompt: What to ask. Default: `caption.PROMPT`.
         with_captions: If true, the model is also given the image's own short captions.
         batch: Images per call of the captioner.
+        settings: The captioner's settings, written with every text; `image_size`, if it is there, is applied here.
 
     Raises:
         ValueError: `batch` is below 1, or the prompt holds `{captions}` without `with_captions`.
@@ -44,7 +48,9 @@ class ShardCaptions:
     prompt: str | None = None
     with_captions: bool = False
     batch: int = 8
+    settings: Mapping[str, Any] = field(default_factory=dict)
     _captioner: Captioner | None = field(default=None, init=False, repr=False)
+    _answered: bool = field(default=False, init=False, repr=False)  # whether any request was answered
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -55,14 +61,17 @@ class ShardCaptions:
         return {**self.__dict__, "_captioner": None}
 
     @property
-    def source(self) -> dict[str, str | None]:
-        """Model, revision and prompt, which are written with every text."""
-        return {"model": self.model, "revision": self.revision, "prompt": self.prompt}
+    def source(self) -> dict[str, Any]:
+        """Model, revision, prompt and settings, which are written with every text."""
+        settings = dict(self.settings)
+        return {"model": self.model, "revision": self.revision, "prompt": self.prompt, "settings": settings}
 
     def finished_texts(self, records: Sequence[Record], shard: Path) -> list[Record] | None:
-        """Ids and texts of a shard; None until the model was asked about all its images."""
+        """Ids and texts of a shard; None until the model was asked about all its images, as they are now."""
         file, rejected = _files(shard)
-        return _texts(records, file) if rejected.exists() else None
+        if not rejected.exists() or _with_changed_image(records, captions_in_file(file, self.source)):
+            return None
+        return _texts(records, file)
 
     def has_failures(self, shard: Path) -> bool:
         """Whether an image of the shard got no text; another run then asks again."""
@@ -78,18 +87,30 @@ class ShardCaptions:
         file, rejected = _files(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
         batches = [records[i : i + self.batch] for i in range(0, len(records), self.batch)]
-        offsets = captions_in_file(file, self.source)
-        if not rejected.exists():  # the earlier run was stopped, perhaps inside a batch
-            offsets = _complete_batches(batches, offsets, file)
+        written = captions_in_file(file, self.source)
+        changed = _with_changed_image(records, written)
         rejections: list[Rejection] = []
-        if len(offsets) < len(records):
+        if changed or len(written) < len(records):
             if self._captioner is None:
                 self._captioner = self.load()
-            run = CaptionRun(self._captioner, self.source, place, rejections.append, answered=bool(offsets))
-            with file.open("ab") as lines:
-                for batch in batches:
-                    if todo := list(run.with_images(r for r in batch if id_hash(r.id) not in offsets)):
-                        run.write(todo, lines)
+            singly = is_asked_singly(self._captioner)
+            if not rejected.exists() and not singly:  # the earlier run was stopped, perhaps inside a batch
+                _keep_complete_batches(batches, written, file)
+            with CaptionsFile(file, self.source) as lines:
+                answered = bool(lines.written) or self._answered
+                run = CaptionRun(self._captioner, lines, place, rejections.append, answered=answered)
+                run.image_size = self.settings.get("image_size")
+                done = lines.written.keys() - changed
+                todo = [[record for record in batch if id_hash(record.id) not in done] for batch in batches]
+                try:
+                    for part in [list(chain.from_iterable(todo))] if singly else todo:
+                        for _ in run.write(part, self.batch):
+                            pass
+                    run.require_an_answer()
+                finally:
+                    self._answered = run.answered
+                    lines.tidy({id_hash(record.id): i for i, record in enumerate(records)})
+        rejections.sort(key=lambda rejection: rejection.line or 0)
         save_bytes(rejected, b"".join(map(rejection_line, rejections)))  # an empty file: every image has a text
         return _texts(records, file)
 
@@ -110,14 +131,23 @@ def _texts(records: Sequence[Record], file: Path) -> list[Record]:
     return [Record(record.id, None, texts[record.id]) for record in records if record.id in texts]
 
 
-def _complete_batches(batches: Sequence[Sequence[Record]], offsets: dict[int, int], file: Path) -> dict[int, int]:
-    """Remove the lines of an incomplete last batch from the file; return the offsets of the other lines."""
+def _with_changed_image(records: Sequence[Record], written: Mapping[int, WrittenCaption]) -> set[int]:
+    """Hashes of the ids whose image is no longer the one that was described."""
+    names = ((id_hash(record.id), record.image) for record in records)
+    return {
+        name
+        for name, image in names
+        if name in written and written[name].image and image_sha256(image) not in (None, written[name].image)
+    }
+
+
+def _keep_complete_batches(batches: Sequence[Sequence[Record]], written: dict[int, WrittenCaption], file: Path) -> None:
+    """Remove the lines of an incomplete last batch from the file."""
     for batch in reversed(batches):
-        found = {name: offsets[name] for name in (id_hash(record.id) for record in batch) if name in offsets}
+        found = [written[name].offset for name in (id_hash(record.id) for record in batch) if name in written]
         if len(found) == len(batch):
-            return offsets
+            return
         if found:
             with file.open("r+b") as lines:
-                lines.truncate(min(found.values()))
-            return {name: offset for name, offset in offsets.items() if name not in found}
-    return offsets
+                lines.truncate(min(found))
+            return

@@ -74,7 +74,7 @@ def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
     (tmp_path / "c.png").write_bytes(b"none")
     out = tmp_path / "texts" / "captions.jsonl"
     model = tiny_vlm("llava")
-    options = ("--max-new-tokens", 12, "--temperature", 1.5, "--prompt", "Describe the image .")
+    options = ("--max-new-tokens", 200, "--temperature", 1.5, "--prompt", "Describe the image .")
     result = tavq("caption", "--data", tmp_path, "--out", out, "--model", model, *options)
     assert result.exit_code == 3, result.output
     assert "2 texts written now" in " ".join(result.output.split())
@@ -87,9 +87,64 @@ def test_caption_then_prepare(tavq, tmp_path, tiny_vlm, bert_folder):
     assert result.exit_code == 2 and "http://" in result.output
 
 
+def test_caption_prints_tokens_and_takes_parts_limits_and_parameters(tavq, tmp_path, pictures, server):
+    usage = {"prompt_tokens": 1000, "completion_tokens": 7}
+    server.script[:] = [{"usage": usage}]
+    command = ("caption", "--data", pictures, "--model", "m", "--server", server.url + "/chat/completions")
+    result = tavq(*command, "--out", tmp_path / "a.jsonl", "--shard", "1/2", "--image-size", 16)
+    assert result.exit_code == 0, result.output
+    assert "2,000 tokens read, 14 written" in " ".join(result.output.split())
+    result = tavq(*command, "--out", tmp_path / "b.jsonl", "--limit", 3, "--json", "--extra-body", '{"top_p": 0.5}')
+    counts = json.loads(result.stdout)
+    assert (counts["written"], counts["prompt_tokens"], counts["completion_tokens"]) == (3, 3000, 21)
+    assert server.seen[-1][0]["top_p"] == 0.5
+    options = ("--out", tmp_path / "b.jsonl", "--extra-body", '{"top_p": 0.5}')
+    server.script[:] = [{"choice": {"finish_reason": "length"}}]
+    assert tavq(*command, *options).exit_code == 0
+    server.script[:] = ["A red wall beside a small window."]
+    result = tavq(*command, *options, "--retry-flagged")
+    assert "2 texts written now, 3 before" in " ".join(result.output.split())
+    result = tavq(*command, "--out", tmp_path / "b.jsonl")
+    assert result.exit_code == 2 and "extra_body" in result.output and "give another --out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--extra-body", "{"), "--extra-body is not JSON"),
+        (("--extra-body", "[1]"), "must be a JSON object, got list"),
+        (("--extra-body", '{"model": "x"}'), "cannot set model"),
+        (("--shard", "2/2"), "does not exist"),
+        (("--shard", "x"), "give I/N"),
+    ],
+)
+def test_wrong_caption_options_are_refused(tavq, tmp_path, pictures, server, arguments, words):
+    command = ("caption", "--data", pictures, "--model", "m", "--server", server.url, "--out", tmp_path / "c.jsonl")
+    result = tavq(*command, *arguments)
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
+    assert not server.seen
+
+
+def test_texts_that_are_all_flagged_are_named_as_such(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "I'm sorry, I can't.", "flag": "refusal"})
+    result = tavq("prepare", "--captions", file, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 2 and "tavq caption --retry-flagged asks for them again" in result.output
+
+
+def test_a_dead_server_ends_the_command_with_what_failed_and_the_mend(tavq, tmp_path, pictures, server):
+    server.script[:] = ["A red wall beside a small window.", "cut"]
+    command = ("caption", "--data", pictures, "--model", "m", "--server", server.url, "--out", tmp_path / "c.jsonl")
+    options = ("--retries", 0, "--concurrency", 1, "--stop-after", 2)
+    result = tavq(*command, *options)
+    words = " ".join(result.output.split())
+    assert result.exit_code == 2 and "2 requests in a row got no text, the last for 2.png: is the server" in words
+    server.script[:] = ["A red wall beside a small window."]
+    assert "4 texts written now, 1 before" in " ".join(tavq(*command, *options).output.split())
+
+
 def test_prepare_asks_a_model_or_a_server_for_the_texts(tavq, tmp_path, tiny_vlm, bert_folder, pictures, server):
     options = ("--data", pictures, "--encoder", bert_folder, "--shard-size", 3)
-    asked = ("--caption-model", tiny_vlm("llava"), "--max-new-tokens", 12, "--temperature", 1.5, "--caption-batch", 2)
+    asked = ("--caption-model", tiny_vlm("llava"), "--max-new-tokens", 200, "--temperature", 1.5, "--caption-batch", 2)
     result = tavq("prepare", *options, *asked, "--out", tmp_path / "m")
     assert result.exit_code == 0, result.output
     assert "5 texts in 2 shards, 2 made now; finished" in " ".join(result.output.split())

@@ -65,7 +65,11 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def server():
-    """A real HTTP server; `script` says how it answers, one step a request, the last for ever."""
+    """A real HTTP server; `script` says how it answers, one step a request, the last for ever.
+
+    A step is a text, a status, the bytes of an answer, a word ("slow", "cut", "redirect"), a dict with any of "status",
+    "headers", "seconds" (to wait), "json" (the whole answer), "choice" and "usage", or a function: request → step.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -76,7 +80,7 @@ def server():
                 seen.append((body, dict(self.headers)))
                 step = script[min(len(seen), len(script)) - 1]
             try:
-                self._answer(step)
+                self._answer(step(body) if callable(step) else step)
             finally:
                 with lock:
                     state["now"] -= 1
@@ -94,6 +98,12 @@ def server():
                 status, content, headers = step, http.error_body, {"Retry-After": "0"} if step == 429 else {}
             elif isinstance(step, bytes):
                 content = step
+            elif isinstance(step, dict):
+                time.sleep(step.get("seconds", 0))
+                choice = {"message": {"content": GOOD}, "finish_reason": "stop", **step.get("choice", {})}
+                whole = {"choices": [choice], **({"usage": step["usage"]} if "usage" in step else {})}
+                status, headers = step.get("status", 200), step.get("headers", {})
+                content = json.dumps(step.get("json", whole)).encode()
             else:
                 content = json.dumps({"choices": [{"message": {"content": step}}]}).encode()
                 time.sleep(0.02)

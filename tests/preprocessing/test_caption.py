@@ -77,6 +77,7 @@ def test_a_missing_model_says_what_to_give(bert_folder, tmp_path):
     [
         (GOOD, None),
         ("Two dogs.", None),
+        ("A dog in a swimming pool swims toward somebody we cannot see.", None),
         ("A sign reads: sorry, we are closed. I can't be opened.", None),
         ("", "empty"),
         ("…\n", "empty"),

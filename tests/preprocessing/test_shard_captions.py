@@ -125,8 +125,8 @@ def test_an_image_without_a_text_is_rejected_and_asked_for_again(tmp_path, image
     done = run(images, tmp_path / "s", load, asked)
     assert (done.texts, done.rejected, done.finished) == (11, 2, True)
     rows = [json.loads(line) for line in (tmp_path / "s" / "rejected.jsonl").read_text().splitlines()]
-    assert [(row["line"], row["reason"].split(":")[0]) for row in rows] == [(4, "03.png"), (2, "01.png")]
-    assert "HTTP 500" in rows[1]["reason"] and "01.png" not in list(ShardedStore.open(tmp_path / "s").ids)
+    assert [(row["line"], row["reason"].split(":")[0]) for row in rows] == [(2, "01.png"), (4, "03.png")]
+    assert "HTTP 500" in rows[0]["reason"] and "01.png" not in list(ShardedStore.open(tmp_path / "s").ids)
     requests = len(server.seen)
     again = run(images, tmp_path / "s", load, asked)
     assert (again.texts, again.rejected, again.made, again.finished) == (12, 1, 1, True)
