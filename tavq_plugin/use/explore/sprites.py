@@ -56,3 +56,16 @@ def sprite(images: Tensor, *, lossless: bool | None = None) -> dict[str, Any]:
     kind = "png" if lossless else "jpeg"
     uri = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
     return {"uri": uri, "columns": columns, "side": side}
+
+
+def short(value: Any) -> Any:
+    """Numbers with six significant digits, in lists if they came in lists or tensors; NaN becomes None.
+
+    >>> short(torch.tensor([1 / 3, float("nan")]))
+    [0.333333, None]
+    """
+    if isinstance(value, Tensor):
+        return short(value.tolist())
+    if isinstance(value, list):
+        return [short(part) for part in value]
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tavq_plugin.evaluation.plan_maps import plan_maps
 from tavq_plugin.pixels import to_float
 
 PIXELS = """() => {
@@ -15,14 +14,9 @@ PIXELS = """() => {
 
 
 def plan_of(explored, image, level):
-    """The plan of one image and its text, m h w, computed anew."""
-    run, images = explored.runs[0], explored.images
-    run.tokenizer.eval()
-    with torch.no_grad():
-        codes = run.tokenizer.encode(to_float(images.images[image : image + 1])).levels[level].quantized
-    granularity = run.align.levels[level]
-    units = images.store.batch([str(image)])[granularity]
-    return plan_maps(run.align, codes, units, level)[0], images.store.units(image, granularity)
+    """The plan of one image and its text, m h w, as `Run.ground` computes it, and its units."""
+    found = explored.runs[0].ground(explored.images.images[image], explored.images.texts[image]).levels[level]
+    return found.plan, found.units
 
 
 # ---- images and texts
