@@ -75,7 +75,7 @@ def browser():
 @pytest.fixture
 def visit(browser, explored):
     """A function: route → the page at it. At its end nothing was said on the console, and nothing was asked for."""
-    said, asked, contexts = [], [], []
+    said, asked, contexts, pages = [], [], [], []
 
     def open_at(route="", *, width=1200, height=900, scheme="light", url=None):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -85,13 +85,15 @@ def visit(browser, explored):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
+        pages.extend([url, f"{url}ground"] if url else [])
         page.goto((url or explored.url) + (f"#{route}" if route else ""))
         page.wait_for_selector("main[data-route] h2")
         return page
 
+    open_at.forget = said.clear
     yield open_at
     for context in contexts:
         context.close()
     assert said == []
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}, asked
-    assert {url.partition("#")[0] for url in asked if url.startswith("file:")} <= {explored.url}
+    here = {*pages, explored.url}
+    assert {url.partition("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= here, asked

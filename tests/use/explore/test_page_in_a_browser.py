@@ -96,6 +96,30 @@ def test_an_image_without_a_text_says_so(visit, explored):
     assert explored.images.texts[-1] == ""
 
 
+def test_only_the_pages_own_scripts_and_style_may_run(visit, explored):
+    text = explored.file.read_text(encoding="utf-8")
+    page = visit("images/1/1")
+    policy = page.get_attribute("meta[http-equiv='Content-Security-Policy']", "content")
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules.pop("script-src").count("'sha256-") == text.count("<script>")
+    assert rules.pop("style-src").count("'sha256-") == 1
+    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    assert "unsafe" not in policy and "http" not in policy
+    refused = page.evaluate("""() => new Promise(done => {
+      const told = new Set();
+      addEventListener("securitypolicyviolation", event => {
+        told.add(event.effectiveDirective);
+        if (told.size === 2) done([...told].sort());
+      });
+      const script = document.createElement("script");
+      script.textContent = "document.title = 'taken'";
+      document.body.append(script);
+      fetch("http://127.0.0.1:9/").catch(() => {});
+    })""")
+    assert refused == ["connect-src", "script-src-elem"] and page.title() != "taken"
+    visit.forget()  # these two refusals are on the console
+
+
 # ---- the other views
 
 
@@ -136,6 +160,7 @@ def test_a_code_map_shows_each_places_code(visit, explored):
     with torch.no_grad():
         codes = run.tokenizer.encode(to_float(images.images[1:2])).levels[2].indices[0]
     page.click("summary >> text=Table of the codes >> nth=2")
+    page.wait_for_selector("figure:nth-child(4) tbody td")
     cells = page.eval_on_selector_all(
         "figure:nth-child(4) tbody td", "cells => cells.map(cell => Number(cell.textContent))"
     )
@@ -149,6 +174,7 @@ def test_reconstructions_show_the_psnr_of_every_run(visit, explored):
         shown = f"PSNR {float(format(run['psnr'][1], '.3g')):g} dB"
         assert shown in page.inner_text(f"h3:text-is('{run['label']}') + div")
     page.click("summary")
+    page.wait_for_selector("tbody tr")
     assert page.locator("tbody tr").count() == 1 + len(explored.content["images"])
 
 
@@ -156,6 +182,7 @@ def test_curves_and_the_map_of_the_codebook_have_tables_behind_them(visit, explo
     page = visit("training")
     assert page.locator("figure svg[role=img]").count() == len(explored.content["training"][0]["charts"])
     page.click("summary >> text=Table >> nth=0")
+    page.wait_for_selector("figure tbody tr")
     assert page.locator("figure tbody tr").count() == len(
         explored.content["training"][0]["charts"][0]["lines"][0]["steps"]
     )
