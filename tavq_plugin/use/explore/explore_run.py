@@ -72,7 +72,7 @@ def explore_run(
         raise ValueError(f"--images {images}: give at least 1")
     runs = [load(place, encoder=encoder, device=device, allow=allow, tell=tell) for place in (folder, *also)]
     claim(out, (PAGE, *TABLES), MAKER)
-    read_images = read_page_images(runs[0], data, shown=images, read=read, tell=tell)
+    read_images = read_page_images(runs[0], data, shown=images, read=read)
     shown = [explored(run) for run in runs]
     content = page_content(shown[0], read_images, also=shown[1:], progress=progress, version=version("tavq-plugin"))
     save_text(out / PAGE, page_html(content))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.text.splitter import Splitter, TextUnits
 from tavq_plugin.text.store import TextStore
 from tavq_plugin.use.run import Run
-from tavq_plugin.use.run_data import HeldOut, held_out
+from tavq_plugin.use.run_data import HeldOut
 
 EVIDENCE = 500  # held-out images that words of codes are counted on, at most
 
@@ -45,7 +45,6 @@ def read_page_images(
     shown: int,
     evidence: int = EVIDENCE,
     read: ReadSettings | None = None,
-    tell: Callable[[str], None] = lambda message: None,
 ) -> PageImages:
     """The tune split of the data, which the run was not trained on; images with texts come first.
 
@@ -56,7 +55,6 @@ def read_page_images(
         shown: Images that the page shows, at most.
         evidence: Images that words of codes are counted on, at most.
         read: How the data are read.
-        tell: Called with what a user should know, such as images that are left out.
 
     Raises:
         ValueError: The data have too few images or no text.
@@ -64,7 +62,7 @@ def read_page_images(
     """
     evidence = max(evidence, shown)
     if data is None:
-        images, texts, name = held_out(run.source, run.data, tell=tell)
+        images, texts, name = run.held_out()
     else:
         images, texts, name = _from_folder(data, run.recipe.resolution, evidence, read)
     images, texts = images[:evidence], texts[:evidence]

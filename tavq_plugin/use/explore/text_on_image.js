@@ -1,7 +1,7 @@
 "use strict";
 // A text on an image: the mass of a word, phrase or sentence lights up, and a place ranks the units.
 const HEAT = [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
-const SHOWN = 0.82;  // how much the map hides the image
+const HIDDEN = [0.55, 0.9];  // how much the map hides the image, where it has no mass and at its peak
 const shown = {heat: null, unit: null, place: null};  // what is lit now; heat is one mass per place
 
 /** The colour of a value from 0 to 1: dark to bright, grey for maps that are near uniform. */
@@ -14,7 +14,8 @@ function heatColour(value, flat) {
 function paint(canvas, values, peak, flat) {
   const brush = canvas.getContext("2d"), pixels = brush.createImageData(canvas.width, canvas.height);
   for (let i = 0; i < values.length; i++) {
-    pixels.data.set([...heatColour(values[i] / peak, flat), 255 * SHOWN], 4 * i);
+    const value = values[i] / peak;
+    pixels.data.set([...heatColour(value, flat), 255 * (HIDDEN[0] + value * (HIDDEN[1] - HIDDEN[0]))], 4 * i);
   }
   brush.putImageData(pixels, 0, 0);
 }
@@ -106,7 +107,7 @@ async function textOnImage(image, picture, level, name, keys, wanted) {
     peakLabel.textContent = `${number(unit.peak)} × the mean`;
     figures.replaceChildren(el("b", {}, unit.text), el("div", {class: "small"},
       `mass ${percent(unit.mass)} · ${percent(unit.entropy)} of the maximum entropy · rank ${unit.rank} of ${units.length} by concentration`),
-      isFlat(i) ? el("div", {class: "small"}, "Near uniform: this map says next to nothing.") : null);
+      isFlat(i) ? el("div", {class: "small"}, "Near uniform: this map says next to nothing.") : "");
     if (tableOfMap.open) fillTable();
   }
 

@@ -33,7 +33,10 @@ def test_the_map_of_a_unit_that_is_pointed_at_equals_its_plan(visit, explored, l
         assert (lit - plan[number].double()).abs().max() < 1e-3 * peak
         assert names[number] in page.get_attribute("#heat", "aria-label")
         pixels = torch.tensor(page.evaluate(PIXELS)).view(-1, 4)
-        flat = explored.content["images"][0]["plans"][level]["units"][number]["entropy"] >= 0.99
+        unit = explored.content["images"][0]["plans"][level]["units"][number]
+        flat, said = unit["entropy"] >= 0.99, page.inner_text(".figures")
+        assert f"rank {unit['rank']} of {len(names)}" in said and "% of the maximum entropy" in said
+        assert ("Near uniform" in said) == flat and "null" not in said
         wanted = page.evaluate("([values, flat]) => values.map(value => heatColour(value, flat))",
                                [(plan[number] / peak).flatten().tolist(), flat])  # fmt: skip
         assert (pixels[:, :3] - torch.tensor(wanted)).abs().max() < 3  # of 255: an 8-bit colour with alpha
