@@ -220,7 +220,7 @@ def report(content: dict[str, Any]) -> str:
         f"`python benchmarks/explore.py RUN --json OUT`.\n\n{markdown_table(('', 'measured', 'target'), rows)}\n"
         f"{content['hovers']} units were pointed at; the fastest took {low} ms and the slowest {high} ms. "
         f"The page took {content['page_cpu_seconds']} s of processor time, and the words "
-        f"{content['words_cpu_seconds']} s; where the clock says far more, other programs ran on the machine. The page's "
+        f"{content['words_cpu_seconds']} s; where the clock says far more, other programs ran on it. The page's "
         "time holds what a run of the demo does not keep: its scenes are drawn again, and their texts encoded.\n"
     )
 

@@ -6,9 +6,10 @@ import base64
 import binascii
 import errno
 import json
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from tavq_plugin.data.images import open_image, pixel_limit
 from tavq_plugin.pixels import to_float
@@ -42,7 +43,7 @@ class LiveServer(ThreadingHTTPServer):
             in_use = getattr(error, "errno", None) == errno.EADDRINUSE
             why = "is in use by another program" if in_use else f"cannot be listened on ({error})"
             raise OSError(f"port {port} {why}: give another one by --port, or --port 0 for any that is free") from error
-        self.page, self.run = b"", None  # type: bytes, Run | None
+        self.page, self.run = b"", cast("Run | None", None)
         self.busy = Lock()  # one text at a time: the run's hooks know one pass
 
     @property
@@ -107,11 +108,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer_with(self._grounded)
 
-    def _answer_with(self, answer: Any) -> None:
+    def _answer_with(self, answer: Callable[[], tuple[str, bytes]]) -> None:
         try:
             if not self.server.is_ours(self.headers.get("Host")):
                 raise Refused(403, f"this server answers to {self.server.address} alone")
-            status, kind, body = 200, *answer()
+            kind, body = answer()
+            status = 200
         except Refused as refused:
             status, kind, body = refused.status, JSON, _as_json({"error": str(refused)})
         except (ValueError, TypeError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
