@@ -90,6 +90,7 @@ def test_what_the_server_refuses_is_told_on_the_page(visit, live, tmp_path):
     page.fill("#own-text", TEXT)
     page.click("#own button")
     page.wait_for_selector("text=not an image")
+    assert not page.locator("#own-result #units").count()
     visit.forget()  # Chromium writes the status 400 to the console
 
 
@@ -158,8 +159,7 @@ def test_a_port_in_use_is_refused_before_anything_is_read(live, tmp_path):
 
 
 def test_a_run_without_plans_is_not_served(explored):
-    with (
-        LiveServer(0) as server,
-        pytest.raises(ValueError, match="--serve places texts"),
-    ):
-        server.show({**explored.content, "no_plans": "This run has no heads."}, explored.runs[0])
+    with LiveServer(0) as server:
+        with pytest.raises(ValueError, match="--serve places texts"):
+            server.show({**explored.content, "no_plans": "This run has no heads."}, explored.runs[0])
+        assert server.page == b""
