@@ -35,7 +35,7 @@ class LevelGrounding:
     plan: Tensor  #: m h w float32: mass of the plan from each place to each unit; all of a level sum to 1
     heat: NDArray[np.float32]  #: m r r: a unit's mass at each pixel, in units of what a uniform plan gives; 1 = uniform
     entropy: Tensor  #: m: entropy of a unit's mass over the places, as a share of the maximum
-    near_uniform: Tensor  #: m bool: an entropy above `NEAR_UNIFORM`: the plan says nothing about the place
+    near_uniform: Tensor  #: m bool: an entropy from `NEAR_UNIFORM` on: the plan says nothing about the place
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def ground_text(
             entropy = entropy_shares(plan)
             levels.append(
                 LevelGrounding(
-                    index + 1, granularity, units, plan, heat_maps(plan, side), entropy, entropy > NEAR_UNIFORM
+                    index + 1, granularity, units, plan, heat_maps(plan, side), entropy, entropy >= NEAR_UNIFORM
                 )
             )
     return Grounding(image, text, tuple(levels))

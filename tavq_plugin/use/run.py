@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.data.corpus import Corpus, ReadSplits
 from tavq_plugin.data.images import read_image
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.sources.finished_runs import FinishedRun
@@ -29,7 +29,7 @@ from tavq_plugin.use.ground import Grounding, ground_text
 from tavq_plugin.use.held_out_words import RunWords, WordOfCode, run_words
 from tavq_plugin.use.hub_folder import saved_means, write_hub_folder
 from tavq_plugin.use.model_card import model_card
-from tavq_plugin.use.run_data import corpus_of_run, held_out, text_means
+from tavq_plugin.use.run_data import HeldOut, corpus_of_run, held_out, read_data, text_means
 from tavq_plugin.use.run_metrics import run_metrics
 
 OFFLINE = (
@@ -105,6 +105,7 @@ class Run(
         self.source, self.tokenizer, self.align = source, tokenizer, align
         self.data, self._encoder, self._tell = data, encoder, tell
         self._words: list[RunWords] | None = None
+        self._splits: tuple[Path | None, tuple[ReadSplits, str]] | None = None  # by the data that they were read from
 
     def __repr__(self) -> str:
         heads = "with" if self.align is not None else "without"
@@ -155,7 +156,9 @@ class Run(
 
         Raises as `corpus`.
         """
-        return saved_means(self.folder) or text_means(self.source, self.data, self.encoder, tell=self._tell)
+        return saved_means(self.folder) or text_means(
+            self.source, self.data, self.encoder, tell=self._tell, read=self._read
+        )
 
     def corpus(self, data: str | Path | None = None, *, split: Split = "tune") -> Corpus:
         """The data that the run was trained on, with encoded texts and the held-out rows of one split.
@@ -170,6 +173,16 @@ class Run(
         """
         given = self.data if data is None else Path(data)
         return corpus_of_run(self.source, given, self.encoder, split=split, tell=self._tell)
+
+    def held_out(self) -> HeldOut:
+        """The images and texts of the tune split, which the run was not trained on. Raises as `corpus`."""
+        return held_out(self.source, self.data, tell=self._tell, read=self._read)
+
+    def _read(self) -> tuple[ReadSplits, str]:
+        """The splits of the data, read once: scenes take seconds to draw."""
+        if self._splits is None or self._splits[0] != self.data:
+            self._splits = (self.data, read_data(self.source, self.data, self._tell))
+        return self._splits[1]
 
     def words(self, code: int, level: int = 1, top: int = 10) -> list[WordOfCode]:
         """The words that the texts of a code's held-out images hold more often than by chance, best first.
@@ -188,7 +201,7 @@ class Run(
     def level_words(self, level: int) -> RunWords:
         """The evidence for every code and word of a level. ValueError for a level that does not exist."""
         if self._words is None:
-            images, texts, _ = held_out(self.source, self.data, tell=self._tell)
+            images, texts, _ = self.held_out()
             self._words = run_words(self.tokenizer, images, texts)
         if not 1 <= level <= len(self._words):
             raise ValueError(f"there is no level {level}: give 1 to {len(self._words)}; 1 is the finest")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tavq_plugin.data.corpus import Corpus, load_corpus, read_splits
+from tavq_plugin.data.corpus import Corpus, ReadSplits, load_corpus, read_splits
 from tavq_plugin.data.folders import ImageTextFolder
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.sources.finished_runs import FinishedRun
@@ -20,6 +20,7 @@ from tavq_plugin.use.find_run import hub_config
 SCENES = "scenes"
 N_TRAIN, N_EVAL = 3000, 500  # images, at most, where neither the run nor the user says
 AT_MOST = 10**9  # all images of a folder
+ReadData = Callable[[], tuple[ReadSplits, str]]
 
 
 class HeldOut(NamedTuple):
@@ -50,13 +51,20 @@ def data_of_run(run: FinishedRun) -> DataOfRun:
     return DataOfRun(str(settings.get("data", "")), *numbers)
 
 
-def held_out(run: FinishedRun, data: Path | None, *, split: Split = "tune", tell: Callable[[str], None]) -> HeldOut:
-    """The held-out images of a run, without encoding any text. Raises as `corpus_of_run`."""
+def held_out(
+    run: FinishedRun,
+    data: Path | None,
+    *,
+    split: Split = "tune",
+    tell: Callable[[str], None],
+    read: ReadData | None = None,
+) -> HeldOut:
+    """The held-out images of a run, without encoding any text; `read` as in `text_means`. Raises as `corpus_of_run`."""
     if data is None and run.corpus_folder is not None:
         corpus = load_corpus(run.corpus_folder, split=split)
         rows = corpus.held_out_rows
         return HeldOut(corpus.images[rows.start :], [corpus.texts[row] for row in rows], corpus.name)
-    splits, name = _splits(run, data, tell)
+    splits, name = read_data(run, data, tell) if read is None else read()
     start = splits.sizes["train"] + (splits.sizes["tune"] if split == "test" else 0)
     part = slice(start, start + splits.sizes[split])
     return HeldOut(splits.images[part], splits.texts[part], name)
@@ -73,7 +81,7 @@ def corpus_of_run(
     """
     if data is None and run.corpus_folder is not None:
         return load_corpus(run.corpus_folder, split=split)
-    splits, name = _splits(run, data, tell)
+    splits, name = read_data(run, data, tell)
     train, tune = splits.sizes["train"], splits.sizes["tune"]
     rows = [*range(train + tune)]
     if split == "test":
@@ -83,19 +91,26 @@ def corpus_of_run(
     return Corpus(name, splits.images[rows], texts, store, train, split, boxes if any(boxes) else ())
 
 
-def text_means(run: FinishedRun, data: Path | None, encoder: Any, *, tell: Callable[[str], None]) -> dict[str, Tensor]:
+def text_means(
+    run: FinishedRun,
+    data: Path | None,
+    encoder: Any,
+    *,
+    tell: Callable[[str], None],
+    read: ReadData | None = None,
+) -> dict[str, Tensor]:
     """The mean embedding of the training texts, by granularity, which a run's heads expect to be subtracted.
 
-    Raises as `corpus_of_run`.
+    `read` gives what `read_data` gives, where that is at hand already. Raises as `corpus_of_run`.
     """
     if data is None and run.corpus_folder is not None:
         return dict(TextStore.load(run.corpus_folder / "store.safetensors").means)
-    splits, _ = _splits(run, data, tell)
+    splits, _ = read_data(run, data, tell) if read is None else read()
     return dict(TextStore.build(splits.texts[: splits.sizes["train"]], encoder).means)
 
 
-def _splits(run: FinishedRun, data: Path | None, tell: Callable[[str], None]) -> Any:
-    """The splits of the data given, or of the run's own; and their name."""
+def read_data(run: FinishedRun, data: Path | None, tell: Callable[[str], None]) -> tuple[ReadSplits, str]:
+    """The splits of the data given, or of the run's own; and their name. Raises as `corpus_of_run`."""
     own = data_of_run(run)
     if data is None and own.name != SCENES:
         there = Path(own.name)

@@ -68,7 +68,7 @@ async function wholeCard(level, card, rank) {
     el("p", {}, `${percent(card.share)} of all places, in ${card.images} of ${content.evidence} images; rank ${rank + 1} by use.`),
     el("h3", {}, "Top patches"), el("p", {class: "small"}, "The places whose latents are nearest to the code, one of each image, with what surrounds them."),
     patchesOf(level, card, 99, 72),
-    card.words.length ? table(`Words of code ${card.code}`, EVIDENCE, evidenceRows(card.words)) : el("p", {}, "No word stands in three texts."),
+    card.words.length ? table(`Words of code ${card.code}`, EVIDENCE, evidenceRows(card.words)) : el("p", {}, "No word stands in two texts."),
     card.neighbours.length ? el("p", {}, "Nearest codes: ", card.neighbours.flatMap((code, i) => [i ? "; " : "", link(code),
       el("span", {class: "unit"}, ` ${wordsInShort(level, code)}`)])) : null,
     own.length ? el("p", {}, "Shown images with it: ", own.slice(0, 12).flatMap((i, n) => [n ? ", " : "", el("a", {href: `#maps/${i + 1}`}, String(i + 1))])) : null,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.text.splitter import TextUnits
 from tavq_plugin.use.code_words import CodeWords, Evidence, code_words
-from tavq_plugin.use.explore.page_images import PageImages
 from tavq_plugin.use.explore.run_codes import RunCodes
 from tavq_plugin.use.explore.sprites import sprite
 
@@ -21,24 +18,7 @@ CARDS = 1024  # codes with a card at a level, at most: the most used ones
 WORDS, CODES = 8, 8  # shown per code and per word
 NEIGHBOURS = 6
 PATCHES, SIDE = 6, 24  # per code, and pixels of one
-VOCABULARY = 1000  # words that evidence is looked for, at most: those in most texts
-LEAST_TEXTS = 3  # that hold a word
-
-
-def vocabulary_of(units: Sequence[TextUnits]) -> list[str]:
-    """The words that stand in most texts, most frequent first, ties in alphabetical order."""
-    count = Counter(word for text in units for word in text.texts("word"))
-    known = [word for word, texts in count.items() if texts >= LEAST_TEXTS]
-    return sorted(known, key=lambda word: (-count[word], word))[:VOCABULARY]
-
-
-def word_presence_of(units: Sequence[TextUnits], vocabulary: Sequence[str]) -> Tensor:
-    """Which words each text has; n v bool."""
-    column = {word: i for i, word in enumerate(vocabulary)}
-    presence = torch.zeros(len(units), len(vocabulary), dtype=torch.bool)
-    for row, text in enumerate(units):
-        presence[row, [column[word] for word in text.texts("word") if word in column]] = True
-    return presence
+SEARCHED = 1000  # words whose codes the page holds, at most: those in most texts
 
 
 def code_presence(indices: Tensor, size: int) -> Tensor:
@@ -48,18 +28,31 @@ def code_presence(indices: Tensor, size: int) -> Tensor:
 
 
 def level_cards(
-    codes: RunCodes, images: PageImages, level: int, *, others: Sequence[tuple[str, RunCodes]] = ()
+    codes: RunCodes,
+    images: Tensor,
+    level: int,
+    vocabulary: Sequence[str],
+    words: Tensor,
+    *,
+    others: Sequence[tuple[str, RunCodes]] = (),
 ) -> dict[str, Any]:
-    """The cards of one level, the most used code first, and the codes of each word; `others` are runs with labels."""
+    """The cards of one level, the most used code first, and the codes of each word.
+
+    Args:
+        codes: Of the images.
+        images: e 3 r r uint8.
+        level: From 0.
+        vocabulary: The v words, those in most texts first.
+        words: Which text has which; e v bool.
+        others: Labels and codes of further runs.
+    """
     indices, table = codes.indices[level], codes.table[level]
-    vocabulary = vocabulary_of(images.units)
-    words = word_presence_of(images.units, vocabulary)
     found = _words_of(indices, words, table)
     counts = torch.bincount(indices.flatten(), minlength=len(found.code_images))
     order = counts.argsort(descending=True, stable=True)
     order = order[counts[order] > 0]
     chosen = order[:CARDS].tolist()
-    patches, number = _patches(images.images, indices, codes.distances[level], chosen)
+    patches, number = _patches(images, indices, codes.distances[level], chosen)
     near = _neighbours(table, order)
     matched = [(label, *_matched(indices, other.indices[level], words, other.table[level])) for label, other in others]
     cards, first = [], 0
@@ -76,9 +69,11 @@ def level_cards(
         "left_out": len(order) - len(chosen),
         "above_chance": int(found.above_chance.any(1).sum()),
         "words": {
-            word: rows for i, word in enumerate(vocabulary) if (rows := _evidence(found.top_codes(i, CODES), None))
+            word: rows
+            for i, word in enumerate(vocabulary[:SEARCHED])
+            if (rows := _evidence(found.top_codes(i, CODES), None))
         },
-        "text_share": {word: int(n) for word, n in zip(vocabulary, found.word_images, strict=True)},
+        "text_share": {word: int(n) for word, n in zip(vocabulary[:SEARCHED], found.word_images, strict=False)},
     }
 
 
@@ -89,11 +84,12 @@ def _words_of(indices: Tensor, words: Tensor, table: Tensor | None) -> CodeWords
 
 def _evidence(found: Sequence[Evidence], names: Sequence[str] | None) -> list[list[Any]]:
     """Rows of name (or number), information, images, chance, its 95 % quantile, and 1 if above chance."""
-    return [
-        [one.number if names is None else names[one.number], round(one.information, 3), one.images,
-         round(one.chance, 3), round(one.chance_high, 3), int(one.above_chance)]
-        for one in found
-    ]  # fmt: skip
+    rows = []
+    for one in found:
+        name = one.number if names is None else names[one.number]
+        figures = [round(value, 3) for value in (one.information, one.chance, one.chance_high)]
+        rows.append([name, figures[0], one.images, *figures[1:], int(one.above_chance)])
+    return rows
 
 
 def _neighbours(table: Tensor | None, order: Tensor) -> dict[int, list[int]]:

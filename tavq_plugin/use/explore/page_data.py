@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tavq_plugin.text.splitter import TextUnits
 from tavq_plugin.types import GRANULARITIES
 from tavq_plugin.use.explore.code_cards import level_cards
 from tavq_plugin.use.explore.codebook_plane import codebook_plane, plane_colours
 from tavq_plugin.use.explore.history_curves import curves_of
 from tavq_plugin.use.explore.page_images import PageImages
-from tavq_plugin.use.explore.page_plans import NEAR_UNIFORM, LevelPlans, level_plans, unit_figures, why_no_plans
+from tavq_plugin.use.explore.page_plans import image_plan, level_plans, why_no_plans
 from tavq_plugin.use.explore.run_codes import ExploredRun, Progress, RunCodes, codes_of
-from tavq_plugin.use.explore.sprites import packed, sprite
-
-FULL = 0xFFFF  # the packed value of a unit's greatest mass
+from tavq_plugin.use.explore.sprites import packed, short, sprite
+from tavq_plugin.use.ground import NEAR_UNIFORM
+from tavq_plugin.use.held_out_words import presence_of_words
 
 
 def page_content(
@@ -70,7 +67,7 @@ def _levels(run: ExploredRun, codes: RunCodes) -> list[dict[str, Any]]:
             level |= {"plane": None, "colours": packed((torch.arange(size) * 37 % 256)[:, None].expand(-1, 3))}
         else:
             plane = codebook_plane(table, used)
-            level["plane"] = {"points": [_short(point) for point in plane.points], "explained": _short(plane.explained)}
+            level["plane"] = {"points": [short(point) for point in plane.points], "explained": short(plane.explained)}
             level["colours"] = packed(plane_colours(plane.points))
         found.append(level)
     return found
@@ -79,10 +76,13 @@ def _levels(run: ExploredRun, codes: RunCodes) -> list[dict[str, Any]]:
 def _images(run: ExploredRun, images: PageImages, codes: RunCodes, progress: Progress) -> dict[str, Any]:
     """The shown images with their codes, and with plans where the run has any."""
     reason = why_no_plans(run.align, None if images.store is None else images.store.dim)
-    plans = list[LevelPlans]()
+    plans: list[list[dict[str, Any]]] = [[] for _ in range(images.shown)]
     if not reason and run.align is not None and images.store is not None:
         for level, quantized in enumerate(codes.quantized):
-            plans.append(level_plans(run.align, quantized, images.store, level))
+            granularity, found = run.align.levels[level], level_plans(run.align, quantized, images.store, level)
+            for row, plan in enumerate(found):
+                names, units = images.store.units(row, granularity), images.units[row][granularity]
+                plans[row].append(image_plan(plan, names, units))
             progress("plans", level + 1, len(codes.quantized))
     return {
         "no_plans": reason,
@@ -90,53 +90,22 @@ def _images(run: ExploredRun, images: PageImages, codes: RunCodes, progress: Pro
             {
                 "text": images.texts[row],
                 "codes": [packed(indices[row]) for indices in codes.indices],
-                "plans": [image_plan(plan, row, images.units[row]) for plan in plans],
+                "plans": plans[row],
             }
             for row in range(images.shown)
         ],
     }
 
 
-def image_plan(plans: LevelPlans, row: int, units: TextUnits) -> dict[str, Any]:
-    """The plan of one image at one level: its units with their figures, and its masses, packed.
-
-    A mass is packed as a share of its unit's greatest mass: mass = peak × mean × value / 65535, with the mean over the
-    places.
-    """
-    plan, names = plans.plans[row], plans.names[row]
-    places = {unit.text: unit for unit in units[plans.granularity]}
-    figures = unit_figures(plan)
-    rows = []
-    for i, name in enumerate(names):
-        unit = places.get(name)
-        span = [unit.start, unit.end] if unit is not None else None
-        rows.append(
-            {"text": name, "span": span, "mass": _short(figures.mass[i]), "entropy": _short(figures.entropy[i]),
-             "rank": int(figures.rank[i]), "peak": _short(figures.peak[i])}
-        )  # fmt: skip
-    shares = plan / plan.flatten(1).amax(1).clamp(min=1e-30)[:, None, None]
-    entropy = plans.entropy[row].item()
-    return {
-        "units": rows,
-        "entropy": None if math.isnan(entropy) else _short(entropy),
-        "masses": packed((shares * FULL).round().long()),
-    }
-
-
 def _cards(
     runs: Sequence[ExploredRun], images: PageImages, codes: Sequence[RunCodes], progress: Progress
 ) -> list[dict[str, Any]]:
-    cards = []
-    for level in range(len(codes[0].indices)):
-        cards.append(
-            level_cards(
-                codes[0],
-                images,
-                level,
-                others=[(run.label, made) for run, made in zip(runs[1:], codes[1:], strict=True)],
-            )
-        )
-        progress("codes", level + 1, len(codes[0].indices))
+    vocabulary, words = presence_of_words(images.texts)
+    others = [(run.label, made) for run, made in zip(runs[1:], codes[1:], strict=True)]
+    cards, levels = [], len(codes[0].indices)
+    for level in range(levels):
+        cards.append(level_cards(codes[0], images.images, level, vocabulary, words, others=others))
+        progress("codes", level + 1, levels)
     return cards
 
 
@@ -152,14 +121,5 @@ def _reconstructions(run: ExploredRun, codes: RunCodes, images: PageImages) -> d
         "missing": "",
         "images": sprite(codes.reconstructions),
         "errors": sprite(error.float().mean(1, keepdim=True).round().to(torch.uint8)),
-        "psnr": _short(psnr),
+        "psnr": short(psnr),
     }
-
-
-def _short(value: Any) -> Any:
-    """Numbers with six significant digits; NaN becomes None."""
-    if isinstance(value, Tensor):
-        return _short(value.tolist())
-    if isinstance(value, list):
-        return [_short(part) for part in value]
-    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tavq_plugin.evaluation.sources.finished_runs import FinishedRun
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json
 from tavq_plugin.losses.text_alignment import TextAlignment
 from tavq_plugin.pixels import to_float, to_uint8
 from tavq_plugin.side_effects import eval_without_trace
-from tavq_plugin.tasks.trained_heads import trained_heads
+from tavq_plugin.use.run import Run
 
 BATCH = 32  # images
 Progress = Callable[[str, int, int], None]
@@ -23,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExploredRun:
-    """A finished run, loaded for a page."""
+    """A finished run, as a page shows it."""
 
     name: str
     seed: int
@@ -51,15 +50,13 @@ class RunCodes:
     not_decoded: str  #: why, else ""
 
 
-def load_explored(run: FinishedRun) -> ExploredRun:
-    """The run's tokenizer, heads and history. ValueError if its weights do not fit its settings."""
-    tokenizer = run.load().tokenizer
+def explored(run: Run) -> ExploredRun:
+    """What a page shows of a run."""
     history = read_json(run.folder / "history.json", strict=False) or {}
     about = {"method": run.recipe.method, "steps": run.recipe.steps, "host": run.recipe.host.target}
     return ExploredRun(
-        run.name, run.seed, tokenizer, trained_heads(run, tokenizer), run.recipe.resolution, about,
-        history.get("history", ()),
-    )  # fmt: skip
+        run.name, run.seed, run.tokenizer, run.align, run.recipe.resolution, about, history.get("history", ())
+    )
 
 
 def codes_of(

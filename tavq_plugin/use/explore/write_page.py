@@ -11,6 +11,7 @@ from typing import Any
 
 SCRIPTS = (
     "page.js",
+    "text_on_image.js",
     "images.js",
     "code_maps.js",
     "code_cards.js",
@@ -41,17 +42,7 @@ def page_html(content: Mapping[str, Any], *, live: bool = False) -> str:
         loader=PackageLoader("tavq_plugin.use", "explore"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    names = [*SCRIPTS, *(["live.js"] if live else []), "start.js"]
-    scripts, style = [_packaged(name) for name in names], _packaged("explore.css")
-    policy = {
-        "default-src": "'none'",
-        "img-src": "data:",
-        "style-src": _hash(style),
-        "script-src": " ".join(map(_hash, scripts)),
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        **({"connect-src": "'self'"} if live else {}),
-    }
+    scripts, style = _scripts(live), _packaged("explore.css")
     views = [*VIEWS, *([("live", "Your own")] if live else [])]
     return templates.get_template("explore.html.j2").render(
         run=content["run"],
@@ -60,11 +51,30 @@ def page_html(content: Mapping[str, Any], *, live: bool = False) -> str:
         evidence=content["evidence"],
         version=content["version"],
         views=views,
-        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+        live=live,
+        policy=page_policy(live=live),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
         content=Markup(_embedded(content)),
     )
+
+
+def page_policy(*, live: bool = False) -> str:
+    """The content security policy of the page: its own scripts and style by their hashes, pictures inside the page."""
+    policy = {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": _hash(_packaged("explore.css")),
+        "script-src": " ".join(map(_hash, _scripts(live))),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        **({"connect-src": "'self'"} if live else {}),
+    }
+    return "; ".join(f"{name} {value}" for name, value in policy.items())
+
+
+def _scripts(live: bool) -> list[str]:
+    return [_packaged(name) for name in (*SCRIPTS, *(["live.js"] if live else []), "start.js")]
 
 
 def _packaged(name: str) -> str:

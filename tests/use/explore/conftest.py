@@ -8,7 +8,6 @@ from helpers.toy_corpus import Letters, recipe, save_as_scenes
 
 from tavq_plugin.data.corpus import Corpus
 from tavq_plugin.data.synthetic_scenes import scenes
-from tavq_plugin.evaluation.sources.finished_runs import runs_in
 from tavq_plugin.text.store import TextStore
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,13 +48,13 @@ def explored(tmp_path_factory, toy_runs):
     pytest.importorskip("jinja2")
     from tavq_plugin.use.explore.page_data import page_content
     from tavq_plugin.use.explore.page_images import read_page_images
-    from tavq_plugin.use.explore.run_codes import load_explored
+    from tavq_plugin.use.explore.run_codes import explored
     from tavq_plugin.use.explore.write_page import page_html
+    from tavq_plugin.use.run import load
 
-    finished = [runs_in(folder, None, allow=())[0] for folder in toy_runs]
-    runs = [load_explored(run) for run in finished]
-    images = read_page_images(finished[0], None, shown=SHOWN, encoder=Letters)
-    content = page_content(runs[0], images, also=runs[1:])
+    runs = [load(folder, encoder=Letters(), device="cpu") for folder in toy_runs]
+    images = read_page_images(runs[0], shown=SHOWN)
+    content = page_content(explored(runs[0]), images, also=[explored(run) for run in runs[1:]])
     file = tmp_path_factory.mktemp("page") / "index.html"
     file.write_text(page_html(content), encoding="utf-8")
     return SimpleNamespace(file=file, content=content, runs=runs, images=images, url=f"file://{file}")
@@ -76,7 +75,7 @@ def browser():
 @pytest.fixture
 def visit(browser, explored):
     """A function: route → the page at it. At its end nothing was said on the console, and nothing was asked for."""
-    said, asked, contexts = [], [], []
+    said, asked, contexts, pages = [], [], [], []
 
     def open_at(route="", *, width=1200, height=900, scheme="light", url=None):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -86,13 +85,15 @@ def visit(browser, explored):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
+        pages.extend([url, f"{url}ground"] if url else [])
         page.goto((url or explored.url) + (f"#{route}" if route else ""))
         page.wait_for_selector("main[data-route] h2")
         return page
 
+    open_at.forget = said.clear
     yield open_at
     for context in contexts:
         context.close()
     assert said == []
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}, asked
-    assert {url.partition("#")[0] for url in asked if url.startswith("file:")} <= {explored.url}
+    here = {*pages, explored.url}
+    assert {url.partition("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= here, asked

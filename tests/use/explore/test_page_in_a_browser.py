@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tavq_plugin.evaluation.plan_maps import plan_maps
 from tavq_plugin.pixels import to_float
 
 PIXELS = """() => {
@@ -15,14 +14,9 @@ PIXELS = """() => {
 
 
 def plan_of(explored, image, level):
-    """The plan of one image and its text, m h w, computed anew."""
-    run, images = explored.runs[0], explored.images
-    run.tokenizer.eval()
-    with torch.no_grad():
-        codes = run.tokenizer.encode(to_float(images.images[image : image + 1])).levels[level].quantized
-    granularity = run.align.levels[level]
-    units = images.store.batch([str(image)])[granularity]
-    return plan_maps(run.align, codes, units, level)[0], images.store.units(image, granularity)
+    """The plan of one image and its text, m h w, as `Run.ground` computes it, and its units."""
+    found = explored.runs[0].ground(explored.images.images[image], explored.images.texts[image]).levels[level]
+    return found.plan, found.units
 
 
 # ---- images and texts
@@ -39,7 +33,10 @@ def test_the_map_of_a_unit_that_is_pointed_at_equals_its_plan(visit, explored, l
         assert (lit - plan[number].double()).abs().max() < 1e-3 * peak
         assert names[number] in page.get_attribute("#heat", "aria-label")
         pixels = torch.tensor(page.evaluate(PIXELS)).view(-1, 4)
-        flat = explored.content["images"][0]["plans"][level]["units"][number]["entropy"] >= 0.99
+        unit = explored.content["images"][0]["plans"][level]["units"][number]
+        flat, said = unit["entropy"] >= 0.99, page.inner_text(".figures")
+        assert f"rank {unit['rank']} of {len(names)}" in said and "% of the maximum entropy" in said
+        assert ("Near uniform" in said) == flat and "null" not in said
         wanted = page.evaluate("([values, flat]) => values.map(value => heatColour(value, flat))",
                                [(plan[number] / peak).flatten().tolist(), flat])  # fmt: skip
         assert (pixels[:, :3] - torch.tensor(wanted)).abs().max() < 3  # of 255: an 8-bit colour with alpha
@@ -102,6 +99,30 @@ def test_an_image_without_a_text_says_so(visit, explored):
     assert explored.images.texts[-1] == ""
 
 
+def test_only_the_pages_own_scripts_and_style_may_run(visit, explored):
+    text = explored.file.read_text(encoding="utf-8")
+    page = visit("images/1/1")
+    policy = page.get_attribute("meta[http-equiv='Content-Security-Policy']", "content")
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules.pop("script-src").count("'sha256-") == text.count("<script>")
+    assert rules.pop("style-src").count("'sha256-") == 1
+    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    assert "unsafe" not in policy and "http" not in policy
+    refused = page.evaluate("""() => new Promise(done => {
+      const told = new Set();
+      addEventListener("securitypolicyviolation", event => {
+        told.add(event.effectiveDirective);
+        if (told.size === 2) done([...told].sort());
+      });
+      const script = document.createElement("script");
+      script.textContent = "document.title = 'taken'";
+      document.body.append(script);
+      fetch("http://127.0.0.1:9/").catch(() => {});
+    })""")
+    assert refused == ["connect-src", "script-src-elem"] and page.title() != "taken"
+    visit.forget()  # these two refusals are on the console
+
+
 # ---- the other views
 
 
@@ -142,6 +163,7 @@ def test_a_code_map_shows_each_places_code(visit, explored):
     with torch.no_grad():
         codes = run.tokenizer.encode(to_float(images.images)).levels[2].indices[1]  # in a batch, as for the page
     page.click("summary >> text=Table of the codes >> nth=2")
+    page.wait_for_selector("figure:nth-child(4) tbody td")
     cells = page.eval_on_selector_all(
         "figure:nth-child(4) tbody td", "cells => cells.map(cell => Number(cell.textContent))"
     )
@@ -155,6 +177,7 @@ def test_reconstructions_show_the_psnr_of_every_run(visit, explored):
         shown = f"PSNR {float(format(run['psnr'][1], '.3g')):g} dB"
         assert shown in page.inner_text(f"h3:text-is('{run['label']}') + div")
     page.click("summary")
+    page.wait_for_selector("tbody tr")
     assert page.locator("tbody tr").count() == 1 + len(explored.content["images"])
 
 
@@ -162,6 +185,7 @@ def test_curves_and_the_map_of_the_codebook_have_tables_behind_them(visit, explo
     page = visit("training")
     assert page.locator("figure svg[role=img]").count() == len(explored.content["training"][0]["charts"])
     page.click("summary >> text=Table >> nth=0")
+    page.wait_for_selector("figure tbody tr")
     assert page.locator("figure tbody tr").count() == len(
         explored.content["training"][0]["charts"][0]["lines"][0]["steps"]
     )
