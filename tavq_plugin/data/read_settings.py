@@ -14,7 +14,7 @@ class ReadSettings:
     text_field: str | None = None  #: name of the field with the text. Default: those of `TEXT_FIELDS`
     id_field: str | None = None  #: name of the field with the id. Default: "id", else the image's file name
     largest_text: int = 16 * MIB  #: bytes of one row, one text or one JSON object
-    largest_image: int = 256 * MIB  #: bytes of one encoded image in an archive
+    largest_image: int = 256 * MIB  #: bytes of one encoded image in an archive, and of the images of one row
     largest_json: int = 2048 * MIB  #: bytes of one JSON array, which is read whole
 
     def __post_init__(self) -> None:
