@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Debug, TextField
+from tavq_plugin.cli.options import AsJson, Debug, IdField, TextField
 from tavq_plugin.cli.store_command import print_faults
 
 # Options of both `caption` and `prepare`.
@@ -27,9 +27,6 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature;
 Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
-IdField = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
-]
 LargestText = Annotated[int, typer.Option(min=1, help="Bytes of one row or text; longer ones are left out.")]
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Allow an http:// server on another machine; others can read what is sent.")

@@ -136,5 +136,5 @@ def without_text_reason(place: Path, number: int, fields: Iterable[str], setting
     return (
         f"none of the {number:,} records of {place} has a text. Fields seen: {seen}. Fields understood: "
         f"{fields_understood(settings.text_field)}; or a .txt file beside each image.{instead} Name the field with the "
-        "text by --text-field (of prepare, caption, train and compare), or write texts first with tavq caption"
+        "text by --text-field, or write texts first with tavq caption"
     )

@@ -25,6 +25,15 @@ class ReadSettings:
             if field.name.endswith("field") and value == "":
                 raise ValueError(f"{field.name} is empty: give the name of a field, or leave it out")
 
+    def fields_named(self) -> dict[str, str]:
+        """The fields that were asked for by name, as a run's settings keep them.
+
+        >>> ReadSettings(text_field="description").fields_named()
+        {'text_field': 'description'}
+        """
+        named = {"text_field": self.text_field, "id_field": self.id_field}
+        return {name: value for name, value in named.items() if value is not None}
+
     def excess(self, size: int, limit: str) -> str | None:
         """Why a part of this many bytes is not read, and the mend; None if it is read.
 

@@ -68,7 +68,7 @@ class HubImageDataset(Dataset):
             raise ValueError(f"no column {missing[0]!r} among {rows.column_names}: give image= and id=")
         feature = (getattr(rows, "features", None) or {}).get(image)
         if getattr(feature, "decode", False):  # `datasets` would decode an image of any size, before it is looked at
-            rows = rows.cast_column(image, type(feature)(decode=False))
+            rows = rows.cast_column(image, cast(Any, type(feature))(decode=False))
         self.rows, self.resolution, self.image, self.id, self.transform = rows, resolution, image, id, transform
 
     def __len__(self) -> int:
