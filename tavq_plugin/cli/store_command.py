@@ -34,20 +34,30 @@ def verify(
 @store.command()
 def info(
     store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Also write one HTML file with lengths, frequent units, languages, flags and what was left out.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Print what a store holds: texts, shards, units of each kind, width, and what made it."""
+    from tavq_plugin.preprocessing.store_page import write_store_page
     from tavq_plugin.text.store_info import store_info
 
     console = console_for(as_json)
-    with report_errors(console, "Nothing was changed", as_json=as_json, debug=debug):
-        found = store_info(store)
+    with report_errors(console, "The store was not changed", as_json=as_json, debug=debug):
+        found = store_info(store) if page is None else write_store_page(store, page)
     if as_json:
         print_json(asdict(found))
         return
     for name, value in found.rows():
         console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"written: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 @store.command()
