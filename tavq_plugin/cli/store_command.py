@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tavq_plugin.cli.console import BROKEN, console_for, print_json, report_errors
 from tavq_plugin.cli.options import AsJson, Debug
+from tavq_plugin.io.counted import counted
 
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
@@ -72,7 +73,7 @@ def export(
     console = Console()
     with report_errors(console, "No file was left half-written", debug=debug):
         units = export_store(store, out)
-    console.print(f"{out}: {units:,} units")
+    console.print(f"{out}: {counted(units, 'units')}")
 
 
 @store.command()
@@ -122,7 +123,7 @@ def _print_new_store(out: Path, make: Callable[[], Manifest], debug: bool) -> No
     console = Console()
     with report_errors(console, "No store was changed", debug=debug):
         made = make()
-    console.print(f"{out}: {made.texts:,} texts in {made.shards} shards")
+    console.print(f"{out}: {counted(made.texts, 'texts')} in {counted(made.shards, 'shards')}")
 
 
 def print_faults(console: Console, store: Path, *, debug: bool) -> list[dict[str, str]]:

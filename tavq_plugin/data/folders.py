@@ -23,6 +23,7 @@ from tavq_plugin.data.records import (
     read_lines,
 )
 from tavq_plugin.data.splits import Splits, split_records
+from tavq_plugin.io.counted import counted
 from tavq_plugin.text.text_id import text_id
 
 
@@ -67,7 +68,8 @@ class ImageTextFolder:
         splits = split_records(self.records, n_train=n_train, n_eval=n_eval, seed=seed)
         if not splits.train or not splits.tune:
             raise ValueError(
-                f"{self.folder} has {len(self.records)} images: give at least 2, one to train and one to tune on"
+                f"{self.folder} has {counted(len(self.records), 'images')}: give at least 2, one to train and one "
+                "to tune on"
             )
         return splits
 
@@ -157,7 +159,7 @@ def _walk(folder: Path, reject: Reject, counts: ReadCounts, parents: frozenset[s
                 yield Path(entry.path)
             else:
                 counts.parts += 1
-                counts.skipped["sockets and devices"] += 1
+                counts.skipped["special files (sockets, devices)"] += 1
         elif linked and os.path.realpath(entry.path) in parents:
             counts.parts += 1
             counts.rejected += 1

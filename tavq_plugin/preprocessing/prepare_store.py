@@ -19,6 +19,7 @@ from tavq_plugin.data.read import read_records
 from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record
 from tavq_plugin.io.atomic import intended
+from tavq_plugin.io.counted import counted
 from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.preprocessing.ray_backend import work_on_ray
 from tavq_plugin.preprocessing.rejections import REJECTED, refuse_foreign_list, write_rejections
@@ -97,7 +98,7 @@ def prepare(
     count = -(-scan.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
         raise ValueError(
-            f"{out} holds more than the {count} shards of {data}, so it is another store: give a new folder"
+            f"{out} holds more than the {counted(count, 'shards')} of {data}, so it is another store: give a new folder"
         )
     encoder = load_encoder()
     fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, scan.captioners]))

@@ -21,6 +21,7 @@ from tavq_plugin.data.read import read_records
 from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.splits import split_records
+from tavq_plugin.io.counted import counted
 from tavq_plugin.tasks.boxes import Box, box_in_centre_crop
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 
@@ -72,12 +73,12 @@ def folder_data(
     names = ["train"] * len(train) + ["tune"] * len(held_out)
     left_out = left_out_records(images, both, names) if all(isinstance(r.image, Path) for r in both) else {}
     for reason, count in Counter(left_out.values()).items():
-        tell(f"left out {count} {reason}")
+        tell(f"left out {count}: {reason}")
     rows = {name: [i for i in range(len(both)) if names[i] == name and i not in left_out] for name in ("train", "tune")}
     if min(map(len, rows.values())) < MIN_IMAGES:
         raise ValueError(
-            f"{folder} gives {len(rows['train'])} images to train and {len(rows['tune'])} to measure on: at least "
-            f"{MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
+            f"{folder} gives {counted(len(rows['train']), 'images')} to train and {len(rows['tune'])} to measure on: "
+            f"at least {MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
         )
     splits = [
         _task_images(images[part], [notes[i] for i in part], None if labels is None else labels[part])
@@ -104,7 +105,7 @@ def _records(folder: Path, tell: Callable[[str], None], settings: ReadSettings |
         rejected: list[Rejection] = []
         records = list(read_records(folder, rejected.append, settings))
         if rejected:
-            tell(f"left out {len(rejected):,} broken records; the first: {rejected[0]}")
+            tell(f"left out {counted(len(rejected), 'broken records')}; the first: {rejected[0]}")
     return [record for record in records if record.image is not None]
 
 

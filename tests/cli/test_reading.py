@@ -60,7 +60,7 @@ def test_prepare_names_the_fields_and_takes_one(tavq, described, tmp_path, bert_
     assert code == 2 and "Fields seen: image, description. Fields understood: long_text, text" in said, said
     assert not (tmp_path / "s").exists()
     code, said = tavq(*command, "--text-field", "description")
-    assert code == 0 and "8 texts in 1 shards" in said and "without text" not in said, said
+    assert code == 0 and "8 texts in 1 shard," in said and "without text" not in said, said
 
 
 def test_prepare_says_how_many_texts_are_missing(tavq, coco, tmp_path, bert_folder):

@@ -202,7 +202,7 @@ def test_parts_of_a_webdataset_record_stay_parts(tmp_path):
     (record,) = read_records(archive(tmp_path / "a.tar", members), settings=ReadSettings(), counts=counts)
     assert (record.id, record.text, record.image) == ("a", "A dog.", png("blue"))
     assert (counts.parts, counts.used, counts.skipped.total()) == (5, 2, 3)
-    assert "2 parts of a record" in counts.told() and ".cls" in counts.told()
+    assert "2 unread parts of a record" in counts.told() and ".cls" in counts.told()
 
 
 def test_captions_in_the_json_of_an_archive(tmp_path):

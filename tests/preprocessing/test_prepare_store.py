@@ -291,7 +291,7 @@ def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_fo
     run(file, tmp_path / "s", load)
     with pytest.raises(ValueError, match="do not mix; give another folder"):
         run(file, tmp_path / "s", partial(TextEncoder.from_pretrained, bert_folder, pooling="cls"))
-    with pytest.raises(ValueError, match="more than the 1 shards"):
+    with pytest.raises(ValueError, match="more than the 1 shard of"):
         run(captions(tmp_path / "d", 4), tmp_path / "s", load)
     with pytest.raises(
         ValueError, match=r"no record of .*, 5 rejected: .*captions.jsonl, line 1: not JSON .*line 3.*; …$"
