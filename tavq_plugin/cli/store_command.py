@@ -123,7 +123,7 @@ def _print_new_store(out: Path, make: Callable[[], Manifest], debug: bool) -> No
     console = Console()
     with report_errors(console, "No store was changed", debug=debug):
         made = make()
-    console.print(f"{out}: {counted(made.texts, 'texts')} in {counted(made.shards, 'shards')}")
+    console.print(f"{out}: {counted(made.texts or 0, 'texts')} in {counted(made.shards or 0, 'shards')}")
 
 
 def print_faults(console: Console, store: Path, *, debug: bool) -> list[dict[str, str]]:
