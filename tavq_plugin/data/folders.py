@@ -85,7 +85,12 @@ def _refuse_repeated_images(records: tuple[Record, ...], table: Path) -> None:
         ids.add(record.id)
 
 
-def from_folder(folder: Path, reject: Reject = raise_rejection, counts: ReadCounts | None = None) -> Iterator[Record]:
+def from_folder(
+    folder: Path,
+    reject: Reject = raise_rejection,
+    counts: ReadCounts | None = None,
+    settings: ReadSettings | None = None,
+) -> Iterator[Record]:
     """Images anywhere below a folder, each with the lines of its .txt file as captions.
 
     Links to files and folders are followed; names that begin with a dot, and __MACOSX, are skipped. Other files are
@@ -104,7 +109,7 @@ def from_folder(folder: Path, reject: Reject = raise_rejection, counts: ReadCoun
         if ending not in IMAGE_ENDINGS:
             counts.skipped[ending or "without an ending"] += 1
             continue
-        record = _record(path, folder, reject)
+        record = _record(path, folder, reject, settings)
         if record is None:
             counts.rejected += 1
         else:
@@ -113,7 +118,7 @@ def from_folder(folder: Path, reject: Reject = raise_rejection, counts: ReadCoun
     counts.check(folder)
 
 
-def _record(path: Path, folder: Path, reject: Reject) -> Record | None:
+def _record(path: Path, folder: Path, reject: Reject, settings: ReadSettings | None) -> Record | None:
     """The record of one image; None if it is rejected."""
     if has_surrogates(str(path)):
         reject(Rejection(str(path), None, "its file name is not UTF-8; rename it"))
@@ -121,7 +126,7 @@ def _record(path: Path, folder: Path, reject: Reject) -> Record | None:
     if not path.is_file():
         reject(Rejection(str(path), None, "a broken link; mend or delete it"))
         return None
-    text = read_lines(_text_beside(path), reject)
+    text = read_lines(_text_beside(path), reject, settings, "largest_text")
     if text is None:
         return None
     name, used = text_id(path.relative_to(folder).as_posix()), captions_as_text(text)

@@ -69,7 +69,7 @@ def _records(place: Path, reject: Reject, settings: ReadSettings, counts: ReadCo
             return reader(place, reject, counts)
         if tables := _parquets(place):
             return _from_parquets(tables, reject, settings, counts, images)
-        return from_folder(place, reject, counts)
+        return from_folder(place, reject, counts, settings)
     if not place.is_file():
         raise FileNotFoundError(f"no file or folder {place}: give images with text, or a file of captions")
     if is_archive(place):
