@@ -75,6 +75,7 @@ def _arrow_rows(files: list[Path], reject: Reject, settings: ReadSettings, count
         try:
             with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
                 for batch in stream:
+                    batch.validate(full=True)  # Arrow trusts the offsets of a file; a bad one reads foreign memory
                     for start in range(0, len(batch), ROWS_AT_ONCE):
                         part = batch.slice(start, ROWS_AT_ONCE)
                         for row in bounded_rows(part, refuse, settings, number):
