@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS_AT_ONCE = 64  # few, since a row may hold an image
-_MOST_GROWTH = 200  # how often a large column may outgrow its compressed bytes; Parquet of text shrinks 2 to 20 times
-_GROWS_FREELY = 4  # times `largest_image`: bytes up to which a column may grow as it likes
+_MOST_GROWTH = 200  # how often a large row group may outgrow its file; Parquet of text shrinks 2 to 20 times
+_GROWS_FREELY = 4  # times `largest_image`: bytes up to which a row group may grow as it likes
 
 
 def bounded_rows(
@@ -46,23 +46,18 @@ def _has_bytes(kind: pyarrow.DataType) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
 
 
-def rows_at_once(metadata: Any, settings: ReadSettings) -> int:
+def rows_at_once(metadata: Any, file_size: int, settings: ReadSettings) -> int:
     """How many rows of a Parquet file to read together, so that they fit in memory whatever they hold.
 
-    A value may be stored once and repeated in every row, so a row may have as many bytes as its column's part of the
-    file. Raises ValueError if a part outgrows its compressed bytes beyond measure.
+    A value may be stored once and repeated in every row, so a row may have as many bytes as its row group says it has.
+    Raises ValueError if a row group outgrows the file beyond measure. The sizes of single columns are not looked at:
+    pyarrow ends the process if a damaged file does not describe them well.
     """
-    free, largest = _GROWS_FREELY * settings.largest_image, 1
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            column = row_group.column(number)
-            packed, size = max(1, column.total_compressed_size), column.total_uncompressed_size
-            largest = max(largest, size)
-            if size > free and size > _MOST_GROWTH * packed:
-                raise ValueError(
-                    f"the column {column.path_in_schema!r} grows from {packed:,} to {size:,} bytes, more than "
-                    f"{_MOST_GROWTH} times and above {_GROWS_FREELY} × largest_image={settings.largest_image:,}; write "
-                    "the file again, or raise that limit if you trust it"
-                )
+    largest = max([1, *(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))])
+    if largest > _GROWS_FREELY * settings.largest_image and largest > _MOST_GROWTH * file_size:
+        raise ValueError(
+            f"a row group grows from at most {file_size:,} to {largest:,} bytes, more than {_MOST_GROWTH} times and "
+            f"above {_GROWS_FREELY} × largest_image={settings.largest_image:,}; write the file again, or raise that "
+            "limit if you trust it"
+        )
     return min(ROWS_AT_ONCE, max(1, settings.largest_image // largest))

@@ -166,7 +166,7 @@ def _parquet(file: Path, refuse: Any, settings: ReadSettings) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             try:
-                size = rows_at_once(table.metadata, settings)
+                size = rows_at_once(table.metadata, file.stat().st_size, settings)
             except ValueError as error:
                 refuse(None, str(error))
                 return

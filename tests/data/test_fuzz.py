@@ -94,8 +94,8 @@ def test_any_archive_also_truncated_or_damaged(tmp_path, members, keep, flip):
 @LIMITS
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4))
 def test_a_damaged_parquet_file(tmp_path, flips):
-    table = pyarrow.Table.from_pylist([{"id": str(i), "text": "A dog."} for i in range(3)])
-    buffer = io.BytesIO()
+    rows = [{"id": str(i), "text": "A dog.", "image": {"bytes": b"GIF", "path": None}} for i in range(3)]
+    table, buffer = pyarrow.Table.from_pylist(rows), io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     content = bytearray(buffer.getvalue())
     for place, change in flips:

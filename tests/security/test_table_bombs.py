@@ -72,14 +72,14 @@ def test_images_in_a_table_have_the_limit_of_pixels(tmp_path, write):
         images[1]
 
 
-def test_a_column_that_outgrows_its_file_is_refused_from_the_footer(tmp_path):
+def test_a_row_group_that_outgrows_its_file_is_refused_from_the_footer(tmp_path):
     file = parquet(tmp_path, [image_row(bytes(20 * MIB))])
     assert file.stat().st_size < 100_000
     rejected = []
     assert not list(read_records(file, rejected.append, ReadSettings(largest_image=4 * MIB)))
     (one,) = rejected
     assert one.line is None and one.file == str(file)
-    assert "'image.bytes' grows from" in one.reason and "raise that limit if you trust it" in one.reason
+    assert "a row group grows from at most" in one.reason and "raise that limit if you trust it" in one.reason
 
 
 def test_a_value_that_is_stored_once_and_repeated_takes_the_memory_of_one_row(tmp_path):
