@@ -168,6 +168,15 @@ def test_the_store_table_is_of_equal_rows(benchmark, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"store.json", "store.md"}
 
 
+def test_the_speed_of_prepare_is_judged_by_pairs(benchmark, tmp_path):
+    speed = benchmark("prepare_speed")
+    found = speed.measure({"now": FOLDER.parent}, records=20, repeats=1)
+    assert set(found) == {"now"} and len(found["now"]) == 1 and found["now"][0] > 0
+    summary = speed.summary({"before": [1.0, 2.0, 4.0], "now": [2.0, 2.0, 2.0]})
+    assert summary["ratio"] == {"median": 1.0, "low": 0.5, "high": 2.0}
+    assert summary["sides"]["before"] == {"median": 2.0, "low": 1.0, "high": 4.0}
+
+
 def test_a_run_of_the_memory_benchmark(benchmark, tmp_path):
     prepare, sent = benchmark("prepare"), []
     prepare.texts(tmp_path / "c.jsonl", 30)

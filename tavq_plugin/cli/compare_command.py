@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tavq_plugin.cli.console import BROKEN, console_for, print_json, report_errors, runs_progress
-from tavq_plugin.cli.options import Allow, AsJson, Data, Debug, Init, RecipeFile, TextField
+from tavq_plugin.cli.options import Allow, AsJson, Data, Debug, IdField, Init, RecipeFile, TextField, read_settings
 
 
 def compare(
@@ -55,6 +55,7 @@ def compare(
     ] = None,
     allow: Allow = None,
     text_field: TextField = None,
+    id_field: IdField = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -73,7 +74,7 @@ def compare(
         plan = plan_of(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
             init=init, overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
-            equal_time=equal_time, allow=allow or (), text_field=text_field,
+            equal_time=equal_time, allow=allow or (), read=read_settings(data, text_field, id_field),
         )  # fmt: skip
         with runs_progress(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)

@@ -167,7 +167,7 @@ def _train_on_screen(
 
 def _corpus(settings: DemoSettings, encoder: TextEncoder, console: Console) -> Corpus:
     """The images and texts to train and to tune on."""
-    source = None if settings.data is None else ImageTextFolder.read(settings.data)
+    source = None if settings.data is None else ImageTextFolder.read(settings.data, settings.read)
     splits = read_splits(
         source, settings.recipe.resolution, n_train=settings.n_train, n_eval=settings.n_eval, tell=console.print
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tavq_plugin.cli.console import console_for, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Data, Debug
+from tavq_plugin.cli.options import AsJson, Data, Debug, IdField, TextField, read_settings
 
 
 def demo(
@@ -53,6 +53,8 @@ def demo(
             help="Add the alignment by this weight λ, which falls to 0. Default: none, as its gradients are balanced.",
         ),
     ] = None,
+    text_field: TextField = None,
+    id_field: IdField = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -68,7 +70,7 @@ def demo(
     with report_errors(console, f"Finished runs are in {out}", as_json=as_json, debug=debug):
         settings = demo_settings(
             data=data, resolution=resolution, steps=steps, seed=seed, init=init, weight=weight, n_train=n_train,
-            n_eval=n_eval,
+            n_eval=n_eval, read=read_settings(data, text_field, id_field),
         )  # fmt: skip
         content = run_demo(settings, out=out, console=console)
     if as_json:

@@ -36,6 +36,7 @@ def demo_protocol(settings: DemoSettings, corpus: Corpus, encoder: TextEncoder) 
         "beta2": recipe.optimizer.betas[1],
         "head_rate": recipe.optimizer.method_rate,
         "data": corpus.name,
+        **settings.read.fields_named(),
         "n_train": corpus.n_train,
         "split": corpus.split,
         "n_eval": held_out,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.losses.alignment_settings import AlignmentSettings
 from tavq_plugin.training.build import describe_start
 from tavq_plugin.training.demo_recipe import PACKAGED, PACKAGED_SIDE, demo_recipe, packaged_checkpoint
@@ -29,6 +30,7 @@ class DemoSettings:
     n_train: int  # training images, at most
     n_eval: int  # images of the tune split, at most
     start: str  # what the runs start from, in one sentence
+    read: ReadSettings = field(default_factory=ReadSettings)  # the fields of the data with id and text
 
     @property
     def checkpoint(self) -> dict[str, str]:
@@ -47,6 +49,7 @@ def demo_settings(
     n_train: int | None = None,
     n_eval: int | None = None,
     packaged: Path | None = None,
+    read: ReadSettings | None = None,
 ) -> DemoSettings:
     """The settings for the options of `tavq demo`; None means the default.
 
@@ -60,6 +63,7 @@ def demo_settings(
         n_train: Training images, at most. Default: `N_TRAIN`.
         n_eval: Images of the tune split, at most. Default: `N_EVAL`.
         packaged: File of the packaged VQGAN. Default: that in the package.
+        read: The fields of the data with id and text. Default: those that are understood.
 
     Raises:
         FileNotFoundError: The packaged VQGAN is missing, or there is no checkpoint `init`.
@@ -89,6 +93,7 @@ def demo_settings(
         n_train or N_TRAIN[kind],
         n_eval or N_EVAL[kind],
         start,
+        read or ReadSettings(),
     )
 
 

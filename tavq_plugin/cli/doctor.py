@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tavq_plugin.cli.doctor_report import PLACES, Findings, Report
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.hosts.call_sites import holding_module
 from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.tokenizer import Tokenizer, wrap
@@ -34,6 +35,7 @@ def examine(
     *,
     captions: str | Path | None = None,
     resolution: int | None = None,
+    read: ReadSettings | None = None,
     **wrapping: Any,
 ) -> Report:
     """Try one training step, and report on the taps, the levels and their gradients, the optimizer and the texts.
@@ -48,6 +50,7 @@ def examine(
         captions: Folder with captions.jsonl, or with a .txt file of the same name for each image. Default: not
             examined.
         resolution: Side of the images to train on, pixels. Default: that of `example`, else of the example images.
+        read: The fields of the captions with id and text. Default: those that are understood.
         **wrapping: Settings of `tavq.wrap`. Default: those of `align`.
     """
     wrapping = {**_settings_of(align), **_settings_of(host), **wrapping}
@@ -66,7 +69,7 @@ def examine(
         if optimizer is not None:
             report.add(optimizer_findings(host, optimizer, align, gradients.reached))
     if captions is not None:
-        report.text, findings = text_figures(captions)
+        report.text, findings = text_figures(captions, read)
         report.add(findings)
     return report
 
@@ -208,13 +211,13 @@ def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def text_figures(captions: str | Path) -> tuple[dict[str, float], Findings]:
+def text_figures(captions: str | Path, read: ReadSettings | None = None) -> tuple[dict[str, float], Findings]:
     """How many images of a folder have a text, and the mean number of units of the first 200 texts."""
     from tavq_plugin.data.folders import ImageTextFolder
     from tavq_plugin.text.splitter import split
 
     try:
-        pack = ImageTextFolder.read(captions)
+        pack = ImageTextFolder.read(captions, read)
     except (ValueError, OSError) as error:
         return {}, Findings(problems=[f"no captions: {error}"])
     texts = [record.text for record in pack.records if record.text]

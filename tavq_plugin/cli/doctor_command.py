@@ -16,7 +16,7 @@ from tavq_plugin.cli.console import (
     print_json,
     report_errors,
 )
-from tavq_plugin.cli.options import AsJson, Debug
+from tavq_plugin.cli.options import AsJson, Debug, IdField, TextField, read_settings
 
 
 def doctor(
@@ -32,6 +32,8 @@ def doctor(
     layout: Annotated[str | None, typer.Option(help='Axes of the tapped features: "b c h w", "b n c", …')] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Side of your images, in pixels.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="One more package that the YAML may name.")] = None,
+    text_field: TextField = None,
+    id_field: IdField = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -52,6 +54,7 @@ def doctor(
     options = {"taps": taps, "quantizer": quantizer, "codebook": codebook, "encode": encode, "layout": layout}
     wrapping: dict[str, Any] = {name: value for name, value in options.items() if value}
     with report_errors(console, "Nothing was written", debug=debug), redirect_stdout(sys.stderr):  # hosts may print
+        read = read_settings(captions, text_field, id_field, option="--captions")
         try:
             setup = load_target(target, allow=allow or ())
             if parse is not None:
@@ -67,6 +70,7 @@ def doctor(
                 setup.optimizer,
                 setup.align,
                 captions=captions,
+                read=read,
                 resolution=resolution,
                 **{**setup.wrapping, **wrapping},
             )

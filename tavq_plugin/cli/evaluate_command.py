@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tavq_plugin.cli.console import BROKEN, console_for, evaluations_progress, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Debug
+from tavq_plugin.cli.options import AsJson, Debug, IdField, TextField, read_settings
 
 
 def evaluate(
@@ -42,6 +42,8 @@ def evaluate(
     any_data: Annotated[
         bool, typer.Option("--any-data", help="With --split test: also take runs that may have trained on other data.")
     ] = False,
+    text_field: TextField = None,
+    id_field: IdField = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -62,7 +64,7 @@ def evaluate(
         content = evaluate_sources(
             sources, out=out, data=data, split=split, resolution=resolution, n_train=n_train, n_eval=n_eval,
             weights=weights, allow=allow or (), any_data=any_data, tell=console.print, started=started,
-            finished=finished,
+            finished=finished, read=read_settings(data, text_field, id_field),
         )  # fmt: skip
     if as_json:
         print_json(content)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tavq_plugin.data.read_settings import ReadSettings
 
 Data = Annotated[
     Path | None,
@@ -14,6 +17,9 @@ Data = Annotated[
 ]
 TextField = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column or field with the text. Default: those in docs/texts.md.")
+]
+IdField = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
 ]
 RecipeFile = Annotated[str, typer.Option(help="A YAML file, or the name of a recipe that comes with the package.")]
 Allow = Annotated[
@@ -32,6 +38,18 @@ Init = Annotated[
         help="Start from a trained host: a .safetensors, .ckpt, .pt or .pth file, or the folder of a finished run.",
     ),
 ]
+
+
+def read_settings(
+    data: Path | None, text_field: str | None, id_field: str | None, *, option: str = "--data"
+) -> ReadSettings:
+    """How the records of the data are read; raises ValueError if a field is named and no data are given."""
+    from tavq_plugin.data.read_settings import ReadSettings
+
+    if data is None and (text_field or id_field):
+        named = "--text-field" if text_field else "--id-field"
+        raise ValueError(f"{named} names a field of {option}: give {option} too, or leave {named} out")
+    return ReadSettings(text_field=text_field, id_field=id_field)
 
 
 def options_given(ctx: typer.Context, *, but: Sequence[str] = ()) -> list[str]:

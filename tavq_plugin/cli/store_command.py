@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tavq_plugin.cli.console import BROKEN, console_for, print_json, report_errors
 from tavq_plugin.cli.options import AsJson, Debug
+from tavq_plugin.io.counted import counted
 
 if TYPE_CHECKING:
     from tavq_plugin.text.manifest import Manifest
@@ -34,20 +35,30 @@ def verify(
 @store.command()
 def info(
     store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Also write one HTML file with lengths, frequent units, languages, flags and what was left out.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Print what a store holds: texts, shards, units of each kind, width, and what made it."""
+    from tavq_plugin.preprocessing.store_page import write_store_page
     from tavq_plugin.text.store_info import store_info
 
     console = console_for(as_json)
-    with report_errors(console, "Nothing was changed", as_json=as_json, debug=debug):
-        found = store_info(store)
+    with report_errors(console, "The store was not changed", as_json=as_json, debug=debug):
+        found = store_info(store) if page is None else write_store_page(store, page)
     if as_json:
         print_json(asdict(found))
         return
     for name, value in found.rows():
         console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"written: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 @store.command()
@@ -62,7 +73,7 @@ def export(
     console = Console()
     with report_errors(console, "No file was left half-written", debug=debug):
         units = export_store(store, out)
-    console.print(f"{out}: {units:,} units")
+    console.print(f"{out}: {counted(units, 'units')}")
 
 
 @store.command()
@@ -112,7 +123,7 @@ def _print_new_store(out: Path, make: Callable[[], Manifest], debug: bool) -> No
     console = Console()
     with report_errors(console, "No store was changed", debug=debug):
         made = make()
-    console.print(f"{out}: {made.texts:,} texts in {made.shards} shards")
+    console.print(f"{out}: {counted(made.texts or 0, 'texts')} in {counted(made.shards or 0, 'shards')}")
 
 
 def print_faults(console: Console, store: Path, *, debug: bool) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli.console import BROKEN, report_errors, tasks_progress
-from tavq_plugin.cli.options import Debug
+from tavq_plugin.cli.options import Debug, IdField, TextField, read_settings
 
 
 def task(
@@ -70,6 +70,8 @@ def task(
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of every task, such as model.width=64."),
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="One more package that a YAML or a recipe may name.")] = None,
+    text_field: TextField = None,
+    id_field: IdField = None,
     debug: Debug = False,
 ) -> None:
     """Train small models on the codes of runs, and measure what they can do: generate, ground, caption, answer.
@@ -87,7 +89,7 @@ def task(
         plan = read_task(
             names, runs, data=data, out=out, quick=quick, n_train=n_train, n_eval=n_eval, resolution=resolution,
             baseline=baseline, levels=levels, weights=weights, steps=steps, overrides=overrides or (),
-            allow=allow or (), reporting=reporting,
+            allow=allow or (), reporting=reporting, read=read_settings(data, text_field, id_field),
         )  # fmt: skip
         content = run_tasks(plan, reporting=reporting)
         if json_file is not None:

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Debug, TextField
+from tavq_plugin.cli.options import AsJson, Debug, IdField, TextField
 from tavq_plugin.cli.store_command import print_faults
+from tavq_plugin.io.counted import counted
 
 # Options of both `caption` and `prepare`.
 Server = Annotated[
@@ -28,9 +29,6 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature;
 Concurrency = Annotated[int, typer.Option(min=1, help="At most this many requests to the server at once.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait while the server is silent.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a failed request is repeated.")]
-IdField = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column or field with the id. Default: id, else the image's name.")
-]
 LargestText = Annotated[int, typer.Option(min=1, help="Bytes of one row or text; longer ones are left out.")]
 ExtraBody = Annotated[
     str | None,
@@ -117,7 +115,7 @@ def caption(
             settings=ReadSettings(text_field=text_field, id_field=id_field), say=say,
         )  # fmt: skip
     console.print(
-        f"{out}: {done.written:,} texts written now, {done.already_written:,} before; "
+        f"{out}: {counted(done.written, 'texts')} written now, {done.already_written:,} before; "
         f"{done.retried:,} asked for twice, {done.flagged:,} flagged as flawed; "
         f"{done.prompt_tokens:,} tokens read, {done.completion_tokens:,} written"
     )
@@ -238,14 +236,18 @@ def prepare(
             ray="" if ray == "local" else ray, workers=workers,
         )  # fmt: skip
     state = "finished" if result.finished else "other parts are still missing"
-    console.print(f"{out}: {result.texts:,} texts in {result.shards} shards, {result.made} made now; {state}")
+    console.print(
+        f"{out}: {counted(result.texts, 'texts')} in {counted(result.shards, 'shards')}, {result.made} made now; "
+        f"{state}"
+    )
     if result.without_text:
         console.print(f"{result.without_text:,} of {result.texts:,} without text; they add nothing to the loss")
     if result.skipped:
         console.print(result.skipped, markup=False)
     if result.in_pieces:
         console.print(
-            f"{result.in_pieces:,} units exceed the encoder's limit: each was encoded in pieces, so nothing was cut off"
+            f"longer than the encoder's limit: {counted(result.in_pieces, 'units')}, encoded in pieces, so nothing was "
+            "cut off"
         )
     faults = print_faults(console, out, debug=debug) if verify_all and result.finished else []
     if as_json:
@@ -257,5 +259,5 @@ def prepare(
 
 def _exit_if_left_out(console: Console, number: int, file: Path) -> None:
     if number:
-        console.print(f"{number:,} records left out; {file} lists each with its place and reason")
+        console.print(f"{counted(number, 'records')} left out; {file} lists each with its place and reason")
         raise typer.Exit(LEFT_OUT)

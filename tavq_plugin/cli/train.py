@@ -36,7 +36,7 @@ def run_train(
     n_train: int | None,
     n_eval: int,
     allow: Sequence[str],
-    text_field: str | None = None,
+    read: ReadSettings | None = None,
     console: Console,
 ) -> TrainedRun:
     """Train a run and print its figures. Under a launcher, the main process reads first and only it prints."""
@@ -57,7 +57,7 @@ def run_train(
     with state.main_process_first():
         corpus, _ = load_or_build_corpus(
             out / "data", data, settings.resolution, n_train=n_train or (SCENES if data is None else ALL),
-            n_eval=n_eval, tell=console.print, settings=ReadSettings(text_field=text_field),
+            n_eval=n_eval, tell=console.print, settings=read,
         )  # fmt: skip
     with _steps_shown(console, settings.method, settings.steps) as report:
         run = fit(settings.method, settings, corpus, out, progress=report, allow=allow)

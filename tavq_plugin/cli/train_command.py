@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from tavq_plugin.cli.console import console_for, print_json, report_errors
-from tavq_plugin.cli.options import Allow, AsJson, Data, Debug, Init, RecipeFile, TextField, options_given
+from tavq_plugin.cli.options import (
+    Allow,
+    AsJson,
+    Data,
+    Debug,
+    IdField,
+    Init,
+    RecipeFile,
+    TextField,
+    options_given,
+    read_settings,
+)
 
 
 def train(
@@ -40,6 +51,7 @@ def train(
     ] = None,
     allow: Allow = None,
     text_field: TextField = None,
+    id_field: IdField = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -59,7 +71,8 @@ def train(
         else:
             run = run_train(
                 out=out, data=data, method=method, recipe=recipe, init=init, overrides=overrides or (),
-                n_train=n_train, n_eval=n_eval, allow=allow or (), text_field=text_field, console=console,
+                n_train=n_train, n_eval=n_eval, allow=allow or (), console=console,
+                read=read_settings(data, text_field, id_field),
             )  # fmt: skip
     if as_json and not console.quiet:  # the main process alone prints
         figures = {"seconds_per_step": run.seconds_per_step, "plugin_share": run.plugin_share}

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
 from tavq_plugin.cli.options import AsJson, Debug
+from tavq_plugin.io.counted import counted
 from tavq_plugin.io.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -68,10 +69,12 @@ def encode(
             "rejected": len(done.rejected), "files": [str(out / name) for name in done.files],
         })  # fmt: skip
     else:
-        console.print(f"{done.encoded:,} images encoded, {len(done.rejected):,} left out", highlight=False)
+        console.print(f"{counted(done.encoded, 'images')} encoded, {len(done.rejected):,} left out", highlight=False)
         if done.rejected:
             console.print(f"the first: {done.rejected[0]}", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"written: {out}, {len(done.files)} files", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"written: {out}, {counted(len(done.files), 'files')}", markup=False, highlight=False, soft_wrap=True
+        )
     if done.rejected:
         raise typer.Exit(LEFT_OUT)
 
@@ -96,7 +99,7 @@ def decode(
     if as_json:
         print_json({"images": number, "out": str(out)})
     else:
-        console.print(f"written: {number:,} images in {out}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"written: {counted(number, 'images')} in {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def words(

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from tavq_plugin.data.bounded_rows import ROWS_AT_ONCE, bounded_rows
 from tavq_plugin.data.decode import decode_text
 from tavq_plugin.data.read_counts import ReadCounts
 from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record, Reject, Rejection, raise_rejection
 from tavq_plugin.data.rows import Row
 from tavq_plugin.data.tables import records_of_rows
-
-_ROWS_AT_ONCE = 64
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -43,7 +42,7 @@ def from_saved_dataset(
 
 def _of_one(folder: Path, reject: Reject, settings: ReadSettings, counts: ReadCounts) -> Iterator[Record]:
     names = _described(folder / "state.json", "_data_files")
-    rows = _arrow_rows([folder / name for name in names], reject, counts)
+    rows = _arrow_rows([folder / name for name in names], reject, settings, counts)
     yield from records_of_rows(rows, folder, folder, reject, settings, counts)
     counts.check(folder)
 
@@ -61,21 +60,27 @@ def _described(file: Path, key: str) -> list[str]:
     return names
 
 
-def _arrow_rows(files: list[Path], reject: Reject, counts: ReadCounts) -> Iterator[Row]:
+def _arrow_rows(files: list[Path], reject: Reject, settings: ReadSettings, counts: ReadCounts) -> Iterator[Row]:
     import pyarrow
     import pyarrow.ipc
 
     number = 0
     for file in files:
+
+        def refuse(row: int | None, reason: str, file: Path = file) -> None:
+            counts.parts += 1
+            counts.rejected += 1
+            reject(Rejection(str(file), row, reason))
+
         try:
             with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
                 for batch in stream:
-                    for start in range(0, len(batch), _ROWS_AT_ONCE):
-                        for row in batch.slice(start, _ROWS_AT_ONCE).to_pylist():
-                            number += 1
+                    batch.validate(full=True)  # Arrow trusts the offsets of a file; a bad one reads foreign memory
+                    for start in range(0, len(batch), ROWS_AT_ONCE):
+                        part = batch.slice(start, ROWS_AT_ONCE)
+                        for row in bounded_rows(part, refuse, settings, number):
                             counts.parts += 1
-                            yield number, row
+                            yield row
+                        number += len(part)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            counts.parts += 1
-            counts.rejected += 1
-            reject(Rejection(str(file), None, f"not Arrow, or truncated ({error}); save the data set again"))
+            refuse(None, f"not Arrow, or truncated ({error}); save the data set again")

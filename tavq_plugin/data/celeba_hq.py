@@ -42,7 +42,7 @@ def from_celeba_hq(
     for path in _images(images, counts):
         text = texts / f"{path.stem}.txt"
         named_texts.add(text)
-        lines, own = read_lines(text, reject), masks.pop(_number(path.stem), [])
+        lines, own = read_lines(text, reject, limit="largest_text"), masks.pop(_number(path.stem), [])
         if lines is None:
             counts.parts += 1 + len(own)
             counts.rejected += 1 + len(own)

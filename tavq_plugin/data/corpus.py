@@ -22,6 +22,7 @@ from tavq_plugin.data.records import Record
 from tavq_plugin.data.splits import Split
 from tavq_plugin.data.synthetic_scenes import scenes
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors
+from tavq_plugin.io.counted import counted
 from tavq_plugin.io.ownership import claim, refuse_taken
 from tavq_plugin.moved import old_names
 from tavq_plugin.text.store import TextStore
@@ -170,12 +171,12 @@ def read_splits(
     kept = [i for i in range(len(records)) if i not in left_out]
     sizes = {name: sum(names[i] == name for i in kept) for name in splits._fields}
     for reason, count in reasons.items():
-        tell(f"left out {count} {reason}")
+        tell(f"left out {count}: {reason}")
     if min(sizes["train"], sizes["tune"]) < MIN_IMAGES:
-        why = f", after {len(left_out)} images were left out" if left_out else ""
+        why = f" ({counted(len(left_out), 'images')} left out)" if left_out else ""
         raise ValueError(
-            f"{source.folder} gives {sizes['train']} images to train and {sizes['tune']} to tune on{why}: at least "
-            f"{MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
+            f"{source.folder} gives {counted(sizes['train'], 'images')} to train and {sizes['tune']} to tune on{why}: "
+            f"at least {MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
         )
     texts = [records[i].text for i in kept]
     if without := sum(not text.strip() for text in texts):

@@ -46,7 +46,7 @@ def from_cub(folder: Path, reject: Reject = raise_rejection, counts: ReadCounts 
         except ValueError as error:
             counts.refuse(reject, Rejection(str(folder / ROWS), line, str(error)), parts)
             continue
-        lines = read_lines(text, reject)
+        lines = read_lines(text, reject, limit="largest_text")
         if lines is None:
             counts.parts += parts
             counts.rejected += parts

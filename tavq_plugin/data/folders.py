@@ -23,6 +23,7 @@ from tavq_plugin.data.records import (
     read_lines,
 )
 from tavq_plugin.data.splits import Splits, split_records
+from tavq_plugin.io.counted import counted
 from tavq_plugin.text.text_id import text_id
 
 
@@ -67,7 +68,8 @@ class ImageTextFolder:
         splits = split_records(self.records, n_train=n_train, n_eval=n_eval, seed=seed)
         if not splits.train or not splits.tune:
             raise ValueError(
-                f"{self.folder} has {len(self.records)} images: give at least 2, one to train and one to tune on"
+                f"{self.folder} has {counted(len(self.records), 'images')}: give at least 2, one to train and one "
+                "to tune on"
             )
         return splits
 
@@ -83,7 +85,12 @@ def _refuse_repeated_images(records: tuple[Record, ...], table: Path) -> None:
         ids.add(record.id)
 
 
-def from_folder(folder: Path, reject: Reject = raise_rejection, counts: ReadCounts | None = None) -> Iterator[Record]:
+def from_folder(
+    folder: Path,
+    reject: Reject = raise_rejection,
+    counts: ReadCounts | None = None,
+    settings: ReadSettings | None = None,
+) -> Iterator[Record]:
     """Images anywhere below a folder, each with the lines of its .txt file as captions.
 
     Links to files and folders are followed; names that begin with a dot, and __MACOSX, are skipped. Other files are
@@ -102,7 +109,7 @@ def from_folder(folder: Path, reject: Reject = raise_rejection, counts: ReadCoun
         if ending not in IMAGE_ENDINGS:
             counts.skipped[ending or "without an ending"] += 1
             continue
-        record = _record(path, folder, reject)
+        record = _record(path, folder, reject, settings)
         if record is None:
             counts.rejected += 1
         else:
@@ -111,7 +118,7 @@ def from_folder(folder: Path, reject: Reject = raise_rejection, counts: ReadCoun
     counts.check(folder)
 
 
-def _record(path: Path, folder: Path, reject: Reject) -> Record | None:
+def _record(path: Path, folder: Path, reject: Reject, settings: ReadSettings | None) -> Record | None:
     """The record of one image; None if it is rejected."""
     if has_surrogates(str(path)):
         reject(Rejection(str(path), None, "its file name is not UTF-8; rename it"))
@@ -119,7 +126,7 @@ def _record(path: Path, folder: Path, reject: Reject) -> Record | None:
     if not path.is_file():
         reject(Rejection(str(path), None, "a broken link; mend or delete it"))
         return None
-    text = read_lines(_text_beside(path), reject)
+    text = read_lines(_text_beside(path), reject, settings, "largest_text")
     if text is None:
         return None
     name, used = text_id(path.relative_to(folder).as_posix()), captions_as_text(text)
@@ -157,7 +164,7 @@ def _walk(folder: Path, reject: Reject, counts: ReadCounts, parents: frozenset[s
                 yield Path(entry.path)
             else:
                 counts.parts += 1
-                counts.skipped["sockets and devices"] += 1
+                counts.skipped["special files (sockets, devices)"] += 1
         elif linked and os.path.realpath(entry.path) in parents:
             counts.parts += 1
             counts.rejected += 1

@@ -16,6 +16,7 @@ from tavq_plugin.data.row_texts import fields_understood
 from tavq_plugin.data.rows import TABLE_ENDINGS, table_ending
 from tavq_plugin.data.tables import from_table
 from tavq_plugin.data.tars import ARCHIVE_ENDINGS, from_tars, is_archive
+from tavq_plugin.io.counted import counted
 from tavq_plugin.text.text_id import text_id
 
 CAPTIONS = ("captions.jsonl", "captions.jsonl.gz")
@@ -68,7 +69,7 @@ def _records(place: Path, reject: Reject, settings: ReadSettings, counts: ReadCo
             return reader(place, reject, counts)
         if tables := _parquets(place):
             return _from_parquets(tables, reject, settings, counts, images)
-        return from_folder(place, reject, counts)
+        return from_folder(place, reject, counts, settings)
     if not place.is_file():
         raise FileNotFoundError(f"no file or folder {place}: give images with text, or a file of captions")
     if is_archive(place):
@@ -138,7 +139,7 @@ def without_text_reason(place: Path, number: int, fields: Iterable[str], setting
     )
     instead = f" The folder holds {', '.join(tables[:4])}: give that file as --data." if tables else ""
     return (
-        f"none of the {number:,} records of {place} has a text. Fields seen: {seen}. Fields understood: "
+        f"none of the {counted(number, 'records')} of {place} has a text. Fields seen: {seen}. Fields understood: "
         f"{fields_understood(settings.text_field)}; or a .txt file beside each image.{instead}{flagged} Name the field "
-        "with the text by --text-field (of prepare, caption, train and compare), or write texts first with tavq caption"
+        "with the text by --text-field, or write texts first with tavq caption"
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tavq_plugin.data.records import Reject, Rejection
+from tavq_plugin.io.counted import counted
 
 SYSTEM_FILES = "system files"  # .DS_Store, ._0.png, __MACOSX/0.png
 
@@ -51,5 +52,5 @@ class ReadCounts:
         >>> ReadCounts(skipped=Counter({"system files": 2, ".gif": 1})).told()
         'not read: 2 system files, 1 .gif'
         """
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.skipped.most_common())
+        kinds = ", ".join(counted(number, kind) for kind, number in self.skipped.most_common())
         return f"not read: {kinds}" if kinds else ""

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from tavq_plugin.data.decode import decode_text
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.moved import old_names
 
 __getattr__ = old_names(__name__)  # names that moved to other files
@@ -60,9 +61,20 @@ def raise_rejection(rejection: Rejection) -> None:
     raise ValueError(str(rejection))
 
 
-def read_lines(file: Path, reject: Reject = raise_rejection) -> list[str] | None:
-    """The lines of a text file: [] if it is missing, None if it is rejected."""
+def read_lines(
+    file: Path, reject: Reject = raise_rejection, settings: ReadSettings | None = None, limit: str = "largest_json"
+) -> list[str] | None:
+    """The lines of a text file: [] if it is missing, None if it is rejected, such as for its size.
+
+    Args:
+        file: The file.
+        reject: Called if it cannot be read. Default: raise ValueError.
+        settings: Holds the limit of its size. Default: `ReadSettings()`.
+        limit: The setting that limits it: that of one text, or of a list of all.
+    """
     try:
+        if file.is_file() and (reason := (settings or ReadSettings()).excess(file.stat().st_size, limit)):
+            raise ValueError(f"too large: {reason}")
         return decode_text(file.read_bytes()).splitlines() if file.is_file() else []
     except ValueError as error:
         reject(Rejection(str(file), None, str(error)))

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
+from tavq_plugin.data.bounded_rows import bounded_rows, rows_at_once
 from tavq_plugin.data.decode import MARK, decode_text
 from tavq_plugin.data.read_counts import ReadCounts
 from tavq_plugin.data.read_settings import ReadSettings
@@ -20,7 +21,6 @@ from tavq_plugin.data.records import Reject, Rejection
 LINES, VALUES, ARRAY, PARQUET = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".json",), (".parquet",)
 TABLE_ENDINGS = (*LINES, *VALUES, *ARRAY, *PARQUET)
 SEPARATORS = (",", ";", "\t", "|")
-_ROWS_AT_ONCE = 64  # of a Parquet file; few, since a row may hold an image
 
 Row = tuple[int, dict[str, Any]]  # with its number in the file
 
@@ -47,7 +47,7 @@ def read_rows(file: Path, reject: Reject, settings: ReadSettings, counts: ReadCo
     readers = {**dict.fromkeys(LINES, _json_lines), **dict.fromkeys(VALUES, _values), **dict.fromkeys(ARRAY, _array)}
     ending = table_ending(file)
     if ending in PARQUET:
-        yield from _counted(_parquet(file, refuse), counts)
+        yield from _counted(_parquet(file, refuse, settings), counts)
         return
     with file.open("rb") as plain:
         packed = file.suffix.lower() == ".gz"
@@ -158,17 +158,21 @@ def _values(content: IO[bytes], refuse: Any, settings: ReadSettings) -> Iterator
         yield reader.line_num, {name: value for name, value in pairs if name and value}
 
 
-def _parquet(file: Path, refuse: Any) -> Iterator[Row]:
+def _parquet(file: Path, refuse: Any, settings: ReadSettings) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            try:
+                size = rows_at_once(table.metadata, file.stat().st_size, settings)
+            except ValueError as error:
+                refuse(None, str(error))
+                return
+            for batch in table.iter_batches(batch_size=size):
+                yield from bounded_rows(batch, refuse, settings, number)
+                number += len(batch)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         place = f" after row {number}" if number else ""
         refuse(None, f"not Parquet, or truncated{place} ({error}); fetch it again")

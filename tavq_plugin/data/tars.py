@@ -31,7 +31,7 @@ from tavq_plugin.data.row_texts import row_texts
 from tavq_plugin.text.text_id import text_id
 
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
-FOLDERS, PARTS = "folders", "parts of a record that are not read, such as a.seg.png"
+FOLDERS, PARTS = "folders", "unread parts of a record, such as a.seg.png"
 _TEXTS = (".txt", ".json")
 _HELD = 8  # stems with dots that wait for a.jpg
 _LARGEST_HEADER = 2**20  # bytes of a long name or of extended attributes

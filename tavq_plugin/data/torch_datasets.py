@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +66,9 @@ class HubImageDataset(Dataset):
         missing = [column for column in (image, id) if column is not None and column not in rows.column_names]
         if missing:
             raise ValueError(f"no column {missing[0]!r} among {rows.column_names}: give image= and id=")
+        feature = (getattr(rows, "features", None) or {}).get(image)
+        if getattr(feature, "decode", False):  # `datasets` would decode an image of any size, before it is looked at
+            rows = rows.cast_column(image, cast(Any, type(feature))(decode=False))
         self.rows, self.resolution, self.image, self.id, self.transform = rows, resolution, image, id, transform
 
     def __len__(self) -> int:
@@ -74,7 +77,7 @@ class HubImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         row = self.rows[index]
         try:
-            image = read_image(row[self.image], self.resolution)
+            image = read_image(_file_or_bytes(row[self.image]), self.resolution)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
         image = image if self.transform is None else self.transform(image)
@@ -87,6 +90,16 @@ class HubImageDataset(Dataset):
         columns = [text] if self.id is None else [text, self.id]
         for index, row in enumerate(self.rows.select_columns(columns)):
             yield Record(text_id(index if self.id is None else row[self.id]), None, row[text] or "")
+
+
+def _file_or_bytes(value: Any) -> Any:
+    """The bytes of an image, or else its file's name, from what `datasets` stores; other values as they are."""
+    if not isinstance(value, Mapping):
+        return value
+    found = value.get("bytes") or value.get("path")
+    if found is None:
+        raise ValueError(f"no image: {value!r:.60} has neither bytes nor a path")
+    return found
 
 
 class TarImageDataset(IterableDataset):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tavq_plugin.data.corpus import load_or_build_corpus
-from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summarise
 from tavq_plugin.evaluation.equal_time import equal_time_steps
 from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results, refuse_foreign_floors
@@ -78,7 +77,7 @@ def compare(
             plan.recipe.resolution,
             **numbers,
             tell=tell,
-            settings=ReadSettings(text_field=plan.text_field),
+            settings=plan.read,
         )
         require_known_hashes(plan.weights)
         targets = load_targets(plan.out, plan.evaluation)

@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.evaluation.settings import VERSION, EvaluationSettings
 from tavq_plugin.io.atomic import read_json, save_json
 from tavq_plugin.methods import METHODS, method_class
@@ -46,7 +47,7 @@ class Plan:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: by method
     allow: tuple[str, ...] = ()  #: further packages that the recipe's targets may name
-    text_field: str | None = None  #: column or field of the data with the text. Default: those that are understood
+    read: ReadSettings = field(default_factory=ReadSettings)  #: the fields with id and text, and the limits
     equal_time: bool = False  #: train methods of another speed once more, for the same time as the reference
 
     def __post_init__(self) -> None:
@@ -175,7 +176,7 @@ def plan_of(
     quick: bool = False,
     equal_time: bool | None = None,
     allow: Sequence[str] = (),
-    text_field: str | None = None,
+    read: ReadSettings | None = None,
 ) -> Plan:
     """A plan from the options of `tavq compare`.
 
@@ -198,7 +199,7 @@ def plan_of(
         quick: Few steps and images.
         equal_time: Train methods of another speed once more, for the same time as the reference. Default: unless quick.
         allow: Further packages that the recipe's targets may name.
-        text_field: Column or field of the data with the text. Default: those that are understood.
+        read: The fields of the data with id and text. Default: those that are understood.
 
     Raises:
         ValueError: An override sets what an option of the command sets, or sets a recipe's setting for one method.
@@ -232,7 +233,7 @@ def plan_of(
         method_options=method_options,
         equal_time=not quick if equal_time is None else equal_time,
         allow=tuple(allow),
-        text_field=text_field,
+        read=read or ReadSettings(),
     )
 
 

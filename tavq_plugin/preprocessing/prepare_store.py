@@ -19,6 +19,7 @@ from tavq_plugin.data.read import read_records
 from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record
 from tavq_plugin.io.atomic import intended
+from tavq_plugin.io.counted import counted
 from tavq_plugin.io.progress import progress_bar
 from tavq_plugin.preprocessing.ray_backend import work_on_ray
 from tavq_plugin.preprocessing.rejections import REJECTED, refuse_foreign_list, write_rejections
@@ -28,7 +29,7 @@ from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
 from tavq_plugin.text.pretrained import Pooling
 from tavq_plugin.text.shard_file import Shard, read_shard, shard_metadata, write_shard
-from tavq_plugin.text.splitter import Splitter
+from tavq_plugin.text.splitter import Splitter, split_by_newer_rules
 from tavq_plugin.text.store import TextStore
 
 LOCKS = ".locks"
@@ -97,7 +98,7 @@ def prepare(
     count = -(-scan.texts // shard_size)
     if len(shard_paths(out)) and max(int(path.stem.split("-")[1]) for path in shard_paths(out)) >= count:
         raise ValueError(
-            f"{out} holds more than the {count} shards of {data}, so it is another store: give a new folder"
+            f"{out} holds more than the {counted(count, 'shards')} of {data}, so it is another store: give a new folder"
         )
     encoder = load_encoder()
     fingerprint = "|".join(filter(None, [encoder.fingerprint, splitter.fingerprint, scan.captioners]))
@@ -201,7 +202,9 @@ def records_digest(records: Sequence[Record] | None) -> str:
         return ""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps([record.id, record.text]).encode())
+        # A text that an earlier release may have split otherwise has another digest, so that its shard is made again.
+        rules = ["rules-2"] if split_by_newer_rules(record.text) else []
+        digest.update(json.dumps([record.id, record.text, *rules]).encode())
     return digest.hexdigest()
 
 

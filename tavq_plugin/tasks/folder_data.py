@@ -18,8 +18,10 @@ from tavq_plugin.data.images import open_image, read_image
 from tavq_plugin.data.label_maps import label_classes, label_maps
 from tavq_plugin.data.published import published_reader
 from tavq_plugin.data.read import read_records
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.records import Record, Rejection
 from tavq_plugin.data.splits import split_records
+from tavq_plugin.io.counted import counted
 from tavq_plugin.tasks.boxes import Box, box_in_centre_crop
 from tavq_plugin.tasks.task_data import TaskData, TaskImages
 
@@ -33,6 +35,7 @@ def folder_data(
     resolution: int,
     n_train: int | None = None,
     n_eval: int | None = None,
+    settings: ReadSettings | None = None,
     tell: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> TaskData:
@@ -47,6 +50,7 @@ def folder_data(
         resolution: Pixels per side.
         n_train: Training images, at most. Default: all.
         n_eval: Held-out images, at most. Default: all of the tune split.
+        settings: The fields with id and text, and the limits of what is read. Default: `ReadSettings()`.
         tell: Called with each message for the user.
         progress: Called with the number of images that are read, and of all.
 
@@ -55,7 +59,7 @@ def folder_data(
             of one image have different sizes; the message names the record.
         FileNotFoundError: There is no such folder or file.
     """
-    records = _records(Path(folder), tell)
+    records = _records(Path(folder), tell, settings)
     train, held_out, _ = split_records(records, n_train=n_train, n_eval=n_eval)
     both = [*train, *held_out]
     notes = [_Notes(_captions(record), _boxes(record), _questions(record)) for record in both]  # refused before images
@@ -69,12 +73,12 @@ def folder_data(
     names = ["train"] * len(train) + ["tune"] * len(held_out)
     left_out = left_out_records(images, both, names) if all(isinstance(r.image, Path) for r in both) else {}
     for reason, count in Counter(left_out.values()).items():
-        tell(f"left out {count} {reason}")
+        tell(f"left out {count}: {reason}")
     rows = {name: [i for i in range(len(both)) if names[i] == name and i not in left_out] for name in ("train", "tune")}
     if min(map(len, rows.values())) < MIN_IMAGES:
         raise ValueError(
-            f"{folder} gives {len(rows['train'])} images to train and {len(rows['tune'])} to measure on: at least "
-            f"{MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
+            f"{folder} gives {counted(len(rows['train']), 'images')} to train and {len(rows['tune'])} to measure on: "
+            f"at least {MIN_IMAGES} of each are needed; give a folder with more images, or larger --train and --eval"
         )
     splits = [
         _task_images(images[part], [notes[i] for i in part], None if labels is None else labels[part])
@@ -91,17 +95,17 @@ class _Notes(NamedTuple):
     questions: list[dict[str, str]]
 
 
-def _records(folder: Path, tell: Callable[[str], None]) -> list[Record]:
+def _records(folder: Path, tell: Callable[[str], None], settings: ReadSettings | None) -> list[Record]:
     """The records with an image of a folder. Of a user's own, a broken one raises ValueError; of a published data set,
     it is left out, counted and told.
     """
     if folder.is_dir() and ((folder / "captions.jsonl").exists() or published_reader(folder) is None):
-        records: Sequence[Record] = ImageTextFolder.read(folder).records
+        records: Sequence[Record] = ImageTextFolder.read(folder, settings).records
     else:
         rejected: list[Rejection] = []
-        records = list(read_records(folder, rejected.append))
+        records = list(read_records(folder, rejected.append, settings))
         if rejected:
-            tell(f"left out {len(rejected):,} broken records; the first: {rejected[0]}")
+            tell(f"left out {counted(len(rejected), 'broken records')}; the first: {rejected[0]}")
     return [record for record in records if record.image is not None]
 
 

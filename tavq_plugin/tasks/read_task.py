@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.evaluation.report.tasks_slot import has_page
 from tavq_plugin.evaluation.sources.finished_runs import unfinished_runs
 from tavq_plugin.evaluation.sources.read_sources import FinishedRun, Source, read_sources
@@ -32,6 +33,7 @@ def read_task(
     allow: Sequence[str] = (),
     tasks: Mapping[str, Task] | None = None,
     reporting: Reporting | None = None,
+    read: ReadSettings | None = None,
     **settings: Any,
 ) -> TaskPlan:
     """The plan of these tasks on these runs; nothing is written.
@@ -48,6 +50,7 @@ def read_task(
         allow: Further packages that a run's recipe or a YAML file may name.
         tasks: The tasks by name. Default: those of the registry with these names.
         reporting: Who is told what happens. Default: nobody.
+        read: The fields of the data with id and text. Default: those that are understood.
         settings: The other fields of `TaskPlan`.
 
     Raises:
@@ -62,12 +65,14 @@ def read_task(
         for run in unfinished_runs(place):
             reporting.tell(f"{run} is not finished: left out")
     side, sizes = resolution or _resolution_of(sources), IMAGES[quick]
-    images = _data(data, side, n_train or sizes[0], n_eval or sizes[1], reporting)
+    images = _data(data, side, n_train or sizes[0], n_eval or sizes[1], reporting, read)
     pages = [Path(place) for place in given if has_page(Path(place))]
     return TaskPlan(chosen, sources, images, out, quick=quick, comparisons=pages, **settings)
 
 
-def _data(data: Path | None, resolution: int, n_train: int, n_eval: int, reporting: Reporting) -> TaskData:
+def _data(
+    data: Path | None, resolution: int, n_train: int, n_eval: int, reporting: Reporting, read: ReadSettings | None
+) -> TaskData:
     if data is None:
         return drawn_data(resolution=resolution, n_train=n_train, n_eval=n_eval)
     return folder_data(
@@ -75,6 +80,7 @@ def _data(data: Path | None, resolution: int, n_train: int, n_eval: int, reporti
         resolution=resolution,
         n_train=n_train,
         n_eval=n_eval,
+        settings=read,
         tell=reporting.tell,
         progress=lambda done, total: reporting.progress("reading images", done, total),
     )

@@ -13,9 +13,10 @@ from importlib import import_module
 
 from tavq_plugin.text import phrase_chunker, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
+from tavq_plugin.text.markdown_marks import may_have_markdown, without_markdown
 from tavq_plugin.types import GRANULARITIES
 
-VERSION = 1  # of the splitting rules; part of a store's fingerprint
+VERSION = 1  # of the splitting rules; part of a store's fingerprint. `split_by_newer_rules` has later ones of few texts
 
 # Each character becomes one character, so offsets into the normalised text are valid in the user's text.
 _PLAIN = str.maketrans(
@@ -24,7 +25,8 @@ _PLAIN = str.maketrans(
     | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # lone surrogates have no UTF-8
 )
 _TOKEN = re.compile(
-    r"""\w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
+    r"""\b(?:e\.g|i\.e)\b\.?                    # one token, and no word
+      | \w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
       | \d+(?:[.,:/]\d+)+%? | \d+%                # 5:30, 1,000, 20%
       | '(?:s|re|ve|ll|d|m)\b                     # man|'s
       | \w[\w\u0300-\u036f]*(?:-\w[\w\u0300-\u036f]*)*
@@ -34,6 +36,9 @@ _TOKEN = re.compile(
 _LONGEST_WORD = 40  # characters; longer tokens are not words, and HanTa's time grows with the square of the length
 _LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 _FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of clitics and "2 x 3"
+_ASIDES = frozenset(["e.g.", "e.g", "i.e.", "i.e"])
+_ABBREVIATION = re.compile(r"\b(?:approx|ca|incl|e\.g|i\.e)\b", re.IGNORECASE)
+_NO_END = re.compile(r"\b(?:approx|ca|incl|e\.g|i\.e)\.$", re.IGNORECASE)  # abbreviations that end no sentence
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Splitter:
 
     Words are content words in lower case, without auxiliaries. Phrases drop their leading determiner, which says
     nothing about the image: "a dog", "the dog" and "his dog" become one unit. A verb phrase is a verb with its
-    object: "wearing a red hat".
+    object: "wearing a red hat". Marks of Markdown, such as "**" and the numbers of a list, are in no unit.
 
     Args:
         words: Kinds of words to keep. Default: nouns, adjectives, verbs and numbers.
@@ -140,7 +145,7 @@ class Splitter:
             return TextUnits()
         if not isinstance(text, str):
             raise TypeError(f"a text must be a string, got {type(text).__name__}: give its text field")
-        plain = text.translate(_PLAIN)
+        plain = without_markdown(text).translate(_PLAIN)
         found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
         for start, end in _sentences(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
@@ -177,7 +182,7 @@ class Splitter:
             raise ValueError(
                 f"parts of speech need a tagger, and {self.language!r} has none: give spacy=, the name of a model"
             )
-        plain = (text or "").translate(_PLAIN)
+        plain = without_markdown(text or "").translate(_PLAIN)
         for start, end in _sentences(plain, self.language):
             _, tokens, codes = self._codes_of(plain, start, end)
             yield [(token.lower(), code if _is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
@@ -193,7 +198,7 @@ class Splitter:
             spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
             tokens = [_composed(plain[a:b]) for a, b in spans]
             # The tagger needs the text's own case; a token that is too long is tagged as punctuation.
-            short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
+            short = ["-" if len(token) > _LONGEST_WORD or token.lower() in _ASIDES else token for token in tokens]
             codes = phrase_chunker.code_letters(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
         return spans, tokens, codes
 
@@ -237,20 +242,31 @@ def split(text: str | None) -> TextUnits:
 _DEFAULT = Splitter()
 
 
+def split_by_newer_rules(text: str) -> bool:
+    """Whether a text may be split otherwise than by release 0.1, which knew no Markdown and no "e.g.".
+
+    >>> split_by_newer_rules("**A dog**"), split_by_newer_rules("A dog runs.")
+    (True, False)
+    """
+    return may_have_markdown(text) or bool(_ABBREVIATION.search(text))
+
+
 def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
-    """Spans of the sentences that hold at least one letter or digit; a line break always ends one."""
+    """Spans of the sentences that hold at least one letter or digit; a line break always ends one, "approx." never."""
     from sentencex import segment  # 3 ms; only where text is split
 
     for line in re.finditer(r"[^\r\n]+", plain):
-        place = line.start()
-        for sentence in segment(language, line.group()):
-            bare = sentence.strip()
-            if not bare:
-                continue
+        place, first = line.start(), None  # first: where the sentence began that an abbreviation does not end
+        sentences = [bare for sentence in segment(language, line.group()) if (bare := sentence.strip())]
+        for number, bare in enumerate(sentences, 1):
             start = plain.find(bare, place)
             place = start + len(bare)
-            if any(character.isalnum() for character in bare):
-                yield start, place
+            first = start if first is None else first
+            if number < len(sentences) and _NO_END.search(bare):
+                continue
+            if any(character.isalnum() for character in plain[first:place]):
+                yield first, place
+            first = None
 
 
 def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tuple[int, int]]:
@@ -290,7 +306,8 @@ def frequent_units(texts: Iterable[str | None], share: float = 0.2, splitter: Sp
 
 
 def _is_word(token: str) -> bool:
-    return len(token) <= _LONGEST_WORD and token.lower() not in _FILLER and bool(_LATIN.search(token))
+    lower = token.lower()
+    return len(token) <= _LONGEST_WORD and not (lower in _FILLER or lower in _ASIDES) and bool(_LATIN.search(token))
 
 
 def _composed(text: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.distributed import is_sharded
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.methods.base import Method
@@ -28,6 +29,7 @@ from tavq_plugin.training.run_folder import (
     recipe_settings,
     refuse_foreign_files,
     saved_settings,
+    try_saving,
 )
 from tavq_plugin.training.schedule import Phase
 from tavq_plugin.training.trainer import (
@@ -156,6 +158,8 @@ def extend(
                 claim_run(folder)
                 if latest is None:
                     checkpoints.clear()  # left by a kill at the end of the run
+                    if not is_sharded(loop.module):
+                        try_saving(folder, loop.tokenizer, loop.method)
             run_steps(loop, checkpoints, history, progress)
             phases = [*asked.phases, steps]
             summary = summary_of(history, settled=replace(recipe, steps=phases[0]).settled)

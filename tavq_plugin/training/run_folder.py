@@ -125,6 +125,29 @@ def begin_run(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
     save_json(folder / "settings.json", settings)
 
 
+def try_saving(folder: Path, tokenizer: Tokenizer, method: Method) -> None:
+    """Write the weights as `save_finished` will, then remove them: before the first step, so that a run fails early.
+
+    Raises OSError if the disk is full or cannot be written, and what `save_weights` raises.
+    """
+    partial = folder / ".final.partial"
+    try:
+        _write_weights(partial, tokenizer, method)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the weights cannot be written in {folder} ({error}), so the run could not be saved at its end: free some "
+            "space and run the same command again; nothing was trained"
+        ) from error
+    finally:
+        remove(partial)
+
+
+def _write_weights(partial: Path, tokenizer: Tokenizer, method: Method) -> None:
+    fresh_folder(partial, TRAINED_FILES, MAKER, former=PARTIAL_FILES)
+    save_weights(partial, tokenizer, None)
+    save_tree(partial / "method.safetensors", method.state_dict())
+
+
 def save_finished(folder: Path, tokenizer: Tokenizer, method: Method, summary: dict[str, Any]) -> None:
     """Write the weights of a finished run, then `summary` as history.json; that file marks the run as finished.
 
@@ -132,9 +155,7 @@ def save_finished(folder: Path, tokenizer: Tokenizer, method: Method, summary: d
     """
     partial = folder / ".final.partial"
     try:
-        fresh_folder(partial, TRAINED_FILES, MAKER, former=PARTIAL_FILES)
-        save_weights(partial, tokenizer, None)
-        save_tree(partial / "method.safetensors", method.state_dict())
+        _write_weights(partial, tokenizer, method)
         for path in sorted(partial.glob("*.safetensors")):
             path.replace(folder / path.name)
         save_json(folder / "history.json", summary)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from tavq_plugin.data.corpus import Corpus
+from tavq_plugin.distributed import is_sharded
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import writable
 from tavq_plugin.io.state_tree import refuse_unsavable
@@ -32,6 +33,7 @@ from tavq_plugin.training.run_folder import (
     refuse_other_settings,
     resolved_recipe,
     save_finished,
+    try_saving,
 )
 
 if TYPE_CHECKING:
@@ -158,6 +160,8 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
     if latest is not None:
         state, history = latest
         loop.load(state)
+    elif accelerator.is_main_process and not is_sharded(loop.module):  # gathering weights would need all processes
+        try_saving(folder, loop.tokenizer, loop.method)
     accelerator.wait_for_everyone()
     run_steps(loop, checkpoints, history, progress)
     summary = summary_of(history, settled=recipe.settled)

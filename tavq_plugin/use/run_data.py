@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus, ReadSplits, load_corpus, read_splits
 from tavq_plugin.data.folders import ImageTextFolder
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.sources.finished_runs import FinishedRun
 from tavq_plugin.io.atomic import read_json
@@ -37,6 +38,7 @@ class DataOfRun(NamedTuple):
     name: str  # "scenes", or the folder's name in the run's settings
     n_train: int
     n_eval: int
+    read: ReadSettings = ReadSettings()  # the fields with id and text that its command named
 
 
 def data_of_run(run: FinishedRun) -> DataOfRun:
@@ -48,7 +50,8 @@ def data_of_run(run: FinishedRun) -> DataOfRun:
         n_train = int(corpus["n_train"])
         return DataOfRun(str(corpus["name"]), n_train, int(corpus["images"]) - n_train)
     numbers = (int(settings.get("n_train", N_TRAIN)), int(settings.get("n_eval", N_EVAL)))
-    return DataOfRun(str(settings.get("data", "")), *numbers)
+    read = ReadSettings(text_field=settings.get("text_field"), id_field=settings.get("id_field"))
+    return DataOfRun(str(settings.get("data", "")), *numbers, read)
 
 
 def held_out(
@@ -120,7 +123,7 @@ def read_data(run: FinishedRun, data: Path | None, tell: Callable[[str], None]) 
                 f"the data that {run.folder} was trained on{named} are not here: give their folder, by data= or --data"
             )
         data = there
-    source = None if data is None else ImageTextFolder.read(data)
+    source = None if data is None else ImageTextFolder.read(data, own.read if own.name == str(data) else None)
     n_eval = own.n_eval if source is None or own.name == str(data) else AT_MOST
     splits = read_splits(source, run.recipe.resolution, n_train=own.n_train, n_eval=n_eval, tell=tell)
     return splits, SCENES if source is None else str(data)

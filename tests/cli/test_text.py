@@ -40,14 +40,16 @@ def test_prepare_again_replaces_a_broken_shard(tavq, tmp_path, bert_folder):
 def test_units_beyond_the_encoders_limit_are_counted_and_reported(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car and " + "a dog and " * 30 + "a boat."})
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
-    assert result.exit_code == 0 and "1 units exceed the encoder's limit" in " ".join(result.output.split())
+    assert result.exit_code == 0 and "longer than the encoder's limit: 1 unit, encoded in pieces" in " ".join(
+        result.output.split()
+    )
     assert ShardedStore.open(tmp_path / "s").counts()["in_pieces"] == 1
 
 
 def test_left_out_records_give_exit_code_3(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car."}, "{\n")
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
-    assert result.exit_code == 3 and "1 records left out" in " ".join(result.output.split())
+    assert result.exit_code == 3 and "1 record left out" in " ".join(result.output.split())
     assert json.loads((tmp_path / "s" / "rejected.jsonl").read_text())["line"] == 2
 
 

@@ -150,6 +150,17 @@ def test_parquet_with_images_inside(tmp_path):
     assert read(tmp_path / "hub") == ([("a.parquet/0.png", "A a."), ("b.parquet/0.png", "A b.")], [])
 
 
+def test_a_text_beside_an_image_has_the_limit_of_a_text(tmp_path):
+    put(tmp_path / "0.png")
+    put(tmp_path / "0.txt", "A dog.")
+    put(tmp_path / "1.png")
+    with (tmp_path / "1.txt").open("wb") as large:
+        large.truncate(40_000_000_000)  # no byte of it is on the disk
+    rejected = []
+    assert [record.id for record in read_records(tmp_path, rejected.append)] == ["0.png"]
+    assert len(rejected) == 1 and rejected[0].file.endswith("1.txt") and "largest_text=16,777,216" in rejected[0].reason
+
+
 def test_a_truncated_table_is_named(tmp_path):
     file = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"id": "0", "text": "A dog."}]), file)
@@ -202,7 +213,7 @@ def test_parts_of_a_webdataset_record_stay_parts(tmp_path):
     (record,) = read_records(archive(tmp_path / "a.tar", members), settings=ReadSettings(), counts=counts)
     assert (record.id, record.text, record.image) == ("a", "A dog.", png("blue"))
     assert (counts.parts, counts.used, counts.skipped.total()) == (5, 2, 3)
-    assert "2 parts of a record" in counts.told() and ".cls" in counts.told()
+    assert "2 unread parts of a record" in counts.told() and ".cls" in counts.told()
 
 
 def test_captions_in_the_json_of_an_archive(tmp_path):

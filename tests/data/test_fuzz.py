@@ -6,6 +6,7 @@ import json
 import tarfile
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -93,11 +94,29 @@ def test_any_archive_also_truncated_or_damaged(tmp_path, members, keep, flip):
 @LIMITS
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4))
 def test_a_damaged_parquet_file(tmp_path, flips):
-    table = pyarrow.Table.from_pylist([{"id": str(i), "text": "A dog."} for i in range(3)])
-    buffer = io.BytesIO()
+    rows = [{"id": str(i), "text": "A dog.", "image": {"bytes": b"GIF", "path": None}} for i in range(3)]
+    table, buffer = pyarrow.Table.from_pylist(rows), io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     content = bytearray(buffer.getvalue())
     for place, change in flips:
         content[int(place * len(content))] ^= change
     (tmp_path / "a.parquet").write_bytes(content)
     assert all_is_accounted_for(tmp_path / "a.parquet")
+
+
+@LIMITS
+@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4))
+def test_a_damaged_file_of_a_saved_data_set(tmp_path, flips):
+    rows = [{"id": str(i), "text": "A dog.", "image": {"bytes": b"GIF", "path": None}} for i in range(3)]
+    table, buffer = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    with pyarrow.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
+    content = bytearray(buffer.getvalue())
+    for place, change in flips:
+        content[int(place * len(content))] ^= change
+    (tmp_path / "a.arrow").write_bytes(content)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    rejected, counts = [], ReadCounts()
+    list(read_records(tmp_path, rejected.append, counts=counts))
+    counts.check(tmp_path)
+    assert all(str(tmp_path) in rejection.file and rejection.reason for rejection in rejected)

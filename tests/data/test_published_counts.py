@@ -51,7 +51,7 @@ def test_cub(tmp_path):
     assert len(reasons) == 4
     assert counts.told() == (
         "not read: 2 rows of train_test_split.txt and bounding_boxes.txt whose number is not in images.txt, "
-        "1 texts without an image (such as lost.txt), 1 images that no row of images.txt names (such as extra.jpg)"
+        "1 text without an image (such as lost.txt), 1 image that no row of images.txt names (such as extra.jpg)"
     )
 
 
@@ -101,7 +101,7 @@ def test_coco(tmp_path):
         "image id 1 comes twice", "is no object", "other.jpg",
     ):  # fmt: skip
         assert any(words in reason for reason in reasons), (words, reasons)
-    assert "1 images that no row of annotations/*_val.json names (such as extra.jpg)" in counts.told()
+    assert "1 image that no row of annotations/*_val.json names (such as extra.jpg)" in counts.told()
 
 
 def refcoco(folder):
@@ -125,7 +125,7 @@ def test_refcoco(tmp_path):
     records, reasons, counts = read(tmp_path)
     assert [(record.id, len(record.boxes)) for record in records] == [("val/1.jpg", 1)]
     assert len(reasons) == 7 and sum("instances.json" in reason for reason in reasons) >= 2
-    assert counts.told() == "not read: 1 images that no row of refs(unc).p names (such as extra.jpg)"
+    assert counts.told() == "not read: 1 image that no row of refs(unc).p names (such as extra.jpg)"
 
 
 def coco_qa(folder):
@@ -148,7 +148,7 @@ def test_coco_qa(tmp_path):
     records, reasons, counts = read(tmp_path)
     assert [len(record.qa) for record in records] == [1]
     assert len(reasons) == 4 and counts.rejected == 4
-    assert "1 images that no row of img_ids.txt names (such as COCO_train2014_000000000009.jpg)" in counts.told()
+    assert "1 image that no row of img_ids.txt names (such as COCO_train2014_000000000009.jpg)" in counts.told()
 
 
 def daquar(folder):
@@ -165,7 +165,7 @@ def test_daquar(tmp_path):
     assert [len(record.qa) for record in records] == [1]
     assert (counts.parts, counts.used, counts.rejected) == (7, 2, 4)  # lines, and an image that no line names
     assert len(reasons) == 3
-    assert counts.told() == "not read: 1 images that no row of qa.37.raw.*.txt names (such as image2.png)"
+    assert counts.told() == "not read: 1 image that no row of qa.37.raw.*.txt names (such as image2.png)"
 
 
 def celeba(folder):
@@ -182,7 +182,7 @@ def test_celeba(tmp_path):
     records, reasons, counts = read(tmp_path)
     assert [(record.id, len(record.masks)) for record in records] == [("0.jpg", 1)]
     assert len(reasons) == 1 and "not UTF-8" in reasons[0]
-    for words in ("1 system files", "1 .gif", "1 texts without an image (such as 7.txt)",
+    for words in ("1 system file", "1 .gif", "1 text without an image (such as 7.txt)",
                   "2 masks without an image (such as 00009_hair.png)"):  # fmt: skip
         assert words in counts.told(), counts.told()
 
@@ -203,4 +203,4 @@ def test_train_and_compare_say_what_is_not_read(tmp_path):
     told = []
     with suppress(ValueError):  # the pictures may be too alike for splits; what was not read was told before
         load_or_build_corpus(tmp_path / "out", tmp_path / "data", 8, n_train=4, n_eval=2, tell=told.append)
-    assert "not read: 1 texts without an image (such as 99.txt)" in told
+    assert "not read: 1 text without an image (such as 99.txt)" in told

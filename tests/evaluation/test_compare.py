@@ -256,7 +256,7 @@ def test_too_few_images_are_refused_with_the_fix(tmp_path):
     (tmp_path / "one").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "a.txt").write_text("A dog.")
-    for name, words in (("none", "no images in"), ("one", "has 1 images: give")):
+    for name, words in (("none", "no images in"), ("one", "has 1 image: give")):
         result = run("--out", tmp_path / "out", "--data", tmp_path / name)
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
     write_scenes(tmp_path / "few", 3, resolution=16)

@@ -1,5 +1,6 @@
 """Stores are made shard by shard: the same bytes after kills or in parts, and a list of what was left out."""
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.preprocessing.prepare_store import LOCKS, prepare, process_shard
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
 from tavq_plugin.text.manifest import find_faults, shard_path
+from tavq_plugin.text.shard_file import read_shard, write_shard
 from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.types import GRANULARITIES
 
@@ -94,6 +97,21 @@ def test_only_new_or_damaged_shards_are_made_again(tmp_path, load):
         ShardedStore.open(tmp_path / "s")
     assert run(grown, tmp_path / "s", load).made == 1
     assert content(tmp_path / "s") == whole
+
+
+def test_only_shards_with_texts_that_are_split_otherwise_now_are_made_again(tmp_path, load):
+    """Release 0.1 knew no Markdown: a store of its is continued, and the shards of texts with Markdown are remade."""
+    file = captions(tmp_path / "d", extra=[{"id": "md", "text": "**Scene:** a dog, e.g. a red one."}])
+    run(file, tmp_path / "s", load)
+    records = list(read_records(file))
+    for number in range(5):  # as that release wrote them
+        path, old = shard_path(tmp_path / "s", number), hashlib.sha256()
+        for record in records[5 * number : 5 * number + 5]:
+            old.update(json.dumps([record.id, record.text]).encode())
+        shard = read_shard(path)
+        write_shard(path, replace(shard, metadata={**shard.metadata, "records": old.hexdigest()}))
+    assert run(file, tmp_path / "s", load).made == 1
+    assert ShardedStore.open(tmp_path / "s").units("md", "sentence") == ["Scene: a dog, e.g. a red one."]
 
 
 def test_parts_of_an_array_job_give_the_same_bytes(tmp_path, load):
@@ -273,7 +291,7 @@ def test_stores_of_other_units_or_other_data_are_refused(tmp_path, load, bert_fo
     run(file, tmp_path / "s", load)
     with pytest.raises(ValueError, match="do not mix; give another folder"):
         run(file, tmp_path / "s", partial(TextEncoder.from_pretrained, bert_folder, pooling="cls"))
-    with pytest.raises(ValueError, match="more than the 1 shards"):
+    with pytest.raises(ValueError, match="more than the 1 shard of"):
         run(captions(tmp_path / "d", 4), tmp_path / "s", load)
     with pytest.raises(
         ValueError, match=r"no record of .*, 5 rejected: .*captions.jsonl, line 1: not JSON .*line 3.*; …$"

@@ -77,7 +77,7 @@ def test_broken_annotations_are_refused_by_name(tmp_path, row, why):
 
 
 def test_too_few_images_and_a_missing_folder_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="gives 1 images to train"):
+    with pytest.raises(ValueError, match="gives 1 image to train"):
         read(write(tmp_path / "a", [{}, {}, {}]))
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nowhere")
@@ -87,7 +87,7 @@ def test_images_of_both_splits_are_left_out_and_told(tmp_path):
     folder, said = write(tmp_path / "a", [{}, {}, {}, {"split": "val"}, {}, {}]), []
     (folder / "images" / "5.png").write_bytes((folder / "images" / "0.png").read_bytes())
     data = read(folder, tell=said.append)
-    assert len(data.train) == 3 and len(data.held_out) == 2 and "left out 1 held-out images" in said[0]
+    assert len(data.train) == 3 and len(data.held_out) == 2 and "left out 1: held-out images" in said[0]
 
 
 def test_the_fingerprint_is_of_images_and_annotations(tmp_path):

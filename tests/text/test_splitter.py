@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tavq_plugin.text import Splitter, frequent_units, split
+from tavq_plugin.text.markdown_marks import without_markdown
 
 
 def test_content_words_and_noun_phrases_of_annotated_text(annotated):
@@ -72,9 +74,42 @@ def test_units_are_distinct_in_order_with_counts_and_places():
 def test_quotes_line_breaks_and_decomposed_letters():
     text = "“The man’s cafe\u0301”\n\n• a sign\r\nit isn’t open"
     units = split(text)
-    assert units.texts("sentence") == ['"The man\'s café"', "• a sign", "it isn't open"]
+    assert units.texts("sentence") == ['"The man\'s café"', "a sign", "it isn't open"]
     assert units.texts("word") == ["man", "café", "sign", "open"]
     assert text[units.word[1].start : units.word[1].end] == "cafe\u0301"
+
+
+MARKDOWN = (
+    "### Scene\n**Foreground:**\n1. A dog sits. 2. A cat runs.\n| a | b |\n|---|---|\n"
+    "- A bus, e.g. a red one, approx. 3 m long\n> A *wide* `street`"
+)
+
+
+def test_marks_of_markdown_and_numbers_of_lists_are_no_units():
+    units = split(MARKDOWN)
+    assert units.texts("sentence") == [
+        "Scene", "Foreground:", "A dog sits.", "A cat runs.", "a", "b", "A bus, e.g. a red one, approx. 3 m long",
+        "A wide street",
+    ]  # fmt: skip
+    assert not {"e", "g", "e.g.", "1", "2"} & {*units.texts("word"), *units.texts("phrase")}
+    assert {"dog", "bus", "wide", "street", "3"} <= set(units.texts("word"))
+    (bus,) = (unit for unit in units.word if unit.text == "bus")
+    assert MARKDOWN[bus.start : bus.end] == "bus"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2.", "2 * 3 is 6", "A sign reads 5. It hangs.", "3.5 m of rope", "my_old_file.png lies here", "-5 degrees"],
+)
+def test_what_only_looks_like_markdown_stays(text):
+    assert "".join(split(text).texts("sentence")).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("text", ["*" * 50_000, "_a" * 50_000, "1. " * 30_000, "|" * 50_000, "`# " * 30_000])
+def test_marks_alone_take_no_time(text):
+    start = time.process_time()
+    assert len(without_markdown(text)) == len(text)
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", [None, "", "  \n\t ", "...", "🙂 🙂", "—"])

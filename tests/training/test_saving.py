@@ -66,6 +66,28 @@ def test_a_host_that_cannot_be_saved_is_refused_before_the_first_step(host, word
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("params", [{}, *ODD], ids=["plain", "twice", "channels_last"])
+def test_a_run_saves_once_at_step_0_and_trains_nothing_if_it_cannot(params, tmp_path):
+    """A disk that takes the settings and not the weights is found before the first step, not after the last."""
+    resource = pytest.importorskip("resource")
+    asked, before = recipe(host=odd(**params), steps=2), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # bytes that a file may have
+    try:
+        with pytest.raises(OSError, match="could not be saved at its end: free some space .* nothing was trained"):
+            fit("vqgan", asked, corpus(), tmp_path, progress=lambda *row: pytest.fail("trained"), **ALLOWED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.glob(".final*"))
+    seen = []
+    fit("vqgan", asked, corpus(), tmp_path, progress=lambda done, row: seen.append((done, files(tmp_path))), **ALLOWED)
+    assert [done for done, _ in seen] == [1, 2] and not any(named for _, named in seen)  # what was tried is removed
+    assert files(tmp_path) >= {"host.safetensors", "method.safetensors"}
+
+
+def files(folder):
+    return {path.name for path in folder.rglob("*.safetensors")}
+
+
 def test_storable_tensors_are_equal_contiguous_and_share_no_memory():
     weight = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
     rows = torch.randn(6, 2)

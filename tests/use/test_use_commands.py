@@ -33,7 +33,7 @@ def test_encode_and_decode(exported, photo, tmp_path):
     found = numbers("encode", photo.parent, "--run", exported, "--out", tmp_path / "tokens")
     assert (found["images"], found["encoded"], found["resized"], found["rejected"]) == (1, 1, 1, 0)
     code, out, _ = call("encode", photo.parent, "--run", exported, "--out", tmp_path / "tokens")
-    assert code == 0 and "1 images encoded, 0 left out" in out and "another size than 16 × 16" in out
+    assert code == 0 and "1 image encoded, 0 left out" in out and "another size than 16 × 16" in out
     assert numbers("decode", tmp_path / "tokens", "--run", exported, "--out", tmp_path / "decoded")["images"] == 1
     (photo.parent / "cat.png").write_bytes(b"")
     assert numbers("encode", photo.parent, "--run", exported, "--out", tmp_path / "more", code=3)["rejected"] == 1

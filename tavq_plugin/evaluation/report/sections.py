@@ -28,6 +28,7 @@ from tavq_plugin.evaluation.report.comparison_table import (
     metric_table,
     size_of,
 )
+from tavq_plugin.io.counted import counted
 
 LEVELS = (1, 2, 3)  # fine → coarse
 TEST = "two-sided t test, Holm over the methods, p < .05"
@@ -48,16 +49,16 @@ def protocol_line(content: Mapping[str, Any]) -> str:
     protocol = content["protocol"]
     recipe, split = protocol["recipe"], protocol.get("split")
     seeds = [str(seed) for seed in protocol["seeds"]]
-    held_out = f"{_count(protocol['n_eval'], 'image')} of the {split} split" if split else "held-out images"
+    held_out = f"{counted(protocol['n_eval'], 'images')} of the {split} split" if split else "held-out images"
     parts = [
         f"{protocol['data']}: {held_out}, {recipe['resolution']} px",
         *(
-            [f"{_count(recipe['steps'], 'step')} × {_count(recipe['batch_size'], 'image')}{_start(recipe)}"]
+            [f"{counted(recipe['steps'], 'steps')} × {counted(recipe['batch_size'], 'images')}{_start(recipe)}"]
             if "steps" in recipe
             else []
         ),
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}",
-        _count(protocol["n_train"], "training image"),
+        counted(protocol["n_train"], "training images"),
     ]
     parts += [f"commit {protocol['commit']}"] if protocol.get("commit") else []
     return "; ".join(parts) + "."
@@ -233,7 +234,3 @@ def _difference_cells(difference: Mapping[str, Any], metric: str) -> tuple[Cell,
         "yes" if difference["stands"] else "no",
     )
     return tuple(map(Cell, texts))
-
-
-def _count(number: int, of: str) -> str:
-    return f"{number:,} {of}{'' if number == 1 else 's'}"

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 import torch
 
 from tavq_plugin.data.corpus import load_corpus, load_or_build_corpus
+from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.data.splits import Split
 from tavq_plugin.evaluation.encoded_images import EncodedImages, encode_images
 from tavq_plugin.evaluation.evaluate import evaluate_run, score_tokenizer
@@ -62,6 +63,7 @@ def evaluate_sources(
     allow: Sequence[str] = (),
     any_data: bool = False,
     evaluation: EvaluationSettings | None = None,
+    read: ReadSettings | None = None,
     tell: Tell = print,
     started: Callable[[str, int], None] = lambda name, number: None,
     finished: Tell = lambda name: None,
@@ -82,6 +84,7 @@ def evaluate_sources(
         allow: Further packages that YAML files and recipes may name.
         any_data: If true, runs that were trained on other data may be evaluated on the test split.
         evaluation: How much is evaluated. Default: `EvaluationSettings()`.
+        read: The fields of the data with id and text. Default: those that are understood.
         tell: Called with each message for the user. Default: print.
         started: Called with a run's name and the number of all runs, before it is evaluated. Default: nothing.
         finished: Called with a run's name, after it was evaluated. Default: nothing.
@@ -113,7 +116,9 @@ def evaluate_sources(
     refuse_unfit(sources, side, text_width_of(folder))
     claim(writable(out), FILES, MAKER)
     if folder == out / "data":
-        load_or_build_corpus(folder, data, side, n_train=n_train or N_TRAIN, n_eval=n_eval or N_TUNE, tell=tell)
+        load_or_build_corpus(
+            folder, data, side, n_train=n_train or N_TRAIN, n_eval=n_eval or N_TUNE, tell=tell, settings=read
+        )
     refuse_other_training(sources, folder, split=split, any_data=any_data, tell=tell)
     corpus = load_corpus(folder, split=cast(Split, split))
     targets = TextTargets(corpus, evaluation)
