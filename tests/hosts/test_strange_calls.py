@@ -194,11 +194,78 @@ def test_training_code_that_calls_the_hosts_parts_is_recorded_too():
     tavq.detach(host)
 
 
-def test_an_unknown_host_is_told_what_looks_like_a_quantizer_in_it():
-    with pytest.raises(ValueError, match=r"pass quantizer= .*'vq' \(Quantizer, with table 16×8\)\. Known quantizers: "):
-        tavq.wrap(Host(Quantizer()))
-    with pytest.raises(ValueError, match=r"look like quantizers: 'quantize' \(a method\)\. Known"):
-        tavq.wrap(ByMethod())
+class Discretizer(Quantizer):
+    """A quantizer by what it does; its class and path do not say so."""
+
+
+class Renamed(Host):
+    def __init__(self):
+        super().__init__(Discretizer())
+        self.middle = self.vq
+        del self.vq
+
+    def forward(self, images):
+        z_q, _, loss = self.middle(self.latent(images))
+        return self.decode(z_q), loss
+
+
+class Inside(Host):
+    """Looks its table up in forward itself, in no module or method of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+        self.words = nn.Parameter(torch.randn(16, 8) * 0.3)
+        del self.vq
+
+    def forward(self, images):
+        indices = nearest(self.latent(images), self.words)
+        return self.decode(rearrange(self.words[indices], "b h w c -> b c h w")), self.words.sum() * 0
+
+
+UNKNOWN = {
+    "by behaviour": (
+        Renamed,
+        r"'middle' \(Discretizer, with table 16×8; .* indices and rows of 'middle.table' 16×8\)\. K",
+    ),
+    "by name and behaviour": (
+        lambda: Host(Quantizer(transposed=True)),
+        r"'vq' \(Quantizer, with table 8×16; .* rows of 'vq.table' 8×16, transposed\)\. K",
+    ),
+    "a method": (ByMethod, r"'quantize' \(a method; in a dry run it returned indices and rows of 'table' 16×8\)\. K"),
+    "a table alone": (
+        Inside,
+        r"nothing looks like a quantizer\. .* rows of these tables: 'words' 16×8 \(at 'up'\)\. K",
+    ),
+    "called by .forward": (
+        lambda: CallsForward(Quantizer()),
+        r"'vq' \(Quantizer, with table 16×8\)\. A dry run showed rows of these tables: 'vq.table' 16×8 \(at 'up'\)",
+    ),
+    "by name alone": (
+        lambda: TakesADict(Quantizer()),
+        r"'vq' \(Quantizer, with table 16×8\)\. A dry run fails \(.*\), so only names were looked at\. K",
+    ),
+    "nothing": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(62, 4)), r"nothing looks like a quantizer\. Known"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_host_is_told_what_looks_like_a_quantizer_in_it(name):
+    build, candidates = UNKNOWN[name]
+    host = build()
+    before = everything(host)
+    with pytest.raises(ValueError, match=r"pass quantizer= .* and parse= .*In this host .*" + candidates) as raised:
+        tavq.wrap(host)
+    assert raised.value.args[0].rpartition(". ")[2].startswith("Known quantizers: ")  # the list comes last
+    assert is_equal(everything(host), before)
+
+
+def test_the_likeliest_quantizer_is_the_one_that_behaves_like_one():
+    host = Renamed()
+    host.quant_head = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(
+        ValueError, match=r"its path, here perhaps 'middle'\).*'middle' \(.*, 'quant_head' \(Sequential"
+    ):
+        tavq.wrap(host)
 
 
 def test_paths_that_lead_nowhere_are_refused():
