@@ -1,14 +1,22 @@
 """Hosts that are run, decode or quantize in their own way: functions and paths say how."""
 
 import copy
-import sys
-from types import ModuleType
 
 import pytest
 import torch
 from einops import rearrange
 from helpers.conformance import texts
-from helpers.strange_hosts import Host, Quantizer, everything, is_equal, nearest, parse
+from helpers.strange_hosts import (
+    ByMethod,
+    CallsForward,
+    Host,
+    Quantizer,
+    by_function,
+    everything,
+    is_equal,
+    nearest,
+    parse,
+)
 from torch import nn
 
 import tavq_plugin as tavq
@@ -92,50 +100,6 @@ def test_encode_of_something_else_is_refused():
         wrap(host, encode="encoed")
     with pytest.raises(ValueError, match=r"encode= got .*: give the name of a method of the host, or a function"):
         wrap(host, encode=lambda: None)
-
-
-class ByMethod(Host):
-    """Quantizes in a method of its own, with its own table."""
-
-    def __init__(self):
-        super().__init__(nn.Identity())
-        self.table = nn.Parameter(torch.randn(16, 8) * 0.3)
-
-    def quantize(self, z):
-        indices = nearest(z, self.table)
-        q = rearrange(self.table[indices], "b h w c -> b c h w")
-        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
-
-    def forward(self, images):
-        z_q, _, loss = self.quantize(self.latent(images))
-        return self.decode(z_q), loss
-
-
-class CallsForward(Host):
-    """Calls its quantizer by `.forward`, which runs no hook."""
-
-    def forward(self, images):
-        z_q, _, loss = self.vq.forward(self.latent(images))
-        return self.decode(z_q), loss
-
-
-def by_function():
-    """A host whose quantizer is a function in its Python module."""
-    module = ModuleType("strange_functional")
-
-    def quantize(z, table):
-        indices = nearest(z, table)
-        q = rearrange(table[indices], "b h w c -> b c h w")
-        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
-
-    module.quantize = quantize
-    sys.modules["strange_functional"] = module
-
-    class ByFunction(ByMethod):
-        def quantize(self, z):
-            return module.quantize(z, self.table)
-
-    return ByFunction()
 
 
 CALLS = {
