@@ -35,7 +35,7 @@ from tavq_plugin.types import Quantized
 TESTS = Path(__file__).parents[1] / "tests"
 PACKAGES = (
     "torch", "taming-transformers-rom1504", "diffusers", "vector-quantize-pytorch", "transformers", "monai",
-    "muse-maskgit-pytorch", "pythae",
+    "muse-maskgit-pytorch", "pythae", "timm",
 )  # fmt: skip
 HEAD = ("host", "taps", "levels", "tests", "result")
 
@@ -67,9 +67,11 @@ Builders = Mapping[str, Callable[[str], Any]]  # of each host, by name, a functi
 def all_hosts() -> Builders:
     """Every host of the conformance suite."""
     sys.path.insert(0, str(TESTS))
-    from helpers import checkouts, tiny_hosts
+    from helpers import checkouts, checkouts_by_parse, tiny_hosts
 
-    return dict.fromkeys(tiny_hosts.HOSTS, tiny_hosts.build) | dict.fromkeys(checkouts.CHECKOUTS, checkouts.build)
+    whole = {"unitok-whole": lambda _: checkouts_by_parse.whole_unitok()}  # one slow test, not the suite
+    tiny = dict.fromkeys(tiny_hosts.HOSTS, tiny_hosts.build)
+    return tiny | dict.fromkeys(checkouts.CHECKOUTS, checkouts.build) | whole
 
 
 def conformance(only: str | None, hosts: Builders, run_tests: Callable[..., Any]) -> list[dict[str, Any]]:
@@ -78,7 +80,10 @@ def conformance(only: str | None, hosts: Builders, run_tests: Callable[..., Any]
     files = [str(TESTS / "hosts" / name) for name in ("test_packages.py", "test_checkouts.py")]
     chosen = ["-k", only] if only else []
     with contextlib.redirect_stdout(io.StringIO()):
-        run_tests([*files, "-q", "-n0", "-p", "no:cacheprovider", "-W", "ignore", *chosen], plugins=[outcomes])
+        run_tests(
+            [*files, "-q", "-n0", "-m", "slow or not slow", "-p", "no:cacheprovider", "-W", "ignore", *chosen],
+            plugins=[outcomes],
+        )
     rows = []
     for name, build in hosts.items():
         if only and name not in outcomes.passed:

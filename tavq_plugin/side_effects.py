@@ -24,7 +24,9 @@ def isolated_random_state(device: torch.device) -> Iterator[None]:
 def eval_without_trace(host: nn.Module) -> Iterator[None]:
     """Run the block in eval mode, without gradient and with isolated random streams.
 
-    Training flags, buffers and shards are restored at the end, also on error.
+    Training flags, buffers and shards are restored at the end, also on error; parameters and plain attributes are not.
+    It is for long reading by a host that is known: it copies little. `tavq_plugin.hosts.restored.restored` is for a few
+    runs of a host that is not known yet: it copies and restores everything, in any mode.
     """
     flags = [(module, module.training) for module in host.modules()]
     buffers = [

@@ -150,9 +150,13 @@ def test_the_models_of_another_suite_are_attached_and_its_outcomes_compared(benc
         plugin.handle.remove()
     bare = {"outcomes": {"a": "passed", "b": "passed", "c": "failed"}}
     attached = {"outcomes": {"a": "passed", "b": "failed", "c": "failed"}, "attached": 1, "refused": {}}
+    attached["reasons"] = {"b": "offline", "c": "offline"}
     found = suite.compared(bare, attached)
     assert found["differs"] == {"b": ["passed", "failed"]}
     assert found["bare"] == {"passed": 2, "failed": 1} and found["with attachments"] == {"passed": 1, "failed": 2}
+    assert found["why failed"] == {"offline": 2} and found["why skipped"] == {}
+    page = suite.markdown({**found, "machine": "m", "versions": {}, "tests": "1.0"})
+    assert "| bare | 2 | 0 | 1 |" in page and "| failed | 2 | offline |" in page
 
 
 def test_the_store_table_is_of_equal_rows(benchmark, tmp_path):

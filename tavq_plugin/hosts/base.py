@@ -9,15 +9,16 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-from tavq_plugin.distributed import gather_sharded
+from tavq_plugin.distributed import gather_sharded, is_sharded
 from tavq_plugin.hosts.call_sites import find_callee, find_module, holding_module, split_number
 from tavq_plugin.hosts.find_table import FoundTable, TableForm, can_be_looked_up, find_table, matches
 from tavq_plugin.hosts.find_taps import find_taps
 from tavq_plugin.hosts.host_functions import HostFunction, HostTable
 from tavq_plugin.hosts.protocols import QuantizerAdapter
 from tavq_plugin.hosts.quantizer_adapters import CustomQuantizer
-from tavq_plugin.hosts.quantizer_candidates import quantizer_candidates
+from tavq_plugin.hosts.quantizer_candidates import Candidates, quantizer_candidates
 from tavq_plugin.hosts.registry import QUANTIZERS, known_quantizers, quantizer_adapter_for
+from tavq_plugin.hosts.restored import restored
 from tavq_plugin.hosts.trial_run import Found, HostReading, find_working, noise, run_host
 from tavq_plugin.types import Quantized
 
@@ -126,14 +127,29 @@ class HostAdapter:
                 f"{cls.__qualname__} holds {len(paths)} known quantizers ({', '.join(paths)}): name the one to align "
                 "in quantizer="
             )
-        candidates = quantizer_candidates(self.model)
-        listed = f"In this host these look like quantizers: {', '.join(candidates)}. " if candidates else ""
+        candidates = self._quantizer_candidates()
+        such_as = f", here perhaps {candidates.likeliest!r}" if candidates.likeliest else ""
         raise ValueError(
-            f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it: pass quantizer= (its path) "
-            "and parse= (a function of its input and output that returns Quantized), and taps= (two module paths of "
-            f"the encoder, fine to coarse) where a dry run cannot find them. {listed}Known quantizers: "
-            f"{', '.join(sorted(QUANTIZERS))}"
+            f"no adapter knows {cls.__module__}.{cls.__qualname__} or any quantizer in it: pass quantizer= (its path"
+            f"{such_as}) and parse= (a function of its input and output that returns Quantized), and taps= (two module "
+            f"paths of the encoder, fine to coarse) where a dry run cannot find them. {candidates.sentences}. Known "
+            f"quantizers: {', '.join(sorted(QUANTIZERS))}"
         )
+
+    def _quantizer_candidates(self) -> Candidates:
+        """What looks like a quantizer in this host, by a dry run that leaves no trace, else by names alone."""
+        if is_sharded(self.model):
+            return quantizer_candidates(self.model)._replace(not_run="A sharded host is not run")
+
+        def use(images: Tensor) -> Candidates:
+            return quantizer_candidates(self.model, lambda: run_host(self.encode, images))
+
+        try:
+            with restored(self.model):
+                return self.on_working_images(use)
+        except Exception as error:  # the host may raise anything, and the error that names the fix comes first
+            reason = f"A dry run fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            return quantizer_candidates(self.model)._replace(not_run=reason)
 
     def find_taps(self) -> tuple[str, ...]:
         """Paths of two encoder modules, found by a dry run on noise.

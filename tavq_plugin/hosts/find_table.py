@@ -85,7 +85,7 @@ def find_table(module: nn.Module, reading: HostReading) -> FoundTable | None:
 
     Simple forms come before others, then parameters before buffers and plain attributes.
     """
-    tensors = list(_tensors(module))
+    tensors = list(matrices_of(module))
     for form in _forms(module):
         for path, tensor in tensors:
             if matches(form, tensor, module, reading):
@@ -128,7 +128,7 @@ def _forms(module: nn.Module) -> list[TableForm]:
     return plain + behind
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Matrices of a module by path: parameters, then buffers, then plain attributes; k c or 1 k c."""
     attributes = (
         (f"{prefix}.{name}" if prefix else name, value)

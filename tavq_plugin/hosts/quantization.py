@@ -16,8 +16,8 @@ from tavq_plugin.types import GradTo
 def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Tensor:
     """Index of the nearest code at each place; b c h w, k c -> b h w.
 
-    Runs without gradient, in the latent's precision but at least float32. `chunk` distances are computed at a time;
-    by default as many as fit a CPU's cache, or fill a GPU.
+    Runs without gradient, in the latent's precision but at least float32. `chunk` distances are computed at a time,
+    all in one buffer; by default as many as fit a CPU's cache, or fill a GPU (`rows_at_a_time`).
 
     >>> nearest(torch.tensor([0.1, 0.9]).view(1, 1, 1, 2), torch.tensor([[0.0], [1.0]]))
     tensor([[[0, 1]]])
@@ -31,7 +31,12 @@ def nearest(latent: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Te
         offset = (codebook**2).sum(1)
         size = len(codebook)
         rows = max(1, chunk // size) if chunk else rows_at_a_time(size, on_cpu=flat.is_cpu)
-        found = [_argmin(torch.addmm(offset, part, codebook.T, alpha=-2)) for part in flat.split(rows)]
+        # One buffer for all: freed and allocated anew, small results between them keep a CPU's heap from using it again
+        buffer = flat.new_empty(min(rows, len(flat)), size)
+        found = [
+            _argmin(torch.addmm(offset, part, codebook.T, alpha=-2, out=buffer[: len(part)]))
+            for part in flat.split(rows)
+        ]
         return rearrange(torch.cat(found), "(b h w) -> b h w", b=b, h=h)
 
 

@@ -1,4 +1,11 @@
-"""A context at whose end a host is what it was before, whatever ran inside."""
+"""A context at whose end a host is what it was before, whatever ran inside.
+
+`tavq_plugin.side_effects.eval_without_trace` is the light one beside it. This one is for a few runs of a host of which
+nothing is known yet, in any mode: its quantizer may write its parameters or plain attributes (k-means at the first
+call, counters), so all that can be reached is copied first, which takes as much memory as the host. The light one is
+for long reading by a host that `wrap` has checked, in eval mode: it copies flags and buffers only, and what the reader
+itself keeps on the module (its latest codes, its figures) stays.
+"""
 
 from __future__ import annotations
 

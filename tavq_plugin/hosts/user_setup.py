@@ -38,8 +38,8 @@ def load_target(target: str, *, allow: Sequence[str] = ()) -> Setup:
     `instantiate`, which refuses what could run code.
 
     Raises:
-        ValueError: target names neither kind, or gives no torch.nn.Module; the user's code raised an error; or
-            `instantiate` refuses the YAML.
+        ValueError: target names neither kind, or gives no torch.nn.Module; or `instantiate` refuses the YAML.
+        TargetError: There is no such function, or the user's code raised an error.
         FileNotFoundError: There is no such file.
     """
     if target.endswith((".yaml", ".yml")):
@@ -59,7 +59,7 @@ def load_target(target: str, *, allow: Sequence[str] = ()) -> Setup:
 def load_function(name: str, *, beside: str) -> Callable[..., Any]:
     """A function by its name in the file or module of another target, or by a target of its own.
 
-    Raises ValueError or FileNotFoundError as `load_target` does.
+    Raises ValueError, TargetError or FileNotFoundError as `load_target` does.
     """
     source, name = _parts_of(name if ":" in name else f"{beside.rpartition(':')[0]}:{name}")
     return _find_function(f"{source}:{name}", source, name)
@@ -73,7 +73,7 @@ def _parts_of(target: str) -> tuple[str, str]:
 
 
 def _call(target: str, source: str, name: str) -> Any:
-    """What the user's function returns. An error of the user's code becomes a ValueError that names the target."""
+    """What the user's function returns. An error of the user's code becomes a TargetError."""
     with _named_errors(target, source, name):
         return _find_function(target, source, name)()
 
@@ -88,33 +88,33 @@ def _find_function(target: str, source: str, name: str) -> Callable[..., Any]:
     if callable(function):
         return function
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise _SetupError(
+    raise TargetError(
         f"{source} has no function {name!r}; it has {', '.join(functions) or 'none'}: give {source}:FUNCTION, a "
         "function that returns the host"
     )
 
 
-class _SetupError(ValueError):
-    """An error about the target that already says what to do."""
+class TargetError(ValueError):
+    """A target's function is missing, or raised an error; the message says what to do."""
 
 
 @contextmanager
 def _named_errors(target: str, source: str, name: str) -> Iterator[None]:
-    """Turn what the user's code raises into a ValueError that names the target; its folder can be imported from."""
+    """Turn what the user's code raises into a TargetError that names the target; its folder can be imported from."""
     folder = Path(source).parent if source.endswith(".py") else Path()
     try:
         with _importable(folder.resolve()):
             yield
-    except (_SetupError, FileNotFoundError) as error:
-        if isinstance(error, _SetupError) or str(error) == f"no file {source}":
+    except (TargetError, FileNotFoundError) as error:
+        if isinstance(error, TargetError) or str(error) == f"no file {source}":
             raise
         raise _user_error(target, name, error) from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything; a script may call sys.exit
         raise _user_error(target, name, error) from error
 
 
-def _user_error(target: str, name: str, error: BaseException) -> ValueError:
-    return _SetupError(
+def _user_error(target: str, name: str, error: BaseException) -> TargetError:
+    return TargetError(
         f"{target} raised {type(error).__name__}: {error}. Fix: call {name}() in Python, where it must return the "
         "host; put a script's own work below if __name__ == '__main__'"
     )

@@ -1,4 +1,4 @@
-"""Find generated texts that describe nothing: empty texts, refusals, a model's thoughts and endless repetition."""
+"""Find generated texts that describe nothing: empty texts, refusals and endless repetition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MIN_BYTES = 200  # shorter texts are not compressed
 
 
 def caption_flaw(text: str) -> str | None:
-    """What is wrong with a text: "empty", "refusal", "thoughts" or "repeating"; None for a description.
+    """What is wrong with a text: "empty", "refusal" or "repeating"; None for a description.
 
     >>> caption_flaw("I'm sorry, but I can't help with that."), caption_flaw("a dog " * 30), caption_flaw(" ... ")
     ('refusal', 'repeating', 'empty')

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tavq_plugin.hosts.instantiate import builder_of, instantiate
-from tavq_plugin.side_effects import eval_without_trace
+from tavq_plugin.hosts.restored import restored
 from tavq_plugin.training.recipe import HostRecipe, Recipe
 
 
@@ -53,7 +53,8 @@ def refuse_resolution(host: nn.Module, resolution: int) -> None:
     """Raise ValueError if a host does not return an image of the size that it was given."""
     images = next(host.parameters()).new_zeros(1, 3, resolution, resolution)
     try:
-        with eval_without_trace(host):
+        with restored(host):  # a quantizer may start itself in this first call, which shows it no image
+            host.eval()
             reconstruction = find_reconstruction(host(images))
     except Exception as error:
         raise ValueError(

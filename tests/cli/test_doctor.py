@@ -214,11 +214,12 @@ def test_a_host_that_cannot_be_built_exits_with_2(strange):
     result = strange("fails", "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 2 and not report["ok"] and "raised KeyError: 'my key'" in report["not_built"]
-    assert "Traceback" not in result.output
+    assert report["not_built"].startswith("TargetError: ") and "Traceback" not in result.output
     result = strange("fails", "--debug")
     assert result.exit_code == 2 and 'return {}["my key"]' in result.stderr and "Traceback" not in result.stdout
     result = strange("bare", "--parse", "no_such")
     assert result.exit_code == 2 and "has no function 'no_such'" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("TargetError: ")  # no name of a private class
 
 
 def test_doctor_leaves_the_host_as_it_was():

@@ -182,13 +182,48 @@ def show_o() -> Case:
 
 
 def unitok(codebooks: int = 1) -> Case:
-    """UniTok's quantizer in a user's own autoencoder; its ViTamin has no small size."""
+    """UniTok's quantizer in a user's own autoencoder; the whole is below."""
     utils = module("utils", dist=Namespace(initialized=lambda: False))
     with importable("FoundationVision/UniTok", bare=["models"], utils=utils):
         from models.quant import VectorQuantizerM
 
         quantizer = VectorQuantizerM(32 * codebooks, 8, use_entropy_loss=True, num_codebooks=codebooks)
     return Case(Autoencoder(quantizer, tokens=True), pickles=False)
+
+
+def whole_unitok() -> Case:
+    """UniTok with its smallest encoder and decoder, ViTamin-base (190 million parameters), as it is; needs timm.
+
+    The text tower, which no image passes, is a stand-in, and so are the modules that read command lines.
+    """
+    pytest.importorskip("timm", reason="timm is not installed (UniTok asks for 1.0.8)")
+    tower = nn.Linear(1, 1)
+    vars(tower).update(context_length=8, vocab_size=100, set_grad_checkpointing=nothing)
+    stand_ins = {
+        "utils": module("utils", __path__=[], dist=Namespace(initialized=lambda: False)),
+        "utils.config": module("utils.config", Args=object),
+        "open_clip": module("open_clip", __path__=[]),
+        "open_clip.model": module("open_clip.model", _build_text_tower=lambda *_: tower),
+    }
+    sizes = dict(img_size=64, num_query=0, drop_path=0.0, grad_ckpt=False, embed_dim=64)
+    codes = dict(vocab_size=64, vocab_width=64, num_codebooks=1, vq_beta=0.25, le=0.0, e_temp=0.01)
+    text = dict.fromkeys(("text_width", "text_heads", "text_layers", "text_vocab_size", "text_context_length"), 1)
+    with importable("FoundationVision/UniTok", bare=["models"], **stand_ins):
+        from models.unitok import UniTok
+
+        model = UniTok(Namespace(model="vitamin_base", quant_proj="attn", **sizes, **codes, **text))
+
+    def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(images, len(images))
+        return output["img_rec"], output["vq_loss"]
+
+    settings: dict[str, Any] = dict(forward=lambda images, host: host(images, len(images)))
+    settings["decode"] = lambda z_q, host: host.decoder(host.post_quant_proj(z_q.flatten(2).mT))
+    settings["example"] = torch.rand(2, 3, 64, 64)
+    tokens = lambda model, images: model.img_to_idx(images).view(len(images), 4, 4)  # noqa: E731
+    return Case(
+        model, size=64, grids=(16, 8, 4), run=run, own_tokens=tokens, pickles=False, settings=settings
+    )  # fmt: skip
 
 
 def laskin() -> Case:

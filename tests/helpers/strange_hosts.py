@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -199,6 +201,77 @@ class TokenHost(nn.Module):
         tokens = self.second(self.merge(fours))
         z_q, _, loss = self.vq(rearrange(tokens, "b (h w) c -> b c h w", h=h // 2))
         return self.decode(z_q), loss
+
+
+class Block(nn.Module):
+    """Attention and a perceptron over tokens."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.attention, self.mlp = Attention(c), nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * self.mlp(self.attention(x))
+
+
+class ViT(Host):
+    """One resolution: patches of 8 × 8 pixels, then six blocks of tokens."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__(quantizer)
+        del self.stem, self.down, self.to_codes
+        self.patch, self.layers = nn.Conv2d(3, 8, 8, 8), nn.ModuleList(Block(8) for _ in range(6))
+
+    def latent(self, images: Tensor) -> Tensor:
+        patches = self.patch(images)
+        x = rearrange(patches, "b c h w -> b (h w) c")
+        for layer in self.layers:
+            x = layer(x)
+        return rearrange(x, "b (h w) c -> b c h w", h=patches.shape[2])
+
+
+class ByMethod(Host):
+    """Quantizes in a method of its own, with its own table."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+        self.table = nn.Parameter(torch.randn(16, 8) * 0.3)
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        indices = nearest(z, self.table)
+        q = rearrange(self.table[indices], "b h w c -> b c h w")
+        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        z_q, _, loss = self.quantize(self.latent(images))
+        return self.decode(z_q), loss
+
+
+class CallsForward(Host):
+    """Calls its quantizer by `.forward`, which runs no hook."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        z_q, _, loss = self.vq.forward(self.latent(images))
+        return self.decode(z_q), loss
+
+
+def by_function() -> Host:
+    """A host whose quantizer is a function in its Python module."""
+    module: Any = ModuleType("strange_functional")
+
+    def quantize(z: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        indices = nearest(z, table)
+        q = rearrange(table[indices], "b h w c -> b c h w")
+        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
+
+    module.quantize = quantize
+    sys.modules["strange_functional"] = module
+
+    class ByFunction(ByMethod):
+        def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return module.quantize(z, self.table)
+
+    return ByFunction()
 
 
 def everything(value: Any) -> Any:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from helpers.conformance import texts
 from helpers.strange_hosts import (
+    ByMethod,
+    CallsForward,
     CallsTwice,
     Drifting,
     EvalFails,
@@ -23,9 +25,10 @@ from helpers.strange_hosts import (
     SharedDown,
     StartsItself,
     TokenHost,
+    ViT,
+    by_function,
     everything,
     is_equal,
-    nearest,
     parse,
 )
 from torch import nn
@@ -65,6 +68,16 @@ class ProjectedTable(Quantizer):
         return self.out(self.table)
 
 
+class Averages(Drifting):
+    """Looks up a copy of its table, which each training forward moves afterwards."""
+
+    def forward(self, z):
+        output = super().forward(z)
+        if self.training:
+            self.copy.mul_(0.9).add_(0.1)
+        return output
+
+
 class Normalises(Quantizer):
     """Looks up L2-normalised rows in training mode only."""
 
@@ -72,30 +85,14 @@ class Normalises(Quantizer):
         return F.normalize(self.table, dim=1) if self.training else self.table
 
 
-class ByMethod(Host):
-    def __init__(self):
-        super().__init__(nn.Identity())
-        self.table = nn.Parameter(torch.randn(16, 8) * 0.3)
-
-    def quantize(self, z):
-        indices = nearest(z, self.table)
-        q = rearrange(self.table[indices], "b h w c -> b c h w")
-        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
-
-    def forward(self, images):
-        z_q, _, loss = self.quantize(self.latent(images))
-        return self.decode(z_q), loss
-
-
-class CallsForward(Host):
-    def forward(self, images):
-        z_q, _, loss = self.vq.forward(self.latent(images))
-        return self.decode(z_q), loss
-
-
 class TakesADict(Host):
     def forward(self, batch, step=1):
         return super().forward(batch["image"])
+
+
+class TakesMore(Host):
+    def forward(self, images, *, step):
+        return super().forward(images)
 
 
 class OnlyEncodes(Host):
@@ -180,6 +177,7 @@ def with_change(change):
 LATENT = dict(parse=lambda z, output, module: Quantized(*output, latent=module.inner(z)))
 OWN = dict(codebook="own", codebook_size=16, grad_to="encoder")
 DICT = dict(forward=lambda images, host: host({"image": images}))
+MORE = dict(forward=lambda images, host: host(images, step=0))
 UP = dict(decode=lambda z_q, host: host.up(z_q))
 CODES = dict(codebook=lambda host: host.vq.codes())
 
@@ -188,7 +186,9 @@ RIGHT = {
     "projected table": (lambda: Host(ProjectedTable()), {}),
     "projected latent": (lambda: Host(Projected(), width=12), LATENT),
     "copy of the table": (lambda: Host(Drifting()), {}),
+    "copy that an average moves": (lambda: Host(Averages()), {}),
     "transposed table": (lambda: Host(Quantizer(transposed=True)), {}),
+    "transposed table, levels with their own": (lambda: Host(Quantizer(transposed=True)), OWN),
     "transposed square table": (lambda: Host(Quantizer(k=8, transposed=True)), {}),
     "table is a buffer": (lambda: Host(Buffer()), {}),
     "second matrix": (lambda: Host(TwoMatrices()), {}),
@@ -200,14 +200,17 @@ RIGHT = {
     "quantizer called twice": (lambda: CallsTwice(Quantizer()), dict(quantizer="vq#1")),
     "attention weights": (TokenHost, {}),
     "a method": (ByMethod, dict(quantizer="quantize")),
+    "a function": (by_function, dict(quantizer="strange_functional:quantize")),
     "called by .forward": (lambda: CallsForward(Quantizer()), dict(quantizer="vq.forward")),
     "takes a dict": (lambda: TakesADict(Quantizer()), DICT),
+    "takes further arguments": (lambda: TakesMore(Quantizer()), MORE),
     "quantizes in encode only": (lambda: OnlyEncodes(Quantizer()), dict(encode="encode")),
     "decode of tokens": (lambda: DecodesTokens(Quantizer()), UP),
     "decode of indices": (lambda: DecodesIndices(Quantizer()), UP | dict(decode_tokens="decode")),
     "decode of two maps": (DecodesTwo, dict(tokens="numbers", decode_tokens="from_numbers")),
     "no decode": (lambda: NoDecode(Quantizer()), UP),
     "two resolutions": (TwoResolutions, {}),
+    "one resolution": (lambda: ViT(Quantizer()), {}),
     "eval fails": (lambda: EvalFails(Quantizer()), {}),
 }
 REFUSED = {
@@ -231,6 +234,8 @@ REFUSED = {
         "they are b h w c",
     ),
 }
+# soft or unstarted codes, no forward, or no eval mode: their own tests look at the pictures
+NOT_COMPARED = {"Gumbel", "starts itself", "quantizes in encode only", "eval fails"}
 
 
 def settings_of(more):
@@ -246,19 +251,45 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+def attach(host, more):
+    optimizer = torch.optim.Adam(host.parameters())
+    return tavq.attach(host, optimizer, text_dim=6, **settings_of(more))
+
+
+def runs(host, more):
+    """One training forward, with its gradient, in the way that the host is run; its first output."""
+    torch.manual_seed(1)
+    run = more.get("forward") or getattr(type(host), "encode", lambda host, images: host(images))
+    outputs = run(IMAGES, host) if "forward" in more else run(host, IMAGES)
+    outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs[0]
+    outputs.square().mean().backward()
+    return outputs
+
+
 @pytest.mark.parametrize("name", RIGHT)
-def test_it_is_wrapped_right_and_detached_without_a_trace(name):
+def test_after_wrap_and_detach_it_is_a_copy_that_was_never_wrapped(name):
+    """Parameters, buffers, attributes, hooks, flags, gradients and random streams, bit for bit; and so it trains on."""
     build, more = RIGHT[name]
     host = build()
+    next(host.children()).eval()  # modes may be mixed
     bare, before = copy.deepcopy(host), streams()
-    tokenizer = tavq.wrap(host, **settings_of(more))
-    optimizer = torch.optim.Adam(host.parameters())
-    align = tavq.attach(host, optimizer, text_dim=6, **settings_of(more))
+    tavq.wrap(host, **settings_of(more))
+    assert is_equal(everything(host), everything(bare)) and streams() == before
+    align = attach(host, more)
     assert len(align.hierarchy.project) == 2
     tavq.detach(host)
     assert is_equal(everything(host), everything(bare)) and streams() == before
-    if name in ("Gumbel", "starts itself", "quantizes in encode only", "eval fails"):
-        return  # soft or unstarted codes, no forward, or no eval mode: their own tests look at the pictures
+    assert all(p.grad is None for p in host.parameters())
+    trained, as_bare = runs(host, more), runs(bare, more)
+    assert torch.equal(trained, as_bare) and is_equal(everything(host), everything(bare))
+    assert is_equal([p.grad for p in host.parameters()], [p.grad for p in bare.parameters()])
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT.keys() - NOT_COMPARED))
+def test_it_gives_the_tokens_and_pictures_of_the_host(name):
+    build, more = RIGHT[name]
+    host = build()
+    tokenizer = tavq.wrap(host, **settings_of(more))
     host.eval()
     output = (more.get("forward") or (lambda images, host: host(images)))(IMAGES, host)[0]
     tokens = tokenizer.tokens(IMAGES)
@@ -267,14 +298,15 @@ def test_it_is_wrapped_right_and_detached_without_a_trace(name):
         torch.testing.assert_close(tokenizer.decode(tokenizer.encode(IMAGES)), output, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("use", ["wrap", "attach"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_is_refused_by_name_without_a_trace(name):
+def test_it_is_refused_by_name_without_a_trace(name, use):
     build, more, message = REFUSED[name]
     host = build()
-    before, drawn = everything(host), streams()
+    bare, drawn = copy.deepcopy(host), streams()
     with pytest.raises(ValueError, match=message):
-        tavq.wrap(host, **settings_of(more))
-    assert is_equal(everything(host), before) and streams() == drawn
+        tavq.wrap(host, **settings_of(more)) if use == "wrap" else attach(host, more)
+    assert is_equal(everything(host), everything(bare)) and streams() == drawn
 
 
 @pytest.mark.parametrize("build", [DecodesTokens, DecodesIndices])
@@ -295,15 +327,6 @@ def test_own_tokens_that_decode_to_another_picture_are_refused():
 
 
 def test_a_copy_of_the_table_that_an_average_moves_is_noticed_in_training():
-    """The copy is right when the host is wrapped; each training forward moves it, after the lookup."""
-
-    class Averages(Drifting):
-        def forward(self, z):
-            output = super().forward(z)
-            if self.training:
-                self.copy.mul_(0.9).add_(0.1)
-            return output
-
     host = Host(Averages())
     align = tavq.attach(host, torch.optim.Adam(host.parameters()), text_dim=6, weight=0.1, **settings_of({}))
     align.drift = CodebookDrift(every=2)

@@ -1,14 +1,22 @@
 """Hosts that are run, decode or quantize in their own way: functions and paths say how."""
 
 import copy
-import sys
-from types import ModuleType
 
 import pytest
 import torch
 from einops import rearrange
 from helpers.conformance import texts
-from helpers.strange_hosts import Host, Quantizer, everything, is_equal, nearest, parse
+from helpers.strange_hosts import (
+    ByMethod,
+    CallsForward,
+    Host,
+    Quantizer,
+    by_function,
+    everything,
+    is_equal,
+    nearest,
+    parse,
+)
 from torch import nn
 
 import tavq_plugin as tavq
@@ -94,50 +102,6 @@ def test_encode_of_something_else_is_refused():
         wrap(host, encode=lambda: None)
 
 
-class ByMethod(Host):
-    """Quantizes in a method of its own, with its own table."""
-
-    def __init__(self):
-        super().__init__(nn.Identity())
-        self.table = nn.Parameter(torch.randn(16, 8) * 0.3)
-
-    def quantize(self, z):
-        indices = nearest(z, self.table)
-        q = rearrange(self.table[indices], "b h w c -> b c h w")
-        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
-
-    def forward(self, images):
-        z_q, _, loss = self.quantize(self.latent(images))
-        return self.decode(z_q), loss
-
-
-class CallsForward(Host):
-    """Calls its quantizer by `.forward`, which runs no hook."""
-
-    def forward(self, images):
-        z_q, _, loss = self.vq.forward(self.latent(images))
-        return self.decode(z_q), loss
-
-
-def by_function():
-    """A host whose quantizer is a function in its Python module."""
-    module = ModuleType("strange_functional")
-
-    def quantize(z, table):
-        indices = nearest(z, table)
-        q = rearrange(table[indices], "b h w c -> b c h w")
-        return z + (q - z).detach(), indices, (q - z.detach()).square().mean()
-
-    module.quantize = quantize
-    sys.modules["strange_functional"] = module
-
-    class ByFunction(ByMethod):
-        def quantize(self, z):
-            return module.quantize(z, self.table)
-
-    return ByFunction()
-
-
 CALLS = {
     "method": (ByMethod, "quantize"),
     "forward": (lambda: CallsForward(Quantizer()), "vq.forward"),
@@ -194,11 +158,78 @@ def test_training_code_that_calls_the_hosts_parts_is_recorded_too():
     tavq.detach(host)
 
 
-def test_an_unknown_host_is_told_what_looks_like_a_quantizer_in_it():
-    with pytest.raises(ValueError, match=r"pass quantizer= .*'vq' \(Quantizer, with table 16×8\)\. Known quantizers: "):
-        tavq.wrap(Host(Quantizer()))
-    with pytest.raises(ValueError, match=r"look like quantizers: 'quantize' \(a method\)\. Known"):
-        tavq.wrap(ByMethod())
+class Discretizer(Quantizer):
+    """A quantizer by what it does; its class and path do not say so."""
+
+
+class Renamed(Host):
+    def __init__(self):
+        super().__init__(Discretizer())
+        self.middle = self.vq
+        del self.vq
+
+    def forward(self, images):
+        z_q, _, loss = self.middle(self.latent(images))
+        return self.decode(z_q), loss
+
+
+class Inside(Host):
+    """Looks its table up in forward itself, in no module or method of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+        self.words = nn.Parameter(torch.randn(16, 8) * 0.3)
+        del self.vq
+
+    def forward(self, images):
+        indices = nearest(self.latent(images), self.words)
+        return self.decode(rearrange(self.words[indices], "b h w c -> b c h w")), self.words.sum() * 0
+
+
+UNKNOWN = {
+    "by behaviour": (
+        Renamed,
+        r"'middle' \(Discretizer, with table 16×8; .* indices and rows of 'middle.table' 16×8\)\. K",
+    ),
+    "by name and behaviour": (
+        lambda: Host(Quantizer(transposed=True)),
+        r"'vq' \(Quantizer, with table 8×16; .* rows of 'vq.table' 8×16, transposed\)\. K",
+    ),
+    "a method": (ByMethod, r"'quantize' \(a method; in a dry run it returned indices and rows of 'table' 16×8\)\. K"),
+    "a table alone": (
+        Inside,
+        r"nothing looks like a quantizer\. .* rows of these tables: 'words' 16×8 \(at 'up'\)\. K",
+    ),
+    "called by .forward": (
+        lambda: CallsForward(Quantizer()),
+        r"'vq' \(Quantizer, with table 16×8\)\. A dry run showed rows of these tables: 'vq.table' 16×8 \(at 'up'\)",
+    ),
+    "by name alone": (
+        lambda: TakesADict(Quantizer()),
+        r"'vq' \(Quantizer, with table 16×8\)\. A dry run fails \(.*\), so only names were looked at\. K",
+    ),
+    "nothing": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(62, 4)), r"nothing looks like a quantizer\. Known"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_host_is_told_what_looks_like_a_quantizer_in_it(name):
+    build, candidates = UNKNOWN[name]
+    host = build()
+    before = everything(host)
+    with pytest.raises(ValueError, match=r"pass quantizer= .* and parse= .*In this host .*" + candidates) as raised:
+        tavq.wrap(host)
+    assert raised.value.args[0].rpartition(". ")[2].startswith("Known quantizers: ")  # the list comes last
+    assert is_equal(everything(host), before)
+
+
+def test_the_likeliest_quantizer_is_the_one_that_behaves_like_one():
+    host = Renamed()
+    host.quant_head = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(
+        ValueError, match=r"its path, here perhaps 'middle'\).*'middle' \(.*, 'quant_head' \(Sequential"
+    ):
+        tavq.wrap(host)
 
 
 def test_paths_that_lead_nowhere_are_refused():

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from einops import rearrange
 from helpers.conformance import texts
-from helpers.strange_hosts import Attention, CallsTwice, Host, Quantizer, SharedDown, TokenHost, parse
-from torch import nn
+from helpers.strange_hosts import CallsTwice, Quantizer, SharedDown, TokenHost, ViT, parse
 
 import tavq_plugin as tavq
 
@@ -19,33 +17,6 @@ def wrap(host, **settings):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
-
-
-class Block(nn.Module):
-    """Attention and a perceptron over tokens."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.attention, self.mlp = Attention(c), nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c))
-
-    def forward(self, x):
-        return x + 0.1 * self.mlp(self.attention(x))
-
-
-class ViT(Host):
-    """One resolution: patches of 8 × 8 pixels, then six blocks of tokens."""
-
-    def __init__(self, quantizer):
-        super().__init__(quantizer)
-        del self.stem, self.down, self.to_codes
-        self.patch, self.layers = nn.Conv2d(3, 8, 8, 8), nn.ModuleList(Block(8) for _ in range(6))
-
-    def latent(self, images):
-        patches = self.patch(images)
-        x = rearrange(patches, "b c h w -> b (h w) c")
-        for layer in self.layers:
-            x = layer(x)
-        return rearrange(x, "b (h w) c -> b c h w", h=patches.shape[2])
 
 
 def test_a_vit_of_one_resolution_is_tapped_at_a_third_and_two_thirds():

@@ -1,10 +1,14 @@
 """Other hosts: another codebase, a codebook that an EMA moves, a compiled tokenizer."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from helpers.strange_hosts import Host, StartsItself, everything, is_equal
 from helpers.toy_corpus import AVERAGED, corpus, recipe
 
 from tavq_plugin.training import fit
+from tavq_plugin.training.build_host import refuse_resolution
 from tavq_plugin.training.checkpoint import Checkpoints
 
 DIFFUSERS = {
@@ -56,3 +60,13 @@ def test_the_tokenizer_is_compiled_by_the_recipes_backend(tmp_path):
     pytest.importorskip("taming")  # environments/test_compile.py tests that a compiled host trains the same
     with pytest.raises(torch._dynamo.exc.InvalidBackend, match="no_such_backend"):
         fit("vqgan", recipe(steps=1, compile="no_such_backend"), corpus(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("resolution", [64, 30])
+def test_asking_a_host_for_its_resolution_leaves_it_as_it_was(resolution):
+    """Its quantizer takes its table from its first call and counts calls, also in eval mode."""
+    host = Host(StartsItself())
+    before = everything(host)
+    with pytest.raises(ValueError, match="give resolution=24") if resolution == 30 else nullcontext():
+        refuse_resolution(host, resolution)
+    assert is_equal(everything(host), before)
