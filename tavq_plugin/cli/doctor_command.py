@@ -12,6 +12,7 @@ from tavq_plugin.cli.console import (
     BROKEN,
     DONE,
     REFUSED,
+    console_for,
     print_json,
     report_errors,
 )
@@ -72,7 +73,7 @@ def doctor(
     if built and as_json:
         print_json({"ok": False, "not_built": built})
     elif built:
-        console.print(built, markup=False, soft_wrap=True)
+        console_for(as_json=True).print(built, markup=False, highlight=False, soft_wrap=True)
     elif as_json:
         print_json({**asdict(report), "ok": report.ok})
     else:

@@ -1,1 +1,1 @@
-"""What a finished run is used for; empty so far."""
+"""After training: a run as one object, tokens of images and back, words of codes, pages to look at."""

@@ -95,7 +95,7 @@ def test_captions_that_are_missing(doctor, tmp_path):
 def test_a_target_that_cannot_be_run_is_refused(doctor, tmp_path):
     for target, words in (("nothing", "give file.py:function"), (f"{tmp_path}/no.py:f", "no file")):
         result = CliRunner().invoke(app, ["doctor", target])
-        assert result.exit_code == 2 and words in " ".join(result.stdout.split())
+        assert result.exit_code == 2 and words in " ".join(result.stderr.split())
 
 
 def test_an_error_prints_square_brackets_of_a_file_name(tmp_path):
@@ -218,7 +218,7 @@ def test_a_host_that_cannot_be_built_exits_with_2(strange):
     result = strange("fails", "--debug")
     assert result.exit_code == 2 and 'return {}["my key"]' in result.stderr and "Traceback" not in result.stdout
     result = strange("bare", "--parse", "no_such")
-    assert result.exit_code == 2 and "has no function 'no_such'" in result.stdout
+    assert result.exit_code == 2 and "has no function 'no_such'" in result.stderr
 
 
 def test_doctor_leaves_the_host_as_it_was():

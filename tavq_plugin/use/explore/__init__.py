@@ -1,1 +1,1 @@
-"""A page that shows what a run has learnt; empty so far."""
+"""A page that shows what a run has learnt."""

@@ -90,8 +90,8 @@ def _words_of(indices: Tensor, words: Tensor, table: Tensor | None) -> CodeWords
 def _evidence(found: Sequence[Evidence], names: Sequence[str] | None) -> list[list[Any]]:
     """Rows of name (or number), information, images, chance, its 95 % quantile, and 1 if above chance."""
     return [
-        [one.number if names is None else names[one.number], round(one.information, 3), one.images, round(one.chance, 3),
-         round(one.chance_high, 3), int(one.above_chance)]
+        [one.number if names is None else names[one.number], round(one.information, 3), one.images,
+         round(one.chance, 3), round(one.chance_high, 3), int(one.above_chance)]
         for one in found
     ]  # fmt: skip
 

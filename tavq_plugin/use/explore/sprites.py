@@ -24,7 +24,7 @@ def packed(values: Tensor) -> str:
     Raises ValueError for other numbers.
 
     >>> packed(torch.tensor([1, 256]))
-    'eJxjZGBkAAAABwAD'
+    'eJxjZGBgBAAACQAD'
     """
     if values.numel() and not (int(values.min()) >= 0 and int(values.max()) <= 0xFFFF):
         raise ValueError(f"got {values.min()} … {values.max()}: only 0 … 65535 can be packed")
