@@ -91,9 +91,9 @@ def test_a_second_call_trains_nothing(tuned):
     assert again["methods"] == content["methods"] and steps == []
 
 
-def test_a_comparison_takes_the_options_the_finished_runs_and_says_so(tuned, tmp_path):
+def test_a_comparison_takes_the_options_and_the_finished_runs_and_says_so(tuned, tmp_path):
     folder, content, _ = tuned
-    asked = plan(tmp_path / "out", methods="vqvae,vqgan,lgvq", tuned=folder)
+    asked = plan(tmp_path / "out", methods="vqvae,vqgan,lgvq", tuned=folder, equal_time=False)
     trained = set()
     made = compare(asked, tell=lambda message: None, report=lambda name, *_: trained.add(name))
     strength = content["methods"]["lgvq"]["strength"]
