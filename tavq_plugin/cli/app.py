@@ -16,6 +16,7 @@ from tavq_plugin.cli.explore import explore
 from tavq_plugin.cli.store_command import store
 from tavq_plugin.cli.tasks import task
 from tavq_plugin.cli.train_command import train
+from tavq_plugin.cli.tune_command import tune
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -49,6 +50,7 @@ COMMANDS = (  # group, command, what to type
     (TEXTS, text.caption, "tavq caption --data my-images --model Qwen/Qwen2.5-VL-3B-Instruct --out captions.jsonl"),
     (TEXTS, text.prepare, "tavq prepare --data my-images --out my-store"),
     (TRAIN, train, "tavq train --data my-images --method tavq --out runs/tavq"),
+    (TRAIN, tune, "tavq tune --data my-images --methods tavq,lgvq --out my-tuning"),
     (TRAIN, compare, "tavq compare --data my-images --methods vqgan,tavq --seeds 0,1,2 --out my-comparison"),
     (TRAIN, evaluate, "tavq evaluate runs/vqgan runs/tavq --data my-images --out my-results"),
     (TRAIN, task, "tavq task captioning --run runs/vqgan --run runs/tavq --data my-images --out my-tasks"),

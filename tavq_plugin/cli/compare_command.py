@@ -53,6 +53,10 @@ def compare(
             "with --quick.",
         ),
     ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take the options that tavq tune chose there, and its finished runs."),
+    ] = None,
     allow: Allow = None,
     text_field: TextField = None,
     id_field: IdField = None,
@@ -75,6 +79,7 @@ def compare(
             out=out, data=data, methods=methods, seeds=seeds, recipe=recipe, resolution=resolution, steps=steps,
             init=init, overrides=overrides or (), n_train=n_train, n_eval=n_eval, weights=weights, quick=quick,
             equal_time=equal_time, allow=allow or (), read=read_settings(data, text_field, id_field),
+            tuned=tuned,
         )  # fmt: skip
         with runs_progress(console, len(plan.jobs)) as (report, finished):
             content = run(plan, workers=workers, tell=console.print, report=report, finished=finished)

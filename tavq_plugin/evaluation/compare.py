@@ -19,6 +19,12 @@ from tavq_plugin.evaluation.plan import EQUAL_TIME, Job, Plan
 from tavq_plugin.evaluation.protocol import comparison_protocol, measured_cards
 from tavq_plugin.evaluation.results import RunResults, refuse_foreign_results
 from tavq_plugin.evaluation.run_jobs import ReportProgress, load_judges, load_targets, outcomes
+from tavq_plugin.evaluation.tuning.tuned_options import (
+    take_finished_trial,
+    tuning_note,
+    tuning_protocol,
+    with_tuned_options,
+)
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, writable
 from tavq_plugin.io.ownership import claim, refuse_taken
@@ -64,6 +70,7 @@ def compare(
 
     refuse_targets(plan.recipe, allow=plan.allow)
     writable(Path(plan.out))
+    plan, tuning = with_tuned_options(plan), tuning_protocol(plan)
     with _explain_full_disk(plan.out):
         refuse_unlike_comparison(plan)
         if plan.recipe.init and not all(finished_summary(job.folder) for job in plan.jobs):
@@ -82,6 +89,10 @@ def compare(
         require_known_hashes(plan.weights)
         targets = load_targets(plan.out, plan.evaluation)
         content: dict[str, Any] = {"protocol": comparison_protocol(plan, about, targets, workers)}
+        content["protocol"] |= {"tuning": tuning} if tuning else {}
+        for job in plan.jobs:
+            if take_finished_trial(job):
+                tell(f"{job.name}: the trial of {plan.tuned} is this run, so it is not trained again")
         runs, failed = _run(plan.jobs, plan, workers, tell, report, finished, content)
         if not runs:
             raise FloatingPointError(
@@ -95,6 +106,7 @@ def compare(
         protocol = content["protocol"] | {"reference": reference, "floors": floors.titles}
         protocol |= {"floors_left_out": floors.left_out, "cards": measured_cards(content, protocol)}
         content |= {"protocol": protocol, "failed": failed | failed_again}
+        content["notes"] = [tuning_note(tuning, plan.methods)] if tuning else []
         content["headline"] = headline_sentence(content)
         save_json(plan.out / "compare.json", content)
         write_report(content, runs, targets, plan.out)

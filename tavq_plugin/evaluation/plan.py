@@ -24,6 +24,7 @@ QUICK = ("steps=120", "start.revive_every=10", "adversarial.weight=0.1", "advers
 discriminator in the last third of them."""
 DECIDED = {"seed": "--seeds", "method": "--methods"}  # setting of a run → the option of the command that sets it
 EQUAL_TIME = "equal-time"  # folder of the runs at equal time; below it, runs of other steps have folders of their own
+TRIALS = "trials"  # folder of the runs of `tavq tune`; below it, each number of steps and strength has a folder
 QUICK_TRAIN, QUICK_EVAL = 1000, 300  # training images and images of the tune split, at most
 QUICK_EVALUATION = EvaluationSettings(transport_images=60, judges=("inception", "lpips", "mobilenet"))
 
@@ -48,6 +49,7 @@ class Plan:
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: by method
     allow: tuple[str, ...] = ()  #: further packages that the recipe's targets may name
     read: ReadSettings = field(default_factory=ReadSettings)  #: the fields with id and text, and the limits
+    tuned: Path | None = None  #: folder of the `tavq tune` that chose options of methods
     equal_time: bool = False  #: train methods of another speed once more, for the same time as the reference
 
     def __post_init__(self) -> None:
@@ -88,9 +90,16 @@ class Plan:
         """The hash of the recipe's `init`; a comparison that has begun knows it without the file."""
         return checkpoint_settings(self.recipe.init, read_json(self.out / "shared.json", strict=False))
 
-    def options_of(self, method: str) -> dict[str, Any]:
-        """A method's own options, complete; what they leave open, a run of this method that `out` holds decides."""
+    def options_of(self, method: str, strength: float | None = None) -> dict[str, Any]:
+        """A method's own options, complete; what they leave open, a run of this method that `out` holds decides.
+
+        With `strength`, they are those of a trial (`Method.at_strength`).
+        """
         own = replace(self.recipe, method=method, options=dict(self.method_options.get(method, {})))
+        if strength is not None:
+            return resolved_recipe(
+                replace(own, options=method_class(method).at_strength(strength, own.options))
+            ).options
         return resolved_recipe(own, *sorted((self.out / method).glob("seed*"))).options
 
     def refuse_changed(self) -> None:
@@ -118,29 +127,37 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison."""
+    """One run of a comparison, or a trial of `tavq tune`."""
 
     plan: Plan
     method: str
     seed: int
-    steps: int | None = None  # of a run at equal time; None: the recipe's
+    steps: int | None = None  # of a run at equal time, and of a trial; None: the recipe's
+    strength: float | None = None  # of a trial: factor on the options that weigh what the method adds
 
     @property
     def name(self) -> str:
         """The run's name on the screen and in messages."""
-        return f"{self.method}, seed {self.seed}" + (f", {self.steps} steps" if self.steps is not None else "")
+        strength = "" if self.strength is None else f", strength {self.strength:g}"
+        return f"{self.method}{strength}, seed {self.seed}" + (
+            f", {self.steps} steps" if self.steps is not None else ""
+        )
 
     @property
     def folder(self) -> Path:
         """The run's own folder."""
-        place = self.plan.out if self.steps is None else self.plan.out / EQUAL_TIME / f"{self.steps}-steps"
+        place = self.plan.out
+        if self.strength is not None:
+            place = place / TRIALS / f"{self.recipe.steps}-steps" / f"strength-{self.strength:g}"
+        elif self.steps is not None:
+            place = place / EQUAL_TIME / f"{self.steps}-steps"
         return place / self.method / f"seed{self.seed}"
 
     @property
     def recipe(self) -> Recipe:
         """The shared recipe with the method's own options."""
         steps = self.steps or self.plan.recipe.steps
-        options = self.plan.options_of(self.method)
+        options = self.plan.options_of(self.method, self.strength)
         return replace(self.plan.recipe, method=self.method, seed=self.seed, options=options, steps=steps)
 
     @property
@@ -177,6 +194,7 @@ def plan_of(
     equal_time: bool | None = None,
     allow: Sequence[str] = (),
     read: ReadSettings | None = None,
+    tuned: Path | None = None,
 ) -> Plan:
     """A plan from the options of `tavq compare`.
 
@@ -200,6 +218,7 @@ def plan_of(
         equal_time: Train methods of another speed once more, for the same time as the reference. Default: unless quick.
         allow: Further packages that the recipe's targets may name.
         read: The fields of the data with id and text. Default: those that are understood.
+        tuned: Folder of the `tavq tune` that chooses the options of methods. Default: none.
 
     Raises:
         ValueError: An override sets what an option of the command sets, or sets a recipe's setting for one method.
@@ -234,6 +253,7 @@ def plan_of(
         equal_time=not quick if equal_time is None else equal_time,
         allow=tuple(allow),
         read=read or ReadSettings(),
+        tuned=tuned,
     )
 
 

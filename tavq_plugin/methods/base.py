@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,8 @@ class Method(nn.Module):
     adversarial: ClassVar[bool] = True  #: trains with the recipe's discriminator
     perceptual: ClassVar[bool] = True  #: trains with the recipe's perceptual loss
     levels: ClassVar[bool] = False  #: if true, levels 1 and 2 send gradient to the host; else they are detached
+    weighed_by: ClassVar[tuple[str, ...]] = ()  #: options that multiply what the method adds to the host's losses
+    strengths: ClassVar[tuple[float, ...]] = (0.25, 1.0, 4.0, 16.0)  #: factors on them that `tavq tune` tries
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int = 0) -> None:
         super().__init__()
@@ -51,6 +54,17 @@ class Method(nn.Module):
         `saved` holds the options of an earlier run, which decides what `options` leaves open.
         """
         return dict(options)
+
+    @classmethod
+    def at_strength(cls, strength: float, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with what `weighed_by` names multiplied by `strength`.
+
+        >>> from tavq_plugin.methods import method_class
+        >>> method_class("tavq").at_strength(2.0, {"balance": 0.5})["balance"]
+        1.0
+        """
+        defaults = signature(cls).parameters
+        return {**options, **{name: strength * options.get(name, defaults[name].default) for name in cls.weighed_by}}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Extra loss terms by name, already weighted."""

@@ -42,6 +42,7 @@ class CVQMethod(Method):
     """
 
     name = "cvq"
+    weighed_by = ("contrast",)
     usage: Tensor  # k, running share of the latents
 
     def __init__(

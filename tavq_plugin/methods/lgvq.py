@@ -48,6 +48,8 @@ class LGVQ(Method):
     vocabulary: Tensor  # u d: the distinct words of the training texts
 
     name = "lgvq"
+    weighed_by = ("global_weight", "masked_weight", "relation_weight")
+    strengths = (1.0, 10.0, 100.0, 1000.0)  # as released its pull is 40 to 2,000 times smaller than that of tavq
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class TAVQ(Method):
 
     name = "tavq"
     levels = True
+    weighed_by = ("balance", "weight")
     alignment: ClassVar[type[TextAlignment]] = TextAlignment  # controls replace it
     auto_balance: ClassVar[Balance] = "auto"  # what balance="auto" means
 
@@ -128,6 +129,17 @@ class TAVQ(Method):
         weight, levels = options.get("weight"), options.get("granularities", DEFAULTS.levels)
         balance = AlignmentSettings(weight=weight, balance=asked, levels=levels).balance
         return {**options, "balance": list(balance) if isinstance(balance, tuple) else balance}
+
+    @classmethod
+    def at_strength(cls, strength: float, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with ρ, or in a weighted sum λ, multiplied by `strength`."""
+        resolved = cls.resolved_options(options)
+        balance = resolved["balance"]
+        if balance is None:
+            weight = AlignmentSettings(weight=resolved.get("weight"), balance=None).weight
+            return {**resolved, "weight": strength * (weight or 0.0)}
+        several = isinstance(balance, list)
+        return {**resolved, "balance": [strength * ratio for ratio in balance] if several else strength * balance}
 
     def prepare(self, corpus: Corpus, seed: int) -> None:
         """Called once, at the end of the constructor; a control prepares its texts here."""
