@@ -52,6 +52,11 @@ class Method(nn.Module):
         """
         return dict(options)
 
+    @classmethod
+    def takes_restarts(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the recipe's start of codes on latents and its restarts work on the codebook, with these options."""
+        return True
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Extra loss terms by name, already weighted."""
         return {}

@@ -13,6 +13,7 @@ from tavq_plugin.distributed import gather_sharded
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods import method_class
 from tavq_plugin.pixels import to_float
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.schedule import Phase
@@ -106,7 +107,7 @@ class HostCodebookRestarts:
     def from_recipe(
         cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, phase: Phase
     ) -> HostCodebookRestarts | None:
-        """The recipe's restarts; None if it asks for none, or if the method computes the codebook.
+        """The recipe's restarts; None if it asks for none, or if the method computes or moves the codebook itself.
 
         Raises ValueError if the host's codebook cannot be written to.
         """
@@ -114,7 +115,8 @@ class HostCodebookRestarts:
         if not ((start.settle_share and not recipe.init) or start.revive_every):
             return None
         table = tokenizer.adapter.codebook()
-        if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
+        takes_restarts = method_class(recipe.method).takes_restarts(recipe.options)
+        if not takes_restarts or any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
             return None
         if table is None or not table.is_leaf or gather_sharded(table) is not table:
             raise ValueError(
