@@ -437,6 +437,7 @@ def _current_value(key: Any, value: Any) -> Any:
 _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {"balance": None} for name in ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")},
     "cvq": {"anchor": "probrandom", "metric": "l2", "contrast": 1.0, "restarts": True},
+    "vqct": {"lemmas": False, "fitted": False},
 }
 _SETTINGS = {"beside": "detach_added_levels", "measuring": "evaluation", "transported": "transport_images"}
 

@@ -61,6 +61,16 @@ class Method(nn.Module):
         """Extra loss terms by name, already weighted."""
         return {}
 
+    def facts(self) -> dict[str, float]:
+        """Numbers about the method on this corpus that a report shows; saved with a finished run."""
+        return {}
+
+    def start_codes(self, latents: Tensor) -> None:
+        """Called once, before the first step with codes of a host that settled, if the recipe does not start its codes.
+
+        `latents` are those of some training images, n c; the same on every process.
+        """
+
     def after_update(self, step: Step) -> None:
         """Called after each optimizer step; a method may move the codebook here."""
 

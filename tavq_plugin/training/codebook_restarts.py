@@ -27,6 +27,14 @@ def encode_latents(adapter: Adapter, images: Tensor) -> Tensor:
     return recorder.take()[adapter.quantizer].z_in
 
 
+@torch.no_grad()
+def draw_latents(adapter: Adapter, images: Tensor, draw: torch.Generator, device: torch.device) -> Tensor:
+    """The latents of 256 of the images (n 3 r r uint8), drawn at random; -> n c."""
+    drawn = images[torch.randperm(len(images), generator=draw)[:256]]
+    parts = [encode_latents(adapter, to_float(part).to(device)) for part in drawn.split(32)]
+    return rearrange(torch.cat(parts), "b c h w -> (b h w) c")
+
+
 def count_codes(indices: Tensor, size: int) -> Tensor:
     """How often each of `size` codes was chosen; any shape int64 -> size int64.
 
@@ -56,9 +64,7 @@ class CodebookRestarts:
 
         Does nothing if there are fewer latents than codes.
         """
-        drawn = images[torch.randperm(len(images), generator=self._draw)[:256]]
-        parts = [encode_latents(adapter, to_float(part).to(codebook.device)) for part in drawn.split(32)]
-        latents = rearrange(torch.cat(parts), "b c h w -> (b h w) c")
+        latents = draw_latents(adapter, images, self._draw, codebook.device)
         if len(latents) >= len(codebook):
             chosen = torch.randperm(len(latents), generator=self._draw)[: len(codebook)]
             codebook.copy_(latents[chosen.to(latents.device)])

@@ -1,5 +1,7 @@
 """VQCT: words and edges, the graph network against dense algebra, the host's codebook during and after training."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,9 @@ from helpers.small_methods import corpus, made, step_of
 from helpers.tiny_hosts import DDCONFIG
 
 import tavq_plugin as tavq
-from tavq_plugin.methods.vqct import VQCT, Transfer
+from tavq_plugin.methods.vqct import VQCT, Transfer, words_of_codes
 from tavq_plugin.methods.word_graph import WordGraph, word_graph
+from tavq_plugin.moved import written_settings
 from tavq_plugin.text import Splitter
 
 TEXTS = ["A red car and a red dog.", "The blue dog sees a red car.", None, "Red is not a car."]
@@ -35,6 +38,16 @@ def test_rare_and_unknown_words_are_left_out():
         word_graph(TEXTS, above=10, known=KNOWN)
     with pytest.raises(ValueError, match="parts of speech need a tagger"):
         list(Splitter(language="ja").tagged("赤い車"))
+
+
+def test_forms_of_a_noun_are_one_word():
+    texts = ["Two red cars and a car.", "Men in cars. A red man."]
+    graph = word_graph(texts, above=0, known={"red", "cars", "car", "men", "two"})
+    assert dict(zip(graph.words, graph.counts, strict=True)) == {"red": 2, "car": 3, "men": 2}  # "man" is not known
+    by_name = {(graph.words[a], graph.words[n]): count for (a, n), count in graph.edges.items()}
+    assert by_name == {("red", "car"): 1, ("red", "men"): 1}
+    apart = word_graph(texts, above=0, known={"red", "cars", "car", "men", "two"}, lemmas=False)
+    assert {"car", "cars"} <= set(apart.words)
 
 
 def test_the_most_frequent_words_keep_their_edges():
@@ -79,7 +92,10 @@ def test_words_without_an_edge_have_different_codes():
 def test_the_network_makes_the_codebook_and_one_code_moves_the_others():
     tokenizer, one = made("vqct")
     weight, k = tokenizer.adapter.codebook(), 32
-    assert len(one.graph.words) < k and len(weight.detach().unique(dim=0)) == k  # codes of repeated words differ
+    assert len(one.graph.words) < k
+    for word in words_of_codes(len(one.graph.words), k).unique():  # codes of a repeated word differ
+        codes = weight.detach()[words_of_codes(len(one.graph.words), k) == word]
+        assert len(codes.unique(dim=0)) == len(codes)
     moved = torch.autograd.grad(weight[0].sum(), list(tokenizer.host.quantize.parameters()), allow_unused=True)
     before = weight.detach().clone()
     with torch.no_grad():
@@ -110,3 +126,48 @@ def test_finish_restores_the_hosts_class_and_parameter():
     step = step_of(tokenizer)
     (step.reconstruction.square().mean() + step.codes.loss).backward()
     assert table.weight.grad is not None
+
+
+def after_settling(method, **options):
+    """Share of the codes in use and relative quantization error at the first step with codes."""
+    pytest.importorskip("accelerate")
+    from accelerate import Accelerator
+    from helpers import toy_corpus
+
+    from tavq_plugin.training.loop import TrainingLoop
+
+    data = toy_corpus.corpus(34, 32)
+    asked = toy_corpus.recipe(
+        method=method, options=options, steps=20, start={"settle_share": 0.5, "revive_every": 5}, batch_size=8
+    )
+    loop = TrainingLoop(asked, data, Accelerator(cpu=True))
+    for _ in range(11):
+        loop.step()
+    with torch.no_grad():
+        final = loop.tokenizer.eval().encode(data.images[:32].float() / 127.5 - 1).final
+    loop.close()
+    z, e = (x.movedim(1, 3).flatten(0, 2) for x in (final.latent, final.quantized))
+    error = (z - e).square().sum() / (z - z.mean(0)).square().sum()
+    return len(final.indices.unique()) / 32, error.item()
+
+
+def test_after_the_settle_the_codebook_is_as_near_to_the_latents_as_a_shared_table():
+    usage, error = after_settling("vqct", threshold=1)
+    shared_usage, shared_error = after_settling("vqgan")
+    unfitted_usage, unfitted_error = after_settling("vqct", threshold=1, fitted=False)
+    assert unfitted_error > 3 * shared_error  # what was wrong: the codebook is far from the latents
+    assert error < 1.5 * shared_error and usage > 0.75 * shared_usage > unfitted_usage
+
+
+def test_the_bits_of_a_place_and_those_of_the_release_are_known():
+    _, one = made("vqct")
+    adjectives, nouns = one.graph.adjectives, len(one.graph.words) - one.graph.adjectives
+    assert adjectives >= 2 and nouns
+    assert one.bits_per_place == (5.0, pytest.approx(math.log2(math.comb(adjectives, 2) * nouns)))
+
+
+def test_a_run_from_before_keeps_plurals_and_is_not_fitted():
+    before = written_settings({"method": "vqct", "options": {"threshold": 3}})["options"]
+    assert before == {"lemmas": False, "fitted": False, "threshold": 3}
+    assert VQCT.resolved_options({"threshold": 3}, before) == before
+    assert VQCT.resolved_options({}) == {"lemmas": True, "fitted": True} and not VQCT.takes_restarts({})
