@@ -11,8 +11,8 @@ at a share of the steps with codes, and after the last step:
   parameters before the quantizer, for one batch in training mode. Where a method's gradient falls over the run, as
   tavq's does, so does its ratio.
 
-A row is called broken if a figure after the last step is worse than `BROKEN`, and inert if its method has loss terms of
-its own and a ratio below `INERT`. "–": the method has no terms, so it acts by moving or computing the codes, or not.
+A row is called broken if a figure after the last step is worse than `BROKEN`; inert or weak if its method has loss terms
+of its own and a ratio below `INERT` or `WEAK`. "–": the method has no terms, so it acts by moving or computing the codes, or not.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from common.result_files import markdown_table, save_results
 from torch import Tensor
 
 from tavq_plugin.data.corpus import Corpus, load_or_build_corpus
+from tavq_plugin.evaluation.plan import split_overrides
 from tavq_plugin.methods import METHODS
 from tavq_plugin.methods.base import Method
 from tavq_plugin.pixels import to_float
@@ -49,7 +50,7 @@ RECIPE = (
     "seed=0",
 )
 BROKEN = {"usage": 5.0, "error": 0.9}  # less usage, %, or a greater error
-INERT = 1e-3  # a smaller gradient ratio
+INERT, WEAK = 1e-3, 5e-2  # a smaller gradient ratio
 HEAD = (
     "method", "usage, %", "error", "gradient ratio", "usage at the end, %", "error at the end", "seconds", "verdict"
 )  # fmt: skip
@@ -66,12 +67,15 @@ def main(
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
     parser.add_argument("--methods", default="all", help="names separated by commas")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="of the recipe, or METHOD.options.NAME=VALUE"
+    )
     parser.add_argument("--images", type=int, default=400, help="drawn scenes to train on")
     parser.add_argument("--share", type=float, default=0.25, help="of the steps with codes, where figures are taken")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    recipe = recipe or read_recipe("small", [*RECIPE, *arguments.set])
+    shared, own = split_overrides(arguments.set)
+    recipe, options = recipe or read_recipe("small", [*RECIPE, *shared]), {**own, **(options or {})}
     names = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
     with tempfile.TemporaryDirectory() as folder:
         if corpus is None:
@@ -79,7 +83,7 @@ def main(
             corpus, _ = load_or_build_corpus(Path(folder), None, recipe.resolution, **sizes, tell=print)
         rows = []
         for name in names:
-            asked = replace(recipe, method=name, options=(options or {}).get(name, {}))
+            asked = replace(recipe, method=name, options=options.get(name, {}))
             rows.append(measured(asked, corpus, share=arguments.share))
             print(markdown_table(HEAD, [list(rows[-1].values())]).splitlines()[-1], flush=True)
     result = {
@@ -118,7 +122,9 @@ def verdict(late: dict[str, float], ratio: float | None) -> str:
     """
     if late["usage"] < BROKEN["usage"] or not late["error"] <= BROKEN["error"]:
         return "broken"
-    return "inert" if ratio is not None and ratio < INERT else "works"
+    if ratio is None or ratio >= WEAK:
+        return "works"
+    return "inert" if ratio < INERT else "weak"
 
 
 @torch.no_grad()
@@ -156,11 +162,10 @@ def gradient_ratio(loop: TrainingLoop) -> float | None:
 
     loop.tokenizer.on_copies = on_copies
     whole, with_method = gradients(None)
-    loop.tokenizer.on_copies = False
     module.method = Method(loop.tokenizer, loop.corpus)  # adds nothing
     without, own = gradients(None)
     pixels, _ = gradients(("pixel", "perceptual"))
-    module.method, loop.tokenizer.on_copies = method, on_copies
+    module.method = method
     if len(with_method) == len(own):
         return None
     return ((whole - without).norm() / pixels.norm()).item()
@@ -178,19 +183,19 @@ def page(result: dict[str, Any]) -> str:
         markdown_table(HEAD, [list(row.values()) for row in rows]),
         protocol["text"].partition("\n\n")[2].strip(), "",
         f"`BROKEN` is a usage below {BROKEN['usage']:g} % or an error above {BROKEN['error']:g}; `INERT` is a ratio "
-        f"below {INERT:g}. " + said_of(rows), "",
+        f"below {INERT:g}, `WEAK` one below {WEAK:g}. " + said_of(rows), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def said_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Which rows are broken or inert, in one sentence.
+    """Which rows are broken, inert or weak, in one sentence.
 
     >>> said_of([{"method": "vqgan", "verdict": "works"}])
-    'No row is broken or inert.'
+    'No row is broken, inert or weak.'
     """
     wrong = [f"{row['method']} is {row['verdict']}" for row in rows if row["verdict"] != "works"]
-    return f"{'; '.join(wrong)}." if wrong else "No row is broken or inert."
+    return f"{'; '.join(wrong)}." if wrong else "No row is broken, inert or weak."
 
 
 if __name__ == "__main__":

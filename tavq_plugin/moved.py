@@ -151,7 +151,7 @@ NAMES: dict[str, str] = {
     "align:stratified": "losses:stratified",
     "baselines.lgvq:masked": "methods.lgvq:draw_masked",
     "baselines.method:Corpus": "data.corpus:Corpus",
-    "baselines.vqct:repeated": "methods.vqct:words_of_codes",
+    "baselines.vqct:repeated": "methods.vqct_network:words_of_codes",
     "clock:Clock": "training.timer:StepTimer",
     "compare:judges_of": "evaluation.compare:load_judges",
     "compare:texts_in": "evaluation.compare:load_targets",

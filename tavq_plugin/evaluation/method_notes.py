@@ -94,10 +94,11 @@ def _about_codes(recipe: Recipe, options: Mapping[str, Mapping[str, Any]]) -> st
 
 
 def _bits_sentence(name: str, numbers: Mapping[str, float]) -> str:
+    three = numbers.get("codes_per_place") == 3
     said = (
-        f"{name} has {numbers['adjectives']:.0f} adjectives and {numbers['nouns']:.0f} nouns, and stores one code a "
-        f"place, {numbers['bits_per_place']:.1f} bits"
+        f"{name} has {numbers['adjectives']:.0f} adjectives and {numbers['nouns']:.0f} nouns, and stores "
+        f"{'two adjectives and a noun' if three else 'one code'} a place, {numbers['bits_per_place']:.1f} bits"
     )
-    if "released_bits" in numbers:
+    if "released_bits" in numbers and not three:
         said += f"; the release stores two adjectives and a noun, which would be {numbers['released_bits']:.1f} bits"
     return f"{said}."

@@ -53,6 +53,11 @@ class Method(nn.Module):
         return dict(options)
 
     @classmethod
+    def prepare_host(cls, host: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a new host, before it is wrapped, as the method needs it; returns further arguments of `wrap`."""
+        return {}
+
+    @classmethod
     def takes_restarts(cls, options: Mapping[str, Any]) -> bool:
         """Whether the recipe's start of codes on latents and its restarts work on the codebook, with these options."""
         return True

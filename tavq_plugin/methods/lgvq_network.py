@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -26,15 +24,8 @@ class VisualTransformer(nn.Module):
         self.cls = nn.Parameter(STD * torch.randn(width))
         self.positions = nn.Parameter(STD * torch.randn(1 + grid[0] * grid[1], width))
         self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
-        settings: dict[str, Any] = dict(dim_feedforward=4 * width, dropout=0.0, activation=quick_gelu)
-        settings |= dict(batch_first=True, norm_first=True)
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, **settings) for _ in range(layers))
+        self.blocks = nn.ModuleList(_pre_norm_block(width, heads, layers) for _ in range(layers))
         self.project = nn.Parameter(STD * torch.randn(width, text))
-        for block in self.blocks:
-            nn.init.normal_(block.self_attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.linear1.weight, std=(2 * width) ** -0.5)
-            for weight in (block.self_attn.out_proj.weight, block.linear2.weight):
-                nn.init.normal_(weight, std=width**-0.5 * (2 * layers) ** -0.5)
 
     def forward(self, codes: Tensor) -> Tensor:
         """The tokens of a map."""
@@ -65,15 +56,7 @@ class MaskedWordReader(nn.Module):
     def __init__(self, text: int, vocabulary: int, *, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.mask_vectors = nn.Parameter(STD * torch.randn(PLACES, text))
-        settings: dict[str, Any] = dict(dim_feedforward=text, dropout=dropout, layer_norm_eps=1e-12, batch_first=True)
-        self.layers = nn.ModuleList(nn.TransformerDecoderLayer(text, heads, **settings) for _ in range(layers))
-        for layer in self.layers:
-            for attention in (layer.self_attn, layer.multihead_attn):
-                attention.dropout = 0.0  # the release has dropout on outputs, not on attention
-                for weight in (attention.in_proj_weight, attention.out_proj.weight):
-                    nn.init.normal_(weight, std=text**-0.5)
-            for linear in (layer.linear1, layer.linear2):
-                nn.init.normal_(linear.weight, std=text**-0.5)
+        self.layers = nn.ModuleList(_post_norm_layer(text, heads, dropout) for _ in range(layers))
         self.head = nn.Sequential(nn.Linear(text, text), nn.GELU(), nn.LayerNorm(text))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
@@ -86,6 +69,30 @@ class MaskedWordReader(nn.Module):
         for layer in self.layers:
             shown = layer(shown, visual, tgt_key_padding_mask=padding)
         return self.head(shown) @ vocabulary.T + self.bias
+
+
+def _pre_norm_block(width: int, heads: int, layers: int) -> nn.TransformerEncoderLayer:
+    """A block of CLIP, with the release's initial scales."""
+    block = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout=0.0, activation=quick_gelu, batch_first=True, norm_first=True
+    )
+    nn.init.normal_(block.self_attn.in_proj_weight, std=width**-0.5)
+    nn.init.normal_(block.linear1.weight, std=(2 * width) ** -0.5)
+    for weight in (block.self_attn.out_proj.weight, block.linear2.weight):
+        nn.init.normal_(weight, std=width**-0.5 * (2 * layers) ** -0.5)
+    return block
+
+
+def _post_norm_layer(width: int, heads: int, dropout: float) -> nn.TransformerDecoderLayer:
+    """A layer of the release's decoder, with its initial scales; its dropout is on outputs, not on attention."""
+    layer = nn.TransformerDecoderLayer(width, heads, width, dropout=dropout, layer_norm_eps=1e-12, batch_first=True)
+    for attention in (layer.self_attn, layer.multihead_attn):
+        attention.dropout = 0.0
+        for weight in (attention.in_proj_weight, attention.out_proj.weight):
+            nn.init.normal_(weight, std=width**-0.5)
+    for linear in (layer.linear1, layer.linear2):
+        nn.init.normal_(linear.weight, std=width**-0.5)
+    return layer
 
 
 def code_relations(codes: int, text: int) -> nn.Sequential:

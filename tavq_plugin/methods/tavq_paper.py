@@ -25,6 +25,6 @@ class TAVQPaper(TAVQ):
     name = "tavq-paper"
     auto_balance: ClassVar[Balance] = None
 
-    @wraps(TAVQ.__init__)
+    @wraps(TAVQ.__init__)  # type: ignore[misc]  # so that its settings are those of `TAVQ`
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{**PAPER, **settings})

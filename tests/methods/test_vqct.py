@@ -1,6 +1,7 @@
 """VQCT: words and edges, the graph network against dense algebra, the host's codebook during and after training."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from helpers.small_methods import corpus, made, step_of
 from helpers.tiny_hosts import DDCONFIG
 
 import tavq_plugin as tavq
-from tavq_plugin.methods.vqct import VQCT, Transfer, words_of_codes
+from tavq_plugin.methods.vqct import VQCT
+from tavq_plugin.methods.vqct_network import Transfer, words_of_codes
+from tavq_plugin.methods.vqct_quantizer import PartOfSpeechQuantizer
 from tavq_plugin.methods.word_graph import WordGraph, word_graph
 from tavq_plugin.moved import written_settings
 from tavq_plugin.text import Splitter
@@ -171,3 +174,60 @@ def test_a_run_from_before_keeps_plurals_and_is_not_fitted():
     assert before == {"lemmas": False, "fitted": False, "threshold": 3}
     assert VQCT.resolved_options({"threshold": 3}, before) == before
     assert VQCT.resolved_options({}) == {"lemmas": True, "fitted": True} and not VQCT.takes_restarts({})
+
+
+def test_three_codes_of_a_place_equal_the_releases_quantizer():
+    """`vqct_VectorQuantizer3`: topk 2 of the adjectives, averaged, in one half; the nearest noun in the other."""
+    torch.manual_seed(0)
+    quantizer, z = PartOfSpeechQuantizer(12, 8, beta=0.25, legacy=True), torch.randn(2, 8, 3, 3)
+    quantizer.adjectives.fill_(5)
+    table = torch.nn.init.normal_(quantizer.embedding.weight).detach()
+    vectors, loss, (_, raw, codes) = quantizer(z)
+    expected, losses = torch.zeros_like(z), 0.0
+    for b in range(2):
+        for y in range(3):
+            for x in range(3):
+                adjective, noun = z[b, :4, y, x], z[b, 4:, y, x]
+                near = sorted(range(5), key=lambda i: ((adjective - table[i, :4]) ** 2).sum().item())[:2]
+                best = min(range(5, 12), key=lambda i: ((noun - table[i, 4:]) ** 2).sum().item())
+                assert codes[b, y, x].tolist() == [*near, best]
+                expected[b, :, y, x] = torch.cat([table[near, :4].mean(0), table[best, 4:]])
+    for half in (slice(0, 4), slice(4, 8)):
+        apart = (expected[:, half] - z[:, half]).square().mean()
+        losses = losses + apart + 0.25 * apart
+    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(raw, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, losses, rtol=1e-5, atol=0)
+
+
+def test_a_run_of_three_codes_a_place_is_saved_and_read_again(tmp_path):
+    pytest.importorskip("accelerate")
+    from helpers import toy_corpus
+
+    from tavq_plugin.evaluation.sources.finished_runs import runs_in
+    from tavq_plugin.training import fit
+
+    data = toy_corpus.corpus(34, 32)
+    data = replace(data, texts=[f"{text}, small and old" if i % 2 else text for i, text in enumerate(data.texts)])
+    asked = toy_corpus.recipe(
+        options={"threshold": 1, "codes_per_place": 3}, steps=8, start={"settle_share": 0.5}, batch_size=8
+    )
+    fitted = fit("vqct", asked, data, tmp_path / "run")
+    (run,) = runs_in(tmp_path / "run", None, allow=())
+    again = run.load().tokenizer
+    images = data.images[:2].float() / 127.5 - 1
+    with torch.no_grad():
+        ours, theirs = (t.eval().encode(images).final.quantized for t in (fitted.tokenizer, again))
+    assert torch.equal(ours, theirs)
+    facts = fitted.method.facts()
+    triples = math.comb(int(facts["adjectives"]), 2) * facts["nouns"]
+    assert facts["bits_per_place"] == pytest.approx(math.log2(triples))
+
+
+def test_three_codes_need_a_prepared_host():
+    with pytest.raises(ValueError, match="build it from a recipe"):
+        made("vqct", codes_per_place=3)
+    with pytest.raises(ValueError, match="must be 1 or 3"):
+        made("vqct", codes_per_place=2)
+    with pytest.raises(ValueError, match="Linear has none: leave codes_per_place out"):
+        VQCT.prepare_host(torch.nn.Linear(1, 1), {"codes_per_place": 3})
