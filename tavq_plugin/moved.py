@@ -151,7 +151,7 @@ NAMES: dict[str, str] = {
     "align:stratified": "losses:stratified",
     "baselines.lgvq:masked": "methods.lgvq:draw_masked",
     "baselines.method:Corpus": "data.corpus:Corpus",
-    "baselines.vqct:repeated": "methods.vqct:words_of_codes",
+    "baselines.vqct:repeated": "methods.vqct_network:words_of_codes",
     "clock:Clock": "training.timer:StepTimer",
     "compare:judges_of": "evaluation.compare:load_judges",
     "compare:texts_in": "evaluation.compare:load_targets",
@@ -399,25 +399,25 @@ def written_settings(settings: Any) -> Any:
     """Settings that a run of an earlier release wrote, as today's settings of the same run.
 
     Unlike a recipe of the user's own, they mean what the release that wrote them did: a run of `tavq` or of one of its
-    controls that names no balance was a weighted sum.
+    controls that names no balance was a weighted sum, and one of `cvq` that names no anchor drew its anchors.
 
     >>> written_settings({"method": "tavq", "options": {"level_weight": [2, 1]}})
     {'method': 'tavq', 'options': {'level_weights': [2, 1], 'balance': None}}
     >>> written_settings({"method": "vqgan", "options": {}})
     {'method': 'vqgan', 'options': {}}
     """
-    return _with_balance(current_settings(settings))
+    return _with_former_defaults(current_settings(settings))
 
 
-def _with_balance(settings: Any) -> Any:
+def _with_former_defaults(settings: Any) -> Any:
     if isinstance(settings, list):
-        return [_with_balance(value) for value in settings]
+        return [_with_former_defaults(value) for value in settings]
     if not isinstance(settings, Mapping):
         return settings
-    settings = {key: _with_balance(value) for key, value in settings.items()}
-    options = settings.get("options") or {}
-    if settings.get("method") in _SUMS_BEFORE_BALANCE and isinstance(options, dict) and "balance" not in options:
-        settings["options"] = options | {"balance": None}
+    settings = {key: _with_former_defaults(value) for key, value in settings.items()}
+    options, former = settings.get("options") or {}, _FORMER_DEFAULTS.get(str(settings.get("method")), {})
+    if isinstance(options, dict) and former and next(iter(former)) not in options:
+        settings["options"] = {**former, **options}
     return settings
 
 
@@ -433,7 +433,12 @@ def _current_value(key: Any, value: Any) -> Any:
     return current_settings(value)
 
 
-_SUMS_BEFORE_BALANCE = ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")
+# method → options of an earlier release that today's default differs from; a run that lacks the first one is of then
+_FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
+    **{name: {"balance": None} for name in ("tavq", "tavq-shuffled", "tavq-uniform-plan", "l2-distil", "infonce")},
+    "cvq": {"anchor": "probrandom", "metric": "l2", "contrast": 1.0, "restarts": True},
+    "vqct": {"lemmas": False, "fitted": False},
+}
 _SETTINGS = {"beside": "detach_added_levels", "measuring": "evaluation", "transported": "transport_images"}
 
 

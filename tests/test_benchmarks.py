@@ -251,3 +251,21 @@ def test_the_trainer_is_measured_beside_another_loop(benchmark, tmp_path):
         assert 0 < row["images_per_second_low"] <= row["images_per_second"] <= row["images_per_second_high"]
     page = out.with_suffix(".md").read_text()
     assert "| tiny | ours |" in page and content["machine_name"] in page
+
+
+def test_every_methods_pull_is_measured_after_the_settle(benchmark, tmp_path):
+    pytest.importorskip("taming")
+    pytest.importorskip("accelerate")
+    from helpers.toy_corpus import corpus, recipe
+
+    out = tmp_path / "pulls.json"
+    asked = recipe(steps=8, start={"settle_share": 0.5, "revive_every": 2}, batch_size=4)
+    benchmark("pulls").main(
+        ["--json", str(out), "--methods", "vqgan,lgvq,vqct,tavq", "--share", "0.5"],
+        recipe=asked, corpus=corpus(34, 32), options={"vqct": {"threshold": 1}},
+    )  # fmt: skip
+    rows = {row["method"]: row for row in json.loads(out.read_text())["methods"]}
+    assert rows["vqgan"]["ratio"] is None and rows["vqct"]["ratio"] is None
+    assert 0 < rows["lgvq"]["ratio"] < rows["tavq"]["ratio"]
+    assert all(0 < row["usage"] <= 100 and row["error"] > 0 for row in rows.values())
+    assert "| tavq |" in out.with_suffix(".md").read_text()

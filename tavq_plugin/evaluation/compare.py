@@ -15,6 +15,7 @@ from tavq_plugin.evaluation.aggregate import EqualTime, Runs, reference_of, summ
 from tavq_plugin.evaluation.equal_time import equal_time_steps
 from tavq_plugin.evaluation.floors.floor_results import FloorResults, floor_results, refuse_foreign_floors
 from tavq_plugin.evaluation.headline import headline_sentence
+from tavq_plugin.evaluation.method_notes import method_notes
 from tavq_plugin.evaluation.plan import EQUAL_TIME, Job, Plan
 from tavq_plugin.evaluation.protocol import comparison_protocol, measured_cards
 from tavq_plugin.evaluation.results import RunResults, refuse_foreign_results
@@ -106,7 +107,8 @@ def compare(
         protocol = content["protocol"] | {"reference": reference, "floors": floors.titles}
         protocol |= {"floors_left_out": floors.left_out, "cards": measured_cards(content, protocol)}
         content |= {"protocol": protocol, "failed": failed | failed_again}
-        content["notes"] = [tuning_note(tuning, plan.methods)] if tuning else []
+        content["notes"] = method_notes(plan.recipe, protocol["own"], _facts(plan, runs))
+        content["notes"] += [tuning_note(tuning, plan.methods)] if tuning else []
         content["headline"] = headline_sentence(content)
         save_json(plan.out / "compare.json", content)
         write_report(content, runs, targets, plan.out)
@@ -145,6 +147,13 @@ def _in_order(plan: Plan, runs: Runs) -> dict[str, dict[int, RunResults]]:
         for name in plan.methods
         if name in runs
     }
+
+
+def _facts(plan: Plan, runs: Runs) -> dict[str, dict[str, float]]:
+    """The numbers that finished runs hold about their methods, of each method's first seed."""
+    first = {name: plan.out / name / f"seed{next(iter(seeds))}" for name, seeds in runs.items()}
+    found = {name: (finished_summary(folder) or {}).get("facts", {}) for name, folder in first.items()}
+    return {name: facts for name, facts in found.items() if facts}
 
 
 def _floors(plan: Plan, runs: Runs, report: ReportProgress) -> FloorResults:

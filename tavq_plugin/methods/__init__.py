@@ -17,6 +17,7 @@ METHODS = {
     "vqct": f"{_HERE}.vqct:VQCT",
     "tavq": f"{_HERE}.tavq:TAVQ",
     "tavq-weighted-sum": f"{_HERE}.tavq_weighted_sum:TAVQWeightedSum",
+    "tavq-paper": f"{_HERE}.tavq_paper:TAVQPaper",
     "tavq-shuffled": f"{_HERE}.tavq_shuffled:TAVQShuffled",
     "tavq-uniform-plan": f"{_HERE}.tavq_uniform_plan:TAVQUniformPlan",
     "l2-distil": f"{_HERE}.l2_distil:L2Distil",

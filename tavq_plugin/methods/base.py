@@ -66,9 +66,29 @@ class Method(nn.Module):
         defaults = signature(cls).parameters
         return {**options, **{name: strength * options.get(name, defaults[name].default) for name in cls.weighed_by}}
 
+    @classmethod
+    def prepare_host(cls, host: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a new host, before it is wrapped, as the method needs it; returns further arguments of `wrap`."""
+        return {}
+
+    @classmethod
+    def takes_restarts(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the recipe's start of codes on latents and its restarts work on the codebook, with these options."""
+        return True
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Extra loss terms by name, already weighted."""
         return {}
+
+    def facts(self) -> dict[str, float]:
+        """Numbers about the method on this corpus that a report shows; saved with a finished run."""
+        return {}
+
+    def start_codes(self, latents: Tensor) -> None:
+        """Called once, before the first step with codes of a host that settled, if the recipe does not start its codes.
+
+        `latents` are those of some training images, n c; the same on every process.
+        """
 
     def after_update(self, step: Step) -> None:
         """Called after each optimizer step; a method may move the codebook here."""

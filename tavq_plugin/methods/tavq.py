@@ -136,8 +136,9 @@ class TAVQ(Method):
         resolved = cls.resolved_options(options)
         balance = resolved["balance"]
         if balance is None:
-            weight = AlignmentSettings(weight=resolved.get("weight"), balance=None).weight
-            return {**resolved, "weight": strength * (weight or 0.0)}
+            start = AlignmentSettings(weight=resolved.get("weight"), balance=None).weight
+            weights = {"weight": start or 0.0, "weight_end": resolved.get("weight_end", DEFAULTS.weight_end)}
+            return {**resolved, **{name: strength * weight for name, weight in weights.items()}}
         several = isinstance(balance, list)
         return {**resolved, "balance": [strength * ratio for ratio in balance] if several else strength * balance}
 

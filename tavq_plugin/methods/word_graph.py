@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from tavq_plugin.text.splitter import Splitter
@@ -32,24 +33,38 @@ class WordGraph:
 
 
 def word_graph(
-    texts: Iterable[str | None], *, above: int, known: Collection[str], splitter: Splitter | None = None
+    texts: Iterable[str | None],
+    *,
+    above: int,
+    known: Collection[str],
+    splitter: Splitter | None = None,
+    lemmas: bool = True,
 ) -> WordGraph:
-    """Words among `known` that appear more than `above` times as a noun or as an adjective, and their edges.
+    """Words that appear more than `above` times as a noun or as an adjective, and their edges.
 
-    A word that is both counts as two words. Raises ValueError if no word remains.
+    With `lemmas`, the forms of a noun are one word. It stands in the graph as its singular if that is among `known`,
+    else as its most frequent form that is; a word without such a form is left out. A word that is both a noun and an
+    adjective counts as two words. Raises ValueError if no word remains.
 
-    >>> graph = word_graph(["A red car and a red bus."], above=0, known={"red", "car", "bus"})
-    >>> graph.words, graph.adjectives, graph.edges
-    (('red', 'car', 'bus'), 1, {(0, 1): 1, (0, 2): 1})
+    >>> graph = word_graph(["A red car and a red bus. Two cars."], above=0, known={"red", "car", "bus"})
+    >>> graph.words, graph.counts, graph.adjectives, graph.edges
+    (('red', 'car', 'bus'), (2, 2, 1), 1, {(0, 1): 1, (0, 2): 1})
     """
     counts: Counter[tuple[str, str]] = Counter()
+    forms: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     pairs: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
     splitter = splitter or Splitter()
+    lemma_of = cache(splitter.lemma)
     for text in texts:
         for sentence in splitter.tagged(text):
-            counts.update(token for token in sentence if token[1] in "an")
-            pairs.update((one, two) for one, two in pairwise(sentence) if one[1] + two[1] == "an")
-    words = [token for token, count in counts.most_common() if count > above and token[0] in known]
+            tokens = [(lemma_of(word) if lemmas and kind == "n" else word, kind) for word, kind in sentence]
+            for token, (form, kind) in zip(tokens, sentence, strict=True):
+                if kind in "an":
+                    counts[token] += 1
+                    forms[token][form] += form in known
+            pairs.update((one, two) for one, two in pairwise(tokens) if one[1] + two[1] == "an")
+    shown = {token: _known_form(token[0], found, known) for token, found in forms.items()}
+    words = [token for token, count in counts.most_common() if count > above and shown[token]]
     words.sort(key=lambda token: token[1])  # stable: adjectives before nouns
     if not words:
         raise ValueError(
@@ -58,8 +73,16 @@ def word_graph(
         )
     row = {token: i for i, token in enumerate(words)}
     return WordGraph(
-        tuple(word for word, _ in words),
+        tuple(shown[token] for token in words),
         sum(kind == "a" for _, kind in words),
         tuple(counts[token] for token in words),
         {(row[one], row[two]): count for (one, two), count in pairs.items() if one in row and two in row},
     )
+
+
+def _known_form(word: str, forms: Counter[str], known: Collection[str]) -> str:
+    """The word itself if it is known, else its most frequent known form; "" without any."""
+    if word in known:
+        return word
+    form, uses = max(forms.items(), key=lambda item: item[1])
+    return form if uses else ""

@@ -187,6 +187,17 @@ class Splitter:
             _, tokens, codes = self._codes_of(plain, start, end)
             yield [(token.lower(), code if _is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
 
+    def lemma(self, noun: str) -> str:
+        """A noun's singular in lower case, by HanTa; the noun itself with spaCy's tags or without a tagger.
+
+        >>> Splitter().lemma("buses"), Splitter().lemma("men")
+        ('bus', 'man')
+        """
+        model = LANGUAGES[self.language].model
+        if self.spacy is not None or model is None or len(noun) > _LONGEST_WORD:
+            return noun
+        return tagger(model).analyze(noun, taglevel=1)[0].lower() or noun
+
     def _codes_of(self, plain: str, start: int, end: int) -> tuple[list[tuple[int, int]], list[str], str]:
         """Spans, tokens and code letters of one sentence."""
         if self.spacy is not None:

@@ -50,12 +50,13 @@ def build_tokenizer(recipe: Recipe, *, allow: Sequence[str] = ()) -> Tokenizer:
         raise ValueError(f"no method {recipe.method!r}: one of {', '.join(METHODS)}")
     torch.manual_seed(recipe.seed)
     host = build_host(recipe.host, recipe.resolution, allow=allow)
+    prepared = method_class(recipe.method).prepare_host(host, recipe.options)
     refuse_resolution(host, recipe.resolution)
     if recipe.init:
         logger.info("%s", load_initial_weights(host, recipe.init, allow=allow))
     max_grid = max(16, min(64, recipe.resolution // 2))
     detach = not method_class(recipe.method).levels
-    return wrap(host, **{"detach_added_levels": detach, "max_grid": max_grid, **recipe.host.wrap})
+    return wrap(host, **{"detach_added_levels": detach, "max_grid": max_grid, **prepared, **recipe.host.wrap})
 
 
 def describe_start(recipe: Recipe, *, allow: Sequence[str] = ()) -> str:

@@ -13,6 +13,7 @@ from tavq_plugin.distributed import gather_sharded
 from tavq_plugin.hosts.hooks import tapped
 from tavq_plugin.hosts.protocols import Adapter
 from tavq_plugin.hosts.tokenizer import Tokenizer
+from tavq_plugin.methods import method_class
 from tavq_plugin.pixels import to_float
 from tavq_plugin.training.recipe import Recipe
 from tavq_plugin.training.schedule import Phase
@@ -24,6 +25,14 @@ def encode_latents(adapter: Adapter, images: Tensor) -> Tensor:
     with tapped(adapter.model, at=[adapter.quantizer]) as recorder:
         adapter.encode(images)
     return recorder.take()[adapter.quantizer].z_in
+
+
+@torch.no_grad()
+def draw_latents(adapter: Adapter, images: Tensor, draw: torch.Generator, device: torch.device) -> Tensor:
+    """The latents of 256 of the images (n 3 r r uint8), drawn at random; -> n c."""
+    drawn = images[torch.randperm(len(images), generator=draw)[:256]]
+    parts = [encode_latents(adapter, to_float(part).to(device)) for part in drawn.split(32)]
+    return rearrange(torch.cat(parts), "b c h w -> (b h w) c")
 
 
 def count_codes(indices: Tensor, size: int) -> Tensor:
@@ -55,9 +64,7 @@ class CodebookRestarts:
 
         Does nothing if there are fewer latents than codes.
         """
-        drawn = images[torch.randperm(len(images), generator=self._draw)[:256]]
-        parts = [encode_latents(adapter, to_float(part).to(codebook.device)) for part in drawn.split(32)]
-        latents = rearrange(torch.cat(parts), "b c h w -> (b h w) c")
+        latents = draw_latents(adapter, images, self._draw, codebook.device)
         if len(latents) >= len(codebook):
             chosen = torch.randperm(len(latents), generator=self._draw)[: len(codebook)]
             codebook.copy_(latents[chosen.to(latents.device)])
@@ -106,7 +113,7 @@ class HostCodebookRestarts:
     def from_recipe(
         cls, recipe: Recipe, tokenizer: Tokenizer, accelerator: Accelerator, phase: Phase
     ) -> HostCodebookRestarts | None:
-        """The recipe's restarts; None if it asks for none, or if the method computes the codebook.
+        """The recipe's restarts; None if it asks for none, or if the method computes or moves the codebook itself.
 
         Raises ValueError if the host's codebook cannot be written to.
         """
@@ -114,7 +121,8 @@ class HostCodebookRestarts:
         if not ((start.settle_share and not recipe.init) or start.revive_every):
             return None
         table = tokenizer.adapter.codebook()
-        if any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
+        takes_restarts = method_class(recipe.method).takes_restarts(recipe.options)
+        if not takes_restarts or any(parametrize.is_parametrized(module) for module in tokenizer.host.modules()):
             return None
         if table is None or not table.is_leaf or gather_sharded(table) is not table:
             raise ValueError(

@@ -29,7 +29,7 @@ from tavq_plugin.moved import old_names
 from tavq_plugin.networks.perceptual_loss import build_perceptual
 from tavq_plugin.training.adversarial import Adversary, PatchGAN
 from tavq_plugin.training.build import build
-from tavq_plugin.training.codebook_restarts import HostCodebookRestarts, count_codes
+from tavq_plugin.training.codebook_restarts import HostCodebookRestarts, count_codes, draw_latents
 from tavq_plugin.training.compiled_parts import compile_parts
 from tavq_plugin.training.ema import WeightAverage
 from tavq_plugin.training.image_batches import ImageBatches
@@ -101,8 +101,8 @@ class TrainingLoop:
         """
         recipe, number, accelerator = self.recipe, self.number, self.accelerator
         settling = number < self.phase.first_coded
-        if self.phase.settles and number == self.phase.first_coded and self.codebook is not None:
-            self.codebook.start(self.corpus)
+        if self.phase.settles and number == self.phase.first_coded:
+            self._start_codes()
         self._set_rates()
         parts = self.batches.rows(
             number, passes=recipe.accumulation, ranks=accelerator.num_processes, rank=accelerator.process_index
@@ -139,6 +139,14 @@ class TrainingLoop:
                 row = {**self.losses.read(), **self._usage(used), **self._skipped()}
         self.number += 1
         return {"step": number, **row, **self._times()}
+
+    def _start_codes(self) -> None:
+        """Put the codes on latents of the training images, or let the method do it."""
+        if self.codebook is not None:
+            self.codebook.start(self.corpus)
+        else:
+            images, draw = self.corpus.images[: self.corpus.n_train], torch.Generator().manual_seed(self.recipe.seed)
+            self.method.start_codes(draw_latents(self.tokenizer.adapter, images, draw, self.accelerator.device))
 
     def _pass(self, part: Tensor, images: Tensor, settling: bool, adversary: Adversary | None) -> None:
         """Forward and backward of one pass, generator first, then discriminator; its terms stay on the device."""

@@ -165,6 +165,8 @@ def _train(loop: TrainingLoop, settings: dict[str, Any], folder: Path, progress:
     accelerator.wait_for_everyone()
     run_steps(loop, checkpoints, history, progress)
     summary = summary_of(history, settled=recipe.settled)
+    if facts := loop.method.facts():
+        summary["facts"] = facts
     if accelerator.is_main_process:
         save_finished(folder, loop.tokenizer, loop.method, summary)
         checkpoints.clear()

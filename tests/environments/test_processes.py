@@ -110,7 +110,7 @@ def test_the_contrast_over_two_ranks_has_the_gradient_of_one_process(ranks, leve
         torch.testing.assert_close(torch.cat(parts, 1) / 2, whole, **exactly)
 
 
-METHODS = {"cvq": {}, "lgvq": {"width": 16, "heads": 2}, "vqct": {"threshold": 0}, "tavq": {"contrast": 0.1}}
+METHODS = {"cvq": {}, "lgvq": {}, "vqct": {"threshold": 0}, "tavq": {"contrast": 0.1}}
 
 
 @pytest.mark.parametrize("find", [False, True])

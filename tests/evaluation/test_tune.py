@@ -22,7 +22,7 @@ SETTINGS = TuneSettings(short_steps=1, strengths=(0.5, 1.0, 2.0))
 
 def plan(out, **changed):
     settings = {"methods": "vqgan,lgvq", "seeds": "0", "resolution": 16, "steps": 2, "n_train": 24, "n_eval": 14}
-    settings |= {"overrides": ["batch_size=4", "lgvq.options.width=16", "lgvq.options.heads=2"], **changed}
+    settings |= {"overrides": ["batch_size=4", "lgvq.options.layers=1"], **changed}
     return replace(plan_of(out=out, **settings), evaluation=QUICKLY)
 
 
@@ -58,6 +58,8 @@ def test_every_method_with_a_weight_has_the_same_number_of_strengths():
         ("tavq", {}, {"balance": [0.5, 0.5, 2.0]}),
         ("tavq", {"weight": 0.1}, {"weight": 0.2, "balance": None}),
         ("tavq-weighted-sum", {}, {"weight": 0.4, "balance": None}),
+        ("tavq-weighted-sum", {"weight": 0.1, "weight_end": 0.05}, {"weight": 0.2, "weight_end": 0.1}),
+        ("tavq-paper", {}, {"weight": 0.4, "weight_end": 0.4, "balance": None}),
         ("lgvq", {"masked_weight": 0.5}, {"global_weight": 2e-3, "masked_weight": 1.0, "relation_weight": 2e-4}),
         ("vqgan", {}, {}),
     ],
@@ -126,7 +128,7 @@ def test_an_option_that_was_tuned_and_is_given_otherwise_is_refused(tuned, tmp_p
 @pytest.mark.parametrize(
     ("changed", "mend"),
     [
-        ({"methods": "vqgan,vqvae", "overrides": []}, "nothing weighs what vqgan, vqvae adds: give some of cvq"),
+        ({"methods": "vqgan,vqvae", "overrides": []}, "nothing weighs what vqgan, vqvae adds: give some of lgvq"),
         ({"seeds": "0,1"}, "settings are chosen on one seed"),
         ({"steps": 1}, "give more --steps or fewer --short-steps"),
     ],

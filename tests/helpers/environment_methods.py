@@ -59,7 +59,7 @@ def moved_by_cvq() -> tuple[Tensor, Tensor]:
 def moved(images: Tensor) -> tuple[Tensor, Tensor]:
     """The same in one process."""
     tokenizer = tavq.wrap(Plain(), **DESCRIPTION)
-    one = method_class("cvq")(tokenizer, corpus())
+    one = method_class("cvq")(tokenizer, corpus(), anchor="probrandom", metric="l2")
     with torch.no_grad():
         output, codes = tokenizer(images)
     one.after_update(Step(0, 1, torch.arange(len(images)), images, output[0], codes, {}))

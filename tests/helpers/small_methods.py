@@ -30,7 +30,7 @@ TEXTS = [
     "Two red dogs run.",
 ]
 HOSTS = ("taming-vq", "diffusers", "lucidrains-vq-learnt")
-OWN = {"vqct": {"threshold": 0}, "lgvq": {"width": 16, "heads": 2}}  # settings for so few words
+OWN = {"vqct": {"threshold": 0}}  # settings for so few words
 
 
 @cache

@@ -186,6 +186,25 @@ def test_bad_settings_are_refused():
         made("tavq", "lucidrains-vq", grad_to="both")
 
 
+def test_the_papers_plain_reading_is_a_preset_of_tavq():
+    tokenizer, paper = made("tavq-paper")
+    same = dict(
+        balance=None, weight=0.2, weight_end=0.2, level_weights=[1, 1, 1], distribution="gaussian", contrast=0.0
+    )
+    other, one = made("tavq", **same)
+    values = []
+    for host, method in ((tokenizer, paper), (other, one)):
+        torch.manual_seed(0)  # samples are drawn
+        values.append(method(step_of(host, number=9))["alignment"])
+    assert torch.equal(*values)
+    step = step_of(tokenizer, number=9)
+    assert paper.weight_at(step) == paper.weight_at(step_of(tokenizer, number=0)) == 0.2  # constant
+    assert made("tavq-paper", weight_end=0.0)[1].settings.weight_end == 0
+    assert method_class("tavq-paper").resolved_options({}) == {"balance": None}
+    with pytest.raises(TypeError, match="strength"):
+        made("tavq-paper", strength=1)
+
+
 def test_alignment_every_second_step_has_twice_the_gradient():
     tokenizer, always = made("tavq", weight=0.2)
     sometimes = made("tavq", weight=0.2, every=2)[1]

@@ -1,5 +1,8 @@
 """Restarts of dead codes."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 import tavq_plugin as tavq
@@ -28,3 +31,21 @@ def test_unused_codes_move_onto_latents_and_used_ones_stay():
     restarts.count(level([0, 0, 0, 0], latent))
     moved = restarts.restart_dead_codes(codebook, level([0, 0, 0, 0], latent))
     assert moved == 4  # of five dead codes, because there are only four latents
+
+
+def test_a_method_with_restarts_of_its_own_does_not_get_the_recipes():
+    pytest.importorskip("taming")
+    pytest.importorskip("accelerate")
+    from helpers.toy_corpus import recipe
+
+    from tavq_plugin.training.build import build_tokenizer
+    from tavq_plugin.training.codebook_restarts import HostCodebookRestarts
+    from tavq_plugin.training.schedule import Phase
+
+    def made(method, **options):
+        asked = recipe(method=method, options=options, start={"settle_share": 0.5, "revive_every": 1})
+        tokenizer = build_tokenizer(asked)
+        return HostCodebookRestarts.from_recipe(asked, tokenizer, SimpleNamespace(), Phase.whole(asked))
+
+    assert made("vqgan") is not None and made("cvq", restarts=True) is not None
+    assert made("cvq") is None
