@@ -143,7 +143,7 @@ def _new_run(
     own_heads = None if align is None else own_head_retrieval(tokenizer, align, targets)
     mass = None if align is None else word_mass(tokenizer, align, corpus)
     metrics = demo_metrics(results, own_heads, mass, fitted)
-    save_run(out / name, tokenizer, align, asked, metrics)
+    save_run(out / name, tokenizer, align, asked, metrics, corpus.store.means)
     remove_unfinished(training)
     return DemoRun(tokenizer, align, metrics)
 

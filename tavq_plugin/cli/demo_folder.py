@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json
@@ -42,14 +43,21 @@ def remove_unfinished(folder: Path) -> None:
     remove(folder, former=unfinished_before_markers(folder))
 
 
-def save_run(folder: Path, tokenizer: Tokenizer, align: nn.Module | None, settings: dict, metrics: dict) -> None:
+def save_run(
+    folder: Path,
+    tokenizer: Tokenizer,
+    align: nn.Module | None,
+    settings: dict,
+    metrics: dict,
+    means: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a finished run. An earlier run of that name is replaced only after the new one is complete.
 
     Raises FileExistsError if the folder holds a file that the demo did not write.
     """
     partial = fresh_folder(folder.with_name(f".{folder.name}.partial"), RUN_FILES, MAKER, former=RUN_FILES)
     save_json(partial / "settings.json", settings)
-    save_weights(partial, tokenizer, align)
+    save_weights(partial, tokenizer, align, means)
     save_json(partial / "metrics.json", metrics)
     refuse_foreign_run(folder)
     remove(folder, former=run_before_markers(folder))

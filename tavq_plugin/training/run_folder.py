@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.io.atomic import read_json, save_json, save_tensors, save_text
@@ -32,6 +32,7 @@ NAMES = (*TRAINED_FILES, "checkpoints/", ".final.partial/", ".final/")
 """What a run writes into its folder and may overwrite there."""
 # settings that change nothing about what is learned
 BOOKKEEPING = ("checkpoint_every", "keep", "tracker", "diagnose_every", "images_on_gpu")
+MEAN = "text_mean."  # followed by the granularity, in tavq.safetensors
 PHASES = "phases"  # total steps after the run and after each extension of it; only in settings of extended runs
 NOT_OF_RECIPE = ("corpus", HASH, PHASES)  # what settings.json holds besides the recipe
 
@@ -179,15 +180,18 @@ def load_finished(folder: Path, tokenizer: Tokenizer, method: Method) -> None:
     method.load_state_dict(load_tree(folder / "method.safetensors"))
 
 
-def save_weights(folder: Path, tokenizer: Tokenizer, align: nn.Module | None) -> None:
+def save_weights(
+    folder: Path, tokenizer: Tokenizer, align: nn.Module | None, means: Mapping[str, Tensor] | None = None
+) -> None:
     """Write `host.safetensors` and `tavq.safetensors`.
 
     The first holds only the host's state dict and loads strictly into a new host; the second holds the plug-in's
-    `hierarchy.*` and, if an alignment is given, `align.*`.
+    `hierarchy.*` and, if they are given, the alignment's `align.*` and the training texts' means, `text_mean.*`.
     """
     save_tensors(tokenizer.host.state_dict(), folder / "host.safetensors")
     parts = {"hierarchy": tokenizer.hierarchy, **({"align": align} if align is not None else {})}
     plugin = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+    plugin |= {f"{MEAN}{granularity}": mean for granularity, mean in (means or {}).items()}
     save_tensors(plugin, folder / "tavq.safetensors")
 
 

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from tavq_plugin.evaluation.sources.finished_runs import FinishedRun
 from tavq_plugin.hosts.tokenizer import Tokenizer
-from tavq_plugin.io.atomic import save_json, save_tensors
+from tavq_plugin.io.atomic import save_json
 from tavq_plugin.losses.text_alignment import TextAlignment
+from tavq_plugin.training.run_folder import MEAN, save_weights
 from tavq_plugin.use.find_run import CONFIG, HUB_VERSION, KIND
 from tavq_plugin.use.run_data import data_of_run
-
-MEAN = "text_mean."  # followed by the granularity, in tavq.safetensors
 
 
 def write_hub_folder(
@@ -32,12 +31,7 @@ def write_hub_folder(
     fingerprint: str,
 ) -> None:
     """Write the three files; config.json comes last, so a folder that has it is whole."""
-    save_tensors(tokenizer.host.state_dict(), folder / "host.safetensors")
-    plugin = {f"hierarchy.{name}": value for name, value in tokenizer.hierarchy.state_dict().items()}
-    if align is not None:
-        plugin |= {f"align.{name}": value for name, value in align.state_dict().items()}
-    plugin |= {f"{MEAN}{granularity}": mean for granularity, mean in (means or {}).items()}
-    save_tensors(plugin, folder / "tavq.safetensors")
+    save_weights(folder, tokenizer, align, means)
     data = data_of_run(source)
     content = {
         "kind": KIND,
@@ -55,7 +49,7 @@ def write_hub_folder(
 
 
 def saved_means(folder: Path) -> dict[str, Tensor] | None:
-    """The means of the training texts that tavq.safetensors holds; None for a run's own folder, which has none."""
+    """The means of the training texts that tavq.safetensors holds; None where it holds none."""
     try:
         with safe_open(folder / "tavq.safetensors", "pt") as tensors:
             names = [name for name in tensors.keys() if name.startswith(MEAN)]  # noqa: SIM118

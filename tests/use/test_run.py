@@ -34,8 +34,12 @@ def test_a_run_of_the_demo_and_one_from_before_the_move_are_loaded(tmp_path):
     settings = {"run": "lambda-0", "seed": 3, "steps": 2, "resolution": 16, "data": "scenes", "n_train": 8, "n_eval": 4}
     tokenizer = build_tokenizer(recipe_of_run(settings))
     metrics = {"psnr": 20.5, "seconds_per_step": 1.0, "plugin_share": 0.1, "history": [1]}
-    save_run(tmp_path / "demo", tokenizer, None, settings, metrics)
+    means = {"word": torch.arange(3.0), "phrase": torch.ones(3), "sentence": torch.zeros(3)}
+    save_run(tmp_path / "demo", tokenizer, None, settings, metrics, means)
     run = tavq.load(tmp_path / "demo", encoder=Letters())
+    assert {name: mean.tolist() for name, mean in run.text_means.items()} == {
+        name: mean.tolist() for name, mean in means.items()
+    }  # kept with the run, so that no training text is encoded again
     assert (run.name, run.seed, run.metrics["psnr"]) == ("lambda-0", 3, 20.5) and "history" not in run.metrics
     assert len(run.corpus().held_out_rows) == 4  # the scenes are drawn again
     old = tavq.load("tests/data/before_the_move/finished_run")
