@@ -12,8 +12,8 @@ at a share of the steps with codes, and after the last step:
   tavq's does, so does its ratio.
 
 A row is called broken if a figure after the last step is worse than `BROKEN`; inert or weak if its method has loss
-terms of its own and a ratio below `INERT` or `WEAK`. "–": the method has no terms, so it acts by moving or computing the
-codes, or not.
+terms of its own and a ratio below `INERT` or `WEAK`. "–": the method has no terms, so it acts by moving or computing
+the codes, or not.
 """
 
 from __future__ import annotations

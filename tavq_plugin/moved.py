@@ -417,7 +417,7 @@ def _with_former_defaults(settings: Any) -> Any:
     settings = {key: _with_former_defaults(value) for key, value in settings.items()}
     options, former = settings.get("options") or {}, _FORMER_DEFAULTS.get(str(settings.get("method")), {})
     if isinstance(options, dict) and former and next(iter(former)) not in options:
-        settings["options"] = {**former, **options}
+        settings["options"] = {**options, **{name: value for name, value in former.items() if name not in options}}
     return settings
 
 

@@ -101,6 +101,7 @@ def test_the_table_has_every_method_metric_and_seed(done):
     out, _, printed = done
     content = json.loads((out / "compare.json").read_text())
     assert list(content["methods"]) == ["vqgan", "tavq"] and content["failed"] == {}
+    assert "every 10 steps" in content["notes"][0] and "every 10 steps" in " ".join(printed.split())
     for table in content["methods"].values():
         assert set(PRIMARY) - set(table) >= {"rfid", "fd_mobilenet"}
         for metric, value in table.items():
@@ -266,7 +267,7 @@ def test_too_few_images_are_refused_with_the_fix(tmp_path):
 
 def test_quick_compares_all_methods_on_few_images(tmp_path):
     plan = plan_of(out=tmp_path, quick=True, overrides=["steps=7"])
-    assert len(plan.methods) == 11 and plan.recipe.steps == 7 and plan.n_train == 1000
+    assert len(plan.methods) == 12 and plan.recipe.steps == 7 and plan.n_train == 1000
     assert plan.recipe.checkpoint_every == 1 and plan.recipe.tracker == "none" and plan.seeds == (0,)
 
 
