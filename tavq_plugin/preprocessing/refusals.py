@@ -44,8 +44,7 @@ _REFUSES = re.compile(
     | ^i\s(?:do\snot|don['’]t)\ssee$ | ^(?:i\s)?(?:do\snot|don['’]t)\ssee\s(?:(?:an?|any|the)\s)?(?:image
       |picture|photo)s?\b(?!\sof)
     | ^(?:it\s(?:seems|appears|looks\slike)\s(?:that\s)?)?(?:there\sis\s)?no\s(?:image|picture|photo)\s(?:came
-      |was|is|has|in\sour
-      |provided|attached)
+      |was|has|in\sour|provided|attached|is(?:$|\s(?:attached|provided|given|visible|available|shown|included|there)))
     | ^(?:the|your|this)\simage\s(?:could\snot|can['’]?t|cannot)\sbe\s(?:loaded|displayed|processed|opened)
     | ^please\s(?:provide|upload|share|attach|send)\s(?:an?|the|your|it)\b
     | \b(?:violates?|goes\sagainst|conflicts?\swith)\s(?:our|my|the)\s(?:content|safety|usage|guidelines|polic)
@@ -98,7 +97,7 @@ _AROUND = re.compile(
     r"""^(?:
       (?:but\s|however\s|aber\s|mais\s|pero\s|ma\s|mas\s|maar\s|но\s|ale\s)?
       (?: (?:i['’]m|i\sam|we['’]re)\s(?:really\s|very\s|so\s|truly\s)?(?:sorry|afraid\b(?!\sof))
-        | sorry\b(?!-) | (?:my\s|our\s)?apologies$ | i\sapologi[sz]e | unfortunately$ | regrettably$ | i\sregret
+        | sorry\b(?!-|\sis\b) | (?:my\s|our\s)?apologies$ | i\sapologi[sz]e | unfortunately$ | regrettably$ | i\sregret
         | es\stut\smir\s(?:sehr\s)?leid | leider$ | entschuldigung | het\sspijt\sme
         | (?:je\ssuis\s)?(?:vraiment\s)?désolée?$ | malheureusement$ | lo\ssiento$ | lamentablemente$ | disculp
       | desculpe
@@ -114,6 +113,7 @@ _AROUND = re.compile(
         | can\syou\s(?:please\s)?(?:provide|upload|share) | please\s(?:try|let|feel|check|describe)
       | i['’]?d\sbe\s(?:happy|glad)
         | i\swould\sbe\s(?:happy|glad) | (?:and\s)?i['’]?(?:ll|\swill)\s | is\sthere\sanything | how\scan\si
+        | (?:but\s)?the\suser\s(?:may|can|could|should)\s
         | (?:it|this|that)\s(?:violates|goes\sagainst) | (?:and\s)?i\scan\shelp
       )
     )""",
@@ -141,7 +141,7 @@ _SEES = re.compile(  # or is moved by what they see
 )
 _INFINITIVE = re.compile(r"\bzu\s\w+n$")  # German: "nicht in der Lage, Personen zu benennen"
 _APOLOGY = re.compile(
-    r"""^(?:oh,?\s)?(?:(?:i['’]?\s?a?m|we['’]?\s?a?re)\s(?:\w+\s)?sorry\b|sorry\b(?!-)|my\sapologies\b
+    r"""^(?:oh,?\s)?(?:(?:i['’]?\s?a?m|we['’]?\s?a?re)\s(?:\w+\s)?sorry\b|sorry\b(?!-|\sis\b)|my\sapologies\b
       |apologies$|i\sapologi
       |es\stut\smir|tut\smir|entschuldig|(?:je\ssuis\s)?désolé|je\sregrette|lo\s(?:siento|lamento)|perdon|disculp
       |mi\sdispiace|spiacente|scus|desculp|lamento|sinto\smuito|het\sspijt|извин|прост|прошу\sпрощ|przepraszam|przykro
@@ -149,7 +149,7 @@ _APOLOGY = re.compile(
       |क्षमा)""",
     re.VERBOSE | re.IGNORECASE,
 )
-_QUOTED = re.compile(r"[\"“„«「『][^\"”“»」』]{2,}[\"”“»」』]")
+_QUOTED = re.compile(r"[\"“„«「『][^\"”“»」』]{2,}[\"”“»」』]|(?<!\w)'[^']{2,}'(?!\w)")
 _WORD = re.compile(r"[\w'’-]+")
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 

@@ -428,4 +428,4 @@ def test_texts_that_are_missing_and_files_that_are_no_data_are_counted(tmp_path,
     (folder / "a.txt").write_text("a red dog")
     (folder / ".DS_Store").write_text("x")
     result = run(folder, tmp_path / "s", load)
-    assert (result.texts, result.without_text, result.skipped) == (3, 2, "not read: 1 system files")
+    assert (result.texts, result.without_text, result.skipped) == (3, 2, "not read: 1 system file")
