@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tavq_plugin.io.atomic import save_text
+from tavq_plugin.io.page_template import page_template, policy_source
 from tavq_plugin.io.redacted import redacted, with_short_paths
 from tavq_plugin.preprocessing.rejections import REJECTED
 from tavq_plugin.preprocessing.shard_captions import FOLDER as CAPTIONS
@@ -71,23 +70,16 @@ def write_store_page(folder: str | Path, out: str | Path) -> StoreInfo:
 
 def store_page(folder: Path, info: StoreInfo, found: StoreStatistics) -> str:
     """The page as HTML; every text of the data is escaped, and a policy allows its own style alone."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
-    templates = Environment(
-        loader=PackageLoader("tavq_plugin", "preprocessing"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    template = page_template("tavq_plugin", "preprocessing", "store_page.html.j2")
+    from markupsafe import Markup  # it comes with jinja2
+
     style = (files("tavq_plugin.preprocessing") / "store_page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     rejections = _rejections(folder / REJECTED)
     listed = list(islice(rejections, REJECTIONS))
-    return templates.get_template("store_page.html.j2").render(
+    return template.render(
         name=folder.resolve().name,
         mark=Markup(MARK),
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; style-src {policy_source(style)}; base-uri 'none'; form-action 'none'",
         style=Markup(style),
         rows=list(info.rows()),
         lengths=[

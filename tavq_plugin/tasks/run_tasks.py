@@ -109,12 +109,13 @@ def run_tasks(
         ValueError: A run cannot be encoded, or its tokens in `plan.out` are of another tokenizer.
         FileExistsError: A file that we did not write is in the way.
     """
-    from tavq_plugin.tasks.report.write_tasks import page_template, section, write_tasks
+    from tavq_plugin.io.page_template import page_template
+    from tavq_plugin.tasks.report.write_tasks import TEMPLATES, section, write_tasks
     from tavq_plugin.text.encoder import offline_encoder
 
     reporting = reporting or Reporting()
     refuse_taken(plan.out, FILES, MAKER)
-    page_template()  # raises now, rather than after hours, if jinja2 is missing
+    page_template(*TEMPLATES, "tasks.html.j2")  # raises now, rather than after hours, if jinja2 is missing
     encoder = encoder or offline_encoder()
     claim(writable(plan.out), FILES, MAKER)
     results: dict[str, dict[str, dict[int, TaskResult]]] = {name: {} for name in plan.tasks if name not in plan.unfit}

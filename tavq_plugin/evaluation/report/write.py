@@ -18,6 +18,7 @@ from tavq_plugin.evaluation.report.markdown import markdown
 from tavq_plugin.evaluation.report.tasks_slot import BEGIN, END, with_tasks
 from tavq_plugin.evaluation.text_targets import TextTargets
 from tavq_plugin.io.atomic import save_text
+from tavq_plugin.io.page_template import page_template
 from tavq_plugin.io.redacted import with_short_paths
 
 PICTURES = {
@@ -58,17 +59,11 @@ def page(
     command: str = "tavq compare",
 ) -> str:
     """The HTML page: tables, cards, pictures as data URIs. All text is escaped; no scripts, no absolute paths."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
+    template = page_template("tavq_plugin.evaluation", "report", "compare.html.j2")
+    from markupsafe import Markup  # it comes with jinja2
+
     refuse_former_content(content)
     content = with_short_paths(content)
-    templates = Environment(
-        loader=PackageLoader("tavq_plugin.evaluation", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     primary, equal_time = sections.primary_tables(content), sections.equal_time_tables(content)
     levels, appendix = sections.level_table(content), sections.appendix_table(content)
     legends = {
@@ -78,7 +73,7 @@ def page(
         "appendix": sections.legend(content, [appendix]),
     }
     metrics = sections.metrics_with_cards(content, [*primary, levels, appendix])
-    return templates.get_template("compare.html.j2").render(
+    return template.render(
         content={"failed": {}, "notes": [], **content},
         command=command,
         tasks_slot=Markup(f"{BEGIN}{END}"),

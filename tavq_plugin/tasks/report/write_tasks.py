@@ -16,10 +16,12 @@ from torch import Tensor
 
 from tavq_plugin.evaluation.report.markdown import joined, table_parts
 from tavq_plugin.io.atomic import save_text
+from tavq_plugin.io.page_template import page_template
 from tavq_plugin.tasks.report.sample_picture import sample_picture
 from tavq_plugin.tasks.report.task_tables import overview, protocol_line, task_tables
 from tavq_plugin.tasks.task import TaskResult
 
+TEMPLATES = ("tavq_plugin.tasks", "report")  # package and folder
 SAMPLES = 8  # rows of samples that the page shows per task, at most
 Results = Mapping[str, Mapping[str, Mapping[int, TaskResult]]]  # task → run → seed
 
@@ -62,7 +64,7 @@ def _parts(content: Mapping[str, Any], *, short: bool) -> Iterator[str]:
 
 def page(content: Mapping[str, Any], results: Results) -> str:
     """The HTML page: tables, and samples side by side as data URIs. All text is escaped; no scripts, no links out."""
-    return page_template().render(
+    return page_template(*TEMPLATES, "tasks.html.j2").render(
         **_section_values(content, results),
         data=content["protocol"]["data"],
         protocol={"protocol": content["protocol"], **_task_protocols(content)},
@@ -72,21 +74,8 @@ def page(content: Mapping[str, Any], results: Results) -> str:
 
 def section(content: Mapping[str, Any], results: Results) -> str:
     """The same tables and samples as a section of the page of a comparison."""
-    made = page_template("tasks_section.html.j2").render(**_section_values(content, results))
+    made = page_template(*TEMPLATES, "tasks_section.html.j2").render(**_section_values(content, results))
     return f'<section>\n<h2 id="tasks">What the codes are good for</h2>\n{made}</section>\n'
-
-
-def page_template(name: str = "tasks.html.j2") -> Any:
-    """A Jinja template of the page. Raises ImportError, with the fix, if jinja2 is not installed."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
-    templates = Environment(
-        loader=PackageLoader("tavq_plugin.tasks", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return templates.get_template(name)
 
 
 def sample_rows(runs: Mapping[str, Mapping[int, TaskResult]]) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
+
+from tavq_plugin.io.page_template import page_template, policy_source
 
 SCRIPTS = (
     "page.js",
@@ -33,18 +33,12 @@ def page_html(content: Mapping[str, Any], *, live: bool = False) -> str:
 
     Raises ImportError if jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(f'the page needs jinja2 ({error}): pip install "tavq-plugin[report]"') from error
-    templates = Environment(
-        loader=PackageLoader("tavq_plugin.use", "explore"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    template = page_template("tavq_plugin.use", "explore", "explore.html.j2")
+    from markupsafe import Markup  # it comes with jinja2
+
     scripts, style = _scripts(live), _packaged("explore.css")
     views = [*VIEWS, *([("live", "Your own")] if live else [])]
-    return templates.get_template("explore.html.j2").render(
+    return template.render(
         run=content["run"],
         data=content["data"],
         shown=len(content["images"]),
@@ -64,8 +58,8 @@ def page_policy(*, live: bool = False) -> str:
     policy = {
         "default-src": "'none'",
         "img-src": "data:",
-        "style-src": _hash(_packaged("explore.css")),
-        "script-src": " ".join(map(_hash, _scripts(live))),
+        "style-src": policy_source(_packaged("explore.css")),
+        "script-src": " ".join(map(policy_source, _scripts(live))),
         "base-uri": "'none'",
         "form-action": "'none'",
         **({"connect-src": "'self'"} if live else {}),
@@ -79,11 +73,6 @@ def _scripts(live: bool) -> list[str]:
 
 def _packaged(name: str) -> str:
     return (files("tavq_plugin.use.explore") / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """The source expression of a policy that allows this very text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _embedded(content: Mapping[str, Any]) -> str:
