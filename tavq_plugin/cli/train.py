@@ -19,6 +19,7 @@ from tavq_plugin.training.build_host import refuse_targets
 from tavq_plugin.training.extension import extend, read_extension
 from tavq_plugin.training.recipe_yaml import read_recipe, refuse_given_twice
 from tavq_plugin.training.run_folder import finished_summary, refuse_foreign_files, resolved_recipe
+from tavq_plugin.training.trackers import refuse_missing_tracker
 from tavq_plugin.training.trainer import Progress, TrainedRun, fit
 
 SCENES = 2000  # training images that are drawn if no data are given
@@ -32,6 +33,7 @@ def run_train(
     method: str | None,
     recipe: str,
     init: str | None = None,
+    tracker: str | None = None,
     overrides: Sequence[str],
     n_train: int | None,
     n_eval: int,
@@ -42,11 +44,13 @@ def run_train(
     """Train a run and print its figures. Under a launcher, the main process reads first and only it prints."""
     from accelerate import PartialState
 
-    refuse_given_twice(overrides, method=method, init=init)
-    settings = read_recipe(recipe, [*overrides, *([f"method={method}"] if method else [])])
+    refuse_given_twice(overrides, method=method, init=init, tracker=tracker)
+    chosen = [f"{name}={value}" for name, value in (("method", method), ("tracker", tracker)) if value]
+    settings = read_recipe(recipe, [*overrides, *chosen])
     if init is not None:
         settings = replace(settings, init=init)
     refuse_targets(settings, allow=allow)
+    refuse_missing_tracker(settings.tracker)
     state = PartialState(cpu=not torch.cuda.is_available())  # as in `fit`
     console.quiet = not state.is_main_process
     writable(out)

@@ -49,6 +49,14 @@ def train(
             "own; no other options but --allow.",
         ),
     ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where curves and pictures go during training: tensorboard (in OUT/logs), wandb or none. Default: the "
+            "recipe's.",
+        ),
+    ] = None,
     allow: Allow = None,
     text_field: TextField = None,
     id_field: IdField = None,
@@ -70,7 +78,8 @@ def train(
             run = run_extension(out=out, steps=extend, given=given, allow=allow or (), console=console)
         else:
             run = run_train(
-                out=out, data=data, method=method, recipe=recipe, init=init, overrides=overrides or (),
+                out=out, data=data, method=method, recipe=recipe, init=init, tracker=tracker,
+                overrides=overrides or (),
                 n_train=n_train, n_eval=n_eval, allow=allow or (), console=console,
                 read=read_settings(data, text_field, id_field),
             )  # fmt: skip

@@ -26,7 +26,6 @@ from tavq_plugin.training.replace_finished import finish_replacing
 from tavq_plugin.training.run_folder import (
     begin_run,
     finished_summary,
-    flat_settings,
     initial_settings,
     load_finished,
     refuse_foreign_files,
@@ -35,6 +34,7 @@ from tavq_plugin.training.run_folder import (
     save_finished,
     try_saving,
 )
+from tavq_plugin.training.trackers import refuse_missing_tracker, start_tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -139,9 +139,10 @@ def build_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    refuse_missing_tracker(recipe.tracker)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
-        log_with=None if recipe.tracker == "none" else _tracker(recipe.tracker),
+        log_with=None if recipe.tracker == "none" else recipe.tracker,
         project_dir=folder,
         # a settling host does not use its codebook, and a method may not use all of its parameters
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -188,10 +189,10 @@ def run_steps(
     Raises FloatingPointError, which names the last good checkpoint, if a loss or a weight is not finite.
     """
     from tavq_plugin.training.diagnostic_figures import with_diagnostics
+    from tavq_plugin.training.tracked_pictures import log_pictures
 
     recipe, accelerator, end = loop.recipe, loop.accelerator, loop.phase.last
-    if recipe.tracker != "none":
-        accelerator.init_trackers("logs", config=flat_settings(recipe.to_dict()))
+    start_tracker(accelerator, recipe)
     times: list[tuple[float, float]] = []  # (seconds, plug-in's seconds) of each step since the last row
     latest: dict[str, float] = {}
     try:
@@ -210,6 +211,7 @@ def run_steps(
                 history.append(row)
                 loop.module.drift.warn()
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=loop.number)
+                log_pictures(loop, history)
             if progress is not None:
                 progress(loop.number, latest)
             if recipe.checkpoint_every and loop.number % recipe.checkpoint_every == 0 and loop.number < end:
@@ -266,13 +268,3 @@ def summary_of(history: list[dict[str, float]], *, settled: int) -> dict[str, An
     speed = {"seconds_per_step": blocks.median().item(), "plugin_share": (plugin.sum() / seconds.sum()).item()}
     versions = {name: version(name) for name in ("tavq-plugin", "torch", "accelerate")}
     return {"history": history, **speed, "versions": versions}
-
-
-def _tracker(name: str) -> str:
-    """The tracker's name; raises ImportError if its package is missing."""
-    try:
-        __import__(name)
-    except ImportError as error:
-        mend = 'pip install "tavq-plugin[train]"' if name == "tensorboard" else f"pip install {name}"
-        raise ImportError(f"tracker={name} needs its package ({error}): {mend}, or --set tracker=none") from error
-    return name

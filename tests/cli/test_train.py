@@ -41,7 +41,7 @@ def run(recipe, *arguments):
 def test_a_finished_run_is_reused_and_changed_settings_are_refused(recipe, tmp_path):
     write_scenes(tmp_path / "pack", 12, resolution=16)
     command = (recipe, "--data", tmp_path / "pack", "--out", tmp_path / "out", "--method", "tavq", "--set", "steps=2")
-    code, said = run(*command, "--set", "tracker=tensorboard", "--set", "optimizer.learning_rate=2e-4")
+    code, said = run(*command, "--tracker", "tensorboard", "--set", "optimizer.learning_rate=2e-4")
     assert code == 0 and "tavq, 2 steps of" in said and "Working with z" not in said, said
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["method"], settings["optimizer"]["learning_rate"]) == ("tavq", 2e-4)
@@ -85,6 +85,11 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(recipe, out, tmp_path):
             "method is given twice, by --method tavq and --set method=vqgan",
         ),
         (["--method", "none"], "no method 'none': one of"),
+        (["--tracker", "mlflow"], "tracker must be one of tensorboard, wandb, none, got 'mlflow'"),
+        (
+            ["--tracker", "wandb", "--set", "tracker=none"],
+            "tracker is given twice, by --tracker wandb and --set tracker",
+        ),
         (["--set", "resolution=18"], "returns 16 px for images of 18 px: give resolution=16"),
         (["--set", "perceptual.kind=lpips"], "--set perceptual.path=FILE"),
     ],
@@ -105,6 +110,13 @@ def test_a_foreign_file_is_refused_before_anything_is_read(recipe, tmp_path, nam
     assert code == 2 and f"{path}".removesuffix("/thesis.txt") + " is in the way" in said, said
     assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [path]
     assert path.read_text() == "years: 4"
+
+
+def test_a_missing_tracker_is_named_before_any_data_are_read(recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, said = run(recipe, "--data", tmp_path / "none", "--out", tmp_path / "out", "--tracker", "wandb")
+    assert code == 2 and "tracker=wandb needs its package" in said and "pip install wandb" in said, said
+    assert "no folder" not in said and not (tmp_path / "out").exists()
 
 
 def test_the_core_imports_without_the_trainers_packages():

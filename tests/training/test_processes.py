@@ -51,6 +51,23 @@ def test_two_processes_give_what_one_gives(ranks, tmp_path, method, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("case", "sheets"), [(cases.trained, 3), (cases.sharded, 0)], ids=["copies", "sharded"])
+def test_a_tracker_changes_nothing_and_gets_pictures_unless_the_model_is_sharded(ranks, tmp_path, case, sheets):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = dict(steps=3, batch_size=4, diagnose_every=1)
+    runs = [
+        ranks.both(case, str(tmp_path / tracker), SUM, changes | {"tracker": tracker})
+        for tracker in ("tensorboard", "none")
+    ]
+    ((_, ours), _), ((_, theirs), _) = runs
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    logged = EventAccumulator(str(tmp_path / "tensorboard" / "logs")).Reload()
+    assert len(logged.Scalars("pixel")) == 3
+    assert [len(logged.Images(tag)) for tag in logged.Tags()["images"]] == [sheets] * bool(sheets)
+
+
+@pytest.mark.slow
 def test_a_sharded_run_gives_the_same_and_resumes(ranks, tmp_path):
     judge = {"start": 3, "width": 4, "layers": 1, "adaptive": False}
     changes = dict(steps=5, batch_size=4, accumulation=2, ema=0.5, checkpoint_every=2, adversarial=judge)
