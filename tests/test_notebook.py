@@ -42,6 +42,7 @@ def test_the_notebook_is_valid_and_holds_no_outputs():
     assert TOUR.stat().st_size < 20_000
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_images_maps_and_words(executed):
     assert outputs_of(executed, "error") == []
     said = "".join(output.text for output in outputs_of(executed, "stream") if output.name == "stdout")
