@@ -64,7 +64,8 @@ def picture_sheet(loop: TrainingLoop) -> tuple[NDArray[np.uint8], int]:
     corpus, tokenizer = loop.corpus, loop.tokenizer
     start = corpus.held_out_rows.start if len(corpus.held_out_rows) else 0
     images = to_float(corpus.images[start : start + IMAGES]).to(loop.accelerator.device)
-    with eval_without_trace(tokenizer):
+    # compiled parts would be compiled again for this mode and number of images
+    with torch.compiler.set_stance("force_eager"), eval_without_trace(tokenizer):
         output, codes = tokenizer(images)
         reconstruction = find_reconstruction(output)
     assert reconstruction is not None  # a host without one is refused before training

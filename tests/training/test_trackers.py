@@ -45,8 +45,14 @@ def rows_of(sheet):
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("tavq", {"ema": 0.5}), ("cvq", {}), ("vqct", {}), ("vqgan", {"host": AVERAGED, "start": {}})],
-    ids=["tavq", "cvq", "vqct", "EMA codebook"],
+    [
+        ("tavq", {"ema": 0.5}),
+        ("cvq", {}),
+        ("vqct", {}),
+        ("vqgan", {"host": AVERAGED, "start": {}}),
+        pytest.param("vqgan", {"compile": "aot_eager"}, marks=pytest.mark.slow),
+    ],
+    ids=["tavq", "cvq", "vqct", "EMA codebook", "compiled"],
 )
 def test_a_tracker_changes_no_bit_of_what_is_learnt(tmp_path, method, changes):
     if "host" in changes:
