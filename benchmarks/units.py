@@ -26,7 +26,7 @@ MARKDOWN_FILE = "markdown_descriptions.txt"
 MARKDOWN = {"markdown": slice(None), "markdown, development": slice(20), "markdown, held-out": slice(20, None)}
 TARGETS = {"word": 0.97, "phrase": 0.90, "sentence": 0.95}  # least F1
 MARKDOWN_TARGETS = {"word": 0.985, "phrase": 0.93, "sentence": 0.97}
-_WORD = re.compile(r"\*((?:[A-Za-z]\.){2,}|(?:Dr|Mr|Mrs|St|Sept)\.|\w+(?:[-:.,/]\w+)*%?)")
+_WORD = re.compile(r"\*((?:[A-Za-z]\.){2,}|(?:Dr|Mr|Mrs|St|Sept|H|J)\.|\w+(?:[-:.,/]\w+)*%?)")
 SENTENCES_A_SECOND = 500
 ROUNDS = 5
 
