@@ -57,7 +57,26 @@ ENGLISH = Language(
         "CJC": "c",  # and
     },
     tuple(tuple(words.split()) for words in _ENGLISH_COMPOUNDS.split("; ")),
-    frozenset(["while", "whilst", "whereas", "via", "onto", "upon", "amid", "amidst", "et", "etc"]),
+    frozenset(
+        [
+            "while",
+            "whilst",
+            "whereas",
+            "via",
+            "onto",
+            "upon",
+            "amid",
+            "amidst",
+            "et",
+            "etc",
+            "etc.",
+            "approx.",
+            "e.g.",
+            "i.e.",
+            "vs.",
+            "ca.",
+        ]
+    ),
 )
 GERMAN = Language(
     "de",

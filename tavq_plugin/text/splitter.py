@@ -11,29 +11,42 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 
-from tavq_plugin.text import phrase_chunker, spacy_tags
+from tavq_plugin.text import english_corrections, phrase_chunker, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
+from tavq_plugin.text.plain_text import PlainText, plain_text
 from tavq_plugin.types import GRANULARITIES
 
-VERSION = 1  # of the splitting rules; part of a store's fingerprint
+VERSION = 2  # of the splitting rules; part of a store's fingerprint
 
-# Each character becomes one character, so offsets into the normalised text are valid in the user's text.
+# Each character becomes one character, so offsets stay valid.
 _PLAIN = str.maketrans(
-    {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
+    {**dict.fromkeys("‘’‚‛′´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
     | {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
     | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # lone surrogates have no UTF-8
 )
+_ABBREVIATIONS = "dr|mr|mrs|ms|prof|st|sr|jr|approx|ca|vs|etc|incl|jan|feb|aug|sept|oct|nov|dec"
+_BEFORE_NUMBER = "no|nr|fig|vol|max|min|p"
+_UNSPACED = r"\u2e80-\u2fdf\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"  # Han, kana, hangul
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\"'.,;:!?()\[\]]", re.IGNORECASE)
 _TOKEN = re.compile(
-    r"""\w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
-      | \d+(?:[.,:/]\d+)+%? | \d+%                # 5:30, 1,000, 20%
+    rf"""{_URL.pattern}
+      | \w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
+      | (?<!\w)(?:[a-z]\.){{2,}}                   # U.S., a.m.
+      | (?<!\w)(?:{_ABBREVIATIONS})\. | (?<!\w)(?:{_BEFORE_NUMBER})\.(?=\s*\d)
+      | (?<!\w)(?-i:[A-Z]\.)(?=\s[A-Z])           # J. Smith
+      | \d+(?:[.,:/]\d+)+(?:%|(?:-\w+)+)? | \d+%  # 5:30, 1,000, 20%, 15.6-inch
       | '(?:s|re|ve|ll|d|m)\b                     # man|'s
-      | \w[\w\u0300-\u036f]*(?:-\w[\w\u0300-\u036f]*)*
+      | [{_UNSPACED}]+ | °[cf]\b
+      | [^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|[\u0300-\u036f])*(?:-\w[\w\u0300-\u036f]*)*
       | [^\w\s]""",
     re.VERBOSE | re.IGNORECASE,
 )
+# A sentence does not end after these before a small letter or a digit.
+_ABBREVIATED = re.compile(rf"(?:\b(?:{_ABBREVIATIONS}|{_BEFORE_NUMBER}|c)|\b[a-z]\.[a-z])\.\s*$", re.IGNORECASE)
+_AFTER_MEASURE = re.compile(r"\d\s?(?:mm|cm|km|m|kg|g|ml|l|h|s)\.(?=\s+[A-Z])")  # where sentencex sees no end
 _LONGEST_WORD = 40  # characters; longer tokens are not words, and HanTa's time grows with the square of the length
 _LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
-_FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of clitics and "2 x 3"
+_FILLER = frozenset(["s", "m", "x", "re", "ve", "ll", "°c", "°f"])  # stray letters of clitics and "2 x 3"
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class TextUnits:
     word: tuple[Unit, ...] = ()
     phrase: tuple[Unit, ...] = ()
     sentence: tuple[Unit, ...] = ()
+    unread: int = 0  #: letters of scripts that the tagger does not know; they are in sentences only
 
     def __getitem__(self, granularity: str) -> tuple[Unit, ...]:
         if granularity not in GRANULARITIES:
@@ -140,15 +154,23 @@ class Splitter:
             return TextUnits()
         if not isinstance(text, str):
             raise TypeError(f"a text must be a string, got {type(text).__name__}: give its text field")
-        plain = text.translate(_PLAIN)
-        found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
+        read = plain_text(text.translate(_PLAIN))
+        plain = read.text.replace("`", "'")
+        found: dict[str, _Tally] = {granularity: _Tally() for granularity in GRANULARITIES}
         for start, end in _sentences(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
             for granularity, first, last, unit in self._words_and_phrases(plain, start, end):
                 found[granularity].add(first, last, unit)
         for granularity in ("word", "phrase"):
             found[granularity].drop(self.stop)
-        return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
+        units = {granularity: tally.units(read) for granularity, tally in found.items()}
+        return TextUnits(**units, unread=self._unread(plain))
+
+    def _unread(self, plain: str) -> int:
+        """Letters without words: those that are not Latin, if the tagger is one of HanTa's."""
+        if plain.isascii() or self.spacy is not None or LANGUAGES[self.language].model is None:
+            return 0
+        return sum(character.isalpha() and not _is_latin(character) for character in plain)
 
     def _words_and_phrases(self, plain: str, start: int, end: int) -> Iterator[tuple[str, int, int, str]]:
         """Granularity, start, end and string of each word and phrase of one sentence."""
@@ -177,7 +199,7 @@ class Splitter:
             raise ValueError(
                 f"parts of speech need a tagger, and {self.language!r} has none: give spacy=, the name of a model"
             )
-        plain = (text or "").translate(_PLAIN)
+        plain = plain_text((text or "").translate(_PLAIN)).text.replace("`", "'")
         for start, end in _sentences(plain, self.language):
             _, tokens, codes = self._codes_of(plain, start, end)
             yield [(token.lower(), code if _is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
@@ -192,9 +214,13 @@ class Splitter:
             language = LANGUAGES[self.language]
             spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
             tokens = [_composed(plain[a:b]) for a, b in spans]
-            # The tagger needs the text's own case; a token that is too long is tagged as punctuation.
-            short = [token if len(token) <= _LONGEST_WORD else "-" for token in tokens]
-            codes = phrase_chunker.code_letters(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
+            # The tagger needs the text's own case; what is no word of its language is tagged as punctuation.
+            short = [token if _is_taggable(token) else "-" for token in tokens]
+            model = tagger(language.model)
+            tags = model.tag_sent(short, taglevel=0)
+            codes = phrase_chunker.code_letters(short, tags, language)
+            if self.language == "en":
+                codes = english_corrections.corrected_codes(short, tags, codes, model.tag_word)
         return spans, tokens, codes
 
 
@@ -204,8 +230,7 @@ _PHRASES = {"noun": phrase_chunker.noun_phrases, "verb": phrase_chunker.verb_phr
 class _Tally:
     """Distinct strings in order of first appearance, each with its first span and its count."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self) -> None:
         self.seen: dict[str, list[int]] = {}
 
     def add(self, start: int, end: int, unit: str) -> None:
@@ -216,8 +241,9 @@ class _Tally:
         for unit in units.intersection(self.seen):
             del self.seen[unit]
 
-    def units(self) -> tuple[Unit, ...]:
-        return tuple(Unit(text, *entry) for text, entry in self.seen.items())
+    def units(self, read: PlainText) -> tuple[Unit, ...]:
+        """The units, with their places in the text as it was given."""
+        return tuple(Unit(text, *read.span(start, end), count) for text, (start, end, count) in self.seen.items())
 
 
 def split(text: str | None) -> TextUnits:
@@ -242,15 +268,31 @@ def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
     from sentencex import segment  # 3 ms; only where text is split
 
     for line in re.finditer(r"[^\r\n]+", plain):
-        place = line.start()
-        for sentence in segment(language, line.group()):
-            bare = sentence.strip()
-            if not bare:
-                continue
-            start = plain.find(bare, place)
-            place = start + len(bare)
+        for start, end in _sentences_of_line(line.group(), language):
+            bare = _URL.sub("", plain[line.start() + start : line.start() + end])
             if any(character.isalnum() for character in bare):
-                yield start, place
+                yield line.start() + start, line.start() + end
+
+
+def _sentences_of_line(line: str, language: str) -> Iterator[tuple[int, int]]:
+    """Spans without the white space around them."""
+    from sentencex import segment  # 3 ms; only where text is split
+
+    spans: list[tuple[int, int]] = []
+    place = 0
+    for sentence in segment(language, line):
+        bare = sentence.strip()
+        if not bare:
+            continue
+        start = line.find(bare, place)
+        place = start + len(bare)
+        if spans and (bare[0].islower() or bare[0].isdigit()) and _ABBREVIATED.search(line, *spans[-1]):
+            start = spans.pop()[0]
+        for match in _AFTER_MEASURE.finditer(line, start, place):
+            spans.append((start, match.end()))
+            start = match.end() + len(line[match.end() : place]) - len(line[match.end() : place].lstrip())
+        spans.append((start, place))
+    yield from spans
 
 
 def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tuple[int, int]]:
@@ -291,6 +333,16 @@ def frequent_units(texts: Iterable[str | None], share: float = 0.2, splitter: Sp
 
 def _is_word(token: str) -> bool:
     return len(token) <= _LONGEST_WORD and token.lower() not in _FILLER and bool(_LATIN.search(token))
+
+
+def _is_taggable(token: str) -> bool:
+    if token.isascii():
+        return len(token) <= _LONGEST_WORD and not _URL.fullmatch(token)
+    return len(token) <= _LONGEST_WORD and not (token[0].isalpha() and not _LATIN.search(token))
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() or "LATIN" in unicodedata.name(character, "")
 
 
 def _composed(text: str) -> str:
