@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 Likelihoods = Callable[[str], Sequence[tuple[str, float]]]  # a word → its tags with their log-likelihoods
 
 _SINGULAR = frozenset(["a", "an", "one", "each", "every"])
-_MEASURES = frozenset(
-    "mm cm dm m km inch inches in ft feet yd mi g mg kg lb lbs oz ml cl l w kw mw v kv ma mah hz khz mhz ghz kb mb gb tb mp "
-    "px dpi s sec ms min h hr °c °f mph a.m. p.m. am pm".split()
+_MEASURE_NAMES = (
+    "mm cm dm m km inch inches in ft feet yd mi g mg kg lb lbs oz ml cl l w kw mw v kv ma mah hz khz mhz ghz kb mb gb "
+    "tb mp px dpi s sec ms min h hr °c °f mph a.m. p.m. am pm"
 )
+_UNITS_OF_MEASURE = frozenset(_MEASURE_NAMES.split())
 # Tags of finite verbs, auxiliaries among them
 _FINITE = re.compile(r"VV[ZBD]|V[BHD][ZBD]|VM0")
 _BOUNDARY = re.compile(r'[;:.!?()"–—]')
 _SUBORDINATES = ("CJS", "CJT", "PNQ", "DTQ")
-_LEAST_LIKELY = -3.0  # log-ratio of verb to noun below which a word is no verb without further evidence
+# Log-ratio of verb to noun below which a word is no verb without further evidence: before other words, before another
+# noun, and at the end of a clause, where a list of things ends too ("coffee cups and wall clocks.")
+_LEAST = {"n": 0.0, "": -0.5, "other": -2.2}
 
 
 def corrected_codes(tokens: Sequence[str], tags: Sequence[str], codes: str, likelihoods: Likelihoods) -> str:
@@ -34,7 +37,7 @@ def corrected_codes(tokens: Sequence[str], tags: Sequence[str], codes: str, like
 
 
 def _correct_articles(tokens: Sequence[str], letters: list[str]) -> None:
-    """ "A" before a word is an article: "Subject: A dog"."""
+    """The letter A before a word is an article, as in "Subject: A dog"."""
     for i, token in enumerate(tokens[:-1]):
         if token in ("A", "An", "The", "a", "an", "the") and letters[i] != "d" and tokens[i + 1][0].isalnum():
             letters[i] = "d"
@@ -43,7 +46,7 @@ def _correct_articles(tokens: Sequence[str], letters: list[str]) -> None:
 def _correct_measures(tokens: Sequence[str], letters: list[str]) -> None:
     """A unit of measure after a number is a noun, and a part of the number before a noun: "3.5 mm audio jack"."""
     for i, token in enumerate(tokens[1:], 1):
-        if letters[i - 1] == "m" and token.lower() in _MEASURES and tokens[i - 1][0].isdigit():
+        if letters[i - 1] == "m" and token.lower() in _UNITS_OF_MEASURE and tokens[i - 1][0].isdigit():
             rest = "".join(letters[i + 1 :])
             if token == "in" and not re.match("[xn,]", rest or "x"):
                 continue  # "from 1990 in the park"
@@ -64,18 +67,19 @@ def _correct_verbs(tokens: Sequence[str], tags: Sequence[str], letters: list[str
     for start, end in _clauses(tokens, tags):
         if any(_FINITE.fullmatch(tag) and letters[i] != "d" for i, tag in enumerate(tags[start:end], start)):
             continue
-        best, place = _LEAST_LIKELY, None
+        best, place = float("-inf"), None
         for i in range(start + 1, end):
             if letters[i] != "n" or letters[i - 1] != "n" or tags[i - 1].startswith("NP"):
                 continue
             ratio = _verb_ratio(tokens[i], tags[i], tags[i - 1], likelihoods)
-            follows = codes[i + 1 : i + 2]
+            follows = codes[i + 1 : i + 2] if i + 1 < end else ""
             if ratio is None or follows == "s":
                 continue
             if tags[i] == "NN2" and follows != "n" and _has_singular_article(tokens, codes, i):
-                best, place = 0.0, i
+                place = i
                 break
-            if complete and ratio - (3.0 if follows == "n" else 0.0) > best:
+            least = _LEAST.get(follows if follows not in ("x", ",", "c") else "", _LEAST["other"])
+            if complete and ratio > max(best, least):
                 best, place = ratio, i
         if place is not None:
             letters[place] = "w"

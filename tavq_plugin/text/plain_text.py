@@ -98,7 +98,7 @@ def _put(pattern: str, put: str, flags: re.RegexFlag = re.NOFLAG) -> _Change:
     return lambda text: ((match.start(), match.end(), put) for match in found.finditer(text))
 
 
-_SEPARATOR = re.compile(r"[ \t]*\|?[ \t]*:?-{2,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*")
+_SEPARATOR = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*")
 _BETWEEN = re.compile(r"[ \t]*(?<!\\)\|[ \t|]*")
 
 
@@ -149,7 +149,10 @@ def _list_marks(text: str) -> Iterator[_Edit]:
 _LINE_MARKS = r"""^[ \t]*
     (?:>[ \t]*)*
     (?:\#{1,6}[ \t]+)?
-    (?:(?:[-*+•◦▪▫‣⁃·●○■□►▶➤–—] | \(?\d{1,3}(?:\.\d{1,2})*[.)] | \(?[a-z][.)] CAPITALS)[ \t]+ | \d{1,2}[.)](?=[A-Z])){0,2}
+    (?:
+        (?:[-*+•◦▪▫‣⁃·●○■□►▶➤–—] | \(?\d{1,3}(?:\.\d{1,2})*[.)] | \(?[a-z][.)] CAPITALS)[ \t]+
+        | \d{1,2}[.)](?=[A-Z])
+    ){0,2}
     (?:\[[ xX✓✔]\][ \t]+)?
     (?:\d\ufe0f?\u20e3[ \t]*)?
 """
@@ -160,7 +163,8 @@ _BLOCKS = (
 _INLINE = "b|i|u|s|em|strong|span|small|big|sub|sup|mark|del|ins|code|kbd|q|cite|a|img|font|td|th|abbr|tt|strike|label"
 _WITHIN = r"\b(?:[ \t\n/][^<>]*)?>"
 
-# In this order: what is found by the marks of an earlier change comes after it.
+# In this order: what is found by the marks of an earlier change comes after it. Emphasis of more than 400 characters is
+# not looked for, so that the time grows with the length of a text and not with its square.
 _CHANGES: tuple[_Change, ...] = (
     _cut(r"<!--.*?-->", re.DOTALL),
     _cut(r"^[ \t>]*(?:`{3,}|~{3,})[ \t]*[\w+.#-]*[ \t]*$"),  # a fence, with the name of its language
@@ -176,9 +180,9 @@ _CHANGES: tuple[_Change, ...] = (
     _cut(r"(\[)[^\[\]\n]+(\]\[[^\[\]\n]*\])"),
     _cut(r"^[ \t]*\[[^\[\]\n]+\]:[ \t]+\S+.*$"),
     _cut(r"(`{1,3})[^`\n]+(\1)"),
-    *[_cut(r"(?<!\\)(\*{2,3}(?=[^\s*]))[^\n]*?[^\s\\](\1)(?!\*(?!\*))")] * 2,
+    *[_cut(r"(?<!\\)(\*{2,3}(?=[^\s*]))[^\n]{0,400}?[^\s\\](\1)(?!\*(?!\*))")] * 2,
     *[_cut(r"(?<![\w*\\])(\*)(?=[^\s*])[^*\n]*(?<=[^\s*\\])(\*)(?![\w*])")] * 2,
-    *[_cut(r"(?<![\w\\])(_{1,3})(?=[^\s_])[^\n]*?(?<=[^\s_\\])(\1)(?!\w)")] * 2,
+    *[_cut(r"(?<![\w\\])(_{1,3})(?=[^\s_])[^\n]{1,400}?(?<=[^\s_\\])(\1)(?!\w)")] * 2,
     _cut(r"(~~)(?=\S)[^~\n]+(~~)"),
     _cut(r"(?<![\\*])\*{2,3}(?=[^\s*])|(?<=[^\s*\\])\*{2,3}(?!\*)"),  # bold that is not closed
     _cut(r"(?<=\S)[ \t]+#+[ \t]*$"),  # # a heading that is closed #

@@ -265,8 +265,6 @@ _DEFAULT = Splitter()
 
 def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
     """Spans of the sentences that hold at least one letter or digit; a line break always ends one."""
-    from sentencex import segment  # 3 ms; only where text is split
-
     for line in re.finditer(r"[^\r\n]+", plain):
         for start, end in _sentences_of_line(line.group(), language):
             bare = _URL.sub("", plain[line.start() + start : line.start() + end])

@@ -72,7 +72,7 @@ def test_units_are_distinct_in_order_with_counts_and_places():
 def test_quotes_line_breaks_and_decomposed_letters():
     text = "“The man’s cafe\u0301”\n\n• a sign\r\nit isn’t open"
     units = split(text)
-    assert units.texts("sentence") == ['"The man\'s café"', "• a sign", "it isn't open"]
+    assert units.texts("sentence") == ['"The man\'s café"', "a sign", "it isn't open"]
     assert units.texts("word") == ["man", "café", "sign", "open"]
     assert text[units.word[1].start : units.word[1].end] == "cafe\u0301"
 
