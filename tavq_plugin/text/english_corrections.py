@@ -63,6 +63,8 @@ def _part_predicates(tags: Sequence[str], letters: list[str]) -> None:
 def _correct_verbs(tokens: Sequence[str], tags: Sequence[str], letters: list[str], likelihoods: Likelihoods) -> None:
     """A noun after a noun is the verb that its clause lacks: "the flag flies", "clouds part"."""
     codes = "".join(letters)
+    if "nn" not in codes:
+        return
     complete = tokens[-1] in ".!?" or (len(tokens) > 1 and tokens[-1] == '"' and tokens[-2] in ".!?")
     for start, end in _clauses(tokens, tags):
         if any(_FINITE.fullmatch(tag) and letters[i] != "d" for i, tag in enumerate(tags[start:end], start)):

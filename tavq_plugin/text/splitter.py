@@ -243,7 +243,9 @@ class _Tally:
 
     def units(self, read: PlainText) -> tuple[Unit, ...]:
         """The units, with their places in the text as it was given."""
-        return tuple(Unit(text, *read.span(start, end), count) for text, (start, end, count) in self.seen.items())
+        if read.starts is None:
+            return tuple([Unit(text, *entry) for text, entry in self.seen.items()])
+        return tuple([Unit(text, *read.span(start, end), count) for text, (start, end, count) in self.seen.items()])
 
 
 def split(text: str | None) -> TextUnits:
