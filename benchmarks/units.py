@@ -143,8 +143,8 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {label} | {tally['precision']} | {tally['recall']} | {tally['f1']} | {targets[name]} |")
     lines += [
         "",
-        "The 40 markdown descriptions were written and marked before any splitter was run on them. The rules were developed "
-        "on the first 20; the other 20 were only measured.",
+        "The 40 markdown descriptions were written and marked before any splitter was run on them. The rules were "
+        "developed on the first 20; the other 20 were only measured.",
         "",
         f"{pace['sentences_per_cpu_s']:,} sentences a CPU second on one thread ({pace['least']:,}–{pace['most']:,} in "
         f"{ROUNDS} rounds; target {SENTENCES_A_SECOND}).",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +12,8 @@ from importlib import import_module
 from tavq_plugin.text import english_corrections, phrase_chunker, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
 from tavq_plugin.text.plain_text import PlainText, plain_text
+from tavq_plugin.text.sentence_spans import sentence_spans
+from tavq_plugin.text.word_tokens import LONGEST_WORD, TOKEN, composed, is_latin, is_taggable, is_word
 from tavq_plugin.types import GRANULARITIES
 
 VERSION = 2  # of the splitting rules; part of a store's fingerprint
@@ -24,29 +24,6 @@ _PLAIN = str.maketrans(
     | {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
     | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # lone surrogates have no UTF-8
 )
-_ABBREVIATIONS = "dr|mr|mrs|ms|prof|st|sr|jr|approx|ca|vs|etc|incl|jan|feb|aug|sept|oct|nov|dec"
-_BEFORE_NUMBER = "no|nr|fig|vol|max|min|p"
-_UNSPACED = r"\u2e80-\u2fdf\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"  # Han, kana, hangul
-_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\"'.,;:!?()\[\]]", re.IGNORECASE)
-_TOKEN = re.compile(
-    rf"""{_URL.pattern}
-      | \w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
-      | (?<!\w)(?:[a-z]\.){{2,}}                   # U.S., a.m.
-      | (?<!\w)(?:{_ABBREVIATIONS})\. | (?<!\w)(?:{_BEFORE_NUMBER})\.(?=\s*\d)
-      | (?<!\w)(?-i:[A-Z]\.)(?=\s[A-Z])           # J. Smith
-      | \d+(?:[.,:/]\d+)+(?:%|(?:-\w+)+)? | \d+%  # 5:30, 1,000, 20%, 15.6-inch
-      | '(?:s|re|ve|ll|d|m)\b                     # man|'s
-      | [{_UNSPACED}]+ | °[cf]\b
-      | [^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|[\u0300-\u036f])*(?:-\w[\w\u0300-\u036f]*)*
-      | [^\w\s]""",
-    re.VERBOSE | re.IGNORECASE,
-)
-# A sentence does not end after these before a small letter or a digit.
-_ABBREVIATED = re.compile(rf"(?:\b(?:{_ABBREVIATIONS}|{_BEFORE_NUMBER}|c)|\b[a-z]\.[a-z])\.\s*$", re.IGNORECASE)
-_AFTER_MEASURE = re.compile(r"\d\s?(?:mm|cm|km|m|kg|g|ml|l|h|s)\.(?=\s+[A-Z])")  # where sentencex sees no end
-_LONGEST_WORD = 40  # characters; longer tokens are not words, and HanTa's time grows with the square of the length
-_LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
-_FILLER = frozenset(["s", "m", "x", "re", "ve", "ll", "°c", "°f"])  # stray letters of clitics and "2 x 3"
 
 
 @dataclass(frozen=True)
@@ -157,7 +134,7 @@ class Splitter:
         read = plain_text(text.translate(_PLAIN))
         plain = read.text.replace("`", "'")
         found: dict[str, _Tally] = {granularity: _Tally() for granularity in GRANULARITIES}
-        for start, end in _sentences(plain, self.language):
+        for start, end in sentence_spans(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
             for granularity, first, last, unit in self._words_and_phrases(plain, start, end):
                 found[granularity].add(first, last, unit)
@@ -170,7 +147,7 @@ class Splitter:
         """Letters without words: those that are not Latin, if the tagger is one of HanTa's."""
         if plain.isascii() or self.spacy is not None or LANGUAGES[self.language].model is None:
             return 0
-        return sum(character.isalpha() and not _is_latin(character) for character in plain)
+        return sum(character.isalpha() and not is_latin(character) for character in plain)
 
     def _words_and_phrases(self, plain: str, start: int, end: int) -> Iterator[tuple[str, int, int, str]]:
         """Granularity, start, end and string of each word and phrase of one sentence."""
@@ -180,10 +157,10 @@ class Splitter:
             return
         spans, tokens, codes = self._codes_of(plain, start, end)
         for token, code, span in zip(tokens, codes, spans, strict=True):
-            if code in self._codes and _is_word(token):
+            if code in self._codes and is_word(token):
                 yield "word", *span, token.lower()
         for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
-            if any(map(_is_word, tokens[first:last])):
+            if any(map(is_word, tokens[first:last])):
                 start, end = spans[first][0], spans[last - 1][1]
                 yield "phrase", start, end, plain[start:end].lower()
 
@@ -200,22 +177,22 @@ class Splitter:
                 f"parts of speech need a tagger, and {self.language!r} has none: give spacy=, the name of a model"
             )
         plain = plain_text((text or "").translate(_PLAIN)).text.replace("`", "'")
-        for start, end in _sentences(plain, self.language):
+        for start, end in sentence_spans(plain, self.language):
             _, tokens, codes = self._codes_of(plain, start, end)
-            yield [(token.lower(), code if _is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
+            yield [(token.lower(), code if is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
 
     def _codes_of(self, plain: str, start: int, end: int) -> tuple[list[tuple[int, int]], list[str], str]:
         """Spans, tokens and code letters of one sentence."""
         if self.spacy is not None:
             within, codes = spacy_tags.tag_sentence(self.spacy, plain[start:end])
             spans = [(start + a, start + b) for a, b in within]
-            tokens = [_composed(plain[a:b]) for a, b in spans]
+            tokens = [composed(plain[a:b]) for a, b in spans]
         else:
             language = LANGUAGES[self.language]
-            spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
-            tokens = [_composed(plain[a:b]) for a, b in spans]
+            spans = [match.span() for match in TOKEN.finditer(plain, start, end)]
+            tokens = [composed(plain[a:b]) for a, b in spans]
             # The tagger needs the text's own case; what is no word of its language is tagged as punctuation.
-            short = [token if _is_taggable(token) else "-" for token in tokens]
+            short = [token if is_taggable(token) else "-" for token in tokens]
             model = tagger(language.model)
             tags = model.tag_sent(short, taglevel=0)
             codes = phrase_chunker.code_letters(short, tags, language)
@@ -234,7 +211,7 @@ class _Tally:
         self.seen: dict[str, list[int]] = {}
 
     def add(self, start: int, end: int, unit: str) -> None:
-        entry = self.seen.setdefault(" ".join(_composed(unit).split()), [start, end, 0])
+        entry = self.seen.setdefault(" ".join(composed(unit).split()), [start, end, 0])
         entry[2] += 1
 
     def drop(self, units: frozenset[str]) -> None:
@@ -265,36 +242,6 @@ def split(text: str | None) -> TextUnits:
 _DEFAULT = Splitter()
 
 
-def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
-    """Spans of the sentences that hold at least one letter or digit; a line break always ends one."""
-    for line in re.finditer(r"[^\r\n]+", plain):
-        for start, end in _sentences_of_line(line.group(), language):
-            bare = _URL.sub("", plain[line.start() + start : line.start() + end])
-            if any(character.isalnum() for character in bare):
-                yield line.start() + start, line.start() + end
-
-
-def _sentences_of_line(line: str, language: str) -> Iterator[tuple[int, int]]:
-    """Spans without the white space around them."""
-    from sentencex import segment  # 3 ms; only where text is split
-
-    spans: list[tuple[int, int]] = []
-    place = 0
-    for sentence in segment(language, line):
-        bare = sentence.strip()
-        if not bare:
-            continue
-        start = line.find(bare, place)
-        place = start + len(bare)
-        if spans and (bare[0].islower() or bare[0].isdigit()) and _ABBREVIATED.search(line, *spans[-1]):
-            start = spans.pop()[0]
-        for match in _AFTER_MEASURE.finditer(line, start, place):
-            spans.append((start, match.end()))
-            start = match.end() + len(line[match.end() : place]) - len(line[match.end() : place].lstrip())
-        spans.append((start, place))
-    yield from spans
-
-
 def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tuple[int, int]]:
     """Spans of the words that a segmenter finds, without punctuation."""
     place = start
@@ -302,7 +249,7 @@ def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tupl
         first = plain.find(word, place, end)
         if word.strip() and first >= 0:
             place = first + len(word)
-            if any(character.isalnum() for character in word) and len(word) <= _LONGEST_WORD:
+            if any(character.isalnum() for character in word) and len(word) <= LONGEST_WORD:
                 yield first, place
 
 
@@ -329,21 +276,3 @@ def frequent_units(texts: Iterable[str | None], share: float = 0.2, splitter: Sp
         units = splitter(text)
         counts.update({*units.texts("word"), *units.texts("phrase")})
     return frozenset(unit for unit, count in counts.items() if count > share * number)
-
-
-def _is_word(token: str) -> bool:
-    return len(token) <= _LONGEST_WORD and token.lower() not in _FILLER and bool(_LATIN.search(token))
-
-
-def _is_taggable(token: str) -> bool:
-    if token.isascii():
-        return len(token) <= _LONGEST_WORD and not _URL.fullmatch(token)
-    return len(token) <= _LONGEST_WORD and not (token[0].isalpha() and not _LATIN.search(token))
-
-
-def _is_latin(character: str) -> bool:
-    return character.isascii() or "LATIN" in unicodedata.name(character, "")
-
-
-def _composed(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
