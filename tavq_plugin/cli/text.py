@@ -206,6 +206,8 @@ def prepare(
     from tavq_plugin.preprocessing.choose_captioner import choose_shard_captions
     from tavq_plugin.preprocessing.server_parameters import parse_extra_body
     from tavq_plugin.text import Splitter
+    from tavq_plugin.text.manifest import shard_paths
+    from tavq_plugin.text.shard_file import shard_metadata
 
     console = console_for(as_json)
     with report_errors(console, f"Finished shards are in {out}", as_json=as_json, debug=debug):
@@ -249,6 +251,8 @@ def prepare(
             f"longer than the encoder's limit: {counted(result.in_pieces, 'units')}, encoded in pieces, so nothing was "
             "cut off"
         )
+    if unread := sum((shard_metadata(path) or {}).get("unread", 0) for path in shard_paths(out)):
+        console.print(f"{unread:,} texts have letters that the tagger cannot read: they are in sentences only")
     faults = print_faults(console, out, debug=debug) if verify_all and result.finished else []
     if as_json:
         print_json({**asdict(result), **({"faults": faults} if verify_all else {})})

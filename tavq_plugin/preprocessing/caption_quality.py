@@ -1,11 +1,13 @@
-"""Find generated texts that describe nothing: empty texts, refusals and endless repetition."""
+"""Find generated texts that describe nothing: empty texts, refusals, thoughts and endless repetition."""
 
 from __future__ import annotations
 
+import re
 import zlib
 
 from tavq_plugin.preprocessing.refusals import is_refusal
 
+_THOUGHT = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)  # of a text that was not cleaned
 _MIN_WORDS = 12  # shorter texts may repeat words
 _MIN_DISTINCT = 0.5  # share of distinct word triples; joined human captions of one image have 0.8 and more
 _MAX_COMPRESSION = 5.0  # zlib shrinks prose of some hundred letters 1.5 to 2.5 times
@@ -13,7 +15,7 @@ _MIN_BYTES = 200  # shorter texts are not compressed
 
 
 def caption_flaw(text: str) -> str | None:
-    """What is wrong with a text: "empty", "refusal" or "repeating"; None for a description.
+    """What is wrong with a text: "empty", "refusal", "thinking" or "repeating"; None for a description.
 
     >>> caption_flaw("I'm sorry, but I can't help with that."), caption_flaw("a dog " * 30), caption_flaw(" ... ")
     ('refusal', 'repeating', 'empty')
@@ -22,6 +24,8 @@ def caption_flaw(text: str) -> str | None:
     """
     if not any(character.isalnum() for character in text):
         return "empty"
+    if _THOUGHT.search(text):
+        return "thinking"
     if is_refusal(text):
         return "refusal"
     words = text.lower().split()

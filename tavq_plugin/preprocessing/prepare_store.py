@@ -29,7 +29,7 @@ from tavq_plugin.text.encoder import TextEncoder, offline_encoder
 from tavq_plugin.text.manifest import Manifest, shard_path, shard_paths
 from tavq_plugin.text.pretrained import Pooling
 from tavq_plugin.text.shard_file import Shard, read_shard, shard_metadata, write_shard
-from tavq_plugin.text.splitter import Splitter, split_by_newer_rules
+from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.text.store import TextStore
 
 LOCKS = ".locks"
@@ -202,9 +202,7 @@ def records_digest(records: Sequence[Record] | None) -> str:
         return ""
     digest = hashlib.sha256()
     for record in records:
-        # A text that an earlier release may have split otherwise has another digest, so that its shard is made again.
-        rules = ["rules-2"] if split_by_newer_rules(record.text) else []
-        digest.update(json.dumps([record.id, record.text, *rules]).encode())
+        digest.update(json.dumps([record.id, record.text]).encode())
     return digest.hexdigest()
 
 

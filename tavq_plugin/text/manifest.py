@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -77,10 +78,18 @@ class Manifest:
     def require_fingerprint(self, fingerprint: str, place: str | Path) -> None:
         """Raise ValueError, with both fingerprints, if they differ."""
         if fingerprint != self.fingerprint:
+            mend = "give another folder or the same settings"
+            if _without_version(fingerprint) == _without_version(self.fingerprint):
+                mend = "this release splits texts by other rules, so prepare the texts again in another folder"
             raise ValueError(
                 f"{place} was made with {fingerprint!r}, not {self.fingerprint!r}: units of different encoders, "
-                "splitters or captions do not mix; give another folder or the same settings"
+                f"splitters or captions do not mix; {mend}"
             )
+
+
+def _without_version(fingerprint: str) -> str:
+    """The fingerprint without the version of the splitting rules."""
+    return re.sub(r"\|units-\d+:", "|units:", fingerprint)
 
 
 def shard_path(folder: str | Path, number: int) -> Path:

@@ -37,6 +37,8 @@ def code_letters(tokens: Sequence[str], tags: Sequence[str], language: Language 
     codes = [_code(token, tag, language) for token, tag in zip(tokens, tags, strict=True)]
     lowered = [token.lower() for token in tokens]
     for words in language.compounds:
+        if words[0] not in lowered:
+            continue
         for i in range(len(lowered) - len(words) + 1):
             if tuple(lowered[i : i + len(words)]) == words:
                 codes[i : i + len(words)] = ["p"] * len(words)
@@ -46,7 +48,7 @@ def code_letters(tokens: Sequence[str], tags: Sequence[str], language: Language 
 def _code(token: str, tag: str, language: Language) -> str:
     if token == ",":
         return ","
-    if not any(character.isalnum() for character in token):
+    if not (token[0].isalnum() or any(character.isalnum() for character in token)):
         return "x"
     return "x" if token.lower() in language.function_words else _code_of_tag(tag, language.code)
 

@@ -182,12 +182,14 @@ class ShardedStore:
             means=self.means,
             fingerprint=self.fingerprint,
             split_units=sum(part.metadata["in_pieces"] for part in self._shards),
+            unread=sum(part.metadata.get("unread", 0) for part in self._shards),
         )
 
     def counts(self) -> dict[str, int]:
-        """How many texts, texts without units, units per granularity, shards, and strings encoded in pieces."""
+        """How many texts, without units, with unread letters; units per granularity, shards, encoded in pieces."""
         totals = {"texts": len(self), "without_text": 0, **dict.fromkeys(GRANULARITIES, 0), "shards": len(self._shards)}
         totals["in_pieces"] = sum(part.metadata["in_pieces"] for part in self._shards)
+        totals["unread"] = sum(part.metadata.get("unread", 0) for part in self._shards)
         for part, _, local in self._by_part():
             lengths = {name: part.lists[name].offsets.diff()[local] for name in GRANULARITIES}
             totals["without_text"] += int((torch.stack(list(lengths.values())).sum(0) == 0).sum())

@@ -52,6 +52,8 @@ def tag_sentence(model: str, sentence: str) -> tuple[list[tuple[int, int]], str]
 def _code(token: Any) -> str:
     if token.text == ",":
         return ","
+    if token.like_url:
+        return "x"
     if token.lower_ == "of":
         return "f"
     if token.pos_ in ("VERB", "PART", "ADP") and token.tag_ in _FINE_TAGS:

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 
-from tavq_plugin.text import phrase_chunker, spacy_tags
+from tavq_plugin.text import english_corrections, phrase_chunker, spacy_tags
 from tavq_plugin.text.languages import LANGUAGES, tagger
-from tavq_plugin.text.markdown_marks import may_have_markdown, without_markdown
+from tavq_plugin.text.plain_text import PlainText, plain_text
+from tavq_plugin.text.sentence_spans import sentence_spans
+from tavq_plugin.text.word_tokens import LONGEST_WORD, TOKEN, composed, is_latin, is_taggable, is_word
 from tavq_plugin.types import GRANULARITIES
 
-VERSION = 1  # of the splitting rules; part of a store's fingerprint. `split_by_newer_rules` has later ones of few texts
+VERSION = 2  # of the splitting rules; part of a store's fingerprint
 
-# Each character becomes one character, so offsets into the normalised text are valid in the user's text.
+# Each character becomes one character, so offsets stay valid.
 _PLAIN = str.maketrans(
-    {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
+    {**dict.fromkeys("‘’‚‛′´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒−", "-")}
     | {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
     | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # lone surrogates have no UTF-8
 )
-_TOKEN = re.compile(
-    r"""\b(?:e\.g|i\.e)\b\.?                    # one token, and no word
-      | \w+(?=n't\b) | n't\b | o'clock\b          # is|n't, o'clock
-      | \d+(?:[.,:/]\d+)+%? | \d+%                # 5:30, 1,000, 20%
-      | '(?:s|re|ve|ll|d|m)\b                     # man|'s
-      | \w[\w\u0300-\u036f]*(?:-\w[\w\u0300-\u036f]*)*
-      | [^\w\s]""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_LONGEST_WORD = 40  # characters; longer tokens are not words, and HanTa's time grows with the square of the length
-_LATIN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
-_FILLER = frozenset(["s", "m", "x", "re", "ve", "ll"])  # stray letters of clitics and "2 x 3"
-_ASIDES = frozenset(["e.g.", "e.g", "i.e.", "i.e"])
-_ABBREVIATION = re.compile(r"\b(?:approx|ca|incl|e\.g|i\.e)\b", re.IGNORECASE)
-_NO_END = re.compile(r"\b(?:approx|ca|incl|e\.g|i\.e)\.$", re.IGNORECASE)  # abbreviations that end no sentence
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,7 @@ class TextUnits:
     word: tuple[Unit, ...] = ()
     phrase: tuple[Unit, ...] = ()
     sentence: tuple[Unit, ...] = ()
+    unread: int = 0  #: letters of scripts that the tagger does not know; they are in sentences only
 
     def __getitem__(self, granularity: str) -> tuple[Unit, ...]:
         if granularity not in GRANULARITIES:
@@ -75,7 +61,7 @@ class Splitter:
 
     Words are content words in lower case, without auxiliaries. Phrases drop their leading determiner, which says
     nothing about the image: "a dog", "the dog" and "his dog" become one unit. A verb phrase is a verb with its
-    object: "wearing a red hat". Marks of Markdown, such as "**" and the numbers of a list, are in no unit.
+    object: "wearing a red hat".
 
     Args:
         words: Kinds of words to keep. Default: nouns, adjectives, verbs and numbers.
@@ -145,15 +131,23 @@ class Splitter:
             return TextUnits()
         if not isinstance(text, str):
             raise TypeError(f"a text must be a string, got {type(text).__name__}: give its text field")
-        plain = without_markdown(text).translate(_PLAIN)
-        found: dict[str, _Tally] = {granularity: _Tally(plain) for granularity in GRANULARITIES}
-        for start, end in _sentences(plain, self.language):
+        read = plain_text(text.translate(_PLAIN))
+        plain = read.text.replace("`", "'")
+        found: dict[str, _Tally] = {granularity: _Tally() for granularity in GRANULARITIES}
+        for start, end in sentence_spans(plain, self.language):
             found["sentence"].add(start, end, plain[start:end])
             for granularity, first, last, unit in self._words_and_phrases(plain, start, end):
                 found[granularity].add(first, last, unit)
         for granularity in ("word", "phrase"):
             found[granularity].drop(self.stop)
-        return TextUnits(**{granularity: tally.units() for granularity, tally in found.items()})
+        units = {granularity: tally.units(read) for granularity, tally in found.items()}
+        return TextUnits(**units, unread=self._unread(plain))
+
+    def _unread(self, plain: str) -> int:
+        """Letters without words: those that are not Latin, if the tagger is one of HanTa's."""
+        if plain.isascii() or self.spacy is not None or LANGUAGES[self.language].model is None:
+            return 0
+        return sum(character.isalpha() and not is_latin(character) for character in plain)
 
     def _words_and_phrases(self, plain: str, start: int, end: int) -> Iterator[tuple[str, int, int, str]]:
         """Granularity, start, end and string of each word and phrase of one sentence."""
@@ -163,10 +157,10 @@ class Splitter:
             return
         spans, tokens, codes = self._codes_of(plain, start, end)
         for token, code, span in zip(tokens, codes, spans, strict=True):
-            if code in self._codes and _is_word(token):
+            if code in self._codes and is_word(token):
                 yield "word", *span, token.lower()
         for first, last in sorted(span for kind in self.phrases for span in _PHRASES[kind](codes)):
-            if any(map(_is_word, tokens[first:last])):
+            if any(map(is_word, tokens[first:last])):
                 start, end = spans[first][0], spans[last - 1][1]
                 yield "phrase", start, end, plain[start:end].lower()
 
@@ -182,10 +176,10 @@ class Splitter:
             raise ValueError(
                 f"parts of speech need a tagger, and {self.language!r} has none: give spacy=, the name of a model"
             )
-        plain = without_markdown(text or "").translate(_PLAIN)
-        for start, end in _sentences(plain, self.language):
+        plain = plain_text((text or "").translate(_PLAIN)).text.replace("`", "'")
+        for start, end in sentence_spans(plain, self.language):
             _, tokens, codes = self._codes_of(plain, start, end)
-            yield [(token.lower(), code if _is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
+            yield [(token.lower(), code if is_word(token) else "x") for token, code in zip(tokens, codes, strict=True)]
 
     def lemma(self, noun: str) -> str:
         """A noun's singular in lower case, by HanTa; the noun itself with spaCy's tags or without a tagger.
@@ -194,7 +188,7 @@ class Splitter:
         ('bus', 'man')
         """
         model = LANGUAGES[self.language].model
-        if self.spacy is not None or model is None or len(noun) > _LONGEST_WORD:
+        if self.spacy is not None or model is None or len(noun) > LONGEST_WORD:
             return noun
         return tagger(model).analyze(noun, taglevel=1)[0].lower() or noun
 
@@ -203,14 +197,18 @@ class Splitter:
         if self.spacy is not None:
             within, codes = spacy_tags.tag_sentence(self.spacy, plain[start:end])
             spans = [(start + a, start + b) for a, b in within]
-            tokens = [_composed(plain[a:b]) for a, b in spans]
+            tokens = [composed(plain[a:b]) for a, b in spans]
         else:
             language = LANGUAGES[self.language]
-            spans = [match.span() for match in _TOKEN.finditer(plain, start, end)]
-            tokens = [_composed(plain[a:b]) for a, b in spans]
-            # The tagger needs the text's own case; a token that is too long is tagged as punctuation.
-            short = ["-" if len(token) > _LONGEST_WORD or token.lower() in _ASIDES else token for token in tokens]
-            codes = phrase_chunker.code_letters(tokens, tagger(language.model).tag_sent(short, taglevel=0), language)
+            spans = [match.span() for match in TOKEN.finditer(plain, start, end)]
+            tokens = [composed(plain[a:b]) for a, b in spans]
+            # The tagger needs the text's own case; what is no word of its language is tagged as punctuation.
+            short = [token if is_taggable(token) else "-" for token in tokens]
+            model = tagger(language.model)
+            tags = model.tag_sent(short, taglevel=0)
+            codes = phrase_chunker.code_letters(short, tags, language)
+            if self.language == "en":
+                codes = english_corrections.corrected_codes(short, tags, codes, model.tag_word)
         return spans, tokens, codes
 
 
@@ -220,20 +218,22 @@ _PHRASES = {"noun": phrase_chunker.noun_phrases, "verb": phrase_chunker.verb_phr
 class _Tally:
     """Distinct strings in order of first appearance, each with its first span and its count."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self) -> None:
         self.seen: dict[str, list[int]] = {}
 
     def add(self, start: int, end: int, unit: str) -> None:
-        entry = self.seen.setdefault(" ".join(_composed(unit).split()), [start, end, 0])
+        entry = self.seen.setdefault(" ".join(composed(unit).split()), [start, end, 0])
         entry[2] += 1
 
     def drop(self, units: frozenset[str]) -> None:
         for unit in units.intersection(self.seen):
             del self.seen[unit]
 
-    def units(self) -> tuple[Unit, ...]:
-        return tuple(Unit(text, *entry) for text, entry in self.seen.items())
+    def units(self, read: PlainText) -> tuple[Unit, ...]:
+        """The units, with their places in the text as it was given."""
+        if read.starts is None:
+            return tuple([Unit(text, *entry) for text, entry in self.seen.items()])
+        return tuple([Unit(text, *read.span(start, end), count) for text, (start, end, count) in self.seen.items()])
 
 
 def split(text: str | None) -> TextUnits:
@@ -253,33 +253,6 @@ def split(text: str | None) -> TextUnits:
 _DEFAULT = Splitter()
 
 
-def split_by_newer_rules(text: str) -> bool:
-    """Whether a text may be split otherwise than by release 0.1, which knew no Markdown and no "e.g.".
-
-    >>> split_by_newer_rules("**A dog**"), split_by_newer_rules("A dog runs.")
-    (True, False)
-    """
-    return may_have_markdown(text) or bool(_ABBREVIATION.search(text))
-
-
-def _sentences(plain: str, language: str) -> Iterator[tuple[int, int]]:
-    """Spans of the sentences that hold at least one letter or digit; a line break always ends one, "approx." never."""
-    from sentencex import segment  # 3 ms; only where text is split
-
-    for line in re.finditer(r"[^\r\n]+", plain):
-        place, first = line.start(), None  # first: where the sentence began that an abbreviation does not end
-        sentences = [bare for sentence in segment(language, line.group()) if (bare := sentence.strip())]
-        for number, bare in enumerate(sentences, 1):
-            start = plain.find(bare, place)
-            place = start + len(bare)
-            first = start if first is None else first
-            if number < len(sentences) and _NO_END.search(bare):
-                continue
-            if any(character.isalnum() for character in plain[first:place]):
-                yield first, place
-            first = None
-
-
 def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tuple[int, int]]:
     """Spans of the words that a segmenter finds, without punctuation."""
     place = start
@@ -287,7 +260,7 @@ def _segments(plain: str, start: int, end: int, segmenter: str) -> Iterator[tupl
         first = plain.find(word, place, end)
         if word.strip() and first >= 0:
             place = first + len(word)
-            if any(character.isalnum() for character in word) and len(word) <= _LONGEST_WORD:
+            if any(character.isalnum() for character in word) and len(word) <= LONGEST_WORD:
                 yield first, place
 
 
@@ -314,12 +287,3 @@ def frequent_units(texts: Iterable[str | None], share: float = 0.2, splitter: Sp
         units = splitter(text)
         counts.update({*units.texts("word"), *units.texts("phrase")})
     return frozenset(unit for unit, count in counts.items() if count > share * number)
-
-
-def _is_word(token: str) -> bool:
-    lower = token.lower()
-    return len(token) <= _LONGEST_WORD and not (lower in _FILLER or lower in _ASIDES) and bool(_LATIN.search(token))
-
-
-def _composed(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)

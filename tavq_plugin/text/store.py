@@ -45,6 +45,7 @@ class TextStore:
     means: Mapping[str, Tensor]  # granularity → d, the mean that `batch` subtracts
     fingerprint: str = ""  # of encoder and splitter
     split_units: int = 0  # strings longer than the encoder's limit, which were encoded in pieces
+    unread: int = 0  # texts with letters of a script that the tagger does not know, which are in sentences only
     _row: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,8 +89,10 @@ class TextStore:
         splitter = splitter or Splitter()
         rows: dict[str, int] = {}
         lists: dict[str, list[list[int]]] = {granularity: [] for granularity in GRANULARITIES}
+        unread = 0
         for text in texts:
             units = splitter(text)
+            unread += units.unread > 0
             for granularity, found in lists.items():
                 found.append([rows.setdefault(unit, len(rows)) for unit in units.texts(granularity)])
         before = encoder.stats.split
@@ -102,6 +105,7 @@ class TextStore:
             means={granularity: torch.zeros(encoder.dim) for granularity in lists},
             fingerprint=f"{encoder.fingerprint}|{splitter.fingerprint}",
             split_units=encoder.stats.split - before,
+            unread=unread,
         )
         return store.centred_on(range(len(names)) if centre_on is None else centre_on)
 
@@ -168,11 +172,11 @@ class TextStore:
         return [self.vocabulary[i] for i in ids[mask].tolist()]
 
     def counts(self) -> dict[str, int]:
-        """How many texts, texts without units, units per granularity, distinct strings, strings encoded in pieces."""
+        """How many texts, without units, with unread letters; units per granularity, distinct, encoded in pieces."""
         lengths = torch.stack([ragged.offsets.diff() for ragged in self.lists.values()])
         counts = {"texts": len(self), "without_text": int((lengths.sum(0) == 0).sum())}
         counts |= {granularity: len(ragged.ids) for granularity, ragged in self.lists.items()}
-        return counts | {"distinct": len(self.vocabulary), "in_pieces": self.split_units}
+        return counts | {"distinct": len(self.vocabulary), "in_pieces": self.split_units, "unread": self.unread}
 
     def mean(self, granularity: str) -> Tensor:
         """The mean that `batch` subtracts, d float32: over all units of the texts that it was fitted on."""
@@ -228,7 +232,7 @@ class TextStore:
 
     def shard(self, **metadata: Any) -> Shard:
         """The content of the file that holds this store; `metadata` is stored too."""
-        metadata["in_pieces"] = self.split_units
+        metadata |= {"in_pieces": self.split_units, "unread": self.unread}
         return Shard(self.ids, self.table, self.vocabulary, self.lists, self.means, self.fingerprint, metadata)
 
     @classmethod
@@ -243,6 +247,7 @@ class TextStore:
             means=shard.means,
             fingerprint=shard.fingerprint,
             split_units=shard.metadata["in_pieces"],
+            unread=shard.metadata.get("unread", 0),  # stores of units-1 did not count them
         )
 
     def _ragged(self, granularity: str) -> RaggedRows:

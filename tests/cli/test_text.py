@@ -46,6 +46,19 @@ def test_units_beyond_the_encoders_limit_are_counted_and_reported(tavq, tmp_path
     assert ShardedStore.open(tmp_path / "s").counts()["in_pieces"] == 1
 
 
+def test_letters_that_the_tagger_cannot_read_are_counted_and_reported(tavq, tmp_path, bert_folder):
+    file = table(tmp_path, {"id": "a", "text": "A sign reads 欢迎."}, {"id": "b", "text": "A **red** car."})
+    result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)
+    assert result.exit_code == 0 and "1 texts have letters that the tagger cannot read" in " ".join(
+        result.output.split()
+    )
+    store = ShardedStore.open(tmp_path / "s")
+    assert store.counts()["unread"] == store.in_memory().unread == 1
+    assert store.units("b", "phrase") == ["red car"]
+    shown = tavq("store", "info", tmp_path / "s").output
+    assert "letters of other scripts" in " ".join(shown.split()), shown
+
+
 def test_left_out_records_give_exit_code_3(tavq, tmp_path, bert_folder):
     file = table(tmp_path, {"id": "a", "text": "A red car."}, "{\n")
     result = tavq("prepare", "--data", file, "--out", tmp_path / "s", "--encoder", bert_folder)

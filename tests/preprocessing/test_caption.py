@@ -96,6 +96,8 @@ def test_a_missing_model_says_what_to_give(bert_folder, tmp_path):
         ("I cannot describe people in images.", "refusal"),
         ("抱歉，我无法描述这张图片。", "refusal"),
         ("我无法查看图片。", "refusal"),
+        ("<think>Let me look.</think>", "thinking"),
+        ("The user wants a caption.\n</think>\n\nA red car.", "thinking"),
         ("Sorry! We're closed, reads a sign on a shop door.", None),
         ("Sorry is written on the wall in red letters.", None),
         ("I can't identify the man, but he wears a blue coat and sits on a bench under a tree.", None),

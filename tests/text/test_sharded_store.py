@@ -55,7 +55,7 @@ def test_means_units_and_counts_equal_those_of_one_store(whole, store):
         for row in range(5):
             assert store.units(row, name) == whole.units(row, name)
     counts = store.counts()
-    assert {key: counts[key] for key in ("texts", "without_text", "in_pieces", *GRANULARITIES)} == {
+    assert {key: counts[key] for key in ("texts", "without_text", "in_pieces", "unread", *GRANULARITIES)} == {
         key: value for key, value in whole.counts().items() if key in counts
     }
     assert list(store.ids) == IDS

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tavq_plugin.text import Splitter, frequent_units, split
-from tavq_plugin.text.markdown_marks import without_markdown
 
 
 def test_content_words_and_noun_phrases_of_annotated_text(annotated):
@@ -88,7 +86,7 @@ MARKDOWN = (
 def test_marks_of_markdown_and_numbers_of_lists_are_no_units():
     units = split(MARKDOWN)
     assert units.texts("sentence") == [
-        "Scene", "Foreground:", "A dog sits.", "A cat runs.", "a", "b", "A bus, e.g. a red one, approx. 3 m long",
+        "Scene", "Foreground:", "A dog sits.", "A cat runs.", "a; b", "A bus, e.g. a red one, approx. 3 m long",
         "A wide street",
     ]  # fmt: skip
     assert not {"e", "g", "e.g.", "1", "2"} & {*units.texts("word"), *units.texts("phrase")}
@@ -103,13 +101,6 @@ def test_marks_of_markdown_and_numbers_of_lists_are_no_units():
 )
 def test_what_only_looks_like_markdown_stays(text):
     assert "".join(split(text).texts("sentence")).replace(" ", "") == text.replace(" ", "")
-
-
-@pytest.mark.parametrize("text", ["*" * 50_000, "_a" * 50_000, "1. " * 30_000, "|" * 50_000, "`# " * 30_000])
-def test_marks_alone_take_no_time(text):
-    start = time.process_time()
-    assert len(without_markdown(text)) == len(text)
-    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", [None, "", "  \n\t ", "...", "🙂 🙂", "—"])
@@ -153,7 +144,7 @@ def test_any_text_splits_into_units_that_lie_in_it(text):
             assert unit.count >= 1
 
 
-@pytest.mark.parametrize(("name", "words"), [("long", 100), ("short", 30)])
+@pytest.mark.parametrize(("name", "words"), [("long", 100), ("short", 30), ("markdown", 65)])
 def test_descriptions_annotated_by_hand(monkeypatch, name, words):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     monkeypatch.delitem(sys.modules, "units", raising=False)
@@ -162,7 +153,8 @@ def test_descriptions_annotated_by_hand(monkeypatch, name, words):
     assert len(descriptions) >= 40
     assert sum(len(description.text.split()) for description in descriptions) >= words * len(descriptions)
     scores = benchmark.quality(descriptions)
-    for unit, least in benchmark.TARGETS.items():
+    targets = benchmark.MARKDOWN_TARGETS if name == "markdown" else benchmark.TARGETS
+    for unit, least in targets.items():
         assert scores[unit]["f1"] >= least, (unit, scores[unit])
 
 
