@@ -1,6 +1,5 @@
 """Stores are made shard by shard: the same bytes after kills or in parts, and a list of what was left out."""
 
-import hashlib
 import io
 import json
 import multiprocessing
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import tarfile
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from tavq_plugin.data.read_settings import ReadSettings
 from tavq_plugin.preprocessing.prepare_store import LOCKS, prepare, process_shard
 from tavq_plugin.text import ShardedStore, TextEncoder, TextStore, offline_encoder
 from tavq_plugin.text.manifest import find_faults, shard_path
-from tavq_plugin.text.shard_file import read_shard, write_shard
 from tavq_plugin.text.splitter import Splitter
 from tavq_plugin.types import GRANULARITIES
 
@@ -97,21 +94,6 @@ def test_only_new_or_damaged_shards_are_made_again(tmp_path, load):
         ShardedStore.open(tmp_path / "s")
     assert run(grown, tmp_path / "s", load).made == 1
     assert content(tmp_path / "s") == whole
-
-
-def test_only_shards_with_texts_that_are_split_otherwise_now_are_made_again(tmp_path, load):
-    """Release 0.1 knew no Markdown: a store of its is continued, and the shards of texts with Markdown are remade."""
-    file = captions(tmp_path / "d", extra=[{"id": "md", "text": "**Scene:** a dog, e.g. a red one."}])
-    run(file, tmp_path / "s", load)
-    records = list(read_records(file))
-    for number in range(5):  # as that release wrote them
-        path, old = shard_path(tmp_path / "s", number), hashlib.sha256()
-        for record in records[5 * number : 5 * number + 5]:
-            old.update(json.dumps([record.id, record.text]).encode())
-        shard = read_shard(path)
-        write_shard(path, replace(shard, metadata={**shard.metadata, "records": old.hexdigest()}))
-    assert run(file, tmp_path / "s", load).made == 1
-    assert ShardedStore.open(tmp_path / "s").units("md", "sentence") == ["Scene: a dog, e.g. a red one."]
 
 
 def test_parts_of_an_array_job_give_the_same_bytes(tmp_path, load):
