@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from tavq_plugin.cli.console import BROKEN, console_for, print_json, report_errors, runs_progress
-from tavq_plugin.cli.options import Allow, AsJson, Data, Debug, IdField, Init, RecipeFile, TextField, read_settings
+from tavq_plugin.cli.options import (
+    Allow,
+    AsJson,
+    Data,
+    Debug,
+    IdField,
+    Init,
+    Overrides,
+    RecipeFile,
+    Resolution,
+    TextField,
+    read_settings,
+)
 
 
 def compare(
@@ -19,19 +31,10 @@ def compare(
         str | None, typer.Option(help="Numbers, separated by commas. Default: the recipe's seed, or 0 if it has none.")
     ] = None,
     recipe: RecipeFile = "small",
-    resolution: Annotated[
-        int | None, typer.Option(min=16, help="Width and height in pixels. Default: the recipe's.")
-    ] = None,
+    resolution: Resolution = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps per run. Default: the recipe's.")] = None,
     init: Init = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Change a setting of the recipe, or of one method: METHOD.options.NAME=VALUE.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     n_train: Annotated[
         int | None, typer.Option("--train", min=2, help="At most this many training images. Default: 3000; quick 1000.")
     ] = None,

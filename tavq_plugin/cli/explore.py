@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tavq_plugin.cli.console import StoppedByScheduler, console_for, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Debug, TextField
-from tavq_plugin.cli.use import Allow, Device
+from tavq_plugin.cli.options import AllowInRun, AsJson, Debug, Device, TextField
 from tavq_plugin.io.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def explore(
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve; 0: any that is free.")] = 8765,
     device: Device = None,
-    allow: Allow = None,
+    allow: AllowInRun = None,
     text_field: TextField = None,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -26,6 +26,17 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(help="One more package that a target in the recipe may name, or class that --init may hold as data."),
 ]
+AllowInRun = Annotated[list[str] | None, typer.Option(help="One more package that the run's recipe may name.")]
+Resolution = Annotated[int | None, typer.Option(min=16, help="Width and height in pixels. Default: the recipe's.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change a setting of the recipe, or of one method: METHOD.options.NAME=VALUE.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print only the results, as JSON, to standard output; all else to standard error."),

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Debug, IdField, TextField
+from tavq_plugin.cli.options import AsJson, Debug, Device, IdField, TextField
 from tavq_plugin.cli.store_command import print_faults
 from tavq_plugin.io.counted import counted
 
@@ -43,7 +43,6 @@ ImageSize = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Allow an http:// server on another machine; others can read what is sent.")
 ]
-Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
 
 
 def caption(

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from tavq_plugin.cli.console import BROKEN, console_for, print_json, report_errors, runs_progress
-from tavq_plugin.cli.options import Allow, AsJson, Data, Debug, IdField, Init, RecipeFile, TextField, read_settings
+from tavq_plugin.cli.options import (
+    Allow,
+    AsJson,
+    Data,
+    Debug,
+    IdField,
+    Init,
+    Overrides,
+    RecipeFile,
+    Resolution,
+    TextField,
+    read_settings,
+)
 
 
 def tune(
@@ -19,9 +31,7 @@ def tune(
     ] = "all",
     seed: Annotated[int, typer.Option(help="Seed of every trial.")] = 0,
     recipe: RecipeFile = "small",
-    resolution: Annotated[
-        int | None, typer.Option(min=16, help="Width and height in pixels. Default: the recipe's.")
-    ] = None,
+    resolution: Resolution = None,
     short_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the first trials.")] = 200,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps of the best two again. Default: the recipe's.")
@@ -32,14 +42,7 @@ def tune(
     ] = None,
     margin: Annotated[float, typer.Option(min=0.0, help="dB of PSNR below vqgan that a strength may cost.")] = 0.1,
     init: Init = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Change a setting of the recipe, or of one method: METHOD.options.NAME=VALUE.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     n_train: Annotated[
         int | None, typer.Option("--train", min=2, help="At most this many training images. Default: 3000.")
     ] = None,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tavq_plugin.cli.console import BROKEN, LEFT_OUT, console_for, print_json, report_errors
-from tavq_plugin.cli.options import AsJson, Debug
+from tavq_plugin.cli.options import AllowInRun, AsJson, Debug, Device
 from tavq_plugin.io.counted import counted
 from tavq_plugin.io.progress import progress_bar
 
@@ -24,8 +24,6 @@ FEW = 20  # codes that `tavq words RUN` lists
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of tavq export.")]
 RunOption = Annotated[Path, typer.Option("--run", metavar="RUN", help="The folder of a run, or one of tavq export.")]
-Device = Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")]
-Allow = Annotated[list[str] | None, typer.Option(help="One more package that the run's recipe may name.")]
 HeldOutData = Annotated[
     Path | None, typer.Option(help="Images with texts, as for prepare. Default: those that the run was trained on.")
 ]
@@ -44,7 +42,7 @@ def encode(
         str | None, typer.Option(metavar="NAME", help="Field with the id. Default: id, else the image's name.")
     ] = None,
     device: Device = None,
-    allow: Allow = None,
+    allow: AllowInRun = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -85,7 +83,7 @@ def decode(
     out: Annotated[Path, typer.Option(help="Folder for the images, PNG.")],
     batch: Annotated[int, typer.Option(min=1, help="Images per pass of the decoder.")] = 32,
     device: Device = None,
-    allow: Allow = None,
+    allow: AllowInRun = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -110,7 +108,7 @@ def words(
     top: Annotated[int, typer.Option(min=1, help="Rows, at most.")] = 10,
     data: HeldOutData = None,
     device: Device = None,
-    allow: Allow = None,
+    allow: AllowInRun = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -164,7 +162,7 @@ def show(
     out: Annotated[Path | None, typer.Option(help="Draw a picture with a heat map for each unit, PNG.")] = None,
     data: HeldOutData = None,
     device: Device = None,
-    allow: Allow = None,
+    allow: AllowInRun = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -235,7 +233,7 @@ def export(
     ] = None,
     data: HeldOutData = None,
     device: Device = None,
-    allow: Allow = None,
+    allow: AllowInRun = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

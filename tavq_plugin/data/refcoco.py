@@ -15,7 +15,6 @@ from tavq_plugin.data.records import Record, Reject, Rejection, has_surrogates, 
 from tavq_plugin.data.unnamed_files import NamedFiles
 from tavq_plugin.io.legacy_pickle import read_plain_pickle
 
-PARTITIONS = ("unc", "umd", "google")  # who divided the phrases into splits; figures of different ones do not compare
 _REFS = re.compile(r"refs\((\w+)\)\.(?:p|json)")
 _IMAGES = ("train2014/{}", "{}")  # where an image may be, in the folder or its images/
 

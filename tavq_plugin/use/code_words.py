@@ -67,6 +67,12 @@ class CodeWords:
         ]
 
 
+def code_presence(indices: Tensor, size: int) -> Tensor:
+    """Which of `size` codes each image has; n h w or n places -> n k bool."""
+    presence = torch.zeros(len(indices), size, dtype=torch.bool)
+    return presence.scatter_(1, indices.flatten(1), True)
+
+
 def code_words(presence_of_codes: Tensor, presence_of_words: Tensor, *, shuffles: int = 20, seed: int = 0) -> CodeWords:
     """Pointwise mutual information of "the code is in the image" and "the word is in its text"; n k, n v bool.
 

@@ -29,17 +29,11 @@ def encode_batch(tokenizer: Tokenizer, images: Tensor, *, levels: str = "all") -
     if levels not in ("all", "final"):
         raise ValueError(f"levels={levels!r}: give all or final")
     adapter, pixels = tokenizer.adapter, to_float(images.to(next(tokenizer.parameters()).device))
-    if levels == "final":
-        with tapped(tokenizer.host, at=[adapter.quantizer]) as recorder:
-            adapter.encode(pixels)
-        seen = recorder.take()
-        added: list[Tensor] = []
-    else:
-        with tapped(tokenizer.host, at=tapped_paths(adapter)) as recorder:
-            adapter.encode(pixels)
-        seen = recorder.take()
-        codes = codes_from(adapter, tokenizer.hierarchy, seen)
-        added = [level.indices for level in codes.levels[:-1]]
+    with tapped(tokenizer.host, at=[adapter.quantizer] if levels == "final" else tapped_paths(adapter)) as recorder:
+        adapter.encode(pixels)
+    seen, added = recorder.take(), list[Tensor]()
+    if levels == "all":
+        added = [level.indices for level in codes_from(adapter, tokenizer.hierarchy, seen).levels[:-1]]
     call = seen[adapter.quantizer]
     if not adapter.parse(call.z_in, call.output).vectors.isfinite().all():
         raise FloatingPointError("the codes hold NaN or infinity: the run is broken")

@@ -13,7 +13,7 @@ from tavq_plugin.hosts.tokenizer import Tokenizer
 from tavq_plugin.pixels import to_float
 from tavq_plugin.side_effects import eval_without_trace
 from tavq_plugin.text.splitter import Splitter
-from tavq_plugin.use.code_words import CodeWords, code_words
+from tavq_plugin.use.code_words import CodeWords, code_presence, code_words
 
 LEAST_TEXTS = 2  # that hold a word; a word of one text cannot be told from chance
 
@@ -75,7 +75,7 @@ def run_words(tokenizer: Tokenizer, images: Tensor, texts: Sequence[str], *, bat
     sizes = codebook_sizes(tokenizer, max(int(level.max()) for level in levels))
     found = []
     for number, (level, size) in enumerate(zip(levels, sizes, strict=True), 1):
-        presence = torch.zeros(len(level), max(size, int(level.max()) + 1), dtype=torch.bool).scatter_(1, level, True)
+        presence = code_presence(level, max(size, int(level.max()) + 1))
         found.append(RunWords(number, vocabulary, code_words(presence, words)))
     return found
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tavq_plugin.use.code_words import CodeWords, Evidence, code_words
+from tavq_plugin.use.code_words import CodeWords, Evidence, code_presence, code_words
 from tavq_plugin.use.explore.run_codes import RunCodes
 from tavq_plugin.use.explore.sprites import sprite
 
@@ -19,12 +19,6 @@ WORDS, CODES = 8, 8  # shown per code and per word
 NEIGHBOURS = 6
 PATCHES, SIDE = 6, 24  # per code, and pixels of one
 SEARCHED = 1000  # words whose codes the page holds, at most: those in most texts
-
-
-def code_presence(indices: Tensor, size: int) -> Tensor:
-    """Which codes each image has; n h w -> n k bool."""
-    presence = torch.zeros(len(indices), size, dtype=torch.bool)
-    return presence.scatter_(1, indices.flatten(1), True)
 
 
 def level_cards(
