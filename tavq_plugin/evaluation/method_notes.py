@@ -10,7 +10,7 @@ from tavq_plugin.methods.base import Method
 from tavq_plugin.training.recipe import Recipe
 
 # what a class may differ in without training differently: names, and flags and options that count in another way
-_NOT_TRAINING = ("name", "adversarial", "perceptual", "auto_balance")
+_NOT_TRAINING = ("name", "adversarial", "perceptual", "auto_balance", "weighed_by", "strengths", "at_strength")
 
 
 def method_notes(
